@@ -1,0 +1,196 @@
+//! One event: what the ring buffer carries and what every source speaks.
+
+use bytemuck::{Pod, Zeroable};
+use core::mem::{offset_of, size_of};
+
+/// What the kernel did. The discriminants are ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// A task reclaims pages itself (`mm_vmscan_direct_reclaim_begin/end`).
+    DirectReclaim = 1,
+    /// A task reclaims because its memory cgroup is at its limit
+    /// (`mm_vmscan_memcg_reclaim_begin/end`).
+    MemcgReclaim = 2,
+    /// Reclaim from cgroups over their soft limit
+    /// (`mm_vmscan_memcg_softlimit_reclaim_begin/end`).
+    SoftlimitReclaim = 3,
+    /// Reclaim of one NUMA node (`mm_vmscan_node_reclaim_begin/end`).
+    NodeReclaim = 4,
+    /// kswapd starts: the low watermark was crossed, nobody has stalled yet.
+    KswapdWake = 5,
+    /// kswapd is done.
+    KswapdSleep = 6,
+    /// An allocation asks for kswapd (`mm_vmscan_wakeup_kswapd`).
+    WakeupKswapd = 7,
+    /// A task sleeps so that reclaim can catch up (`mm_vmscan_throttled`).
+    Throttled = 8,
+    /// A task compacts memory itself (`mm_compaction_begin/end`).
+    Compaction = 9,
+    /// The OOM killer chose a victim (`oom/mark_victim`).
+    OomVictim = 10,
+    /// A task stalls on memory as PSI counts it
+    /// (`psi_memstall_enter/leave`, or PSI's own files).
+    Memstall = 11,
+}
+
+impl Kind {
+    /// Every kind, in the order of its number.
+    pub const ALL: [Self; 11] = [
+        Self::DirectReclaim,
+        Self::MemcgReclaim,
+        Self::SoftlimitReclaim,
+        Self::NodeReclaim,
+        Self::KswapdWake,
+        Self::KswapdSleep,
+        Self::WakeupKswapd,
+        Self::Throttled,
+        Self::Compaction,
+        Self::OomVictim,
+        Self::Memstall,
+    ];
+
+    /// Slots of an array indexed by [`Kind::index`].
+    pub const SLOTS: usize = Self::ALL.len() + 1;
+
+    /// Position in per-kind arrays; 0 is never used by a kind.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The kind with this number, if there is one.
+    #[must_use]
+    pub fn from_raw(raw: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| *k as u16 == raw)
+    }
+
+    /// A task waits for memory while this goes on.
+    #[must_use]
+    pub const fn is_stall(self) -> bool {
+        matches!(
+            self,
+            Self::DirectReclaim
+                | Self::MemcgReclaim
+                | Self::SoftlimitReclaim
+                | Self::NodeReclaim
+                | Self::Throttled
+                | Self::Compaction
+                | Self::Memstall
+        )
+    }
+
+    /// Name in text and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DirectReclaim => "direct_reclaim",
+            Self::MemcgReclaim => "memcg_reclaim",
+            Self::SoftlimitReclaim => "softlimit_reclaim",
+            Self::NodeReclaim => "node_reclaim",
+            Self::KswapdWake => "kswapd_wake",
+            Self::KswapdSleep => "kswapd_sleep",
+            Self::WakeupKswapd => "wakeup_kswapd",
+            Self::Throttled => "throttled",
+            Self::Compaction => "compaction",
+            Self::OomVictim => "oom_victim",
+            Self::Memstall => "memstall",
+        }
+    }
+}
+
+/// Where in a stall an event stands. The discriminants are ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum Phase {
+    /// First stall after a quiet spell; sent at once, the reader is woken.
+    Onset = 1,
+    /// Stalls went on; at most one per interval.
+    Summary = 2,
+    /// Something that has no duration (kswapd, OOM victim).
+    Mark = 3,
+    /// One task starts to stall (trace mode, unaggregated).
+    Begin = 4,
+    /// One task stops stalling (trace mode, unaggregated).
+    End = 5,
+}
+
+impl Phase {
+    /// Every phase, in the order of its number.
+    pub const ALL: [Self; 5] = [
+        Self::Onset,
+        Self::Summary,
+        Self::Mark,
+        Self::Begin,
+        Self::End,
+    ];
+
+    /// The phase with this number, if there is one.
+    #[must_use]
+    pub fn from_raw(raw: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| *p as u16 == raw)
+    }
+
+    /// Name in text and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Onset => "onset",
+            Self::Summary => "summary",
+            Self::Mark => "mark",
+            Self::Begin => "begin",
+            Self::End => "end",
+        }
+    }
+}
+
+/// `Event::order` where the kernel gave none.
+pub const ORDER_UNKNOWN: i32 = -1;
+
+/// One event. 96 bytes, no implicit padding, native endianness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC` in ns (`bpf_ktime_get_ns`). For an onset, the moment
+    /// the stall began.
+    pub ts_ns: u64,
+    /// Duration of the stall for [`Phase::End`]; for a summary the time that
+    /// at least one task was stalled since the last event of the scope. In ns.
+    pub stall_ns: u64,
+    /// Stalls seen since the last delivered event, this one included.
+    pub count: u64,
+    /// Pages reclaimed by the stall, or since the last event.
+    pub pages: u64,
+    /// cgroup v2 id of the task; 0 where unknown.
+    pub cgroup_id: u64,
+    /// Process (thread group) id.
+    pub tgid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// CPU the event happened on.
+    pub cpu: u32,
+    /// Tasks stalled in the whole system at this moment.
+    pub stalled_now: u32,
+    /// log2 of the pages asked for, or [`ORDER_UNKNOWN`].
+    pub order: i32,
+    /// NUMA node for kswapd events, else 0.
+    pub node: u32,
+    /// A [`Kind`] by number.
+    pub kind: u16,
+    /// A [`Phase`] by number.
+    pub phase: u16,
+    /// Padding, always 0.
+    pub _pad: u32,
+    /// Command name of the task, NUL-padded.
+    pub comm: [u8; 16],
+    /// Reserved, always 0.
+    pub _reserved: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Event>() == 96);
+    assert!(offset_of!(Event, tgid) == 40);
+    assert!(offset_of!(Event, order) == 56);
+    assert!(offset_of!(Event, kind) == 64);
+    assert!(offset_of!(Event, comm) == 72);
+};

@@ -1,0 +1,13 @@
+//! `kvpsi trace-dump`.
+
+/// Arguments of `kvpsi trace-dump`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+///
+/// # Errors
+/// Always: not built yet.
+pub fn run(_args: Args) -> anyhow::Result<()> {
+    anyhow::bail!("not built yet")
+}

@@ -1,0 +1,10 @@
+//! kvpsi: an LLM runtime that gives KV-cache pages back to the kernel the
+//! moment the kernel stalls on memory.
+//!
+//! Data goes one way: [`signal`] -> [`control`] -> [`kv`] <- [`attention`] <-
+//! [`model`] <- [`engine`] <- [`cli`]. `signal` knows nothing of KV blocks,
+//! `kv` nothing of pressure; [`control`] alone knows both.
+
+pub mod cli;
+pub mod signal;
+pub mod units;

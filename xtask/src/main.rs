@@ -1,0 +1,2 @@
+//! kvpsi's build tasks.
+fn main() {}
