@@ -6,5 +6,6 @@
 //! `kv` nothing of pressure; [`control`] alone knows both.
 
 pub mod cli;
+pub mod model;
 pub mod signal;
 pub mod units;

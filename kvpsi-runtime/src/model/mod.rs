@@ -1,0 +1,9 @@
+//! From a GGUF file to logits.
+//!
+//! Owns what is read from a model file (metadata, weights, tokenizer, chat
+//! template) and the decoder that runs on it. A model file is untrusted
+//! input: every error names the key or tensor that is wrong. Refuses to know
+//! who asks for tokens, how they are sampled, and that memory can be short.
+
+pub mod gguf;
+pub mod linear;
