@@ -157,7 +157,8 @@ pub struct Event {
     /// Duration of the stall for [`Phase::End`]; for a summary the time that
     /// at least one task was stalled since the last event of the scope. In ns.
     pub stall_ns: u64,
-    /// Stalls seen since the last delivered event, this one included.
+    /// Stalls seen since the last delivered event, this one included. In
+    /// trace mode 1, or 0 for a stall inside another stall of the same task.
     pub count: u64,
     /// Pages reclaimed by the stall, or since the last event.
     pub pages: u64,
@@ -183,8 +184,36 @@ pub struct Event {
     pub _pad: u32,
     /// Command name of the task, NUL-padded.
     pub comm: [u8; 16],
-    /// Reserved, always 0.
-    pub _reserved: u64,
+    /// What only this kind knows: the reason of [`Kind::Throttled`]
+    /// (`VMSCAN_THROTTLE_*`), the victim's pid of [`Kind::OomVictim`] where
+    /// the kernel hands it over (before 6.10). Else 0.
+    pub detail: u64,
+}
+
+impl Event {
+    /// The kind, if this build knows its number.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::from_raw(self.kind)
+    }
+
+    /// The phase, if this build knows its number.
+    #[must_use]
+    pub fn phase(&self) -> Option<Phase> {
+        Phase::from_raw(self.phase)
+    }
+
+    /// Command name without its padding. Bytes that are not UTF-8 end it: the
+    /// kernel lets a task call itself anything.
+    #[must_use]
+    pub fn comm_str(&self) -> &str {
+        let end = self.comm.iter().position(|b| *b == 0).unwrap_or(16);
+        let name = &self.comm[..end];
+        match core::str::from_utf8(name) {
+            Ok(s) => s,
+            Err(e) => core::str::from_utf8(&name[..e.valid_up_to()]).unwrap_or(""),
+        }
+    }
 }
 
 const _: () = {
@@ -193,4 +222,36 @@ const _: () = {
     assert!(offset_of!(Event, order) == 56);
     assert!(offset_of!(Event, kind) == 64);
     assert!(offset_of!(Event, comm) == 72);
+    assert!(offset_of!(Event, detail) == 88);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_and_phase_comes_back_from_its_number() {
+        for k in Kind::ALL {
+            assert_eq!(Kind::from_raw(k as u16), Some(k));
+            assert!(k.index() > 0 && k.index() < Kind::SLOTS);
+        }
+        for p in Phase::ALL {
+            assert_eq!(Phase::from_raw(p as u16), Some(p));
+        }
+        assert_eq!(Kind::from_raw(0), None);
+        assert_eq!(Kind::from_raw(12), None);
+        assert_eq!(Phase::from_raw(6), None);
+    }
+
+    #[test]
+    fn a_command_name_ends_at_its_padding_or_where_it_stops_being_text() {
+        let mut e = Event::zeroed();
+        assert_eq!(e.comm_str(), "");
+        e.comm[..4].copy_from_slice(b"hog\0");
+        assert_eq!(e.comm_str(), "hog");
+        e.comm = *b"sixteen-bytes-xx";
+        assert_eq!(e.comm_str(), "sixteen-bytes-xx");
+        e.comm[3] = 0xff;
+        assert_eq!(e.comm_str(), "six");
+    }
+}

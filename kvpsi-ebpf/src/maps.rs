@@ -1,0 +1,121 @@
+//! What the programs keep, and what user space sets before they are loaded.
+//!
+//! Everything is allocated at load: a program runs inside reclaim, where
+//! nothing may be allocated.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use kvpsi_common::{Counters, Rule, Shared};
+
+/// Checked by the loader before it loads anything.
+#[unsafe(no_mangle)]
+static KVPSI_ABI: Global<u32> = Global::new(kvpsi_common::ABI_VERSION);
+/// `Rule::interval_ns`.
+#[unsafe(no_mangle)]
+static INTERVAL_NS: Global<u64> = Global::new(1_000_000);
+/// `Rule::quiet_ns`.
+#[unsafe(no_mangle)]
+static QUIET_NS: Global<u64> = Global::new(10_000_000);
+/// cgroup v2 id of the watched cgroup; 0 watches the whole system.
+#[unsafe(no_mangle)]
+static SCOPE_ID: Global<u64> = Global::new(0);
+/// Depth of the watched cgroup, so that its descendants count as it; negative
+/// if unknown, then only the cgroup itself does.
+#[unsafe(no_mangle)]
+static SCOPE_LEVEL: Global<i32> = Global::new(-1);
+/// Bytes of waiting events at which the reader is woken in any case.
+#[unsafe(no_mangle)]
+static EVENTS_FULL: Global<u64> = Global::new(128 << 10);
+/// The same for the trace ring buffer.
+#[unsafe(no_mangle)]
+static TRACE_FULL: Global<u64> = Global::new(1 << 20);
+/// Non-zero: trace mode.
+#[unsafe(no_mangle)]
+static TRACE_ON: Global<u8> = Global::new(0);
+
+/// A task that stalls.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Task {
+    /// When the outermost stall began, in ns.
+    pub begin_ns: u64,
+    /// When the latest nested stall began, in ns.
+    pub nested_ns: u64,
+    /// Bit set of the kinds begun and not ended, by number. A bit and not a
+    /// depth: should an end ever be missed, the next pair repairs it.
+    pub open: u32,
+    /// Number of the kind of the outermost stall.
+    pub outer: u16,
+    /// The task entered the cgroup's scope.
+    pub watched: u16,
+}
+
+/// Tasks that stall now, by thread id. Preallocated.
+#[map]
+pub static TASKS: HashMap<u32, Task> = HashMap::with_max_entries(8192, 0);
+
+/// Coalesced events; the loader sets the size.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
+
+/// Every event, in trace mode; one page otherwise.
+#[map]
+pub static TRACE: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static SHARED: Array<Shared> = Array::with_max_entries(1, 0);
+
+/// This CPU's counters.
+#[inline(always)]
+pub fn counters() -> Option<*mut Counters> {
+    COUNTERS.get_ptr_mut(0)
+}
+
+/// The state shared by all CPUs.
+#[inline(always)]
+pub fn shared() -> Option<&'static Shared> {
+    SHARED.get(0)
+}
+
+/// The coalescing rule as set at load.
+#[inline(always)]
+pub fn rule() -> Rule {
+    Rule {
+        interval_ns: INTERVAL_NS.load(),
+        quiet_ns: QUIET_NS.load(),
+    }
+}
+
+/// The watched cgroup and its depth, if one is watched.
+#[inline(always)]
+pub fn scope() -> Option<(u64, i32)> {
+    match SCOPE_ID.load() {
+        0 => None,
+        id => Some((id, SCOPE_LEVEL.load())),
+    }
+}
+
+/// Trace mode is on.
+#[inline(always)]
+pub fn tracing() -> bool {
+    // Keeps the version symbol in the object.
+    KVPSI_ABI.load() != 0 && TRACE_ON.load() != 0
+}
+
+/// Waiting bytes at which a reader of `EVENTS` is woken in any case.
+#[inline(always)]
+pub fn events_full() -> u64 {
+    EVENTS_FULL.load()
+}
+
+/// Waiting bytes at which a reader of `TRACE` is woken.
+#[inline(always)]
+pub fn trace_full() -> u64 {
+    TRACE_FULL.load()
+}

@@ -1,0 +1,26 @@
+//! A task sleeps so that reclaim can catch up.
+//!
+//! Hooks `trace_mm_vmscan_throttled` in `mm/vmscan.c` (5.16), which fires when
+//! the sleep is over and tells how long it was.
+
+use crate::stall::{Facts, background, is_background, lump};
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use kvpsi_common::Kind;
+
+/// `(int nid, int usec_timeout, int usec_delayed, int reason)`.
+#[raw_tracepoint(tracepoint = "mm_vmscan_throttled")]
+pub fn throttled(ctx: RawTracePointContext) -> i32 {
+    if is_background() {
+        background();
+        return 0;
+    }
+    let slept_us: u32 = ctx.arg(2);
+    let reason: u32 = ctx.arg(3);
+    let facts = Facts {
+        node: ctx.arg(0),
+        detail: u64::from(reason),
+        ..Facts::NONE
+    };
+    lump(&ctx, Kind::Throttled, u64::from(slept_us) * 1000, facts);
+    0
+}
