@@ -1,37 +1,271 @@
 //! A linear layer over weights that stay quantized.
 //!
-//! Owns the choice of the matrix kernel for a weight. Refuses to know what
-//! the layer is for.
+//! Owns the matrix kernels and which one a weight gets. Weights of
+//! [`pack::Format`] are repacked once into tiles and the file's copy is let
+//! go, so that a weight is resident once; any other type goes through candle's
+//! `QMatMul`, which [`fallbacks`] counts. A scale that is infinite or not a
+//! number is refused here, at load. Refuses to know what a layer is for.
+//!
+//! Invariant: every family of kernels gives the same bits as the scalar
+//! reference (see [`scalar`]).
 
-use candle_core::{
-    Module, Result, Tensor,
-    quantized::{QMatMul, QTensor},
-};
+pub mod acts;
+#[cfg(target_arch = "x86_64")]
+mod acts_avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
+mod error;
+pub mod isa;
+pub mod matmul;
+pub mod pack;
+pub mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod tile_kernels;
+#[cfg(target_arch = "x86_64")]
+mod x86_256;
+
+#[cfg(test)]
+mod tests;
+
+pub use acts::{ActKind, QuantizedRows};
+pub use error::LinearError;
+pub use isa::Isa;
+
+use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Result, Shape, Tensor};
+use pack::{Format, Packed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// `y = x W^T` with `W` of shape `[out, in]`, quantized as in the file.
+static FALLBACKS: AtomicU64 = AtomicU64::new(0);
+
+/// Weights of this process that have no kernel here and go through candle's.
+pub fn fallbacks() -> u64 {
+    FALLBACKS.load(Ordering::Relaxed)
+}
+
+/// `y = x W^T` with `W` of shape `[out, in]`, quantized. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    inner: QMatMul,
+    weight: Weight,
+}
+
+#[derive(Clone, Debug)]
+enum Weight {
+    Packed { isa: Isa, packed: Arc<Packed> },
+    Candle(QMatMul),
 }
 
 impl Linear {
-    /// Wraps the weights without copying them (f32 and f16 weights are
-    /// converted to f32 once).
+    /// [`Linear::named`] for a weight whose name does not matter.
     ///
     /// # Errors
-    /// The weights cannot be converted.
+    /// As [`Linear::named`].
     pub fn new(weight: Arc<QTensor>) -> Result<Self> {
-        Ok(Self {
-            inner: QMatMul::from_arc(weight)?,
-        })
+        Self::named("weight", weight).map_err(candle_core::Error::wrap)
     }
 
-    /// `x`: f32 `[rows, in]`; returns f32 `[rows, out]`.
+    /// Repacks the weight and lets go of it. Memory is given back once the
+    /// caller's own references are gone, too. f32, f16 and bf16 weights are
+    /// converted to f32.
     ///
     /// # Errors
-    /// The shapes do not fit.
+    /// Names `tensor` where a scale is not finite or the shape is no matrix of
+    /// whole blocks; `KVPSI_ISA` asks for what is not there.
+    pub fn named(tensor: &str, weight: Arc<QTensor>) -> std::result::Result<Self, LinearError> {
+        Self::with_isa(Isa::active()?, tensor, weight)
+    }
+
+    /// [`Linear::named`] with kernels of one family, which is available.
+    ///
+    /// # Errors
+    /// As [`Linear::named`]; the family is not available.
+    pub fn with_isa(
+        isa: Isa,
+        tensor: &str,
+        weight: Arc<QTensor>,
+    ) -> std::result::Result<Self, LinearError> {
+        if !isa.available() {
+            return Err(LinearError::IsaMissing(isa));
+        }
+        let wrap = |source| LinearError::Candle {
+            tensor: tensor.to_owned(),
+            source,
+        };
+        let dtype = weight.dtype();
+        let data = weight.data().map_err(wrap)?;
+        let weight = match (Format::of(dtype), weight.shape().dims()) {
+            (Some(format), &[n, k]) => {
+                let packed = Packed::new(tensor, format, dtype, (n, k), &data)?;
+                Weight::Packed {
+                    isa,
+                    packed: Arc::new(packed),
+                }
+            }
+            (_, dims) => {
+                if let Some(block) = pack::first_bad_block(dtype, dtype.type_size(), &data) {
+                    let k = dims.last().copied().unwrap_or(1).max(1);
+                    return Err(LinearError::NonFiniteScale {
+                        tensor: tensor.to_owned(),
+                        row: block * dtype.block_size() / k,
+                    });
+                }
+                drop(data);
+                FALLBACKS.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(tensor, ?dtype, "no kernel of ours: candle's QMatMul");
+                Weight::Candle(QMatMul::from_arc(weight).map_err(wrap)?)
+            }
+        };
+        Ok(Self { weight })
+    }
+
+    /// Bytes of the weight that stay resident, where it has kernels here.
+    pub fn packed_bytes(&self) -> Option<usize> {
+        match &self.weight {
+            Weight::Packed { packed, .. } => Some(packed.bytes()),
+            Weight::Candle(_) => None,
+        }
+    }
+
+    /// `x`: f32 `[.., in]`; returns f32 `[.., out]`.
+    ///
+    /// # Errors
+    /// The shapes do not fit, `x` is not f32 on the CPU.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.inner.forward(x)
+        match &self.weight {
+            Weight::Candle(weight) => weight.forward(x),
+            Weight::Packed { isa, packed } => {
+                let op = Product { isa: *isa, packed };
+                x.contiguous()?.apply_op1_no_bwd(&op)
+            }
+        }
+    }
+
+    /// Rows `ids` of the weight as f32 `[ids, in]`: the embedding lookup of a
+    /// model whose output weight is its embedding.
+    ///
+    /// # Errors
+    /// An id is not a row.
+    pub fn dequantize_rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let packed = match &self.weight {
+            Weight::Candle(weight) => {
+                return weight.embedding(&Tensor::new(ids, &Device::Cpu)?);
+            }
+            Weight::Packed { packed, .. } => packed,
+        };
+        let k = packed.k();
+        let mut out = vec![0.0; ids.len() * k];
+        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(k)) {
+            let row = id as usize;
+            if row >= packed.n() {
+                candle_core::bail!("row {id} of a weight with {} rows", packed.n());
+            }
+            packed.dequantize_row(row, out);
+        }
+        Tensor::from_vec(out, (ids.len(), k), &Device::Cpu)
+    }
+}
+
+/// The products of one input with several weights, its rows quantized once for
+/// all weights of the same kind: q, k and v, or gate and up.
+///
+/// # Errors
+/// As [`Linear::forward`].
+pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
+    let x = x.contiguous()?;
+    let mut rows: Option<QuantizedRows> = None;
+    let mut out = Vec::with_capacity(N);
+    for layer in layers {
+        let Weight::Packed { isa, packed } = &layer.weight else {
+            out.push(layer.forward(&x)?);
+            continue;
+        };
+        let kind = ActKind::of(packed.format());
+        let reusable = rows.take().filter(|r| r.kind() == kind);
+        let quantized = match reusable {
+            Some(rows) => rows,
+            None => {
+                let (storage, layout) = x.storage_and_layout();
+                let candle_core::Storage::Cpu(storage) = &*storage else {
+                    candle_core::bail!("packed weights multiply tensors on the CPU");
+                };
+                quantize(*isa, packed, storage, layout)?
+            }
+        };
+        let dims = output_dims(packed, x.dims())?;
+        let product = matmul::matmul(*isa, packed, &quantized);
+        out.push(Tensor::from_vec(product, dims, &Device::Cpu)?);
+        rows = Some(quantized);
+    }
+    let count = out.len();
+    out.try_into()
+        .map_err(|_| candle_core::Error::Msg(format!("{count} products of {N} weights")))
+}
+
+/// `[.., in]` to `[.., out]`.
+fn output_dims(packed: &Packed, input: &[usize]) -> Result<Vec<usize>> {
+    let mut dims = input.to_vec();
+    match dims.last_mut() {
+        Some(last) if *last == packed.k() => *last = packed.n(),
+        _ => candle_core::bail!(
+            "input {input:?} does not fit a weight [{}, {}]",
+            packed.n(),
+            packed.k()
+        ),
+    }
+    Ok(dims)
+}
+
+/// Quantizes a contiguous f32 tensor whose last dimension is the weight's `k`.
+fn quantize(
+    isa: Isa,
+    packed: &Packed,
+    storage: &CpuStorage,
+    layout: &Layout,
+) -> Result<QuantizedRows> {
+    output_dims(packed, layout.dims())?;
+    let Some((from, until)) = layout.contiguous_offsets() else {
+        candle_core::bail!("packed weights multiply contiguous tensors");
+    };
+    if storage_dtype(storage) != DType::F32 {
+        candle_core::bail!(
+            "packed weights multiply f32, not {:?}",
+            storage_dtype(storage)
+        );
+    }
+    let x = &storage.as_slice::<f32>()?[from..until];
+    Ok(QuantizedRows::new(
+        isa,
+        ActKind::of(packed.format()),
+        x,
+        packed.k(),
+    ))
+}
+
+fn storage_dtype(storage: &CpuStorage) -> DType {
+    use candle_core::backend::BackendStorage;
+    storage.dtype()
+}
+
+/// The product as a candle operation.
+struct Product<'a> {
+    isa: Isa,
+    packed: &'a Packed,
+}
+
+impl CustomOp1 for Product<'_> {
+    fn name(&self) -> &'static str {
+        "packed-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let rows = quantize(self.isa, self.packed, storage, layout)?;
+        let dims = output_dims(self.packed, layout.dims())?;
+        let product = matmul::matmul(self.isa, self.packed, &rows);
+        Ok((CpuStorage::F32(product), Shape::from(dims)))
     }
 }

@@ -1,0 +1,148 @@
+//! Which instruction set the kernels use.
+//!
+//! Decided once per process from what the processor reports, or forced by
+//! `KVPSI_ISA` for tests and comparisons. A forced set that is missing is an
+//! error, never a silent fallback: a figure must say what it was made with.
+
+use super::error::LinearError;
+use std::sync::OnceLock;
+
+/// A family of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Portable Rust: the reference for all others.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// AVX2 with the 256-bit VNNI dot product (AVX-VNNI).
+    AvxVnni,
+    /// AVX-512 F, BW, VL with VNNI.
+    Avx512Vnni,
+    /// AArch64 Advanced SIMD.
+    Neon,
+}
+
+impl Isa {
+    /// Every family, slowest first.
+    pub const ALL: [Isa; 5] = [
+        Isa::Scalar,
+        Isa::Neon,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512Vnni,
+    ];
+
+    /// The name that `KVPSI_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
+            Isa::Avx512Vnni => "avx512",
+            Isa::Neon => "neon",
+        }
+    }
+
+    /// Whether this processor can run the family.
+    pub fn available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let base = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            match self {
+                Isa::Scalar => true,
+                Isa::Avx2 => base,
+                Isa::AvxVnni => base && is_x86_feature_detected!("avxvnni"),
+                Isa::Avx512Vnni => {
+                    base && is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx512vnni")
+                }
+                Isa::Neon => false,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            match self {
+                Isa::Scalar => true,
+                Isa::Neon => cfg!(target_arch = "aarch64"),
+                Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
+            }
+        }
+    }
+
+    /// The fastest family that this processor can run.
+    pub fn best() -> Isa {
+        Isa::ALL
+            .into_iter()
+            .rev()
+            .find(|isa| isa.available())
+            .unwrap_or(Isa::Scalar)
+    }
+
+    /// The family that a value of `KVPSI_ISA` asks for; `None` is `auto`.
+    ///
+    /// # Errors
+    /// No such name, or this processor lacks it.
+    pub fn from_choice(choice: Option<&str>) -> Result<Isa, LinearError> {
+        let Some(name) = choice.filter(|c| !c.is_empty() && *c != "auto") else {
+            return Ok(Isa::best());
+        };
+        let isa = Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name() == name)
+            .ok_or_else(|| LinearError::UnknownIsa(name.to_owned()))?;
+        if isa.available() {
+            Ok(isa)
+        } else {
+            Err(LinearError::IsaMissing(isa))
+        }
+    }
+
+    /// The family of this process: `KVPSI_ISA` if set, else [`Isa::best`].
+    /// The environment is read once.
+    ///
+    /// # Errors
+    /// As [`Isa::from_choice`].
+    pub fn active() -> Result<Isa, LinearError> {
+        static ACTIVE: OnceLock<Isa> = OnceLock::new();
+        if let Some(isa) = ACTIVE.get() {
+            return Ok(*isa);
+        }
+        let isa = Isa::from_choice(std::env::var("KVPSI_ISA").ok().as_deref())?;
+        Ok(*ACTIVE.get_or_init(|| isa))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_takes_the_fastest_family_that_is_there() {
+        let isa = Isa::from_choice(Some("auto")).unwrap();
+        assert!(isa.available());
+        assert_eq!(isa, Isa::from_choice(None).unwrap());
+    }
+
+    #[test]
+    fn a_forced_family_is_taken_or_refused_but_never_replaced() {
+        for isa in Isa::ALL {
+            match Isa::from_choice(Some(isa.name())) {
+                Ok(got) => assert_eq!(got, isa),
+                Err(e) => {
+                    assert!(!isa.available());
+                    assert!(e.to_string().contains(isa.name()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_family_is_named_in_the_error() {
+        let e = Isa::from_choice(Some("mmx")).unwrap_err().to_string();
+        assert!(e.contains("mmx") && e.contains("avx2"), "{e}");
+    }
+}

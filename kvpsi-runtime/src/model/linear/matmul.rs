@@ -1,0 +1,138 @@
+//! The product of quantized activations with a packed weight: blocking,
+//! threads, and the choice of the kernel.
+//!
+//! Work is split over tiles of output rows, on candle's barrier pool (the same
+//! threads as candle's own kernels, so none are oversubscribed). Never enter it
+//! from inside the pool.
+
+use super::acts::{ActBlock, QuantizedRows};
+use super::isa::Isa;
+use super::pack::{Packed, TILE_ROWS};
+use super::scalar;
+use candle_core::utils::barrier_pool;
+
+/// A pointer that threads write disjoint parts of.
+pub(super) struct SendPtr<T>(pub *mut T);
+// SAFETY: what is written through it is disjoint per thread, by the users'
+// own promises, and of a type that may move between threads.
+unsafe impl<T: Send> Sync for SendPtr<T> {}
+impl<T> SendPtr<T> {
+    /// By method, so that closures capture the wrapper, not the pointer.
+    pub(super) fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// Bytes of activations that go round while a group of tiles stays in the L1
+/// and L2 caches.
+const ACTS_BYTES: usize = 96 * 1024;
+
+/// `acts` times the transposed weight: `[rows, n]`, row by row.
+///
+/// The activations were quantized for the weight's format and have its `k`.
+pub fn matmul(isa: Isa, weight: &Packed, acts: &QuantizedRows) -> Vec<f32> {
+    assert_eq!(acts.k(), weight.k(), "activations and weight differ in k");
+    assert!(isa.available(), "kernels of a family this processor lacks");
+    let (rows, n) = (acts.rows(), weight.n());
+    let mut out = Vec::with_capacity(rows * n);
+    let base = SendPtr(out.as_mut_ptr());
+    let row_bytes = size_of_val(acts.blocks(0, rows.min(1)));
+    let chunk = (ACTS_BYTES / row_bytes.max(1)).max(8);
+    barrier_pool().execute_chunked(weight.tiles(), |tiles| {
+        let mut from = 0;
+        while from < rows {
+            let until = rows.min(from + chunk);
+            for tile in tiles.clone() {
+                // SAFETY: the pool hands out disjoint tiles, each its own
+                // columns of `out`, which has room for `rows` rows of `n`.
+                unsafe { tile_rows(isa, weight, tile, acts, from..until, base.get()) };
+            }
+            from = until;
+        }
+    });
+    // SAFETY: every tile wrote its columns of every row, and the tiles cover n.
+    unsafe { out.set_len(rows * n) };
+    out
+}
+
+/// One tile against a range of rows, in steps of as many rows as the kernels
+/// take at once.
+///
+/// # Safety
+/// `out` has room for all rows of `weight.n()`, and nobody else touches the
+/// tile's columns. The processor has `isa`.
+unsafe fn tile_rows(
+    isa: Isa,
+    weight: &Packed,
+    tile: usize,
+    acts: &QuantizedRows,
+    rows: std::ops::Range<usize>,
+    out: *mut f32,
+) {
+    let mut row = rows.start;
+    while row < rows.end {
+        // SAFETY: the caller's promises; `step` takes rows that are there.
+        row += unsafe {
+            match rows.end - row {
+                4.. => step::<4>(isa, weight, tile, acts, row, out),
+                2.. => step::<2>(isa, weight, tile, acts, row, out),
+                _ => step::<1>(isa, weight, tile, acts, row, out),
+            }
+        };
+    }
+}
+
+/// `MT` rows from `row` on; returns `MT`.
+///
+/// # Safety
+/// As [`tile_rows`], and the rows are there.
+unsafe fn step<const MT: usize>(
+    isa: Isa,
+    weight: &Packed,
+    tile: usize,
+    acts: &QuantizedRows,
+    row: usize,
+    out: *mut f32,
+) -> usize {
+    let mut products = [[0.0; TILE_ROWS]; MT];
+    kernel(isa, weight, tile, acts.blocks(row, MT), &mut products);
+    let columns = TILE_ROWS.min(weight.n() - tile * TILE_ROWS);
+    for (r, products) in products.iter().enumerate() {
+        // SAFETY: the row and the tile's columns lie within `out`.
+        unsafe {
+            let to = out.add((row + r) * weight.n() + tile * TILE_ROWS);
+            std::ptr::copy_nonoverlapping(products.as_ptr(), to, columns);
+        }
+    }
+    MT
+}
+
+/// Runs the family's kernel.
+fn kernel<const MT: usize>(
+    isa: Isa,
+    weight: &Packed,
+    tile: usize,
+    acts: &[ActBlock],
+    out: &mut [[f32; TILE_ROWS]; MT],
+) {
+    let (format, tile) = (weight.format(), weight.tile(tile));
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `matmul` checked that the processor has the family; a tile of
+        // `weight` is whole blocks, and `acts` are MT rows of its k.
+        Isa::Avx2 => unsafe { super::avx2::tile_rows(format, tile, acts, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `matmul` checked that the processor has the family; a tile of
+        // `weight` is whole blocks, and `acts` are MT rows of its k.
+        Isa::AvxVnni => unsafe { super::avxvnni::tile_rows(format, tile, acts, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `matmul` checked that the processor has the family; a tile of
+        // `weight` is whole blocks, and `acts` are MT rows of its k.
+        Isa::Avx512Vnni => unsafe { super::avx512vnni::tile_rows(format, tile, acts, out) },
+        _ => {
+            for (acts, out) in acts.chunks_exact(acts.len() / MT).zip(out) {
+                *out = scalar::tile_row(format, tile, acts);
+            }
+        }
+    }
+}
