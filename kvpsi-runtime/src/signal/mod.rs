@@ -4,9 +4,16 @@
 //! them. Every source speaks [`Event`], whatever it reads. Refuses to know
 //! what is done about pressure: no KV block, no byte count of ours is here.
 
+pub mod ebpf;
+pub mod privilege;
+pub mod programs;
+mod psi;
+pub mod psi_poll;
+pub mod psi_trigger;
+
 use kvpsi_common::Event;
 use rustix::event::PollFlags;
-use std::{os::fd::BorrowedFd, time::Duration};
+use std::{os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
 /// What a thread waits on for a source.
 #[derive(Debug)]
@@ -59,4 +66,194 @@ pub trait PressureSource: Send {
 
     /// A handle to the source's counters.
     fn stats(&self) -> std::sync::Arc<dyn SourceStats>;
+}
+
+/// Which source to use, as `--signal` takes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Choice {
+    /// The first of the others that works, in their order
+    #[default]
+    Auto,
+    /// Kernel tracepoints through eBPF
+    Ebpf,
+    /// A PSI trigger: the kernel says so when a window's stall time is spent
+    PsiTrigger,
+    /// Reading PSI's `total` at an interval
+    PsiPoll,
+}
+
+/// The memory cgroup to watch instead of the whole system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupScope {
+    /// cgroup v2 id (the inode number of its directory); the programs know
+    /// cgroups by it, also where v1 has the memory controller.
+    pub id: u64,
+    /// Depth below the root cgroup, 0 for the root. With it the cgroup's
+    /// descendants are watched too.
+    pub level: Option<u32>,
+    /// The cgroup's `memory.pressure`, for the PSI sources.
+    pub pressure: Option<PathBuf>,
+}
+
+/// How a source is to work.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    /// At most one event per interval while stalls go on.
+    pub interval: Duration,
+    /// A spell without stalls after which the next one is an onset.
+    pub quiet: Duration,
+    /// The cgroup to watch; `None` watches the whole system.
+    pub cgroup: Option<CgroupScope>,
+    /// Size of the event ring buffer; rounded up to a power of two of pages.
+    pub ring_bytes: u32,
+    /// Trace mode: size of the ring buffer that takes every event.
+    pub trace_ring_bytes: Option<u32>,
+    /// The programs' own diagnostics, read by [`ebpf::EbpfSource::log`].
+    pub program_log: bool,
+    /// How often the polling source reads PSI.
+    pub poll_interval: Duration,
+    /// Stall time within the trigger's window that fires it.
+    pub trigger_stall: Duration,
+    /// The trigger's window, 0.5 to 10 s; becomes 2 s where the kernel grants
+    /// nothing else.
+    pub trigger_window: Duration,
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_millis(1),
+            quiet: Duration::from_millis(10),
+            cgroup: None,
+            ring_bytes: 256 << 10,
+            trace_ring_bytes: None,
+            program_log: false,
+            poll_interval: Duration::from_millis(100),
+            trigger_stall: Duration::from_millis(10),
+            trigger_window: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Why a source cannot be had. One line each, with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SignalError {
+    /// The binary holds no eBPF object.
+    #[error(
+        "eBPF: this binary was built without the eBPF object (build it with `cargo xtask build-ebpf`)"
+    )]
+    NoObject,
+    /// The object and this binary disagree.
+    #[error(
+        "eBPF: the object speaks ABI version {found}, this binary {expected} (rebuild both: `cargo xtask build-ebpf`, then cargo build)"
+    )]
+    Abi {
+        /// Version in the object.
+        found: u32,
+        /// [`kvpsi_common::ABI_VERSION`].
+        expected: u32,
+    },
+    /// The object is not what `cargo xtask build-ebpf` makes.
+    #[error("eBPF: the object cannot be read: {0} (rebuild it with `cargo xtask build-ebpf`)")]
+    BadObject(String),
+    /// The kernel refused.
+    #[error("eBPF: {0}")]
+    Refused(String),
+    /// A PSI file cannot be used.
+    #[error("{name}: {path}: {why}")]
+    Psi {
+        /// Source, as `--signal` names it.
+        name: &'static str,
+        /// File that was tried.
+        path: PathBuf,
+        /// What went wrong and what to do.
+        why: String,
+    },
+    /// `auto` found nothing.
+    #[error("no source of memory pressure works here: {0}")]
+    Nothing(String),
+}
+
+/// An open source and what was refused on the way to it.
+pub struct Opened {
+    /// The source.
+    pub source: Box<dyn PressureSource>,
+    /// One line for each source or program that was tried in vain.
+    pub notes: Vec<String>,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened")
+            .field("source", &self.source.name())
+            .field("notes", &self.notes)
+            .finish()
+    }
+}
+
+/// Opens the chosen source. `Auto` tries eBPF, then a PSI trigger, then
+/// polling PSI.
+///
+/// # Errors
+/// The chosen source does not work here, or with `Auto` none does.
+pub fn open(choice: Choice, config: &SourceConfig) -> Result<Opened, SignalError> {
+    match choice {
+        Choice::Ebpf => open_ebpf(config),
+        Choice::PsiTrigger => open_trigger(config),
+        Choice::PsiPoll => open_poll(config),
+        Choice::Auto => {
+            let mut notes = Vec::new();
+            for attempt in [open_ebpf, open_trigger, open_poll] {
+                match attempt(config) {
+                    Ok(mut opened) => {
+                        notes.append(&mut opened.notes);
+                        opened.notes = notes;
+                        return Ok(opened);
+                    }
+                    Err(e) => notes.push(e.to_string()),
+                }
+            }
+            Err(SignalError::Nothing(notes.join("; ")))
+        }
+    }
+}
+
+fn open_ebpf(config: &SourceConfig) -> Result<Opened, SignalError> {
+    let source = ebpf::EbpfSource::open(config)?;
+    let notes = programs::missing(source.programs()).into_iter().collect();
+    Ok(Opened {
+        source: Box::new(source),
+        notes,
+    })
+}
+
+fn open_trigger(config: &SourceConfig) -> Result<Opened, SignalError> {
+    let (source, note) = psi_trigger::PsiTrigger::open(config)?;
+    Ok(Opened {
+        source: Box::new(source),
+        notes: note.into_iter().collect(),
+    })
+}
+
+fn open_poll(config: &SourceConfig) -> Result<Opened, SignalError> {
+    Ok(Opened {
+        source: Box::new(psi_poll::PsiPoll::open(config)?),
+        notes: Vec::new(),
+    })
+}
+
+/// `CLOCK_MONOTONIC` in ns: the clock of [`Event::ts_ns`].
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
+}
+
+/// An I/O error without Rust's "(os error N)".
+pub(crate) fn plain(e: &std::io::Error) -> String {
+    let text = e.to_string();
+    match text.find(" (os error") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
 }

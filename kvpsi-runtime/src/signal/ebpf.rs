@@ -1,0 +1,385 @@
+//! Pressure from the kernel's own tracepoints.
+//!
+//! Owns the loaded programs, both ring buffers and the maps' counters.
+//! Invariants: the object's ABI version is checked before anything is loaded;
+//! draining does not allocate; dropping the source detaches every program.
+//! Refuses to know what an event means.
+
+use crate::signal::{
+    EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats, monotonic_ns,
+    programs::{self, ProgramReport, one_line, os_error},
+};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, PerCpuArray, RingBuf},
+    programs::ProgramFd,
+};
+use bytemuck::Zeroable;
+use kvpsi_common::{ABI_VERSION, Counters, Event, SharedReading, shared};
+use object::{Object, ObjectSection, ObjectSymbol};
+use rustix::event::PollFlags;
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+#[cfg(kvpsi_bpf_object)]
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KVPSI_BPF_OBJECT_PATH"));
+
+/// The embedded object, if this binary was built with one.
+#[must_use]
+pub const fn object() -> Option<&'static [u8]> {
+    #[cfg(kvpsi_bpf_object)]
+    return Some(OBJECT);
+    #[cfg(not(kvpsi_bpf_object))]
+    None
+}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct CountersPod(Counters);
+// SAFETY: `Counters` is `bytemuck::Pod`, which asks for more.
+unsafe impl aya::Pod for CountersPod {}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct SharedPod(SharedReading);
+// SAFETY: `SharedReading` is `bytemuck::Pod`, which asks for more.
+unsafe impl aya::Pod for SharedPod {}
+
+/// The maps' counters. Reading them is a system call.
+pub struct EbpfStats {
+    counters: PerCpuArray<MapData, CountersPod>,
+    shared: Array<MapData, SharedPod>,
+    last: Mutex<Counters>,
+}
+
+impl fmt::Debug for EbpfStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EbpfStats").finish_non_exhaustive()
+    }
+}
+
+impl EbpfStats {
+    /// Every counter, summed over CPUs. A program may be running meanwhile;
+    /// a few readings are tried for one in which the books balance.
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map: before 5.19 it does so once the
+    /// capabilities are dropped, if `kernel.unprivileged_bpf_disabled` is set.
+    pub fn counters(&self) -> io::Result<Counters> {
+        let mut sum = Counters::zeroed();
+        for _ in 0..8 {
+            sum = Counters::zeroed();
+            let cpus = self.counters.get(&0, 0).map_err(io::Error::other)?;
+            for cpu in cpus.iter() {
+                sum.add(&cpu.0);
+            }
+            if sum.balanced() {
+                break;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Clocks of the scopes.
+    ///
+    /// # Errors
+    /// As [`EbpfStats::counters`].
+    pub fn shared(&self) -> io::Result<SharedReading> {
+        let reading = self.shared.get(&0, 0).map_err(io::Error::other)?;
+        Ok(reading.0)
+    }
+
+    /// Nanoseconds in which at least one task of the watched cgroup stalled;
+    /// 0 where none is watched.
+    ///
+    /// # Errors
+    /// As [`EbpfStats::counters`].
+    pub fn cgroup_some_ns(&self) -> io::Result<u64> {
+        Ok(self.shared()?.scopes[shared::CGROUP].some_ns(monotonic_ns()))
+    }
+}
+
+impl SourceStats for EbpfStats {
+    fn totals(&self) -> EventTotals {
+        let mut last = match self.last.lock() {
+            Ok(l) => l,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        match self.counters() {
+            Ok(c) => *last = c,
+            Err(e) => tracing::warn!("eBPF counters cannot be read, the last ones are shown: {e}"),
+        }
+        let t = last.total();
+        EventTotals {
+            seen: t.seen,
+            delivered: t.delivered,
+            coalesced: t.coalesced,
+            dropped: t.dropped,
+        }
+    }
+
+    fn some_ns(&self) -> u64 {
+        match self.shared() {
+            Ok(s) => s.scopes[shared::SYSTEM].some_ns(monotonic_ns()),
+            Err(e) => {
+                tracing::warn!("eBPF clocks cannot be read: {e}");
+                0
+            }
+        }
+    }
+}
+
+/// A ring buffer of [`Event`]s.
+pub struct EventRing(RingBuf<MapData>);
+
+impl fmt::Debug for EventRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventRing").finish_non_exhaustive()
+    }
+}
+
+impl EventRing {
+    /// Hands every waiting event to `sink`. Does not allocate or block.
+    ///
+    /// # Errors
+    /// An entry is not an event: the object is not ours.
+    pub fn drain(&mut self, sink: &mut dyn FnMut(&Event)) -> io::Result<()> {
+        while let Some(entry) = self.0.next() {
+            // The kernel aligns entries to 8 bytes, as `Event` wants.
+            let event = bytemuck::try_from_bytes::<Event>(&entry)
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+            sink(event);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for EventRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl std::os::fd::AsRawFd for EventRing {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// The programs, attached.
+pub struct EbpfSource {
+    events: EventRing,
+    trace: Option<EventRing>,
+    stats: Arc<EbpfStats>,
+    programs: Vec<ProgramReport>,
+    /// Holds the programs and their links: they go when it goes.
+    ebpf: Ebpf,
+}
+
+impl fmt::Debug for EbpfSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EbpfSource")
+            .field("programs", &self.programs)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EbpfSource {
+    /// Loads the embedded object and attaches what this kernel takes.
+    ///
+    /// # Errors
+    /// There is no object, it speaks another ABI, the kernel refuses BPF, or
+    /// no program that hears stalls could be attached.
+    pub fn open(config: &SourceConfig) -> Result<Self, SignalError> {
+        Self::open_object(object().ok_or(SignalError::NoObject)?, config)
+    }
+
+    /// [`EbpfSource::open`] for an object from elsewhere.
+    ///
+    /// # Errors
+    /// As [`EbpfSource::open`].
+    pub fn open_object(object: &[u8], config: &SourceConfig) -> Result<Self, SignalError> {
+        check_abi(object)?;
+        let mut ebpf = load(object, config)?;
+        let mut take = |name: &str| {
+            ebpf.take_map(name)
+                .ok_or_else(|| SignalError::BadObject(format!("it has no map {name}")))
+        };
+        let bad = |e: aya::maps::MapError| SignalError::Refused(one_line(&e));
+        let events = EventRing(take("EVENTS")?.try_into().map_err(bad)?);
+        let trace: RingBuf<MapData> = take("TRACE")?.try_into().map_err(bad)?;
+        let trace = config.trace_ring_bytes.map(|_| EventRing(trace));
+        let stats = Arc::new(EbpfStats {
+            counters: take("COUNTERS")?.try_into().map_err(bad)?,
+            shared: take("SHARED")?.try_into().map_err(bad)?,
+            last: Mutex::new(Counters::zeroed()),
+        });
+        let programs = programs::attach(&mut ebpf);
+        let hears = |name| programs.iter().any(|p| p.name == name && p.attached());
+        if !hears("direct_begin") && !hears("memcg_begin") {
+            let why = programs
+                .iter()
+                .find_map(|p| match &p.state {
+                    programs::State::NotLoaded(w) | programs::State::NotAttached(w) => {
+                        Some(format!("{}: {w}", p.name))
+                    }
+                    _ => None,
+                })
+                .unwrap_or_default();
+            return Err(SignalError::Refused(format!(
+                "no program that hears stalls could be attached: {why}"
+            )));
+        }
+        Ok(Self {
+            events,
+            trace,
+            stats,
+            programs,
+            ebpf,
+        })
+    }
+
+    /// What became of each program.
+    #[must_use]
+    pub fn programs(&self) -> &[ProgramReport] {
+        &self.programs
+    }
+
+    /// Descriptor of a loaded program, for its statistics.
+    #[must_use]
+    pub fn program_fd(&self, name: &str) -> Option<&ProgramFd> {
+        self.ebpf.program(name)?.fd().ok()
+    }
+
+    /// The ring buffer of trace mode, once.
+    pub fn take_trace(&mut self) -> Option<EventRing> {
+        self.trace.take()
+    }
+
+    /// The counters in full.
+    #[must_use]
+    pub fn counters(&self) -> Arc<EbpfStats> {
+        self.stats.clone()
+    }
+
+    /// The programs' own diagnostics, if asked for in the configuration. They
+    /// go to `logger` at each `flush`.
+    ///
+    /// # Errors
+    /// The object has no log, or it was taken already.
+    pub fn log<L: log::Log>(
+        &mut self,
+        logger: L,
+    ) -> Result<aya_log::EbpfLogger<L>, aya_log::Error> {
+        aya_log::EbpfLogger::init_with_logger(&mut self.ebpf, logger)
+    }
+}
+
+impl PressureSource for EbpfSource {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness {
+            fd: Some((self.events.as_fd(), PollFlags::IN)),
+            interval: None,
+        }
+    }
+
+    fn drain(&mut self, sink: &mut dyn FnMut(&Event)) -> io::Result<()> {
+        self.events.drain(sink)
+    }
+
+    fn stats(&self) -> Arc<dyn SourceStats> {
+        self.stats.clone()
+    }
+}
+
+fn load(object: &[u8], config: &SourceConfig) -> Result<Ebpf, SignalError> {
+    let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let ring = config.ring_bytes.max(page).next_power_of_two();
+    let trace = config
+        .trace_ring_bytes
+        .map_or(page, |b| b.max(page).next_power_of_two());
+    let (interval, quiet) = (ns(config.interval), ns(config.quiet));
+    let scope_id = config.cgroup.as_ref().map_or(0, |c| c.id);
+    let scope_level = config
+        .cgroup
+        .as_ref()
+        .and_then(|c| c.level)
+        .and_then(|l| i32::try_from(l).ok())
+        .unwrap_or(-1);
+    let (events_full, trace_full) = (u64::from(ring / 2), u64::from(trace / 4));
+    let trace_on = u8::from(config.trace_ring_bytes.is_some());
+    // The levels of `aya_log_common::Level`: 0 is none, 4 is debug.
+    let log_level: u8 = if config.program_log { 4 } else { 0 };
+    let log_bytes = if config.program_log { 128 << 10 } else { page };
+    // aya raises RLIMIT_MEMLOCK by itself where a kernel before 5.11 needs it.
+    EbpfLoader::new()
+        .override_global("INTERVAL_NS", &interval, true)
+        .override_global("QUIET_NS", &quiet, true)
+        .override_global("SCOPE_ID", &scope_id, true)
+        .override_global("SCOPE_LEVEL", &scope_level, true)
+        .override_global("EVENTS_FULL", &events_full, true)
+        .override_global("TRACE_FULL", &trace_full, true)
+        .override_global("TRACE_ON", &trace_on, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true)
+        .map_max_entries("EVENTS", ring)
+        .map_max_entries("TRACE", trace)
+        .map_max_entries("AYA_LOGS", log_bytes)
+        .load(object)
+        .map_err(|e| match os_error(&e) {
+            Some(1 | 13) => SignalError::Refused(
+                "the kernel refuses BPF: Operation not permitted (run as root, or with CAP_BPF and CAP_PERFMON)"
+                    .into(),
+            ),
+            Some(38) => SignalError::Refused(
+                "this kernel has no BPF (CONFIG_BPF_SYSCALL is off)".into(),
+            ),
+            _ => SignalError::Refused(one_line(&e)),
+        })
+}
+
+/// Compares the version in the object's `.rodata` with ours.
+fn check_abi(object: &[u8]) -> Result<(), SignalError> {
+    let bad = |e: &str| SignalError::BadObject(e.to_owned());
+    let file = object::File::parse(object).map_err(|e| bad(&e.to_string()))?;
+    let symbol = file
+        .symbols()
+        .find(|s| s.name() == Ok("KVPSI_ABI"))
+        .ok_or_else(|| bad("it has no ABI version"))?;
+    let found = symbol
+        .section_index()
+        .and_then(|i| file.section_by_index(i).ok())
+        .and_then(|s| s.data_range(symbol.address(), 4).ok().flatten())
+        .and_then(|b| <[u8; 4]>::try_from(b).ok())
+        .map(u32::from_le_bytes)
+        .ok_or_else(|| bad("its ABI version cannot be read"))?;
+    if found == ABI_VERSION {
+        Ok(())
+    } else {
+        Err(SignalError::Abi {
+            found,
+            expected: ABI_VERSION,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_object_are_refused_with_what_to_do() {
+        for bytes in [&b""[..], b"\x7fELF", &[0u8; 64]] {
+            let text = check_abi(bytes).expect_err("not an object").to_string();
+            assert!(text.contains("xtask build-ebpf"), "{text}");
+        }
+    }
+}
