@@ -5,5 +5,7 @@
 //! input: every error names the key or tensor that is wrong. Refuses to know
 //! who asks for tokens, how they are sampled, and that memory can be short.
 
+pub mod chat;
 pub mod gguf;
 pub mod linear;
+pub mod tokenizer;

@@ -1,0 +1,156 @@
+//! From a conversation to the text that the model was trained on.
+//!
+//! Owns the chat template of the model file, a Jinja program by an unknown
+//! author: it runs with bounded fuel and sees the messages and nothing else.
+//! Refuses to know of tokens.
+
+use super::gguf::{Gguf, ModelError};
+use minijinja::{Environment, ErrorKind, context};
+use serde::Serialize;
+
+const KEY: &str = "tokenizer.chat_template";
+/// Instructions a template may take; real ones need some dozens for each
+/// message and a few thousand at most.
+const FUEL: u64 = 2_000_000;
+
+/// Who says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions that come first.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message.
+    #[must_use]
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: content.into(),
+        }
+    }
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// The template of a model file, `None` if it has none. `bos` and `eos`
+    /// are the texts of the special tokens that it may refer to.
+    ///
+    /// # Errors
+    /// The template does not compile.
+    pub fn from_gguf(gguf: &Gguf, bos: String, eos: String) -> Result<Option<Self>, ModelError> {
+        gguf.string(KEY)
+            .map(|source| Self::compile(source.to_owned(), bos, eos))
+            .transpose()
+    }
+
+    fn compile(source: String, bos: String, eos: String) -> Result<Self, ModelError> {
+        let mut env = Environment::new();
+        env.set_fuel(Some(FUEL));
+        // As transformers compiles them.
+        env.set_trim_blocks(true);
+        env.set_lstrip_blocks(true);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_function("raise_exception", |what: String| {
+            Err::<String, _>(minijinja::Error::new(ErrorKind::InvalidOperation, what))
+        });
+        env.add_template_owned("chat", source)
+            .map_err(|e| ModelError::Template(one_line(&e)))?;
+        Ok(Self { env, bos, eos })
+    }
+
+    /// The text of a conversation; with `prompt`, up to where the model is to
+    /// go on.
+    ///
+    /// # Errors
+    /// The template refuses these messages or fails.
+    pub fn render(&self, messages: &[Message], prompt: bool) -> Result<String, ModelError> {
+        self.env
+            .get_template("chat")
+            .and_then(|t| {
+                t.render(context! {
+                    messages => messages,
+                    add_generation_prompt => prompt,
+                    bos_token => self.bos,
+                    eos_token => self.eos,
+                })
+            })
+            .map_err(|e| ModelError::Template(one_line(&e)))
+    }
+}
+
+fn one_line(e: &minijinja::Error) -> String {
+    let mut text = e.to_string().replace('\n', " ");
+    text.truncate(text.floor_char_boundary(300));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> ChatTemplate {
+        ChatTemplate::compile(source.into(), "<s>".into(), "</s>".into()).unwrap()
+    }
+
+    #[test]
+    fn a_template_sees_roles_contents_and_special_tokens() {
+        let t = template(
+            "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m.content.strip() }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
+        );
+        let messages = [
+            Message::new(Role::System, " be brief "),
+            Message::new(Role::User, "hi"),
+        ];
+        assert_eq!(
+            t.render(&messages, true).unwrap(),
+            "<s>[system] be brief</s>\n[user] hi</s>\n[assistant]"
+        );
+        assert!(!t.render(&messages, false).unwrap().contains("[assistant]"));
+    }
+
+    #[test]
+    fn a_broken_template_and_a_refused_conversation_give_one_line() {
+        let e = ChatTemplate::compile("{% for %}".into(), String::new(), String::new())
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("chat template") && !e.contains('\n'), "{e}");
+        let e = template("{{ raise_exception('roles must alternate') }}")
+            .render(&[], true)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.contains("roles must alternate") && e.contains("--raw"),
+            "{e}"
+        );
+    }
+
+    #[test]
+    fn a_template_that_never_ends_runs_out_of_fuel() {
+        let t = template(
+            "{% for a in range(10000) %}{% for b in range(10000) %}{{ a * b }}{% endfor %}{% endfor %}",
+        );
+        assert!(t.render(&[], true).is_err());
+    }
+}
