@@ -27,6 +27,11 @@ impl<T> SendPtr<T> {
 /// and L2 caches.
 const ACTS_BYTES: usize = 96 * 1024;
 
+/// Multiplications that one thread does sooner than the pool can be woken and
+/// waited for (some microseconds, and far longer where a worker's processor is
+/// busy with somebody else's work).
+const ALONE: usize = 192 * 1024;
+
 /// `acts` times the transposed weight: `[rows, n]`, row by row.
 ///
 /// The activations were quantized for the weight's format and have its `k`.
@@ -38,7 +43,7 @@ pub fn matmul(isa: Isa, weight: &Packed, acts: &QuantizedRows) -> Vec<f32> {
     let base = SendPtr(out.as_mut_ptr());
     let row_bytes = size_of_val(acts.blocks(0, rows.min(1)));
     let chunk = (ACTS_BYTES / row_bytes.max(1)).max(8);
-    barrier_pool().execute_chunked(weight.tiles(), |tiles| {
+    let work = |tiles: std::ops::Range<usize>| {
         let mut from = 0;
         while from < rows {
             let until = rows.min(from + chunk);
@@ -49,7 +54,12 @@ pub fn matmul(isa: Isa, weight: &Packed, acts: &QuantizedRows) -> Vec<f32> {
             }
             from = until;
         }
-    });
+    };
+    if rows * n * weight.k() <= ALONE {
+        work(0..weight.tiles());
+    } else {
+        barrier_pool().execute_chunked(weight.tiles(), work);
+    }
     // SAFETY: every tile wrote its columns of every row, and the tiles cover n.
     unsafe { out.set_len(rows * n) };
     out

@@ -47,38 +47,42 @@ macro_rules! tile_kernels {
         /// Adds the products of one group of nibbles.
         ///
         /// # Safety
-        /// `NIBBLES` bytes at `codes`; at `acts + r * stride` a block for each
+        /// The processor has the family's features. `NIBBLES` bytes at `codes`; at `acts + r * stride` a block for each
         /// r < MT.
-        #[inline]
-        #[target_feature(enable = $features)]
+        // Without `target_feature`, which `inline(always)` excludes: it becomes
+        // part of a kernel that has it. Left to itself the compiler calls it
+        // and the sums go through memory, at half the speed.
+        #[inline(always)]
         unsafe fn nibbles<const MT: usize>(
             codes: *const u8,
             acts: *const ActBlock,
             stride: usize,
         ) -> [[I; PARTS]; MT] {
-            let mut sums = [[zero(); PARTS]; MT];
-            for g in 0..4 {
-                let mut low = [zero(); PARTS];
-                let mut high = [zero(); PARTS];
-                for p in 0..PARTS {
-                    // SAFETY: g * 64 + 64 bytes are within the group.
-                    let v = unsafe { load(codes.add(g * 64 + p * VECTOR)) };
-                    low[p] = low_nibbles(v);
-                    high[p] = high_nibbles(v);
-                }
-                for r in 0..MT {
-                    // SAFETY: 32 codes in each block; g < 4.
-                    let (a, b) = unsafe {
-                        let q = (*acts.add(r * stride)).q.as_ptr();
-                        (splat4(q.add(4 * g)), splat4(q.add(16 + 4 * g)))
-                    };
+            // SAFETY: the features are there; g * 64 + 64 bytes are within the
+            // group, and 4 * g + 20 codes within each block.
+            unsafe {
+                let mut sums = [[zero(); PARTS]; MT];
+                for g in 0..4 {
+                    let mut low = [zero(); PARTS];
+                    let mut high = [zero(); PARTS];
                     for p in 0..PARTS {
-                        sums[r][p] = dot(sums[r][p], low[p], a);
-                        sums[r][p] = dot(sums[r][p], high[p], b);
+                        let v = load(codes.add(g * 64 + p * VECTOR));
+                        low[p] = low_nibbles(v);
+                        high[p] = high_nibbles(v);
+                    }
+                    for r in 0..MT {
+                        let (a, b) = {
+                            let q = (*acts.add(r * stride)).q.as_ptr();
+                            (splat4(q.add(4 * g)), splat4(q.add(16 + 4 * g)))
+                        };
+                        for p in 0..PARTS {
+                            sums[r][p] = dot(sums[r][p], low[p], a);
+                            sums[r][p] = dot(sums[r][p], high[p], b);
+                        }
                     }
                 }
+                sums
             }
-            sums
         }
 
         /// Q4_0 and, with `MIN`, Q4_1.
