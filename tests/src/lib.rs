@@ -1,1 +1,7 @@
 //! What the end-to-end tests share.
+
+mod model;
+mod skip;
+
+pub use model::{kvpsi_binary, model};
+pub use skip::skip;

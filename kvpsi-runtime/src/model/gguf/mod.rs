@@ -27,6 +27,11 @@ use std::{
 /// Why a model cannot be used. One line each, with what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// No model was named and there is no default one.
+    #[error(
+        "no model: give -m FILE, set KVPSI_MODEL, or fetch the default one by `cargo xtask model`"
+    )]
+    NoDefault,
     /// The file cannot be opened or read.
     #[error("{}: {source}; `cargo xtask model` fetches the default model", path.display())]
     Open {

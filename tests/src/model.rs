@@ -1,0 +1,39 @@
+//! Where the tests find the real model and the real binary.
+
+use crate::skip;
+use std::path::PathBuf;
+
+/// The default model: KVPSI_TEST_MODEL, else where `cargo xtask model` puts
+/// it. Without one the test `name` says that it is skipped and gets `None`.
+#[must_use]
+pub fn model(name: &str) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("KVPSI_TEST_MODEL").filter(|p| !p.is_empty()) {
+        return Some(path.into());
+    }
+    let found = kvpsi::model::default_model::cached().filter(|p| p.exists());
+    if found.is_none() {
+        skip(name, "no model: `cargo xtask model` fetches it");
+    }
+    found
+}
+
+/// The `kvpsi` binary of this build. A test of another package does not get
+/// its path from cargo: it lies two folders above the test binary.
+///
+/// # Panics
+/// It was not built, as by `cargo test -p kvpsi-tests` alone: run
+/// `cargo build -p kvpsi-runtime` first.
+#[must_use]
+pub fn kvpsi_binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test.parent().and_then(|deps| deps.parent());
+    let path = folder
+        .expect("tests lie in target/PROFILE/deps")
+        .join("kvpsi");
+    assert!(
+        path.exists(),
+        "{} is not there: cargo build -p kvpsi-runtime",
+        path.display()
+    );
+    path
+}
