@@ -30,7 +30,7 @@ pub enum LinearError {
         dtype: String,
     },
     /// `KVPSI_ISA` names no instruction set.
-    #[error("KVPSI_ISA={0}: not one of auto, scalar, avx2, avxvnni, avx512, neon")]
+    #[error("KVPSI_ISA={0}: not one of auto, scalar, avx2, avxvnni, avx512")]
     UnknownIsa(String),
     /// `KVPSI_ISA` names an instruction set that this processor lacks.
     #[error("KVPSI_ISA={}: this processor does not have it; unset the variable or choose another", .0.name())]

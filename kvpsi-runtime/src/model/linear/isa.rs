@@ -18,19 +18,11 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL with VNNI.
     Avx512Vnni,
-    /// AArch64 Advanced SIMD.
-    Neon,
 }
 
 impl Isa {
     /// Every family, slowest first.
-    pub const ALL: [Isa; 5] = [
-        Isa::Scalar,
-        Isa::Neon,
-        Isa::Avx2,
-        Isa::AvxVnni,
-        Isa::Avx512Vnni,
-    ];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
 
     /// The name that `KVPSI_ISA` takes.
     pub fn name(self) -> &'static str {
@@ -39,7 +31,6 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512",
-            Isa::Neon => "neon",
         }
     }
 
@@ -60,14 +51,12 @@ impl Isa {
                         && is_x86_feature_detected!("avx512vl")
                         && is_x86_feature_detected!("avx512vnni")
                 }
-                Isa::Neon => false,
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
             match self {
                 Isa::Scalar => true,
-                Isa::Neon => cfg!(target_arch = "aarch64"),
                 Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
             }
         }
