@@ -8,4 +8,5 @@
 pub mod cli;
 pub mod model;
 pub mod signal;
+pub mod trace;
 pub mod units;

@@ -1,7 +1,9 @@
 //! What the end-to-end tests share.
 
+pub mod cgroup;
 mod model;
 mod skip;
+pub mod storm;
 
 pub use model::{kvpsi_binary, model};
 pub use skip::skip;

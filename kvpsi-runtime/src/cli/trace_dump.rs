@@ -1,13 +1,270 @@
-//! `kvpsi trace-dump`.
+//! `kvpsi trace-dump`: the kernel's memory stalls as they happen.
+//!
+//! Trace mode by default, every event; with `--coalesced` (and with the PSI
+//! sources, which have nothing else) what the runtime would see.
+
+use crate::signal::{
+    self, Choice, PressureSource, SourceConfig, SourceStats,
+    ebpf::{EbpfSource, EbpfStats, EventRing},
+    monotonic_ns, privilege, programs,
+};
+use crate::trace::format::{Filter, Format, Writer};
+use anyhow::Context;
+use kvpsi_common::{Event, Kind};
+use std::{
+    io::{self, BufWriter},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+/// Size of the trace ring buffer: some 40 000 events.
+const TRACE_RING_BYTES: u32 = 4 << 20;
+
+/// How long an event may wait that did not wake anybody.
+const LATENCY: Duration = Duration::from_millis(50);
 
 /// Arguments of `kvpsi trace-dump`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// How the events are printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Stop after this many seconds [default: at Ctrl-C]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    duration: Option<Duration>,
+    /// Only this kind, e.g. memcg_reclaim; may be repeated
+    #[arg(long, value_name = "KIND", value_parser = kind)]
+    kind: Vec<Kind>,
+    /// Only this process
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Where the events come from
+    #[arg(long, value_enum, default_value_t = Choice::Auto)]
+    signal: Choice,
+    /// What the runtime would see instead of every event
+    #[arg(long)]
+    coalesced: bool,
+}
+
+fn kind(name: &str) -> Result<Kind, String> {
+    Kind::ALL
+        .into_iter()
+        .find(|k| k.name() == name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = Kind::ALL.iter().map(|k| k.name()).collect();
+            format!("the kinds are {}", names.join(", "))
+        })
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+        .ok_or_else(|| "a number of seconds, e.g. 10 or 0.5".to_owned())
+}
+
+/// Where the events come from, once open.
+enum Input {
+    Trace {
+        source: Box<EbpfSource>,
+        ring: EventRing,
+        stats: Arc<EbpfStats>,
+    },
+    Coalesced(Box<dyn PressureSource>),
+}
+
+impl Input {
+    fn open(args: &Args) -> anyhow::Result<(Self, Vec<String>)> {
+        let mut config = SourceConfig::default();
+        let mut notes = Vec::new();
+        if !args.coalesced && matches!(args.signal, Choice::Auto | Choice::Ebpf) {
+            config.trace_ring_bytes = Some(TRACE_RING_BYTES);
+            match EbpfSource::open(&config) {
+                Ok(mut source) => {
+                    notes.extend(programs::missing(source.programs()));
+                    let ring = source.take_trace().context("no trace ring buffer")?;
+                    let stats = source.counters();
+                    let source = Box::new(source);
+                    return Ok((
+                        Self::Trace {
+                            source,
+                            ring,
+                            stats,
+                        },
+                        notes,
+                    ));
+                }
+                Err(e) if args.signal == Choice::Auto => {
+                    tracing::debug!("trace mode: {e}");
+                    config.trace_ring_bytes = None;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let opened = signal::open(args.signal, &config)?;
+        notes.extend(opened.notes);
+        Ok((Self::Coalesced(opened.source), notes))
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Trace { .. } => "ebpf, every event".into(),
+            Self::Coalesced(s) => format!("{}, coalesced", s.name()),
+        }
+    }
+
+    /// What to wait on: a descriptor, if there is one, and how long at most.
+    fn readiness(&self) -> io::Result<(Option<(OwnedFd, Interest)>, Duration)> {
+        Ok(match self {
+            Self::Trace { ring, .. } => {
+                let fd = ring.as_fd().try_clone_to_owned()?;
+                (Some((fd, Interest::READABLE)), LATENCY)
+            }
+            Self::Coalesced(s) => {
+                let r = s.readiness();
+                let fd = match r.fd {
+                    None => None,
+                    Some((fd, flags)) => {
+                        let urgent = flags.contains(rustix::event::PollFlags::PRI);
+                        let interest = if urgent {
+                            Interest::PRIORITY
+                        } else {
+                            Interest::READABLE
+                        };
+                        Some((fd.try_clone_to_owned()?, interest))
+                    }
+                };
+                (fd, r.interval.unwrap_or(LATENCY))
+            }
+        })
+    }
+
+    fn drain(&mut self, sink: &mut dyn FnMut(&Event)) -> io::Result<()> {
+        match self {
+            Self::Trace { source, ring, .. } => {
+                // The coalesced events are not shown, but must not pile up.
+                source.drain(&mut |_| {})?;
+                ring.drain(sink)
+            }
+            Self::Coalesced(s) => s.drain(sink),
+        }
+    }
+
+    fn summary(&self, shown: u64) -> String {
+        let totals = |t: signal::EventTotals, some_ns: u64| {
+            format!(
+                "seen {}, delivered {}, coalesced {}, dropped {}; some {:.3} ms",
+                t.seen,
+                t.delivered,
+                t.coalesced,
+                t.dropped,
+                Duration::from_nanos(some_ns).as_secs_f64() * 1e3
+            )
+        };
+        match self {
+            Self::Trace { stats, .. } => match stats.counters() {
+                Ok(c) => format!(
+                    "shown {shown}; traced {}, lost {}; {}; background {}, orphan ends {}, untracked {}",
+                    c.trace_delivered,
+                    c.trace_dropped,
+                    totals(stats.totals(), stats.some_ns()),
+                    c.background,
+                    c.orphan_ends,
+                    c.untracked
+                ),
+                Err(e) => format!("shown {shown}; counters cannot be read: {e}"),
+            },
+            Self::Coalesced(s) => {
+                let stats = s.stats();
+                format!("shown {shown}; {}", totals(stats.totals(), stats.some_ns()))
+            }
+        }
+    }
+}
 
 /// Runs the command.
 ///
 /// # Errors
-/// Always: not built yet.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+/// No source works here, or the output cannot be written.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (mut input, notes) = Input::open(&args)?;
+    privilege::drop_all().context("capabilities cannot be dropped")?;
+    for note in notes {
+        eprintln!("kvpsi: {note}");
+    }
+    eprintln!("kvpsi: source: {}; Ctrl-C ends", input.name());
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(follow(&args, &mut input))
+}
+
+async fn follow(args: &Args, input: &mut Input) -> anyhow::Result<()> {
+    let filter = Filter {
+        kinds: args.kind.clone(),
+        pid: args.pid,
+    };
+    let out = BufWriter::new(io::stdout());
+    let mut writer = Writer::new(out, args.format, filter, monotonic_ns());
+    let (fd, longest) = input.readiness()?;
+    let ready = fd
+        .map(|(fd, interest)| {
+            // SAFETY: an `OwnedFd` is one descriptor for as long as it lives.
+            unsafe { AsyncFd::register_with_interest(fd, interest) }.map(|a| (a, interest))
+        })
+        .transpose()?;
+    let mut tick = interval(longest);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
+    let end = async {
+        match args.duration {
+            Some(d) => sleep(d).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(end);
+    let mut open = true;
+    let mut more = true;
+    while open && more {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => more = false,
+            _ = terminate.recv() => more = false,
+            () = &mut end => more = false,
+            _ = tick.tick() => {}
+            guard = wait(ready.as_ref()) => guard?.clear_ready(),
+        }
+        let mut failed = None;
+        input.drain(&mut |event| {
+            if failed.is_none() {
+                failed = writer.event(event).err();
+            }
+        })?;
+        match failed.map_or_else(|| writer.flush(), Err) {
+            Ok(()) => {}
+            // Whoever read has seen enough.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => open = false,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    eprintln!("kvpsi: {}", input.summary(writer.shown()));
+    Ok(())
+}
+
+async fn wait(
+    ready: Option<&(AsyncFd<OwnedFd>, Interest)>,
+) -> io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>> {
+    match ready {
+        Some((fd, interest)) => fd.ready(*interest).await,
+        None => std::future::pending().await,
+    }
 }

@@ -7,12 +7,11 @@
 
 use crate::signal::{
     EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats, monotonic_ns,
-    programs::{self, ProgramReport, one_line, os_error},
+    programs::{self, Cost, ProgramReport, one_line, os_error},
 };
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapData, PerCpuArray, RingBuf},
-    programs::ProgramFd,
 };
 use bytemuck::Zeroable;
 use kvpsi_common::{ABI_VERSION, Counters, Event, SharedReading, shared};
@@ -211,8 +210,11 @@ impl EbpfSource {
         };
         let bad = |e: aya::maps::MapError| SignalError::Refused(one_line(&e));
         let events = EventRing(take("EVENTS")?.try_into().map_err(bad)?);
-        let trace: RingBuf<MapData> = take("TRACE")?.try_into().map_err(bad)?;
-        let trace = config.trace_ring_bytes.map(|_| EventRing(trace));
+        // Otherwise the map stays where it is: the programs refer to it.
+        let trace = match config.trace_ring_bytes {
+            Some(_) => Some(EventRing(take("TRACE")?.try_into().map_err(bad)?)),
+            None => None,
+        };
         let stats = Arc::new(EbpfStats {
             counters: take("COUNTERS")?.try_into().map_err(bad)?,
             shared: take("SHARED")?.try_into().map_err(bad)?,
@@ -249,10 +251,15 @@ impl EbpfSource {
         &self.programs
     }
 
-    /// Descriptor of a loaded program, for its statistics.
+    /// What a program cost since it was loaded, while statistics were on
+    /// ([`programs::enable_statistics`]). `None` if it is not loaded.
     #[must_use]
-    pub fn program_fd(&self, name: &str) -> Option<&ProgramFd> {
-        self.ebpf.program(name)?.fd().ok()
+    pub fn cost(&self, program: &str) -> Option<Cost> {
+        let info = self.ebpf.program(program)?.info().ok()?;
+        Some(Cost {
+            runs: info.run_count(),
+            time: info.run_time(),
+        })
     }
 
     /// The ring buffer of trace mode, once.

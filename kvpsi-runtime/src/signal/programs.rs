@@ -11,7 +11,7 @@ use aya::{
     programs::{ProgramError, RawTracePoint},
 };
 use serde::Serialize;
-use std::error::Error;
+use std::{error::Error, io, os::fd::OwnedFd, time::Duration};
 
 /// A program and the raw tracepoint it goes to.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +141,31 @@ fn attach_one(ebpf: &mut Ebpf, h: Hook) -> State {
             _ => one_line(&e),
         }),
     }
+}
+
+/// What a program cost since it was loaded, while statistics were on.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cost {
+    /// Times it ran.
+    pub runs: u64,
+    /// Time it ran, summed.
+    pub time: Duration,
+}
+
+impl Cost {
+    /// Mean time of a run in ns; `None` if it never ran.
+    #[must_use]
+    pub fn mean_ns(&self) -> Option<u128> {
+        self.time.as_nanos().checked_div(u128::from(self.runs))
+    }
+}
+
+/// Lets the kernel measure every BPF program until the descriptor is closed.
+///
+/// # Errors
+/// Needs `CAP_SYS_ADMIN` and Linux 5.8.
+pub fn enable_statistics() -> io::Result<OwnedFd> {
+    aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|e| e.io_error)
 }
 
 /// One line about the programs that are missing, if any are.

@@ -1,0 +1,31 @@
+//! The children of the kernel tests.
+
+use anyhow::{Context, bail};
+use kvpsi::signal::{self, Choice, SourceConfig};
+use std::{env, fs, path::PathBuf, time::Duration};
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["read", file, length, pause, procs @ ..] => {
+            for p in procs {
+                fs::write(p, "0").with_context(|| format!("cannot join {p}"))?;
+            }
+            kvpsi_tests::storm::read_mapped(
+                &PathBuf::from(file),
+                Duration::from_millis(length.parse()?),
+                Duration::from_millis(pause.parse()?),
+            )?;
+        }
+        ["open"] => {
+            let opened = signal::open(Choice::Auto, &SourceConfig::default())?;
+            println!("{}", opened.source.name());
+            for note in opened.notes {
+                println!("{note}");
+            }
+        }
+        _ => bail!("usage: pressure read FILE MS PAUSE_MS PROCS... | open"),
+    }
+    Ok(())
+}
