@@ -31,8 +31,13 @@ pub struct Rule {
 pub enum Decision {
     /// Send an onset: the first stall after a quiet spell.
     Onset,
-    /// Send a summary: stalls go on and the interval is over.
+    /// Send a summary: stalls go on and the interval is over. No wake-up: a
+    /// reader looks by itself each interval until no event came for a quiet
+    /// spell.
     Summary,
+    /// Send a summary and wake the reader: the burst goes on, but the last
+    /// event is a quiet spell ago.
+    Resume,
     /// Count it; a later event tells.
     Coalesce,
 }
@@ -51,6 +56,8 @@ pub const fn decide(now_ns: u64, last_ns: u64, sent_ns: u64, busy: bool, rule: R
     };
     if sent_ns == 0 || (!busy && now_ns.saturating_sub(last_ns) >= quiet) {
         Decision::Onset
+    } else if now_ns.saturating_sub(sent_ns) >= quiet {
+        Decision::Resume
     } else if now_ns.saturating_sub(sent_ns) >= rule.interval_ns {
         Decision::Summary
     } else {
@@ -160,7 +167,11 @@ mod tests {
     fn a_burst_does_not_end_while_a_task_is_still_stalled() {
         let late = 500_000_000;
         assert_eq!(decide(late, 1, 1, false, RULE), Decision::Onset);
-        assert_eq!(decide(late, 1, 1, true, RULE), Decision::Summary);
+        assert_eq!(decide(late, 1, 1, true, RULE), Decision::Resume);
+        assert_eq!(
+            decide(late, 1, late - 2_000_000, true, RULE),
+            Decision::Summary
+        );
     }
 
     #[test]
@@ -202,9 +213,11 @@ mod tests {
                     Decision::Coalesce => {
                         prop_assert!(now - sent[sent.len() - 1] < interval);
                     }
-                    Decision::Onset | Decision::Summary => {
+                    Decision::Onset | Decision::Summary | Decision::Resume => {
                         if let Some(before) = sent.last() {
                             prop_assert!(now - before >= interval);
+                            // Unwoken only while the reader still looks.
+                            prop_assert!(d != Decision::Summary || now - before < quiet.max(interval));
                         }
                         let p = slot.pending(0);
                         told += p.count;

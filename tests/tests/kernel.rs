@@ -12,7 +12,7 @@ use kvpsi_tests::{
     storm::{LIMIT_BYTES, Storm},
 };
 use object::{Object, ObjectSection, ObjectSymbol};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, Timespec, poll};
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -58,11 +58,12 @@ fn follow(source: &mut EbpfSource, storm: &mut Storm) -> Vec<(Event, u64)> {
     let mut events = Vec::new();
     loop {
         let over = storm.over().unwrap();
+        let readiness = source.readiness();
+        let timeout = readiness.interval.unwrap_or(Duration::from_millis(20));
         let timeout = Timespec {
             tv_sec: 0,
-            tv_nsec: 20_000_000,
+            tv_nsec: timeout.subsec_nanos().into(),
         };
-        let readiness = source.readiness();
         let (fd, flags) = readiness.fd.unwrap();
         poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout)).unwrap();
         let now = monotonic_ns();
@@ -129,7 +130,7 @@ fn a_storm_in_a_cgroup_arrives_as_onset_and_summaries_and_the_books_balance() {
     assert!(memcg.seen > 100 && memcg.coalesced > memcg.delivered);
     assert!(ours.iter().map(|e| e.count).sum::<u64>() <= memcg.seen);
 
-    // One interval is 1 ms; marks have streams of their own.
+    // Only onsets (and marks) wake; never more than one per interval of 1 ms.
     let marks = c.of(Kind::KswapdWake).delivered + c.of(Kind::OomVictim).delivered;
     let onsets = ours
         .iter()
@@ -141,9 +142,9 @@ fn a_storm_in_a_cgroup_arrives_as_onset_and_summaries_and_the_books_balance() {
     assert!(some > 0 && some < wall, "{some} of {wall}");
     assert!(some <= memcg.stall_ns + c.of(Kind::DirectReclaim).stall_ns + 1_000_000);
     if let (Some(before), Some(after)) = (psi_before, psi_some_ns()) {
-        // PSI counts refaults as well, so it can only be more; it is kept per
-        // CPU and caught up every 2 s.
-        std::thread::sleep(Duration::from_millis(1));
+        // PSI keeps the clock per CPU and averages over the busy ones: one
+        // task that stalls on one of n busy CPUs is 1/n to PSI, all to us.
+        let cpus = std::thread::available_parallelism().unwrap().get() as u64;
         eprintln!(
             "some: system {} us, cgroup {} us, PSI {} us",
             stats.some_ns() / 1000,
@@ -151,7 +152,7 @@ fn a_storm_in_a_cgroup_arrives_as_onset_and_summaries_and_the_books_balance() {
             (after - before) / 1000
         );
         assert!(after > before);
-        assert!(some < 2 * (after - before) + 50_000_000);
+        assert!(some < (cpus + 1) * (after - before) + 50_000_000);
     } else {
         skip("comparison with PSI", "no /proc/pressure/memory");
     }
@@ -336,5 +337,4 @@ fn dropping_the_source_detaches_every_program() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(stats.counters().unwrap(), before);
-    let _ = PollFlags::IN;
 }

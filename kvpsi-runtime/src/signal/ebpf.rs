@@ -14,7 +14,7 @@ use aya::{
     maps::{Array, MapData, PerCpuArray, RingBuf},
 };
 use bytemuck::Zeroable;
-use kvpsi_common::{ABI_VERSION, Counters, Event, SharedReading, shared};
+use kvpsi_common::{ABI_VERSION, Counters, Event, Phase, SharedReading, shared};
 use object::{Object, ObjectSection, ObjectSymbol};
 use rustix::event::PollFlags;
 use std::{
@@ -175,6 +175,10 @@ pub struct EbpfSource {
     trace: Option<EventRing>,
     stats: Arc<EbpfStats>,
     programs: Vec<ProgramReport>,
+    interval: Duration,
+    quiet_ns: u64,
+    /// Until then summaries come without a wake-up, and we look by ourselves.
+    listen_until_ns: u64,
     /// Holds the programs and their links: they go when it goes.
     ebpf: Ebpf,
 }
@@ -241,6 +245,10 @@ impl EbpfSource {
             trace,
             stats,
             programs,
+            interval: config.interval,
+            quiet_ns: u64::try_from(config.quiet.max(config.interval).as_nanos())
+                .unwrap_or(u64::MAX),
+            listen_until_ns: 0,
             ebpf,
         })
     }
@@ -294,12 +302,20 @@ impl PressureSource for EbpfSource {
     fn readiness(&self) -> Readiness<'_> {
         Readiness {
             fd: Some((self.events.as_fd(), PollFlags::IN)),
-            interval: None,
+            interval: (monotonic_ns() < self.listen_until_ns).then_some(self.interval),
         }
     }
 
     fn drain(&mut self, sink: &mut dyn FnMut(&Event)) -> io::Result<()> {
-        self.events.drain(sink)
+        let mut stalls = false;
+        self.events.drain(&mut |e| {
+            stalls |= e.phase == Phase::Onset as u16 || e.phase == Phase::Summary as u16;
+            sink(e);
+        })?;
+        if stalls {
+            self.listen_until_ns = monotonic_ns().saturating_add(self.quiet_ns);
+        }
+        Ok(())
     }
 
     fn stats(&self) -> Arc<dyn SourceStats> {
