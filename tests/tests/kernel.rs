@@ -30,7 +30,7 @@ fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(MemCgro
     let cgroup = match MemCgroup::new(LIMIT_BYTES) {
         Ok(c) => c,
         Err(why) => {
-            skip(name, &why);
+            skip(name, why);
             return None;
         }
     };
@@ -46,7 +46,7 @@ fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(MemCgro
     match EbpfSource::open(&config) {
         Ok(s) => Some((cgroup, s)),
         Err(e @ (SignalError::NoObject | SignalError::Refused(_))) => {
-            skip(name, &e.to_string());
+            skip(name, e);
             None
         }
         Err(e) => panic!("{e}"),
@@ -57,17 +57,19 @@ fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(MemCgro
 fn follow(source: &mut EbpfSource, storm: &mut Storm) -> Vec<(Event, u64)> {
     let mut events = Vec::new();
     loop {
-        let over = storm.over().unwrap();
+        let over = storm.over().expect("the child runs");
         let readiness = source.readiness();
         let timeout = readiness.interval.unwrap_or(Duration::from_millis(20));
         let timeout = Timespec {
             tv_sec: 0,
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        let (fd, flags) = readiness.fd.unwrap();
-        poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout)).unwrap();
+        let (fd, flags) = readiness.fd.expect("a ring buffer has a descriptor");
+        poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout)).expect("poll works");
         let now = monotonic_ns();
-        source.drain(&mut |e| events.push((*e, now))).unwrap();
+        source
+            .drain(&mut |e| events.push((*e, now)))
+            .expect("the ring buffer holds events");
         if over {
             return events;
         }
@@ -82,7 +84,7 @@ fn start(cgroup: &MemCgroup, pause_ms: u64) -> Storm {
         STORM,
         Duration::from_millis(pause_ms),
     )
-    .unwrap()
+    .expect("the child starts")
 }
 
 fn psi_some_ns() -> Option<u64> {
@@ -253,7 +255,7 @@ fn each_program_costs_less_than_a_microsecond_on_average() {
     };
     let _on = match programs::enable_statistics() {
         Ok(fd) => fd,
-        Err(e) => return skip("each_program_costs", &format!("BPF_ENABLE_STATS: {e}")),
+        Err(e) => return skip("each_program_costs", format!("BPF_ENABLE_STATS: {e}")),
     };
     follow(&mut source, &mut start(&cgroup, 0));
     let mut measured = 0;
