@@ -193,6 +193,8 @@ impl Input {
 /// # Errors
 /// No source works here, or the output cannot be written.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    // The first events come while the last programs are being attached.
+    let start_ns = monotonic_ns();
     let (mut input, notes) = Input::open(&args)?;
     privilege::drop_all().context("capabilities cannot be dropped")?;
     for note in notes {
@@ -202,16 +204,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(follow(&args, &mut input))
+        .block_on(follow(&args, &mut input, start_ns))
 }
 
-async fn follow(args: &Args, input: &mut Input) -> anyhow::Result<()> {
+async fn follow(args: &Args, input: &mut Input, start_ns: u64) -> anyhow::Result<()> {
     let filter = Filter {
         kinds: args.kind.clone(),
         pid: args.pid,
     };
     let out = BufWriter::new(io::stdout());
-    let mut writer = Writer::new(out, args.format, filter, monotonic_ns());
+    let mut writer = Writer::new(out, args.format, filter, start_ns);
     let (fd, longest) = input.readiness()?;
     let ready = fd
         .map(|(fd, interest)| {
