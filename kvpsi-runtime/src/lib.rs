@@ -6,6 +6,9 @@
 //! `kv` nothing of pressure; [`control`] alone knows both.
 
 pub mod cli;
+pub mod clock;
+pub mod control;
+pub mod kv;
 pub mod model;
 pub mod signal;
 pub mod trace;

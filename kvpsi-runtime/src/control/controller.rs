@@ -1,0 +1,399 @@
+//! The rule that turns stalls into trims. Pure: time and readings come in,
+//! decisions go out.
+//!
+//! - The first slice of a burst is small, so that a stalled allocation is
+//!   served in a fraction of a millisecond; each next slice of the burst is
+//!   twice as large, until the deficit seen at the last event is met.
+//! - A stall in a cgroup that is not at its limit is somebody else's.
+//! - kswapd's wake is early warning: only what is lossless goes.
+//! - After a trim the budget is what is left. When calm, it grows back by a
+//!   constant per period (additive), so that two tenants do not oscillate.
+//!
+//! Refuses to know blocks, rings and clocks.
+
+use super::{gauge::Reading, record::Trigger};
+use crate::{kv::Steps, units::Bytes};
+use kvpsi_common::{Event, Kind, Phase};
+use std::time::Duration;
+
+/// Constants of the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// First slice of a burst. Returning 1 MiB takes about 60 us.
+    pub first_slice: Bytes,
+    /// Largest slice: bounds the time until the next look at the world.
+    pub max_slice: Bytes,
+    /// A burst ends after this long without a stall.
+    pub quiet: Duration,
+    /// No stall for this long: the budget starts to grow.
+    pub calm: Duration,
+    /// Growth step.
+    pub grow_by: Bytes,
+    /// Time between growth steps.
+    pub grow_every: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            first_slice: Bytes::mib(2),
+            max_slice: Bytes::mib(64),
+            quiet: Duration::from_millis(10),
+            calm: Duration::from_secs(2),
+            grow_by: Bytes::mib(4),
+            grow_every: Duration::from_millis(250),
+        }
+    }
+}
+
+/// One trim to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// At least this much, if there is as much.
+    pub want: Bytes,
+    /// What may be given up.
+    pub steps: Steps,
+    /// Why.
+    pub trigger: Trigger,
+    /// When the stall began, ns.
+    pub onset_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    kind: Kind,
+    onset_ns: u64,
+    last_stall_ns: u64,
+    /// Size of the next slice.
+    slice: Bytes,
+    /// Still to be returned for the deficit seen at the last event.
+    target: Bytes,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    kind: Kind,
+    onset: bool,
+    ts_ns: u64,
+    asked: Bytes,
+}
+
+/// State of the rule.
+#[derive(Debug)]
+pub struct Controller {
+    tuning: Tuning,
+    page: u64,
+    pending: Option<Pending>,
+    warned: Option<u64>,
+    burst: Option<Burst>,
+    last_stall_ns: u64,
+    next_grow_ns: u64,
+    ignored: u64,
+}
+
+fn ns(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Controller {
+    /// A calm controller. `page_bytes` is the kernel's page size.
+    #[must_use]
+    pub fn new(tuning: Tuning, page_bytes: u64) -> Self {
+        Self {
+            tuning,
+            page: page_bytes,
+            pending: None,
+            warned: None,
+            burst: None,
+            last_stall_ns: 0,
+            next_grow_ns: 0,
+            ignored: 0,
+        }
+    }
+
+    /// Stalls that were not ours: a cgroup stalled that is not at its limit.
+    #[must_use]
+    pub fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    /// Takes in one event.
+    pub fn observe(&mut self, e: &Event) {
+        let Some(kind) = Kind::from_raw(e.kind) else {
+            return;
+        };
+        if kind == Kind::KswapdWake {
+            self.warned = Some(e.ts_ns);
+        } else if kind.is_stall() || kind == Kind::OomVictim {
+            let order = u32::try_from(e.order).unwrap_or(0).min(10);
+            let asked = Bytes((self.page << order).saturating_mul(u64::from(e.stalled_now.max(1))));
+            let onset = e.phase == Phase::Onset as u16;
+            self.pending = Some(match self.pending {
+                // Several events before one decision: the earliest onset
+                // counts for latency, the largest demand for size.
+                Some(p) => Pending {
+                    onset: p.onset || onset,
+                    ts_ns: p.ts_ns.min(e.ts_ns),
+                    asked: p.asked.max(asked),
+                    kind,
+                },
+                None => Pending {
+                    kind,
+                    onset,
+                    ts_ns: e.ts_ns,
+                    asked,
+                },
+            });
+        }
+    }
+
+    /// The next trim to make, or `None` when there is nothing to do now.
+    /// Call again after [`Controller::trimmed`] until it is `None`.
+    pub fn decide(&mut self, now_ns: u64, reading: Reading) -> Option<Decision> {
+        if let Some(p) = self.pending.take()
+            && let Some(b) = self.stall(now_ns, p, reading)
+        {
+            let trigger = if p.onset {
+                Trigger::Onset(p.kind)
+            } else {
+                Trigger::Ongoing(p.kind)
+            };
+            self.warned = None;
+            return Some(Decision {
+                want: b.slice.min(b.target).max(p.asked),
+                steps: Steps::ALL,
+                trigger,
+                onset_ns: p.ts_ns,
+            });
+        }
+        if let Some(onset_ns) = self.warned.take() {
+            return Some(Decision {
+                want: Bytes(u64::MAX),
+                steps: Steps::SLACK,
+                trigger: Trigger::EarlyWarning,
+                onset_ns,
+            });
+        }
+        let b = self.burst?;
+        if b.target == Bytes::ZERO || missing(b.kind, reading)? == Bytes::ZERO {
+            return None;
+        }
+        Some(Decision {
+            want: b.slice.min(b.target),
+            steps: Steps::ALL,
+            trigger: Trigger::FollowUp(b.kind),
+            onset_ns: b.onset_ns,
+        })
+    }
+
+    /// Starts a burst or goes on with it; `None` for somebody else's stall.
+    fn stall(&mut self, now_ns: u64, p: Pending, reading: Reading) -> Option<Burst> {
+        let Some(deficit) = missing(p.kind, reading) else {
+            self.ignored += 1;
+            return None;
+        };
+        self.last_stall_ns = now_ns;
+        let target = deficit.max(p.asked).max(self.tuning.first_slice);
+        let going_on = self
+            .burst
+            .filter(|b| now_ns.saturating_sub(b.last_stall_ns) <= ns(self.tuning.quiet));
+        self.burst = Some(match going_on {
+            Some(b) => Burst {
+                last_stall_ns: now_ns,
+                target: b.target.max(target),
+                ..b
+            },
+            None => Burst {
+                kind: p.kind,
+                onset_ns: p.ts_ns,
+                last_stall_ns: now_ns,
+                slice: self.tuning.first_slice,
+                target,
+            },
+        });
+        self.burst
+    }
+
+    /// Takes in what a decision gave back; `bytes` 0 means there is nothing
+    /// left to give.
+    pub fn trimmed(&mut self, decision: &Decision, bytes: Bytes) {
+        if decision.trigger == Trigger::EarlyWarning {
+            return;
+        }
+        if let Some(b) = &mut self.burst {
+            b.slice = Bytes(b.slice.0.saturating_mul(2)).min(self.tuning.max_slice);
+            b.target = if bytes == Bytes::ZERO {
+                Bytes::ZERO
+            } else {
+                b.target.saturating_sub(bytes)
+            };
+        }
+    }
+
+    /// The next budget, when it is time to grow.
+    pub fn grow(&mut self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Option<Bytes> {
+        if budget >= capacity || now_ns < self.next_growth() {
+            return None;
+        }
+        self.next_grow_ns = now_ns.saturating_add(ns(self.tuning.grow_every));
+        Some(Bytes(budget.0.saturating_add(self.tuning.grow_by.0)).min(capacity))
+    }
+
+    fn next_growth(&self) -> u64 {
+        self.last_stall_ns
+            .saturating_add(ns(self.tuning.calm))
+            .max(self.next_grow_ns)
+    }
+
+    /// How long to sleep at most when no event comes: until the next growth,
+    /// if the budget is below the capacity.
+    #[must_use]
+    pub fn sleep(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Option<Duration> {
+        (budget < capacity).then(|| Duration::from_nanos(self.next_growth().saturating_sub(now_ns)))
+    }
+}
+
+/// Bytes missing at the wall that a stall of this kind hits; `None` when the
+/// wall is not there or is not hit.
+fn missing(kind: Kind, r: Reading) -> Option<Bytes> {
+    let cgroup = r.cgroup_deficit.filter(|d| *d > Bytes::ZERO);
+    match kind {
+        Kind::MemcgReclaim => cgroup,
+        // PSI does not say which wall: a full cgroup first.
+        Kind::Memstall | Kind::OomVictim | Kind::Throttled => cgroup.or(r.system_deficit),
+        _ => r.system_deficit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable;
+    use proptest::prelude::*;
+
+    fn event(kind: Kind, phase: Phase, ts_ns: u64) -> Event {
+        Event {
+            kind: kind as u16,
+            phase: phase as u16,
+            ts_ns,
+            order: 0,
+            stalled_now: 1,
+            ..Event::zeroed()
+        }
+    }
+
+    fn controller() -> Controller {
+        Controller::new(Tuning::default(), 4096)
+    }
+
+    fn cgroup(deficit: Bytes) -> Reading {
+        Reading {
+            cgroup_deficit: Some(deficit),
+            system_deficit: Some(Bytes::ZERO),
+        }
+    }
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn the_first_slice_is_small_and_the_next_ones_double_until_the_deficit_is_met() {
+        let mut c = controller();
+        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 5));
+        let mut wants = vec![];
+        let mut left = Bytes::mib(16);
+        while let Some(d) = c.decide(10, cgroup(left)) {
+            wants.push(d.want.0 >> 20);
+            assert_eq!(d.onset_ns, 5);
+            left = left.saturating_sub(d.want);
+            c.trimmed(&d, d.want);
+        }
+        assert_eq!(wants, [2, 4, 8, 2]);
+    }
+
+    #[test]
+    fn a_burst_that_goes_on_keeps_doubling_and_a_new_one_starts_small() {
+        let mut c = controller();
+        let first = |c: &mut Controller, phase, t| {
+            c.observe(&event(Kind::MemcgReclaim, phase, t));
+            let d = c.decide(t, cgroup(Bytes::mib(100))).unwrap();
+            c.trimmed(&d, d.want);
+            d.want.0 >> 20
+        };
+        assert_eq!(first(&mut c, Phase::Onset, MS), 2);
+        assert_eq!(first(&mut c, Phase::Summary, 2 * MS), 4);
+        assert_eq!(first(&mut c, Phase::Summary, 3 * MS), 8);
+        assert_eq!(first(&mut c, Phase::Onset, 100 * MS), 2);
+    }
+
+    #[test]
+    fn a_stall_in_a_cgroup_below_its_limit_is_not_ours() {
+        let mut c = controller();
+        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
+        assert_eq!(c.decide(2, cgroup(Bytes::ZERO)), None);
+        assert_eq!(c.ignored(), 1);
+    }
+
+    #[test]
+    fn direct_reclaim_is_served_even_where_the_watermarks_look_fine() {
+        let mut c = controller();
+        c.observe(&event(Kind::DirectReclaim, Phase::Onset, 1));
+        let d = c.decide(2, cgroup(Bytes::ZERO)).unwrap();
+        assert_eq!(d.want, Tuning::default().first_slice);
+        c.trimmed(&d, d.want);
+        assert_eq!(c.decide(3, cgroup(Bytes::ZERO)), None);
+    }
+
+    #[test]
+    fn kswapd_waking_up_costs_only_slack() {
+        let mut c = controller();
+        c.observe(&event(Kind::KswapdWake, Phase::Mark, 1));
+        let d = c.decide(2, Reading::default()).unwrap();
+        assert_eq!(d.steps, Steps::SLACK);
+        c.trimmed(&d, Bytes::ZERO);
+        assert_eq!(c.decide(3, Reading::default()), None);
+    }
+
+    #[test]
+    fn nothing_left_to_give_ends_the_burst_instead_of_spinning() {
+        let mut c = controller();
+        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
+        let d = c.decide(2, cgroup(Bytes::mib(50))).unwrap();
+        c.trimmed(&d, Bytes::ZERO);
+        assert_eq!(c.decide(3, cgroup(Bytes::mib(50))), None);
+    }
+
+    #[test]
+    fn the_budget_grows_by_a_constant_only_after_calm() {
+        let (mut c, cap) = (controller(), Bytes::mib(100));
+        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
+        let d = c.decide(MS, cgroup(Bytes::mib(2))).unwrap();
+        c.trimmed(&d, d.want);
+        assert_eq!(c.grow(1000 * MS, Bytes::mib(50), cap), None);
+        assert_eq!(c.grow(2002 * MS, Bytes::mib(50), cap), Some(Bytes::mib(54)));
+        assert_eq!(c.grow(2003 * MS, Bytes::mib(54), cap), None);
+        assert_eq!(c.grow(2252 * MS, Bytes::mib(98), cap), Some(cap));
+        assert_eq!(c.sleep(2252 * MS, cap, cap), None);
+    }
+
+    proptest! {
+        #[test]
+        fn deciding_always_ends_and_never_asks_beyond_the_target(
+            deficits in prop::collection::vec(0u64..1 << 32, 1..40),
+            give in 0u64..1 << 26,
+        ) {
+            let mut c = controller();
+            let mut t = 0;
+            for deficit in deficits {
+                t += MS;
+                c.observe(&event(Kind::MemcgReclaim, Phase::Summary, t));
+                let mut calls = 0;
+                while let Some(d) = c.decide(t, cgroup(Bytes(deficit))) {
+                    prop_assert!(d.want <= Tuning::default().max_slice);
+                    c.trimmed(&d, Bytes(give.min(d.want.0)));
+                    calls += 1;
+                    prop_assert!(calls < 1_000_000);
+                }
+            }
+        }
+    }
+}

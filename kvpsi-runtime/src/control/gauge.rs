@@ -1,0 +1,190 @@
+//! How many bytes are missing, read without allocating.
+//!
+//! Owns two gauges: the memory cgroup kvpsi runs in, and the whole system.
+//! Each answers "how much must become free for the stall to end". Refuses to
+//! decide anything. Descriptors stay open, buffers are on the stack: the
+//! reactor reads them between an event and a trim.
+
+use super::cgroup::MemoryCgroup;
+use crate::units::Bytes;
+use rustix::io::pread;
+use std::{fs::File, io, path::Path};
+
+/// Both walls memory can run into. `None`: that wall is not there.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// The cgroup kvpsi runs in, where it has a limit.
+    pub cgroup: Option<CgroupGauge>,
+    /// The whole system.
+    pub system: Option<SystemGauge>,
+}
+
+/// What the gauges read at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Bytes missing below the cgroup's limit: usage + headroom - limit.
+    pub cgroup_deficit: Option<Bytes>,
+    /// Bytes missing in the system: sum of high watermarks - free.
+    pub system_deficit: Option<Bytes>,
+}
+
+impl Gauges {
+    /// Reads both. A gauge that fails reads as absent.
+    #[must_use]
+    pub fn read(&self) -> Reading {
+        Reading {
+            cgroup_deficit: self.cgroup.as_ref().and_then(|g| g.deficit().ok()),
+            system_deficit: self.system.as_ref().map(SystemGauge::deficit),
+        }
+    }
+}
+
+/// Distance to a memory cgroup's limit.
+#[derive(Debug)]
+pub struct CgroupGauge {
+    usage: File,
+    limit: File,
+    headroom: Bytes,
+}
+
+impl CgroupGauge {
+    /// Opens the files of `cgroup`; `headroom` bytes are to stay free.
+    ///
+    /// # Errors
+    /// A file is missing or refused.
+    pub fn open(cgroup: &MemoryCgroup, headroom: Bytes) -> io::Result<Self> {
+        let open = |name: &str| {
+            let path = cgroup.path.join(name);
+            File::open(&path)
+                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        };
+        Ok(Self {
+            usage: open(cgroup.version.usage_file())?,
+            limit: open(cgroup.version.limit_file())?,
+            headroom,
+        })
+    }
+
+    /// usage + headroom - limit, at least zero.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn deficit(&self) -> io::Result<Bytes> {
+        let usage = read_number(&self.usage)?.unwrap_or(0);
+        // "max" is not a number: no limit, nothing missing.
+        let Some(limit) = read_number(&self.limit)? else {
+            return Ok(Bytes::ZERO);
+        };
+        Ok(Bytes(
+            usage.saturating_add(self.headroom.0).saturating_sub(limit),
+        ))
+    }
+}
+
+/// The decimal number a file starts with, `None` if it starts with none.
+fn read_number(file: &File) -> io::Result<Option<u64>> {
+    let mut buf = [0u8; 32];
+    let n = pread(file, &mut buf, 0)?;
+    let mut value = None;
+    for d in buf[..n].iter().take_while(|b| b.is_ascii_digit()) {
+        value = Some(
+            value
+                .unwrap_or(0u64)
+                .saturating_mul(10)
+                .saturating_add(u64::from(d - b'0')),
+        );
+    }
+    Ok(value)
+}
+
+/// Distance of the whole system to its high watermarks.
+///
+/// The watermarks are summed once from /proc/zoneinfo (they change only when
+/// memory is hot-plugged or an admin writes `min_free_kbytes`); free pages
+/// come from `sysinfo(2)`, one system call and no text. Free pages of all
+/// zones against the sum of all high watermarks is a lower bound of the sum
+/// over zones, which the doubling of steps makes up for.
+/// MemAvailable is no signal here: it counts the model's own mapped weights
+/// as free.
+#[derive(Debug)]
+pub struct SystemGauge {
+    high: Bytes,
+}
+
+impl SystemGauge {
+    /// Reads the watermarks.
+    ///
+    /// # Errors
+    /// /proc/zoneinfo cannot be read or names no zone.
+    pub fn open() -> io::Result<Self> {
+        let path = Path::new("/proc/zoneinfo");
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        let pages = sum_high_watermarks(&text).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "/proc/zoneinfo names no high watermark",
+            )
+        })?;
+        Ok(Self {
+            high: Bytes(pages.saturating_mul(rustix::param::page_size() as u64)),
+        })
+    }
+
+    /// High watermarks - free, at least zero.
+    #[must_use]
+    pub fn deficit(&self) -> Bytes {
+        let info = rustix::system::sysinfo();
+        let free = (info.freeram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
+        self.high.saturating_sub(Bytes(free))
+    }
+}
+
+/// Sum of every zone's `high` line, in pages.
+fn sum_high_watermarks(zoneinfo: &str) -> Option<u64> {
+    let mut sum = None;
+    for line in zoneinfo.lines() {
+        // Per-CPU page sets have a line "high: N", with a colon.
+        if let Some(n) = line.trim_start().strip_prefix("high ")
+            && let Ok(n) = n.trim().parse::<u64>()
+        {
+            sum = Some(sum.unwrap_or(0u64).saturating_add(n));
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn high_watermarks_are_summed_and_page_sets_are_not() {
+        let text = "Node 0, zone DMA\n  pages free 100\n  min 1\n  low 2\n  high     3\n\
+                    pagesets\n    cpu: 0\n   count: 5\n   high:  700\n\
+                    Node 0, zone Normal\n  high     40\n";
+        assert_eq!(sum_high_watermarks(text), Some(43));
+        assert_eq!(sum_high_watermarks("nothing"), None);
+    }
+
+    #[test]
+    fn a_number_is_read_and_max_is_none() {
+        for (text, want) in [("123\n", Some(123)), ("max\n", None), ("", None)] {
+            let mut f = tempfile::tempfile().unwrap();
+            f.write_all(text.as_bytes()).unwrap();
+            assert_eq!(read_number(&f).unwrap(), want, "{text:?}");
+        }
+        let mut f = tempfile::tempfile().unwrap();
+        f.write_all(&[b'9'; 32]).unwrap();
+        assert_eq!(read_number(&f).unwrap(), Some(u64::MAX));
+    }
+
+    #[test]
+    fn the_system_gauge_reads_this_machine() {
+        let g = SystemGauge::open().unwrap();
+        assert!(g.high > Bytes::ZERO);
+        // Nobody runs the tests with less free memory than a watermark.
+        assert!(g.deficit() <= g.high);
+    }
+}

@@ -1,0 +1,353 @@
+//! Starts and stops the reactor, and reads what it left behind.
+//!
+//! Owns the thread's life. Refuses to run on the reactor's path: all here
+//! may allocate and block.
+
+use super::{
+    cgroup::MemoryCgroup,
+    controller::{Controller, Tuning},
+    gauge::{CgroupGauge, Gauges, SystemGauge},
+    harden::{self, Hardening},
+    reactor::{Reactor, Shared},
+    record::TrimRecord,
+};
+use crate::{
+    kv::KvPool,
+    signal::{EventTotals, PressureSource, SourceStats, privilege},
+    units::Bytes,
+};
+use kvpsi_common::{Kind, Phase};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    thread::JoinHandle,
+};
+use thiserror::Error;
+
+/// Trims kept for a slow reader before they are counted as lost.
+const RECORDS: usize = 4096;
+
+/// Whose shortage counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scope {
+    /// The cgroup where it has a limit, and the system
+    #[default]
+    Auto,
+    /// The whole system only
+    System,
+    /// The memory cgroup kvpsi runs in only
+    Cgroup,
+}
+
+/// How a governor is to run.
+#[derive(Debug)]
+pub struct GovernorConfig {
+    /// Whose shortage counts.
+    pub scope: Scope,
+    /// Constants of the rule.
+    pub tuning: Tuning,
+    /// Bytes to keep free below a cgroup's limit.
+    pub headroom: Bytes,
+    /// Measure the resident set around each trim (two reads of `statm`).
+    pub measure_rss: bool,
+    /// Watch and decide, but give nothing back.
+    pub observe_only: bool,
+}
+
+impl Default for GovernorConfig {
+    fn default() -> Self {
+        Self {
+            scope: Scope::Auto,
+            tuning: Tuning::default(),
+            headroom: Bytes::mib(16),
+            measure_rss: false,
+            observe_only: false,
+        }
+    }
+}
+
+/// Why a governor did not start.
+#[derive(Debug, Error)]
+pub enum GovernorError {
+    /// The scope asked for has no gauge.
+    #[error("--scope {scope}: {why}")]
+    Scope {
+        /// As the flag takes it.
+        scope: &'static str,
+        /// What is missing, and what to do.
+        why: String,
+    },
+    /// A thread or descriptor could not be made.
+    #[error("cannot start the reactor thread: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Totals of a governor.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct GovernorStats {
+    /// Name of the source.
+    pub signal: &'static str,
+    /// What the source saw.
+    pub events: EventTotals,
+    /// Nanoseconds in which at least one task stalled.
+    pub some_ns: u64,
+    /// Trims that gave something back.
+    pub trims: u64,
+    /// Bytes given back.
+    pub trimmed_bytes: Bytes,
+    /// Stalls of other cgroups, let pass.
+    pub ignored: u64,
+    /// Times the reactor was woken by its source.
+    pub wakeups: u64,
+    /// Trim records lost because nobody read them.
+    pub records_lost: u64,
+    /// The source broke with this error; nothing is trimmed any more.
+    pub source_error: Option<String>,
+}
+
+/// Threads that are told to stop, and joined, when this is dropped.
+#[derive(Default)]
+struct Threads(Vec<(JoinHandle<()>, OwnedFd)>);
+
+impl Threads {
+    fn spawn(&mut self, name: &str, f: impl FnOnce(OwnedFd) + Send + 'static) -> io::Result<()> {
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let theirs = stop.try_clone()?;
+        let handle = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || f(theirs))?;
+        self.0.push((handle, stop));
+        Ok(())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for (handle, stop) in self.0.drain(..) {
+            let _ = rustix::io::write(&stop, &1u64.to_ne_bytes());
+            if handle.join().is_err() {
+                tracing::error!("a control thread panicked");
+            }
+        }
+    }
+}
+
+/// A reactor thread that is set up and waits for a pool.
+///
+/// Made while the process still has privileges; the thread takes its
+/// real-time class and locks its pages, and needs nothing after. So the
+/// process can give its privileges up before it opens a model.
+pub struct Prepared {
+    signal: &'static str,
+    shared: Arc<Shared>,
+    stats: Arc<dyn SourceStats>,
+    hardening: Hardening,
+    /// Before `threads`: dropped first, it ends the wait of the reactor.
+    pool: mpsc::SyncSender<Arc<KvPool>>,
+    threads: Threads,
+}
+
+impl Prepared {
+    /// What the reactor's thread was granted.
+    #[must_use]
+    pub fn hardening(&self) -> &Hardening {
+        &self.hardening
+    }
+
+    /// Lets the reactor run over `pool`.
+    #[must_use]
+    pub fn start(self, pool: Arc<KvPool>) -> Governor {
+        // The thread ends only when this sender is dropped or told to stop.
+        let _ = self.pool.send(pool);
+        Governor {
+            signal: self.signal,
+            shared: self.shared,
+            stats: self.stats,
+            hardening: self.hardening,
+            _threads: self.threads,
+        }
+    }
+}
+
+/// A running reactor. Dropping it stops the thread and detaches the source.
+pub struct Governor {
+    signal: &'static str,
+    shared: Arc<Shared>,
+    stats: Arc<dyn SourceStats>,
+    hardening: Hardening,
+    _threads: Threads,
+}
+
+impl std::fmt::Debug for Governor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Governor")
+            .field("signal", &self.signal)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Governor {
+    /// Starts the reactor's thread over `source`. `witness`, where given,
+    /// only watches: the onset of a trim is then what the witness saw, so
+    /// that slow sources are measured against the truth.
+    ///
+    /// # Errors
+    /// The scope has no gauge, or a thread could not be made.
+    pub fn prepare(
+        source: Box<dyn PressureSource>,
+        witness: Option<Box<dyn PressureSource>>,
+        config: &GovernorConfig,
+    ) -> Result<Prepared, GovernorError> {
+        let gauges = open_gauges(config)?;
+        let page_bytes = rustix::param::page_size() as u64;
+        let shared = Arc::new(Shared::new(RECORDS));
+        shared.paused.store(config.observe_only, Relaxed);
+        let (signal, stats) = (source.name(), source.stats());
+        let statm = if config.measure_rss {
+            File::open("/proc/self/statm").ok()
+        } else {
+            None
+        };
+        let controller = Controller::new(config.tuning, page_bytes);
+        let mut threads = Threads::default();
+        if let Some(w) = witness {
+            let shared = Arc::clone(&shared);
+            threads.spawn("kvpsi-witness", move |stop| watch(w, &shared, &stop))?;
+        }
+        let (tell, told) = mpsc::sync_channel(1);
+        let (pool_tx, pool_rx) = mpsc::sync_channel::<Arc<KvPool>>(1);
+        let in_thread = Arc::clone(&shared);
+        threads.spawn("kvpsi-reactor", move |stop| {
+            let hardening = harden::current_thread();
+            // Capabilities are per thread on Linux: this one needs none now.
+            if let Err(e) = privilege::drop_all() {
+                tracing::warn!("the reactor's thread keeps its capabilities: {e}");
+            }
+            let _ = tell.send(hardening);
+            let Ok(pool) = pool_rx.recv() else { return };
+            let capacity = pool.budget();
+            let shared = in_thread;
+            Reactor {
+                source,
+                gauges,
+                pool,
+                controller,
+                shared,
+                stop,
+                statm,
+                page_bytes,
+                capacity,
+            }
+            .run();
+        })?;
+        let hardening = told.recv().unwrap_or_default();
+        for r in &hardening.refused {
+            tracing::debug!("reactor: {r}");
+        }
+        Ok(Prepared {
+            signal,
+            shared,
+            stats,
+            hardening,
+            threads,
+            pool: pool_tx,
+        })
+    }
+
+    /// The next trim nobody has read yet.
+    #[must_use]
+    pub fn next_trim(&self) -> Option<TrimRecord> {
+        self.shared.records.pop()
+    }
+
+    /// What the reactor's thread was granted.
+    #[must_use]
+    pub fn hardening(&self) -> &Hardening {
+        &self.hardening
+    }
+
+    /// Totals so far.
+    #[must_use]
+    pub fn stats(&self) -> GovernorStats {
+        let s = &self.shared;
+        let errno = s.source_errno.load(Relaxed);
+        GovernorStats {
+            signal: self.signal,
+            events: self.stats.totals(),
+            some_ns: self.stats.some_ns(),
+            trims: s.trims.load(Relaxed),
+            trimmed_bytes: Bytes(s.trimmed_bytes.load(Relaxed)),
+            ignored: s.ignored.load(Relaxed),
+            wakeups: s.wakeups.load(Relaxed),
+            records_lost: s.records_lost.load(Relaxed),
+            source_error: (errno != 0).then(|| io::Error::from_raw_os_error(errno).to_string()),
+        }
+    }
+}
+
+/// The witness: keeps the start of the last burst.
+fn watch(mut source: Box<dyn PressureSource>, shared: &Shared, stop: &OwnedFd) {
+    loop {
+        let woken = {
+            let r = source.readiness();
+            let Some((fd, flags)) = &r.fd else { return };
+            let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(fd, *flags)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+            !fds[0].revents().is_empty()
+        };
+        let drained = source.drain(&mut |e| {
+            if e.phase == Phase::Onset as u16 && Kind::from_raw(e.kind).is_some_and(Kind::is_stall)
+            {
+                shared.witness_onset_ns.store(e.ts_ns, Relaxed);
+            }
+        });
+        if woken || drained.is_err() {
+            return;
+        }
+    }
+}
+
+fn open_gauges(config: &GovernorConfig) -> Result<Gauges, GovernorError> {
+    let mut gauges = Gauges::default();
+    if config.scope != Scope::System {
+        let limited = MemoryCgroup::of_self().map(|c| c.tightest());
+        match (limited, config.scope) {
+            (Ok(Some((c, _))), _) => {
+                gauges.cgroup = Some(CgroupGauge::open(&c, config.headroom)?);
+            }
+            (Ok(None), Scope::Cgroup) => {
+                let why = "no memory limit is set on this process's cgroup or above it; set one (memory.max), or use --scope system".into();
+                return Err(GovernorError::Scope {
+                    scope: "cgroup",
+                    why,
+                });
+            }
+            (Err(e), Scope::Cgroup) => {
+                return Err(GovernorError::Scope {
+                    scope: "cgroup",
+                    why: e.to_string(),
+                });
+            }
+            _ => {}
+        }
+    }
+    if config.scope != Scope::Cgroup {
+        match SystemGauge::open() {
+            Ok(g) => gauges.system = Some(g),
+            Err(e) if config.scope == Scope::System => {
+                return Err(GovernorError::Scope {
+                    scope: "system",
+                    why: e.to_string(),
+                });
+            }
+            Err(e) => tracing::warn!("no system gauge: {e}"),
+        }
+    }
+    Ok(gauges)
+}

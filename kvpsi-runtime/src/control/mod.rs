@@ -1,0 +1,21 @@
+//! From events to bytes: the only place that knows both pressure and KV.
+//!
+//! Owns the estimate of how much is missing ([`gauge`]), the rule that turns
+//! stalls into trims ([`controller`], pure), the thread that carries it out
+//! ([`reactor`]) and its owner ([`Governor`]). Refuses to know how events are
+//! read (`signal`) and which blocks are given up (`kv`).
+//!
+//! Invariant: from the ring buffer to `madvise` nothing here allocates,
+//! blocks, logs or takes a lock that a slow path holds.
+
+pub mod cgroup;
+pub mod controller;
+pub mod gauge;
+pub mod governor;
+pub mod harden;
+pub mod reactor;
+pub mod record;
+
+pub use controller::{Controller, Decision, Tuning};
+pub use governor::{Governor, GovernorConfig, GovernorError, GovernorStats, Prepared, Scope};
+pub use record::{Trigger, TrimRecord};

@@ -1,0 +1,219 @@
+//! The thread from ring buffer to madvise.
+//!
+//! Owns the source, the gauges and the controller while it runs. On its path
+//! it does not allocate, block, log or take a lock: it polls, drains, reads
+//! two numbers, trims, and leaves a [`TrimRecord`] in a preallocated queue.
+//! Refuses everything slow; that is for readers of [`Shared`].
+
+use super::{
+    controller::{Controller, Decision},
+    gauge::Gauges,
+    record::{Trigger, TrimRecord},
+};
+use crate::{clock::monotonic_ns, kv::KvPool, signal::PressureSource, units::Bytes};
+use crossbeam_queue::ArrayQueue;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fd::OwnedFd,
+    io::{Errno, pread},
+};
+use std::{
+    fs::File,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// Where the reactor and its readers meet: atomics and one lock-free queue.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub records: ArrayQueue<TrimRecord>,
+    /// Records that found the queue full.
+    pub records_lost: AtomicU64,
+    pub trims: AtomicU64,
+    pub trimmed_bytes: AtomicU64,
+    pub ignored: AtomicU64,
+    pub wakeups: AtomicU64,
+    /// errno with which the source broke, 0 while it works.
+    pub source_errno: AtomicI32,
+    /// Start of the last burst as an independent witness saw it, ns; 0: none.
+    pub witness_onset_ns: AtomicU64,
+    pub paused: AtomicBool,
+}
+
+impl Shared {
+    pub fn new(records: usize) -> Self {
+        Self {
+            records: ArrayQueue::new(records),
+            records_lost: AtomicU64::new(0),
+            trims: AtomicU64::new(0),
+            trimmed_bytes: AtomicU64::new(0),
+            ignored: AtomicU64::new(0),
+            wakeups: AtomicU64::new(0),
+            source_errno: AtomicI32::new(0),
+            witness_onset_ns: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+        }
+    }
+}
+
+pub(super) struct Reactor {
+    pub source: Box<dyn PressureSource>,
+    pub gauges: Gauges,
+    pub pool: Arc<KvPool>,
+    pub controller: Controller,
+    pub shared: Arc<Shared>,
+    /// Readable: stop.
+    pub stop: OwnedFd,
+    /// /proc/self/statm, where trims are to be checked against RSS.
+    pub statm: Option<File>,
+    pub page_bytes: u64,
+    /// Bytes the budget may grow back to.
+    pub capacity: Bytes,
+}
+
+impl Reactor {
+    /// Runs until told to stop or until the source breaks.
+    pub fn run(mut self) {
+        let mut next_drain_ns = 0u64;
+        loop {
+            let now = monotonic_ns();
+            let interval = self.source.readiness().interval;
+            let until_drain =
+                interval.map(|_| Duration::from_nanos(next_drain_ns.saturating_sub(now)));
+            let until_growth = self
+                .controller
+                .sleep(now, self.pool.budget(), self.capacity);
+            let timeout = [until_drain, until_growth].into_iter().flatten().min();
+            let Ok((stop, ready)) = self.wait(timeout) else {
+                break;
+            };
+            if stop {
+                break;
+            }
+            let now = monotonic_ns();
+            let due = interval.is_some() && now >= next_drain_ns;
+            if ready || due {
+                self.shared.wakeups.fetch_add(1, Relaxed);
+                if let Some(interval) = interval {
+                    let step = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+                    next_drain_ns = now.saturating_add(step);
+                }
+                if let Err(e) = self.respond() {
+                    self.shared.source_errno.store(e, Relaxed);
+                    break;
+                }
+            }
+            self.grow();
+        }
+    }
+
+    /// Sleeps; says (stop was asked for, the source is ready).
+    fn wait(&self, timeout: Option<Duration>) -> Result<(bool, bool), Errno> {
+        let readiness = self.source.readiness();
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(t.subsec_nanos()),
+        });
+        let stop = PollFd::new(&self.stop, PollFlags::IN);
+        let result = if let Some((fd, flags)) = &readiness.fd {
+            let mut fds = [stop, PollFd::new(fd, *flags)];
+            poll(&mut fds, timeout.as_ref())
+                .map(|_| (!fds[0].revents().is_empty(), !fds[1].revents().is_empty()))
+        } else {
+            let mut fds = [stop];
+            poll(&mut fds, timeout.as_ref()).map(|_| (!fds[0].revents().is_empty(), false))
+        };
+        match result {
+            Err(Errno::INTR) => Ok((false, false)),
+            other => other,
+        }
+    }
+
+    /// Drains the source and trims until the controller has had enough,
+    /// looking for new events after each slice.
+    fn respond(&mut self) -> Result<(), i32> {
+        loop {
+            self.drain()?;
+            let noticed_ns = monotonic_ns();
+            let Some(decision) = self.controller.decide(noticed_ns, self.gauges.read()) else {
+                self.shared
+                    .ignored
+                    .store(self.controller.ignored(), Relaxed);
+                return Ok(());
+            };
+            if self.shared.paused.load(Relaxed) {
+                self.controller.trimmed(&decision, Bytes::ZERO);
+                continue;
+            }
+            self.trim(&decision, noticed_ns);
+        }
+    }
+
+    fn drain(&mut self) -> Result<(), i32> {
+        let controller = &mut self.controller;
+        self.source
+            .drain(&mut |e| controller.observe(e))
+            .map_err(|e| e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()))
+    }
+
+    fn trim(&mut self, decision: &Decision, noticed_ns: u64) {
+        let rss_before = self.rss();
+        let trimmed = self.pool.trim(decision.want, decision.steps);
+        self.controller.trimmed(decision, trimmed.bytes);
+        if trimmed.bytes == Bytes::ZERO {
+            return;
+        }
+        let rss_after = self.rss();
+        if decision.trigger != Trigger::EarlyWarning {
+            let account = self.pool.account();
+            self.pool.set_budget(account.resident.max(account.floor));
+        }
+        let witness = self.shared.witness_onset_ns.load(Relaxed);
+        let onset_ns = if witness == 0 {
+            decision.onset_ns
+        } else {
+            witness
+        };
+        self.shared.trims.fetch_add(1, Relaxed);
+        self.shared
+            .trimmed_bytes
+            .fetch_add(trimmed.bytes.0, Relaxed);
+        let record = TrimRecord {
+            trigger: decision.trigger,
+            onset_ns,
+            noticed_ns,
+            wanted: decision.want,
+            trimmed,
+            rss_before,
+            rss_after,
+        };
+        if self.shared.records.push(record).is_err() {
+            self.shared.records_lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn grow(&mut self) {
+        let budget = self.pool.budget();
+        if let Some(b) = self.controller.grow(monotonic_ns(), budget, self.capacity) {
+            self.pool.set_budget(b);
+        }
+    }
+
+    /// Resident set of the process: the second number of `statm`, in pages
+    /// (proc(5)). Since 6.2 the kernel sums per-CPU counters there with an
+    /// error of some dozen pages per CPU.
+    fn rss(&self) -> Option<Bytes> {
+        let mut buf = [0u8; 128];
+        let n = pread(self.statm.as_ref()?, &mut buf, 0).ok()?;
+        let mut fields = buf[..n].split(|b| *b == b' ');
+        let pages = fields.nth(1)?;
+        let pages = pages.iter().try_fold(0u64, |v, b| {
+            b.is_ascii_digit()
+                .then(|| v.saturating_mul(10).saturating_add(u64::from(b - b'0')))
+        })?;
+        Some(Bytes(pages.saturating_mul(self.page_bytes)))
+    }
+}

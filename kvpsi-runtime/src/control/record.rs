@@ -1,0 +1,62 @@
+//! What the reactor leaves behind of a trim, for slow readers.
+//!
+//! Plain data of fixed size, pushed into a preallocated lock-free queue;
+//! a full queue counts, it never blocks. Refuses to format itself: text and
+//! JSON are made where they are shown.
+
+use crate::{kv::Trimmed, units::Bytes};
+use kvpsi_common::Kind;
+
+/// Why a trim was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// First stall after a quiet spell.
+    Onset(Kind),
+    /// Stalls went on.
+    Ongoing(Kind),
+    /// The same burst, its target not met yet.
+    FollowUp(Kind),
+    /// The low watermark was crossed, nobody has stalled: lossless only.
+    EarlyWarning,
+}
+
+impl Trigger {
+    /// Name in text and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Onset(_) => "onset",
+            Self::Ongoing(_) => "ongoing",
+            Self::FollowUp(_) => "follow_up",
+            Self::EarlyWarning => "early_warning",
+        }
+    }
+
+    /// The kernel's event behind it.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Onset(k) | Self::Ongoing(k) | Self::FollowUp(k) => k,
+            Self::EarlyWarning => Kind::KswapdWake,
+        }
+    }
+}
+
+/// One trim.
+#[derive(Clone, Copy, Debug)]
+pub struct TrimRecord {
+    /// Why.
+    pub trigger: Trigger,
+    /// When the stall behind it began, `CLOCK_MONOTONIC` in ns.
+    pub onset_ns: u64,
+    /// When the reader of the source was handed the event, ns.
+    pub noticed_ns: u64,
+    /// Bytes asked of the pool.
+    pub wanted: Bytes,
+    /// What the pool did, with the times it began and had returned the pages.
+    pub trimmed: Trimmed,
+    /// The process's resident set before, where measured (`statm`).
+    pub rss_before: Option<Bytes>,
+    /// The process's resident set after, where measured.
+    pub rss_after: Option<Bytes>,
+}

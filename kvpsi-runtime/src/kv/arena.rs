@@ -1,0 +1,125 @@
+//! One anonymous mapping, reserved up front, cut into blocks.
+//!
+//! Owns the address space and the calls that give pages back. Knows nothing
+//! of who uses a block. A page is charged when it is first written, and gone
+//! when `madvise(MADV_DONTNEED)` returns (madvise(2)).
+//!
+//! In builds with debug assertions a returned block is unreadable until it
+//! is handed out again: a use of it is a fault, not zeros.
+
+use super::types::KvError;
+use crate::units::Bytes;
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+use std::ptr::NonNull;
+
+#[derive(Debug)]
+pub(super) struct Arena {
+    base: NonNull<u8>,
+    block_bytes: usize,
+    blocks: usize,
+}
+
+// SAFETY: the arena is an address range; it reads and writes nothing itself.
+// Who may touch a block is the pool's matter.
+unsafe impl Send for Arena {}
+// SAFETY: as above; madvise and mprotect may be called from any thread.
+unsafe impl Sync for Arena {}
+
+/// Huge pages: the kernel would keep, or take anew, more than one block.
+const HUGE_PAGE: usize = 2 << 20;
+
+impl Arena {
+    pub fn reserve(block_bytes: usize, blocks: usize) -> Result<Self, KvError> {
+        let len = block_bytes * blocks;
+        let prot = if cfg!(debug_assertions) {
+            ProtFlags::empty()
+        } else {
+            ProtFlags::READ | ProtFlags::WRITE
+        };
+        let fail = |e: rustix::io::Errno| KvError::Reserve {
+            bytes: Bytes(len as u64),
+            reason: format!("{e} (see `ulimit -v` and vm.overcommit_memory)"),
+        };
+        // SAFETY: a new private mapping at an address the kernel chooses.
+        let base = unsafe {
+            mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                prot,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(fail)?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| fail(rustix::io::Errno::NOMEM))?;
+        let arena = Self {
+            base,
+            block_bytes,
+            blocks,
+        };
+        if !block_bytes.is_multiple_of(HUGE_PAGE) {
+            // Kernels without huge pages answer EINVAL, and need no advice.
+            // SAFETY: advice on our own mapping changes no content.
+            let _ = unsafe { mm::madvise(base.as_ptr().cast(), len, Advice::LinuxNoHugepage) };
+        }
+        Ok(arena)
+    }
+
+    pub fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Where block `i` begins.
+    pub fn block(&self, i: usize) -> NonNull<u8> {
+        assert!(i < self.blocks);
+        // SAFETY: inside the mapping, checked above.
+        unsafe { self.base.add(i * self.block_bytes) }
+    }
+
+    /// Makes a returned block usable (debug builds only).
+    pub fn unseal(&self, i: usize) {
+        if cfg!(debug_assertions) {
+            self.protect(i, 1, MprotectFlags::READ | MprotectFlags::WRITE);
+        }
+    }
+
+    /// Gives the pages of `n` blocks from `first` back, in one call.
+    ///
+    /// # Safety
+    /// Nobody reads or writes these blocks until they are handed out again.
+    pub unsafe fn give_back(&self, first: usize, n: usize) -> Result<(), rustix::io::Errno> {
+        assert!(first + n <= self.blocks);
+        let at = self.block(first).as_ptr().cast();
+        // SAFETY: our own mapping, whole pages, unused as the caller says.
+        unsafe { mm::madvise(at, n * self.block_bytes, Advice::LinuxDontNeed)? };
+        if cfg!(debug_assertions) {
+            self.protect(first, n, MprotectFlags::empty());
+        }
+        Ok(())
+    }
+
+    fn protect(&self, first: usize, n: usize, flags: MprotectFlags) {
+        let at = self.block(first).as_ptr().cast();
+        // SAFETY: our own mapping; blocks change hands only between owners.
+        let r = unsafe { mm::mprotect(at, n * self.block_bytes, flags) };
+        debug_assert!(r.is_ok(), "mprotect of blocks {first}+{n}: {r:?}");
+    }
+
+    #[cfg(test)]
+    pub fn range(&self) -> std::ops::Range<usize> {
+        let a = self.base.as_ptr().expose_provenance();
+        a..a + self.blocks * self.block_bytes
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and the pool that handed out its
+        // addresses is gone with it.
+        let r = unsafe { mm::munmap(self.base.as_ptr().cast(), self.blocks * self.block_bytes) };
+        debug_assert!(r.is_ok());
+    }
+}

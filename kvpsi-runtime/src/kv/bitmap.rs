@@ -1,0 +1,110 @@
+//! A set of block numbers as atomic bits, with searches from both ends.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+#[derive(Debug)]
+pub(super) struct Bitmap(Box<[AtomicU64]>);
+
+impl Bitmap {
+    /// A set over `0..n`, empty or full.
+    pub fn new(n: usize, full: bool) -> Self {
+        let words = (0..n.div_ceil(64)).map(|w| {
+            let used = (n - w * 64).min(64);
+            AtomicU64::new(if full { u64::MAX >> (64 - used) } else { 0 })
+        });
+        Self(words.collect())
+    }
+
+    pub fn insert(&self, i: usize) {
+        let old = self.0[i / 64].fetch_or(1 << (i % 64), SeqCst);
+        debug_assert!(old & 1 << (i % 64) == 0, "block {i} was in the set");
+    }
+
+    /// Takes `i` out; false if somebody else did.
+    pub fn remove(&self, i: usize) -> bool {
+        self.0[i / 64].fetch_and(!(1 << (i % 64)), SeqCst) & 1 << (i % 64) != 0
+    }
+
+    /// Takes the lowest member out.
+    pub fn take_low(&self) -> Option<usize> {
+        self.0.iter().enumerate().find_map(|(w, bits)| {
+            loop {
+                let b = bits.load(SeqCst);
+                if b == 0 {
+                    return None;
+                }
+                let i = w * 64 + b.trailing_zeros() as usize;
+                if self.remove(i) {
+                    return Some(i);
+                }
+            }
+        })
+    }
+
+    /// Takes the highest member out.
+    pub fn take_high(&self) -> Option<usize> {
+        self.0.iter().enumerate().rev().find_map(|(w, bits)| {
+            loop {
+                let b = bits.load(SeqCst);
+                if b == 0 {
+                    return None;
+                }
+                let i = w * 64 + 63 - b.leading_zeros() as usize;
+                if self.remove(i) {
+                    return Some(i);
+                }
+            }
+        })
+    }
+
+    /// Takes the lowest run of adjacent members out: (first, count).
+    pub fn take_run(&self) -> Option<(usize, usize)> {
+        let first = self.take_low()?;
+        let mut n = 1;
+        while (first + n) / 64 < self.0.len() && self.remove(first + n) {
+            n += 1;
+        }
+        Some((first, n))
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.0
+            .iter()
+            .map(|b| b.load(SeqCst).count_ones() as usize)
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn a_bitmap_is_a_set(n in 1usize..300, ops in prop::collection::vec((0u8..4, 0usize..300), 0..200)) {
+            let (map, mut set) = (Bitmap::new(n, false), BTreeSet::new());
+            for (op, i) in ops {
+                let i = i % n;
+                match op {
+                    0 => if set.insert(i) { map.insert(i) },
+                    1 => prop_assert_eq!(map.remove(i), set.remove(&i)),
+                    2 => prop_assert_eq!(map.take_high(), set.pop_last()),
+                    _ => {
+                        let run = map.take_run();
+                        let first = set.first().copied();
+                        prop_assert_eq!(run.map(|r| r.0), first);
+                        for j in run.into_iter().flat_map(|(a, n)| a..a + n) {
+                            prop_assert!(set.remove(&j));
+                        }
+                        if let Some((a, n)) = run { prop_assert!(!set.contains(&(a + n))) }
+                    }
+                }
+                prop_assert_eq!(map.len(), set.len());
+            }
+            prop_assert_eq!(Bitmap::new(n, true).len(), n);
+        }
+    }
+}

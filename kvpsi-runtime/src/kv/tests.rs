@@ -1,0 +1,322 @@
+//! The pool's invariants: under any order of calls, under real threads, and
+//! as the kernel sees them.
+
+use super::{types::MAX_SEQUENCES, *};
+use crate::units::Bytes;
+use proptest::prelude::*;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+const SHAPE: KvShape = KvShape {
+    layers: 2,
+    kv_heads: 2,
+    head_dim: 16,
+    block_tokens: 16,
+};
+
+fn pool(capacity_tokens: usize, max_sequences: usize) -> Arc<KvPool> {
+    KvPool::new(PoolConfig {
+        shape: SHAPE,
+        capacity_tokens,
+        max_sequences,
+        sink_tokens: 4,
+        recent_tokens: 40,
+    })
+    .unwrap()
+}
+
+/// The keys of a position: recognisable, never zero, exact in f16.
+fn key(seq: usize, pos: usize, layer: usize) -> f32 {
+    (1 + seq * 400 + layer * 200 + pos % 97) as f32
+}
+
+/// Appends and fills in steps, as an engine does: what one call handed out
+/// stays protected until the next.
+fn grow(p: &KvPool, tag: usize, seq: SeqId, tokens: usize) {
+    for _ in 0..tokens / SHAPE.block_tokens {
+        let r = p.append(seq, SHAPE.block_tokens).unwrap();
+        fill(p, tag, seq, r);
+    }
+    let r = p.append(seq, tokens % SHAPE.block_tokens).unwrap();
+    fill(p, tag, seq, r);
+}
+
+fn fill(p: &KvPool, tag: usize, seq: SeqId, range: std::ops::Range<usize>) {
+    let guard = p.layer();
+    for pos in range {
+        for layer in 0..SHAPE.layers {
+            let row = vec![key(tag, pos, layer); SHAPE.kv_heads * SHAPE.head_dim];
+            p.write(&guard, seq, layer, pos, &row, &row);
+        }
+    }
+}
+
+/// Reads every live position under one guard per layer and checks it.
+fn check(p: &KvPool, tag: usize, seq: SeqId) -> usize {
+    let (mut views, mut live) = (vec![], 0);
+    for layer in 0..SHAPE.layers {
+        let guard = p.layer();
+        p.blocks(&guard, seq, layer, &mut views);
+        live = 0;
+        for b in &views {
+            for h in 0..SHAPE.kv_heads {
+                for t in 0..b.tokens {
+                    let at = (h * SHAPE.block_tokens + t) * SHAPE.head_dim;
+                    // SAFETY: inside the block, and the guard keeps it.
+                    let (k, v) = unsafe { ((*b.k.add(at)).to_f32(), (*b.v.add(at + 15)).to_f32()) };
+                    let want = key(tag, b.first_pos + t, layer);
+                    assert!(
+                        k == want && v == want,
+                        "pos {} layer {layer}: {k} {v}",
+                        b.first_pos + t
+                    );
+                }
+            }
+            live += b.tokens;
+        }
+    }
+    live
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Open,
+    Append(usize, usize),
+    Trim(u64, bool),
+    Budget(u64),
+    Close(usize),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        Just(Op::Open),
+        (0usize..4, 1usize..70).prop_map(|(s, n)| Op::Append(s, n)),
+        (0u64..200_000, any::<bool>()).prop_map(|(b, all)| Op::Trim(b, all)),
+        (0u64..200_000).prop_map(Op::Budget),
+        (0usize..4).prop_map(Op::Close),
+    ];
+    prop::collection::vec(op, 1..80)
+}
+
+fn exact(p: &KvPool) {
+    let a = p.account();
+    assert_eq!(a.resident.0 + a.returned.0, a.reserved.0);
+    assert_eq!(a.in_use.0 + a.slack.0, a.resident.0);
+    assert_eq!(p.bytes(p.slack.len()), a.slack);
+    assert_eq!(p.bytes(p.returned.len()), a.returned);
+    assert_eq!(p.draining.len(), 0);
+    assert_eq!(a.writes_lost, 0);
+    let mut owners = HashMap::new();
+    for (s, slot) in p.slots.iter().enumerate() {
+        for b in (0..slot.entries()).filter_map(|i| slot.entry(i)) {
+            assert_eq!(owners.insert(b, s), None, "block {b} has two owners");
+        }
+    }
+    assert_eq!(p.bytes(owners.len()), a.in_use);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn no_block_is_lost_or_owned_twice_and_live_keys_are_the_ones_written(ops in ops()) {
+        let p = pool(640, 4);
+        let mut seqs: Vec<Option<(usize, SeqId)>> = vec![None; 4];
+        let mut tags = 0;
+        for op in ops {
+            match op {
+                Op::Open => if let Some(free) = seqs.iter_mut().find(|s| s.is_none()) {
+                    *free = Some((tags % 4, p.open().unwrap()));
+                    tags += 1;
+                },
+                Op::Append(s, n) => if let Some((tag, seq)) = seqs[s] {
+                    let before = p.account();
+                    match p.append(seq, n) {
+                        Ok(r) => { prop_assert_eq!(r.len(), n); fill(&p, tag, seq, r); }
+                        Err(KvError::Context { .. }) => prop_assert_eq!(before, p.account()),
+                        Err(e) => prop_assert!(matches!(e, KvError::Exhausted(_)), "{}", e),
+                    }
+                },
+                Op::Trim(b, all) => {
+                    let before = p.account();
+                    let t = p.trim(Bytes(b), if all { Steps::ALL } else { Steps::SLACK });
+                    let after = p.account();
+                    prop_assert_eq!(before.resident.0 - after.resident.0, t.bytes.0);
+                    prop_assert_eq!(t.kv_tokens_before - t.kv_tokens_after, t.tokens);
+                    let could = if all { before.resident.0 - before.floor.0 } else { before.slack.0 };
+                    prop_assert!(t.bytes.0 >= b.min(could) || t.bytes.0 >= could, "{t:?} of {could}");
+                }
+                Op::Budget(b) => p.set_budget(Bytes(b)),
+                Op::Close(s) => if let Some((_, seq)) = seqs[s].take() { p.close(seq); p.close(seq); },
+            }
+            exact(&p);
+            let live: usize = seqs.iter().flatten().map(|(tag, s)| {
+                let live = check(&p, *tag, *s);
+                assert_eq!(live, p.live_tokens(*s));
+                live
+            }).sum();
+            prop_assert_eq!(p.account().live_tokens, live as u64);
+        }
+    }
+}
+
+#[test]
+fn a_trim_during_reading_and_writing_never_takes_a_block_from_under_a_guard() {
+    let p = pool(1600, 4);
+    let stop = AtomicBool::new(false);
+    let trims = std::thread::scope(|s| {
+        let trimmer = s.spawn(|| {
+            let mut n = 0u64;
+            while !stop.load(SeqCst) {
+                n += u64::from(p.trim(Bytes(20_000), Steps::ALL).blocks > 0);
+                std::thread::yield_now();
+            }
+            n
+        });
+        let readers: Vec<_> = (0..2)
+            .map(|tag| {
+                let p = &p;
+                s.spawn(move || {
+                    let end = Instant::now() + Duration::from_secs(2);
+                    while Instant::now() < end {
+                        let seq = p.open().unwrap();
+                        for n in [33, 1, 1, 64, 7].into_iter().cycle().take(40) {
+                            match p.append(seq, n) {
+                                Ok(r) => fill(p, tag, seq, r),
+                                Err(_) => break,
+                            }
+                            check(p, tag, seq);
+                        }
+                        p.close(seq);
+                    }
+                })
+            })
+            .collect();
+        let panicked = readers.into_iter().any(|r| r.join().is_err());
+        stop.store(true, SeqCst);
+        assert!(!panicked);
+        trimmer.join().unwrap()
+    });
+    assert!(cfg!(not(feature = "trim")) || trims > 10, "{trims} trims");
+    exact(&p);
+}
+
+/// Resident bytes of an address range, by smaps (proc(5)).
+fn smaps_rss(range: &std::ops::Range<usize>) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut inside, mut kib) = (false, 0);
+    for line in text.lines() {
+        let head = line.split(' ').next().unwrap_or("");
+        if let Some((a, b)) = head.split_once('-')
+            && let (Ok(a), Ok(b)) = (usize::from_str_radix(a, 16), usize::from_str_radix(b, 16))
+        {
+            inside = a >= range.start && b <= range.end;
+        } else if inside && let Some(n) = line.strip_prefix("Rss:") {
+            kib += n.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        }
+    }
+    kib << 10
+}
+
+#[test]
+fn the_kernel_sees_the_same_account() {
+    // Blocks of exactly whole pages, every page written.
+    let p = pool(3200, 1);
+    let range = p.arena.range();
+    assert_eq!(smaps_rss(&range), 0);
+    let seq = p.open().unwrap();
+    grow(&p, 0, seq, 3200);
+    assert_eq!(smaps_rss(&range), p.account().resident.0);
+    for want in [1, 100_000, 300_000] {
+        let before = smaps_rss(&range);
+        let t = p.trim(Bytes(want), Steps::ALL);
+        assert_eq!(before - smaps_rss(&range), t.bytes.0);
+        assert_eq!(smaps_rss(&range), p.account().resident.0);
+        assert!(cfg!(not(feature = "trim")) || t.bytes.0 >= want);
+    }
+    assert_eq!(check(&p, 0, seq), p.live_tokens(seq));
+    p.close(seq);
+    p.trim(Bytes(u64::MAX), Steps::SLACK);
+    assert!(cfg!(not(feature = "trim")) || smaps_rss(&range) == 0);
+}
+
+#[test]
+#[cfg(feature = "trim")]
+fn adjacent_victims_go_in_one_call() {
+    let p = pool(1600, 1);
+    let seq = p.open().unwrap();
+    grow(&p, 0, seq, 1600);
+    let t = p.trim(p.bytes(20), Steps::ALL);
+    assert_eq!(
+        (t.blocks, t.madvise_calls, t.deepest),
+        (20, 1, Some(Step::Window))
+    );
+}
+
+#[test]
+#[cfg(feature = "trim")]
+fn sinks_and_the_recent_window_are_never_trimmed() {
+    let p = pool(1600, 1);
+    let seq = p.open().unwrap();
+    grow(&p, 0, seq, 500);
+    p.trim(Bytes(u64::MAX), Steps::ALL);
+    let (guard, mut views) = (p.layer(), vec![]);
+    p.blocks(&guard, seq, 0, &mut views);
+    assert_eq!(views[0].first_pos, 0);
+    assert!(views[1].first_pos <= 500 - 40 && views.last().unwrap().first_pos == 496);
+    assert_eq!(p.account().resident, p.account().floor);
+}
+
+#[test]
+#[cfg(feature = "trim")]
+fn below_its_budget_a_sequence_gives_up_its_own_oldest_blocks_and_goes_on() {
+    let p = pool(1600, 1);
+    let seq = p.open().unwrap();
+    p.set_budget(p.bytes(10));
+    for _ in 0..100 {
+        let r = p.append(seq, 16).unwrap();
+        fill(&p, 0, seq, r);
+        assert!(p.account().resident <= p.bytes(10));
+    }
+    assert_eq!(p.account().self_evicted, 90);
+    check(&p, 0, seq);
+}
+
+#[test]
+fn impossible_settings_are_refused_with_what_to_do() {
+    let config = |shape, capacity_tokens, max_sequences| PoolConfig {
+        shape,
+        capacity_tokens,
+        max_sequences,
+        sink_tokens: 4,
+        recent_tokens: 8,
+    };
+    let refused = |c| KvPool::new(c).map(|_| ()).unwrap_err();
+    assert!(matches!(
+        refused(config(KvShape { layers: 0, ..SHAPE }, 10, 1)),
+        KvError::Shape(_)
+    ));
+    assert!(matches!(
+        refused(config(SHAPE, 1 << 50, 1)),
+        KvError::TooLarge { .. }
+    ));
+    assert!(matches!(
+        refused(config(SHAPE, 16, MAX_SEQUENCES + 1)),
+        KvError::Sequences(_)
+    ));
+    let p = pool(64, 1);
+    let seq = p.open().unwrap();
+    assert_eq!(p.open(), Err(KvError::NoSequence(1)));
+    assert_eq!(
+        p.append(seq, 65),
+        Err(KvError::Context {
+            wanted: 65,
+            context: 64
+        })
+    );
+}

@@ -1,0 +1,208 @@
+//! Shapes, settings, accounts and errors of the KV memory.
+
+use crate::units::Bytes;
+use thiserror::Error;
+
+/// Most sequences a pool can be asked for: their cursors live on the
+/// reactor's stack.
+pub const MAX_SEQUENCES: usize = 64;
+
+/// Most bytes a pool may reserve: 1 TiB of address space.
+const MAX_RESERVED: u64 = 1 << 40;
+
+/// Shape of a model's keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// KV heads of a layer.
+    pub kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Tokens of one block.
+    pub block_tokens: usize,
+}
+
+impl KvShape {
+    /// f16 elements of one layer of one block: K then V.
+    pub(super) fn layer_elements(&self) -> usize {
+        2 * self.half_layer_elements()
+    }
+
+    /// f16 elements of K (or V) of one layer of one block.
+    pub(super) fn half_layer_elements(&self) -> usize {
+        self.kv_heads * self.block_tokens * self.head_dim
+    }
+
+    /// Bytes of one block: all layers, K and V, f16, rounded up to pages.
+    #[must_use]
+    pub fn block_bytes(&self) -> Bytes {
+        let page = rustix::param::page_size() as u64;
+        Bytes(
+            (self
+                .token_bytes()
+                .0
+                .saturating_mul(self.block_tokens as u64))
+            .next_multiple_of(page),
+        )
+    }
+
+    /// Bytes of one token: all layers, K and V, f16.
+    #[must_use]
+    pub fn token_bytes(&self) -> Bytes {
+        let f16 = 2u64;
+        [self.layers, self.kv_heads, self.head_dim]
+            .into_iter()
+            .fold(Bytes(2 * f16), |b, n| Bytes(b.0.saturating_mul(n as u64)))
+    }
+}
+
+/// How a pool is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolConfig {
+    /// Shape of keys and values.
+    pub shape: KvShape,
+    /// Tokens the arena has room for, and the longest sequence.
+    pub capacity_tokens: usize,
+    /// Sequences open at once.
+    pub max_sequences: usize,
+    /// First tokens of a sequence that are always kept (attention sinks,
+    /// StreamingLLM, arXiv 2309.17453).
+    pub sink_tokens: usize,
+    /// Last tokens of a sequence that are always kept.
+    pub recent_tokens: usize,
+}
+
+impl PoolConfig {
+    /// Blocks of the arena, or why the settings cannot be.
+    pub(super) fn blocks(&self) -> Result<usize, KvError> {
+        let s = &self.shape;
+        if [
+            s.layers,
+            s.kv_heads,
+            s.head_dim,
+            s.block_tokens,
+            self.capacity_tokens,
+        ]
+        .contains(&0)
+        {
+            return Err(KvError::Shape(*s));
+        }
+        if !(1..=MAX_SEQUENCES).contains(&self.max_sequences) {
+            return Err(KvError::Sequences(self.max_sequences));
+        }
+        let blocks = self.capacity_tokens.div_ceil(s.block_tokens);
+        let bytes = s.block_bytes().0.saturating_mul(blocks as u64);
+        if bytes > MAX_RESERVED || u32::try_from(blocks).is_err() {
+            return Err(KvError::TooLarge {
+                tokens: self.capacity_tokens,
+                bytes: Bytes(bytes),
+            });
+        }
+        Ok(blocks)
+    }
+}
+
+/// What can go wrong.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum KvError {
+    /// A dimension is zero.
+    #[error("the KV shape {0:?} has a dimension of zero")]
+    Shape(KvShape),
+    /// More sequences than a pool can hold.
+    #[error("{0} sequences at once: choose 1 to {MAX_SEQUENCES}")]
+    Sequences(usize),
+    /// The arena would not fit an address space.
+    #[error("a KV cache of {tokens} tokens would take {bytes}; choose a smaller --ctx")]
+    TooLarge {
+        /// Asked for.
+        tokens: usize,
+        /// What that takes.
+        bytes: Bytes,
+    },
+    /// mmap refused.
+    #[error("cannot reserve {bytes} of address space for the KV cache: {reason}")]
+    Reserve {
+        /// Asked for.
+        bytes: Bytes,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// Every sequence slot is taken.
+    #[error("all {0} sequences are in use")]
+    NoSequence(usize),
+    /// The sequence would be longer than the context.
+    #[error("position {wanted} is beyond the context of {context} tokens; choose a larger --ctx")]
+    Context {
+        /// Positions needed.
+        wanted: usize,
+        /// Positions there are.
+        context: usize,
+    },
+    /// No block is free and nothing may be evicted.
+    #[error("the KV cache is full: {0} in use and nothing may be evicted; choose a larger --ctx")]
+    Exhausted(Bytes),
+}
+
+/// A step of the reclaim ladder (design.md), cheapest loss first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Step {
+    /// Free blocks whose pages are resident. Lossless.
+    Slack = 1,
+    /// Whole cold blocks; sinks and the recent window are kept.
+    Window = 5,
+}
+
+impl Step {
+    /// Name in text and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Slack => "slack",
+            Self::Window => "window",
+        }
+    }
+}
+
+/// A set of steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps(u8);
+
+impl Steps {
+    /// Only what nobody would miss.
+    pub const SLACK: Self = Self(1 << Step::Slack as u8);
+    /// The whole ladder.
+    pub const ALL: Self = Self(1 << Step::Slack as u8 | 1 << Step::Window as u8);
+
+    /// The step may be taken.
+    #[must_use]
+    pub const fn has(self, step: Step) -> bool {
+        self.0 & 1 << step as u8 != 0
+    }
+}
+
+/// The pool's account at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Account {
+    /// Address space of the arena.
+    pub reserved: Bytes,
+    /// Blocks whose pages the process holds.
+    pub resident: Bytes,
+    /// Blocks whose pages the kernel has.
+    pub returned: Bytes,
+    /// Blocks of sequences.
+    pub in_use: Bytes,
+    /// Resident blocks of nobody.
+    pub slack: Bytes,
+    /// Positions of all sequences that have keys and values.
+    pub live_tokens: u64,
+    /// What a trim cannot take: sinks and recent windows of open sequences.
+    pub floor: Bytes,
+    /// Blocks that sequences gave up to stay within the budget.
+    pub self_evicted: u64,
+    /// `madvise` calls that failed; their blocks stayed resident.
+    pub madvise_errors: u64,
+    /// Rows of keys and values that found no block: always 0, or a bug.
+    pub writes_lost: u64,
+}
