@@ -5,6 +5,7 @@
 //! [`model`] <- [`engine`] <- [`cli`]. `signal` knows nothing of KV blocks,
 //! `kv` nothing of pressure; [`control`] alone knows both.
 
+pub mod attention;
 pub mod cli;
 pub mod clock;
 pub mod control;

@@ -1,0 +1,513 @@
+//! Attention kernels for AVX2 with FMA and F16C. Shapes as in `kernels`, which
+//! checked them; head sizes and matrix widths are multiples of 8.
+//!
+//! Register plans (16 of them): scores keep 3 queries x 4 keys and widen a key
+//! once for all; sums keep 3 queries x 32 values; the matrix product 3 x 32.
+//! Twelve accumulators hide the latency of FMA.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "indices name registers of several arrays at once"
+)]
+
+use super::kernels::{LANES, Rows, padded};
+use half::f16;
+use std::arch::x86_64::*;
+
+/// Whether this processor has what the kernels here use.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+/// Queries to take at once when so many are left: few kinds, and no lone rest
+/// where two equal parts do.
+fn together(left: usize) -> usize {
+    match left {
+        0..=4 => left,
+        5 | 6 => 3,
+        _ => 4,
+    }
+}
+
+/// Eight f16 values, widened.
+///
+/// # Safety
+/// `at` has eight values.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn load16(at: *const f16) -> __m256 {
+    // SAFETY: the caller's promise; f16 is 16 bits wide.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
+}
+
+/// Sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum4(v: [__m256; 4]) -> __m128 {
+    let pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    _mm_add_ps(
+        _mm256_castps256_ps128(pairs),
+        _mm256_extractf128_ps::<1>(pairs),
+    )
+}
+
+/// Sum of the lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum(v: __m256) -> f32 {
+    let zero = _mm256_setzero_ps();
+    _mm_cvtss_f32(sum4([v, zero, zero, zero]))
+}
+
+/// Greatest lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn greatest(v: __m256) -> f32 {
+    let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+    _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+}
+
+/// 2^x for x <= 0, relative error below 3e-7; 0 below 2^-126, not-a-number
+/// stays so. Taylor series of 2^r on -0.5..=0.5, coefficients ln(2)^k / k!.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn exp2(x: __m256) -> __m256 {
+    let least = _mm256_set1_ps(-126.0);
+    let clamped = _mm256_max_ps(least, x);
+    let whole = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(clamped);
+    let r = _mm256_sub_ps(clamped, whole);
+    let mut poly = _mm256_set1_ps(1.540_353e-4);
+    for c in [
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        2.402_265e-1,
+        std::f32::consts::LN_2,
+        1.0,
+    ] {
+        poly = _mm256_fmadd_ps(poly, r, _mm256_set1_ps(c));
+    }
+    let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
+    let kept = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, least);
+    _mm256_and_ps(kept, _mm256_mul_ps(poly, power))
+}
+
+/// Lanes below `n` set, for a masked load or store.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn first(n: usize) -> __m256i {
+    let n = i32::try_from(n.min(LANES)).unwrap_or(8);
+    _mm256_cmpgt_epi32(
+        _mm256_set1_epi32(n),
+        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+    )
+}
+
+/// # Safety
+/// Features present; shapes as `kernels::scores` asserts.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn scores(q: &[f32], k: &[f16], d: usize, out: &mut [f32], stride: usize) {
+    let queries = q.len() / d;
+    let mut i = 0;
+    while i < queries {
+        let n = together(queries - i);
+        let (q, out) = (&q[i * d..], &mut out[i * stride..]);
+        // SAFETY: `n` queries of `d` values and `n` rows of `stride` scores
+        // are left; `stride` is at least the tokens of `k`.
+        unsafe {
+            match n {
+                1 => scores_of::<1>(q, k, d, out, stride),
+                2 => scores_of::<2>(q, k, d, out, stride),
+                3 => scores_of::<3>(q, k, d, out, stride),
+                _ => scores_of::<4>(q, k, d, out, stride),
+            }
+        }
+        i += n;
+    }
+}
+
+/// # Safety
+/// `q` has `H` rows of `d`, `out` `H` rows of `stride`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scores_of<const H: usize>(
+    q: &[f32],
+    k: &[f16],
+    d: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let tokens = k.len() / d;
+    let mut t = 0;
+    // SAFETY: `t + 4 <= tokens` (or `t < tokens`), so the keys lie in `k`, the
+    // scores in the first `tokens <= stride` values of each of `H` rows of
+    // `out`; `c + 8 <= d` as `d` is a multiple of 8.
+    unsafe {
+        let (q, out) = (q.as_ptr(), out.as_mut_ptr());
+        while t + 4 <= tokens {
+            let k = k.as_ptr().add(t * d);
+            let mut acc = [[_mm256_setzero_ps(); 4]; H];
+            let mut c = 0;
+            while c < d {
+                let mut query = [_mm256_setzero_ps(); H];
+                for h in 0..H {
+                    query[h] = _mm256_loadu_ps(q.add(h * d + c));
+                }
+                for j in 0..4 {
+                    let key = load16(k.add(j * d + c));
+                    for h in 0..H {
+                        acc[h][j] = _mm256_fmadd_ps(query[h], key, acc[h][j]);
+                    }
+                }
+                c += LANES;
+            }
+            for (h, acc) in acc.iter().enumerate() {
+                _mm_storeu_ps(out.add(h * stride + t), sum4(*acc));
+            }
+            t += 4;
+        }
+        while t < tokens {
+            let k = k.as_ptr().add(t * d);
+            let mut acc = [_mm256_setzero_ps(); H];
+            let mut c = 0;
+            while c < d {
+                let key = load16(k.add(c));
+                for (h, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm256_fmadd_ps(_mm256_loadu_ps(q.add(h * d + c)), key, *acc);
+                }
+                c += LANES;
+            }
+            for (h, acc) in acc.iter().enumerate() {
+                *out.add(h * stride + t) = sum(*acc);
+            }
+            t += 1;
+        }
+    }
+}
+
+/// # Safety
+/// Features present; shapes as `kernels::weigh` asserts.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn weigh(
+    p: &[f32],
+    stride: usize,
+    v: &[f16],
+    d: usize,
+    keep: &[f32],
+    acc: &mut [f32],
+) {
+    let queries = acc.len() / d;
+    let mut i = 0;
+    while i < queries {
+        let n = together(queries - i);
+        let (p, keep, acc) = (&p[i * stride..], &keep[i..], &mut acc[i * d..]);
+        // SAFETY: `n` rows of each are left.
+        unsafe {
+            match n {
+                1 => weigh_of::<1>(p, stride, v, d, keep, acc),
+                2 => weigh_of::<2>(p, stride, v, d, keep, acc),
+                3 => weigh_of::<3>(p, stride, v, d, keep, acc),
+                _ => {
+                    weigh_of::<2>(p, stride, v, d, keep, acc);
+                    weigh_of::<2>(
+                        &p[2 * stride..],
+                        stride,
+                        v,
+                        d,
+                        &keep[2..],
+                        &mut acc[2 * d..],
+                    );
+                }
+            }
+        }
+        i += n;
+    }
+}
+
+/// # Safety
+/// `H` rows of `p`, `keep` and `acc`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn weigh_of<const H: usize>(
+    p: &[f32],
+    stride: usize,
+    v: &[f16],
+    d: usize,
+    keep: &[f32],
+    acc: &mut [f32],
+) {
+    let mut c = 0;
+    while c < d {
+        // SAFETY: the columns taken lie within `d`.
+        unsafe {
+            match d - c {
+                32.. => {
+                    weigh_columns::<H, 4>(p, stride, v, d, c, keep, acc);
+                    c += 32;
+                }
+                16.. => {
+                    weigh_columns::<H, 2>(p, stride, v, d, c, keep, acc);
+                    c += 16;
+                }
+                _ => {
+                    weigh_columns::<H, 1>(p, stride, v, d, c, keep, acc);
+                    c += 8;
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `H` rows of `p`, `keep` and `acc`; `c + 8 * N <= d`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn weigh_columns<const H: usize, const N: usize>(
+    p: &[f32],
+    stride: usize,
+    v: &[f16],
+    d: usize,
+    c: usize,
+    keep: &[f32],
+    acc: &mut [f32],
+) {
+    let tokens = v.len() / d;
+    // SAFETY: columns `c..c + 8 * N` of `tokens` rows of `v` and `H` rows of
+    // `acc`; `tokens <= stride` weights of `H` rows of `p`.
+    unsafe {
+        let (p, v) = (p.as_ptr(), v.as_ptr().add(c));
+        let acc = acc.as_mut_ptr().add(c);
+        let mut sums = [[_mm256_setzero_ps(); N]; H];
+        for t in 0..tokens {
+            let mut weight = [_mm256_setzero_ps(); H];
+            for h in 0..H {
+                weight[h] = _mm256_broadcast_ss(&*p.add(h * stride + t));
+            }
+            for j in 0..N {
+                let value = load16(v.add(t * d + j * LANES));
+                for h in 0..H {
+                    sums[h][j] = _mm256_fmadd_ps(weight[h], value, sums[h][j]);
+                }
+            }
+        }
+        for h in 0..H {
+            let keep = _mm256_set1_ps(keep[h]);
+            for j in 0..N {
+                let at = acc.add(h * d + j * LANES);
+                _mm256_storeu_ps(at, _mm256_fmadd_ps(keep, _mm256_loadu_ps(at), sums[h][j]));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Features present.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn softmax_step(scores: &mut [f32], max: f32) -> (f32, f32) {
+    let (n, at) = (scores.len(), scores.as_mut_ptr());
+    let whole = n / LANES * LANES;
+    let rest = first(n - whole);
+    let least = _mm256_set1_ps(f32::NEG_INFINITY);
+    // SAFETY: whole vectors lie in `scores`; the rest is masked to its length.
+    unsafe {
+        let mut most = _mm256_set1_ps(max);
+        for i in (0..whole).step_by(LANES) {
+            most = _mm256_max_ps(_mm256_loadu_ps(at.add(i)), most);
+        }
+        if whole < n {
+            let last = _mm256_maskload_ps(at.add(whole), rest);
+            let last = _mm256_blendv_ps(least, last, _mm256_castsi256_ps(rest));
+            most = _mm256_max_ps(last, most);
+        }
+        let max = greatest(most);
+        let most = _mm256_set1_ps(max);
+        let mut total = _mm256_setzero_ps();
+        for i in (0..whole).step_by(LANES) {
+            let p = exp2(_mm256_sub_ps(_mm256_loadu_ps(at.add(i)), most));
+            total = _mm256_add_ps(total, p);
+            _mm256_storeu_ps(at.add(i), p);
+        }
+        if whole < n {
+            let last = _mm256_maskload_ps(at.add(whole), rest);
+            let p = exp2(_mm256_sub_ps(last, most));
+            total = _mm256_add_ps(total, _mm256_and_ps(p, _mm256_castsi256_ps(rest)));
+            _mm256_maskstore_ps(at.add(whole), rest, p);
+        }
+        (max, sum(total))
+    }
+}
+
+/// # Safety
+/// Features present; as many `at` as `mass`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn settle(mass: &mut [f32], at: &[f32], max: f32) {
+    let most = _mm256_set1_ps(max);
+    for i in (0..mass.len()).step_by(LANES) {
+        let lanes = first(mass.len() - i);
+        // SAFETY: masked to the length of both.
+        unsafe {
+            let sums = _mm256_maskload_ps(mass.as_ptr().add(i), lanes);
+            let at = _mm256_maskload_ps(at.as_ptr().add(i), lanes);
+            let factor = exp2(_mm256_sub_ps(at, most));
+            let some = _mm256_cmp_ps::<_CMP_NEQ_UQ>(sums, _mm256_setzero_ps());
+            let settled = _mm256_and_ps(some, _mm256_mul_ps(sums, factor));
+            _mm256_maskstore_ps(mass.as_mut_ptr().add(i), lanes, settled);
+        }
+    }
+}
+
+/// # Safety
+/// Features present; `out` at least as long as `v`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn widen(v: &[f16], out: &mut [f32]) {
+    let whole = v.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: eight values from `i` lie in both.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(i), load16(v.as_ptr().add(i))) };
+    }
+    super::scalar::widen(&v[whole..], &mut out[whole..]);
+}
+
+/// # Safety
+/// Features present; shapes as `kernels::widen_transposed` asserts.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn widen_transposed(k: &[f16], d: usize, out: &mut [f32]) {
+    let tokens = k.len() / d;
+    let columns = padded(tokens);
+    for t in (0..tokens).step_by(LANES) {
+        for c in (0..d).step_by(LANES) {
+            let mut rows = [_mm256_setzero_ps(); LANES];
+            for (j, row) in rows.iter_mut().enumerate().take(tokens - t) {
+                // SAFETY: row `t + j < tokens`, columns `c..c + 8` within `d`.
+                *row = unsafe { load16(k.as_ptr().add((t + j) * d + c)) };
+            }
+            for (j, row) in transpose(rows).into_iter().enumerate() {
+                // SAFETY: `out` has `d` rows of `columns`, a multiple of 8.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr().add((c + j) * columns + t), row) };
+            }
+        }
+    }
+}
+
+/// An 8 x 8 matrix, rows to columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose(r: [__m256; 8]) -> [__m256; 8] {
+    let mut pairs = r;
+    for i in 0..4 {
+        pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    let mut fours = r;
+    for i in 0..2 {
+        let p = &pairs[4 * i..];
+        fours[4 * i] = _mm256_shuffle_ps::<0x44>(p[0], p[2]);
+        fours[4 * i + 1] = _mm256_shuffle_ps::<0xee>(p[0], p[2]);
+        fours[4 * i + 2] = _mm256_shuffle_ps::<0x44>(p[1], p[3]);
+        fours[4 * i + 3] = _mm256_shuffle_ps::<0xee>(p[1], p[3]);
+    }
+    let mut out = r;
+    for i in 0..4 {
+        out[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[4 + i]);
+        out[4 + i] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[4 + i]);
+    }
+    out
+}
+
+/// # Safety
+/// Features present; shapes as `kernels::matmul` asserts.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn matmul(
+    a: Rows<'_>,
+    b: Rows<'_>,
+    k: usize,
+    n: usize,
+    keep: Option<&[f32]>,
+    c: &mut [f32],
+) {
+    let m = c.len() / n;
+    let mut j = 0;
+    while j < n {
+        let wide = match n - j {
+            32.. => 4,
+            16.. => 2,
+            _ => 1,
+        };
+        let mut i = 0;
+        while i < m {
+            let tall = (m - i).min(3);
+            // SAFETY: rows `i..i + tall` within `m`, columns `j..j + 8 * wide`
+            // within `n`.
+            unsafe {
+                match (tall, wide) {
+                    (3, 4) => tile::<3, 4>(a, b, k, n, keep, c, i, j),
+                    (3, 2) => tile::<3, 2>(a, b, k, n, keep, c, i, j),
+                    (3, _) => tile::<3, 1>(a, b, k, n, keep, c, i, j),
+                    (2, 4) => tile::<2, 4>(a, b, k, n, keep, c, i, j),
+                    (2, 2) => tile::<2, 2>(a, b, k, n, keep, c, i, j),
+                    (2, _) => tile::<2, 1>(a, b, k, n, keep, c, i, j),
+                    (_, 4) => tile::<1, 4>(a, b, k, n, keep, c, i, j),
+                    (_, 2) => tile::<1, 2>(a, b, k, n, keep, c, i, j),
+                    (_, _) => tile::<1, 1>(a, b, k, n, keep, c, i, j),
+                }
+            }
+            i += tall;
+        }
+        j += wide * LANES;
+    }
+}
+
+/// # Safety
+/// `i + M` rows of `a` and `c`; `j + 8 * N` columns of `b` and `c`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a matrix product and where in it"
+)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile<const M: usize, const N: usize>(
+    a: Rows<'_>,
+    b: Rows<'_>,
+    k: usize,
+    n: usize,
+    keep: Option<&[f32]>,
+    c: &mut [f32],
+    i: usize,
+    j: usize,
+) {
+    // SAFETY: rows and columns within the matrices by the caller's promise,
+    // `k` columns of `a` and rows of `b` by the shapes.
+    unsafe {
+        let (left, right) = (a.data.as_ptr().add(i * a.stride), b.data.as_ptr().add(j));
+        let c = c.as_mut_ptr().add(i * n + j);
+        let mut acc = [[_mm256_setzero_ps(); N]; M];
+        for t in 0..k {
+            let mut row = [_mm256_setzero_ps(); N];
+            for (y, row) in row.iter_mut().enumerate() {
+                *row = _mm256_loadu_ps(right.add(t * b.stride + y * LANES));
+            }
+            for (x, acc) in acc.iter_mut().enumerate() {
+                let factor = _mm256_broadcast_ss(&*left.add(x * a.stride + t));
+                for y in 0..N {
+                    acc[y] = _mm256_fmadd_ps(factor, row[y], acc[y]);
+                }
+            }
+        }
+        for (x, acc) in acc.iter().enumerate() {
+            for (y, &product) in acc.iter().enumerate() {
+                let at = c.add(x * n + y * LANES);
+                let value = match keep {
+                    Some(keep) => {
+                        _mm256_fmadd_ps(_mm256_set1_ps(keep[i + x]), _mm256_loadu_ps(at), product)
+                    }
+                    None => product,
+                };
+                _mm256_storeu_ps(at, value);
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Attention over KV blocks, in place, as a candle operation.
+//!
+//! Owns the arithmetic of attention and how it is spread over cores. Keys and
+//! values are read from the pool's blocks as f16: no concatenation, no copy of
+//! the cache, no repeated heads. Dropped blocks are not there; positions stay
+//! absolute, so causality and windows hold over holes. Every call leaves the
+//! attention mass of each block with the pool. Refuses to know why a block is
+//! gone, what a model is, and how positions were encoded.
+
+mod decode;
+mod job;
+mod kernels;
+mod prefill;
+mod scalar;
+mod split;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(test)]
+mod tests;
+
+use crate::kv::{BlockView, KvPool, SeqId};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use kernels::Isa;
+use split::{Batch, SpanBlocks};
+use std::sync::Arc;
+
+/// Consecutive rows of one sequence within a batch: many in prefill, one in
+/// decode. Spans follow one another in the order of the batch's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowSpan {
+    /// The sequence.
+    pub seq: SeqId,
+    /// Absolute position of the first row, as handed out by the pool.
+    pub first_pos: usize,
+    /// Rows.
+    pub rows: usize,
+}
+
+/// Shape of the heads of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttnConfig {
+    /// Query heads, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// What a product of query and key is multiplied by, often
+    /// `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Sliding window in tokens, the row's own included; none sees everything.
+    pub window: Option<usize>,
+}
+
+impl AttnConfig {
+    /// Query heads per KV head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// Stores keys and values of the rows, and attends causally over every live
+/// block of each row's sequence.
+///
+/// All f32, after position encoding: `q` `[rows, heads * head_dim]`, `k` and
+/// `v` `[rows, kv_heads * head_dim]`; the result is shaped as `q`. A row at
+/// position p sees keys at positions up to p, of a sliding window the last
+/// ones. Blocks are guarded against trims for the call. The pool gets, per
+/// block, the probability that fell on it, summed over rows and heads. No
+/// backward pass.
+///
+/// # Errors
+/// Shapes that do not agree with each other or with the pool, positions the
+/// pool has not handed out.
+pub fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pool: &Arc<KvPool>,
+    layer: usize,
+    rows: &Arc<[RowSpan]>,
+    cfg: AttnConfig,
+) -> Result<Tensor> {
+    check(q, k, v, pool, layer, rows, &cfg)?;
+    let op = Attend {
+        pool: Arc::clone(pool),
+        layer,
+        rows: Arc::clone(rows),
+        cfg,
+    };
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    q.apply_op3_no_bwd(&k, &v, &op)
+}
+
+fn check(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pool: &KvPool,
+    layer: usize,
+    rows: &[RowSpan],
+    cfg: &AttnConfig,
+) -> Result<()> {
+    let AttnConfig {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = *cfg;
+    if heads == 0 || kv_heads == 0 || head_dim == 0 || !heads.is_multiple_of(kv_heads) {
+        bail!("attention: {heads} heads cannot share {kv_heads} KV heads of {head_dim} values");
+    }
+    if cfg.window == Some(0) {
+        bail!("attention: a sliding window of 0 tokens leaves nothing to see");
+    }
+    let shape = pool.shape();
+    if (shape.kv_heads, shape.head_dim) != (kv_heads, head_dim) || layer >= shape.layers {
+        bail!(
+            "attention: layer {layer} with {kv_heads} KV heads of {head_dim} does not fit a pool \
+             of {} layers with {} KV heads of {}",
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim
+        );
+    }
+    let total: usize = rows.iter().map(|span| span.rows).sum();
+    for (name, tensor, width) in [
+        ("q", q, heads * head_dim),
+        ("k", k, kv_heads * head_dim),
+        ("v", v, kv_heads * head_dim),
+    ] {
+        if tensor.dims() != [total, width] || tensor.dtype() != DType::F32 {
+            bail!(
+                "attention: {name} is {:?} of {:?}, expected [{total}, {width}] of F32",
+                tensor.dims(),
+                tensor.dtype()
+            );
+        }
+    }
+    for span in rows {
+        let (until, len) = (span.first_pos.saturating_add(span.rows), pool.len(span.seq));
+        if until > len {
+            bail!("attention: position {until} was not appended, the sequence has {len}");
+        }
+    }
+    Ok(())
+}
+
+struct Attend {
+    pool: Arc<KvPool>,
+    layer: usize,
+    rows: Arc<[RowSpan]>,
+    cfg: AttnConfig,
+}
+
+impl CustomOp3 for Attend {
+    fn name(&self) -> &'static str {
+        "kv-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (
+            values(q, q_layout)?,
+            values(k, k_layout)?,
+            values(v, v_layout)?,
+        );
+        let mut out = vec![0.0; q.len()];
+        let width = self.cfg.kv_heads * self.cfg.head_dim;
+        let guard = self.pool.layer();
+        let keys_values = k.chunks_exact(width).zip(v.chunks_exact(width));
+        let positions = self
+            .rows
+            .iter()
+            .flat_map(|span| (span.first_pos..span.first_pos + span.rows).map(|p| (span.seq, p)));
+        for ((seq, pos), (k, v)) in positions.zip(keys_values) {
+            self.pool.write(&guard, seq, self.layer, pos, k, v);
+        }
+        let mut views: Vec<BlockView> = Vec::new();
+        let mut of_span = Vec::new();
+        let mut spans = Vec::with_capacity(self.rows.len());
+        for span in self.rows.iter() {
+            self.pool.blocks(&guard, span.seq, self.layer, &mut of_span);
+            let from = views.len();
+            views.extend_from_slice(&of_span);
+            spans.push(SpanBlocks {
+                first_pos: span.first_pos,
+                rows: span.rows,
+                blocks: from..views.len(),
+            });
+        }
+        let batch = Batch {
+            isa: Isa::detect(self.cfg.head_dim),
+            cfg: self.cfg,
+            block_tokens: self.pool.shape().block_tokens,
+            q,
+            spans: &spans,
+            views: &views,
+        };
+        split::attend(&batch, &mut out, &|span, view, mass| {
+            let (span, view): (usize, usize) = (span, view);
+            self.pool
+                .add_mass(self.rows[span].seq, views[view].index, mass);
+        });
+        drop(guard);
+        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
+    }
+}
+
+/// The values of a contiguous tensor.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((from, until)) = layout.contiguous_offsets() else {
+        bail!("attention: not contiguous: {:?}", layout.shape());
+    };
+    Ok(&storage.as_slice::<f32>()?[from..until])
+}

@@ -1,0 +1,321 @@
+//! Against a naive softmax over the full matrix, in f64 over the same f16.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "references are computed in f64 and compared in f32"
+)]
+
+use super::kernels::{self, Isa, Rows};
+use super::split::{Batch, SpanBlocks, attend};
+use super::*;
+use half::f16;
+use proptest::prelude::*;
+use std::sync::Mutex;
+
+/// A sequence in blocks of its own memory, some of them dropped.
+struct Case {
+    cfg: AttnConfig,
+    block_tokens: usize,
+    seqs: Vec<Seq>,
+    q: Vec<f32>,
+}
+
+struct Seq {
+    k: Vec<f16>,
+    v: Vec<f16>,
+    len: usize,
+    rows: usize,
+    live: Vec<bool>,
+}
+
+fn noise(seed: &mut u64) -> f32 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    (*seed >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+impl Case {
+    fn new(
+        cfg: AttnConfig,
+        block_tokens: usize,
+        seqs: &[(usize, usize)],
+        hole: u64,
+        seed: u64,
+    ) -> Case {
+        let mut seed = seed | 1;
+        let block = cfg.kv_heads * block_tokens * cfg.head_dim;
+        let mut total = 0;
+        let seqs = seqs
+            .iter()
+            .map(|&(len, rows)| {
+                total += rows;
+                let blocks = len.div_ceil(block_tokens);
+                let own = (len - rows) / block_tokens;
+                let mut fill = || {
+                    (0..blocks * block)
+                        .map(|_| f16::from_f32(noise(&mut seed)))
+                        .collect::<Vec<_>>()
+                };
+                let mut seq = Seq {
+                    k: fill(),
+                    v: fill(),
+                    len,
+                    rows,
+                    live: (0..blocks)
+                        .map(|b| b >= own || hole >> (b % 64) & 1 == 0)
+                        .collect(),
+                };
+                // What was never written may be anything.
+                for head in 0..cfg.kv_heads {
+                    for token in len..blocks * block_tokens {
+                        let at = (token / block_tokens * cfg.kv_heads + head) * block_tokens
+                            + token % block_tokens;
+                        seq.k[at * cfg.head_dim..][..cfg.head_dim].fill(f16::NAN);
+                        seq.v[at * cfg.head_dim..][..cfg.head_dim].fill(f16::NAN);
+                    }
+                }
+                seq
+            })
+            .collect();
+        let q = (0..total * cfg.heads * cfg.head_dim)
+            .map(|_| 3.0 * noise(&mut seed))
+            .collect();
+        Case {
+            cfg,
+            block_tokens,
+            seqs,
+            q,
+        }
+    }
+
+    /// Output, and mass by span and view.
+    fn run(&self, isa: Isa) -> (Vec<f32>, Vec<f32>) {
+        let block = self.cfg.kv_heads * self.block_tokens * self.cfg.head_dim;
+        let mut views = Vec::new();
+        let mut spans = Vec::new();
+        for seq in &self.seqs {
+            let from = views.len();
+            for (b, _) in seq.live.iter().enumerate().filter(|(_, live)| **live) {
+                views.push(BlockView {
+                    k: seq.k[b * block..].as_ptr(),
+                    v: seq.v[b * block..].as_ptr(),
+                    first_pos: b * self.block_tokens,
+                    tokens: self.block_tokens.min(seq.len - b * self.block_tokens),
+                    index: u32::try_from(b).unwrap(),
+                });
+            }
+            spans.push(SpanBlocks {
+                first_pos: seq.len - seq.rows,
+                rows: seq.rows,
+                blocks: from..views.len(),
+            });
+        }
+        let mut out = vec![f32::NAN; self.q.len()];
+        let mass = Mutex::new(vec![0.0; views.len()]);
+        let batch = Batch {
+            isa,
+            cfg: self.cfg,
+            block_tokens: self.block_tokens,
+            q: &self.q,
+            spans: &spans,
+            views: &views,
+        };
+        attend(&batch, &mut out, &|_, view, m| {
+            mass.lock().unwrap()[view] += m;
+        });
+        (out, mass.into_inner().unwrap())
+    }
+
+    /// The full score matrix, head by head.
+    fn naive(&self) -> (Vec<f32>, Vec<f32>) {
+        let AttnConfig {
+            heads, head_dim: d, ..
+        } = self.cfg;
+        let (mut out, mut masses) = (Vec::new(), Vec::new());
+        let mut q = self.q.chunks_exact(d);
+        for seq in &self.seqs {
+            let mut mass = vec![0.0; seq.live.len()];
+            for row in 0..seq.rows {
+                let pos = seq.len - seq.rows + row;
+                for head in 0..heads {
+                    let q = q.next().unwrap();
+                    let at = |t: usize| {
+                        let block = t / self.block_tokens * self.cfg.kv_heads;
+                        let head = head / (heads / self.cfg.kv_heads);
+                        ((block + head) * self.block_tokens + t % self.block_tokens) * d
+                    };
+                    let seen: Vec<usize> = (0..=pos)
+                        .filter(|t| seq.live[t / self.block_tokens])
+                        .filter(|t| self.cfg.window.is_none_or(|w| t + w > pos))
+                        .collect();
+                    let scores: Vec<f64> = seen
+                        .iter()
+                        .map(|&t| {
+                            let k = &seq.k[at(t)..][..d];
+                            let dot: f64 = q
+                                .iter()
+                                .zip(k)
+                                .map(|(q, k)| f64::from(*q) * k.to_f64())
+                                .sum();
+                            dot * f64::from(self.cfg.scale)
+                        })
+                        .collect();
+                    let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                    let mut acc = vec![0.0; d];
+                    for (&t, s) in seen.iter().zip(&scores) {
+                        let p = (s - max).exp() / sum;
+                        mass[t / self.block_tokens] += p;
+                        for (acc, v) in acc.iter_mut().zip(&seq.v[at(t)..][..d]) {
+                            *acc += p * v.to_f64();
+                        }
+                    }
+                    out.extend(acc.iter().map(|a| *a as f32));
+                }
+            }
+            let live = mass.iter().zip(&seq.live).filter(|(_, live)| **live);
+            masses.extend(live.map(|(m, _)| *m as f32));
+        }
+        (out, masses)
+    }
+}
+
+fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len());
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!(
+            (g - w).abs() <= tolerance * (1.0 + w.abs()),
+            "{i}: {g} is not {w}"
+        );
+    }
+}
+
+fn config(kv_heads: usize, group: usize, head_dim: usize, window: Option<usize>) -> AttnConfig {
+    AttnConfig {
+        heads: kv_heads * group,
+        kv_heads,
+        head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        window,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn attention_equals_a_softmax_over_the_whole_matrix(
+        kv_heads in 1usize..4,
+        group in 1usize..9,
+        head_dim in prop::sample::select(vec![8usize, 12, 16, 24, 40, 64, 80, 96, 128]),
+        block_tokens in prop::sample::select(vec![5usize, 8, 16, 32]),
+        seqs in prop::collection::vec((0usize..300, prop::sample::select(vec![1usize, 2, 3, 17, 70])), 1..4),
+        hole in any::<u64>(),
+        window in prop::option::of(1usize..200),
+        seed in any::<u64>(),
+    ) {
+        let seqs: Vec<_> = seqs.iter().map(|(before, rows)| (before + rows, *rows)).collect();
+        let cfg = config(kv_heads, group, head_dim, window);
+        let case = Case::new(cfg, block_tokens, &seqs, hole, seed);
+        let (want, want_mass) = case.naive();
+        for isa in [Isa::Scalar, Isa::detect(head_dim)] {
+            let (got, mass) = case.run(isa);
+            assert_close(&got, &want, 1e-5);
+            assert_close(&mass, &want_mass, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn a_long_sequence_split_over_jobs_equals_the_whole_matrix() {
+    for rows in [1, 2, 9, 40] {
+        let case = Case::new(config(3, 3, 64, None), 32, &[(3001, rows)], 0x5a5a, 7);
+        let (want, want_mass) = case.naive();
+        let (got, mass) = case.run(Isa::detect(64));
+        assert_close(&got, &want, 1e-5);
+        assert_close(&mass, &want_mass, 1e-4);
+    }
+}
+
+#[test]
+fn rows_one_by_one_equal_the_rows_together() {
+    let cfg = config(2, 3, 64, Some(150));
+    let together = Case::new(cfg, 32, &[(333, 70)], 0, 11);
+    let (all, _) = together.run(Isa::detect(64));
+    let width = cfg.heads * cfg.head_dim;
+    for row in 0..70 {
+        let mut alone = Case::new(cfg, 32, &[(333, 70)], 0, 11);
+        alone.seqs[0].len = 333 - 69 + row;
+        alone.seqs[0].rows = 1;
+        alone.seqs[0]
+            .live
+            .truncate((333usize - 69 + row).div_ceil(32));
+        alone.q = together.q[row * width..][..width].to_vec();
+        let (one, _) = alone.run(Isa::detect(64));
+        assert_close(&one, &all[row * width..][..width], 1e-5);
+    }
+}
+
+#[test]
+fn scores_far_apart_neither_overflow_nor_lose_the_greatest() {
+    let mut case = Case::new(config(1, 1, 64, None), 32, &[(100, 1)], 0, 3);
+    case.q.iter_mut().for_each(|q| *q *= 1000.0);
+    let (want, _) = case.naive();
+    assert_close(&case.run(Isa::detect(64)).0, &want, 1e-3);
+    assert_close(&case.run(Isa::Scalar).0, &want, 1e-3);
+}
+
+#[test]
+fn not_a_number_in_a_query_is_not_hidden() {
+    for rows in [1, 40] {
+        let mut case = Case::new(config(1, 2, 64, None), 32, &[(100, rows)], 0, 3);
+        case.q[..64].fill(f32::NAN);
+        let (out, _) = case.run(Isa::detect(64));
+        assert!(out[..64].iter().all(|x| x.is_nan()));
+        assert!(out[64..].iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
+fn the_vector_exponential_is_accurate_to_a_millionth() {
+    let isa = Isa::detect(8);
+    for i in 0..20_000u16 {
+        let x = -f32::from(i) / 160.0;
+        let mut scores = [x, 0.0, x];
+        kernels::softmax_step(isa, &mut scores, 0.0);
+        let want = f64::from(x).exp2();
+        let error = (f64::from(scores[0]) - want).abs() / want;
+        assert!(error < 1e-6, "2^{x}: off by {error}");
+        assert_eq!(scores[0], scores[2]);
+    }
+}
+
+#[test]
+fn matrix_products_agree_between_kernels_at_every_edge() {
+    let mut seed = 5;
+    for m in 1..8 {
+        for n in [8, 16, 24, 32, 56, 64] {
+            for k in [0, 1, 7, 33] {
+                let a: Vec<f32> = (0..m * 40).map(|_| noise(&mut seed)).collect();
+                let b: Vec<f32> = (0..40 * n).map(|_| noise(&mut seed)).collect();
+                let keep: Vec<f32> = (0..m).map(|_| noise(&mut seed)).collect();
+                let (a, b) = (
+                    Rows {
+                        data: &a,
+                        stride: 40,
+                    },
+                    Rows {
+                        data: &b,
+                        stride: n,
+                    },
+                );
+                for keep in [None, Some(&keep[..])] {
+                    let (mut x, mut y) = (vec![0.5; m * n], vec![0.5; m * n]);
+                    kernels::matmul(Isa::Scalar, a, b, k, n, keep, &mut x);
+                    kernels::matmul(Isa::detect(8), a, b, k, n, keep, &mut y);
+                    assert_close(&x, &y, 1e-5);
+                }
+            }
+        }
+    }
+}
