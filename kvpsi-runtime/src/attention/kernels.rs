@@ -9,7 +9,7 @@ use super::scalar;
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2;
+use super::{avx2, avx2_tile};
 
 /// Instruction sets there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ pub(super) fn widen_transposed(isa: Isa, k: &[f16], head_dim: usize, out: &mut [
         Isa::Avx2 => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
-            unsafe { avx2::widen_transposed(k, head_dim, out) }
+            unsafe { avx2_tile::widen_transposed(k, head_dim, out) }
         }
     }
 }
@@ -132,7 +132,7 @@ pub(super) fn widen(isa: Isa, v: &[f16], out: &mut [f32]) {
         Isa::Scalar => scalar::widen(v, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::detect` found the features; lengths checked above.
-        Isa::Avx2 => unsafe { avx2::widen(v, out) },
+        Isa::Avx2 => unsafe { avx2_tile::widen(v, out) },
     }
 }
 
@@ -169,7 +169,7 @@ pub(super) fn matmul(
         Isa::Avx2 => {
             assert!(n.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
-            unsafe { avx2::matmul(a, b, k, n, keep, c) }
+            unsafe { avx2_tile::matmul(a, b, k, n, keep, c) }
         }
     }
 }

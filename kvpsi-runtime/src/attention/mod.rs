@@ -16,6 +16,10 @@ mod split;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_tile;
+#[cfg(test)]
+mod op_tests;
 #[cfg(test)]
 mod tests;
 
@@ -206,7 +210,6 @@ impl CustomOp3 for Attend {
             views: &views,
         };
         split::attend(&batch, &mut out, &|span, view, mass| {
-            let (span, view): (usize, usize) = (span, view);
             self.pool
                 .add_mass(self.rows[span].seq, views[view].index, mass);
         });

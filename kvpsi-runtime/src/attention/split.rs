@@ -297,23 +297,7 @@ fn write_out(
     let (cfg, d) = (batch.cfg, batch.cfg.head_dim);
     let group = cfg.group();
     let vectors = unit.rows * group;
-    // What a vector's partial sums count in the whole. Nothing seen: nothing.
-    let share = |part: &Partial<'_>, vector: usize| {
-        let max = parts
-            .iter()
-            .map(|(_, p)| p.max[vector])
-            .fold(f32::NEG_INFINITY, f32::max);
-        let weight = |p: &Partial<'_>| match p.sum[vector] {
-            0.0 => 0.0,
-            _ => (p.max[vector] - max).exp2(),
-        };
-        let total: f32 = parts.iter().map(|(_, p)| p.sum[vector] * weight(p)).sum();
-        if total == 0.0 {
-            0.0
-        } else {
-            weight(part) / total
-        }
-    };
+    let shares = shares(vectors, parts);
     for vector in 0..vectors {
         let (row, head) = (
             unit.row + vector / group,
@@ -322,20 +306,42 @@ fn write_out(
         // SAFETY: rows and heads of a unit are its own, each written once.
         let to = unsafe { out.at((row * cfg.heads + head) * d, d) };
         to.fill(0.0);
-        for (_, partial) in parts {
-            let share = share(partial, vector);
+        for ((_, partial), shares) in parts.iter().zip(shares.chunks_exact(vectors)) {
             for (to, acc) in to.iter_mut().zip(&partial.acc[vector * d..][..d]) {
-                *to += share * acc;
+                *to += shares[vector] * acc;
             }
         }
     }
-    for (part, partial) in parts {
+    for ((part, partial), shares) in parts.iter().zip(shares.chunks_exact(vectors)) {
         let blocks = part.blocks.len();
-        let shares: Vec<f32> = (0..vectors).map(|v| share(partial, v)).collect();
         for b in 0..blocks {
             let by_vector = partial.mass.iter().skip(b).step_by(blocks);
-            let fell: f32 = by_vector.zip(&shares).map(|(m, s)| m * s).sum();
+            let fell: f32 = by_vector.zip(shares).map(|(m, s)| m * s).sum();
             mass(unit.span, part.blocks.start + b, fell);
         }
     }
+}
+
+/// What a vector's partial sums count in the whole, `[parts, vectors]`. Where
+/// nothing was seen, they count nothing.
+fn shares(vectors: usize, parts: &[(&Part, Partial<'_>)]) -> Vec<f32> {
+    let mut shares = vec![0.0; parts.len() * vectors];
+    for vector in 0..vectors {
+        let maxima = parts.iter().map(|(_, p)| p.max[vector]);
+        let max = maxima.fold(f32::NEG_INFINITY, f32::max);
+        let mut total = 0.0;
+        for (i, (_, p)) in parts.iter().enumerate() {
+            if p.sum[vector] != 0.0 {
+                let weight = (p.max[vector] - max).exp2();
+                shares[i * vectors + vector] = weight;
+                total += p.sum[vector] * weight;
+            }
+        }
+        if total != 0.0 {
+            for share in shares.iter_mut().skip(vector).step_by(vectors) {
+                *share /= total;
+            }
+        }
+    }
+    shares
 }
