@@ -1,13 +1,363 @@
-//! `kvpsi run`.
+//! `kvpsi run`: text of the model on stdout, figures on stderr.
+//!
+//! Owns the prompt's way into tokens, the conversation on stdin and the way
+//! out: a signal or a closed pipe ends it cleanly. Refuses to know how tokens
+//! are made.
+
+use crate::{
+    engine::{Engine, EngineConfig, Finish, GenStats, SamplingConfig, Session},
+    model::{
+        chat::{Message, Role},
+        default_model,
+    },
+};
+use anyhow::{Context, bail};
+use std::{
+    io::{BufRead, ErrorKind, IsTerminal, Write},
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+const EXAMPLES: &str = "Examples:
+  kvpsi run -p 'Why is the sky blue?'
+  kvpsi run -m model.gguf -p 'Once upon a time' --raw -n 100 --temperature 0
+  kvpsi run --chat --system 'Answer in one sentence.'
+  echo 'Name three rivers.' | kvpsi run --chat --seed 7";
+
+/// Which source of memory pressure to listen to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Signal {
+    /// The best one that works here
+    Auto,
+    /// Kernel tracepoints
+    Ebpf,
+    /// A PSI trigger
+    PsiTrigger,
+    /// Polling PSI totals
+    PsiPoll,
+    /// Never trim
+    None,
+}
 
 /// Arguments of `kvpsi run`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// GGUF file [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// What to ask, or with --raw what to continue
+    #[arg(short, long, required_unless_present = "chat", conflicts_with = "chat")]
+    prompt: Option<String>,
+    /// Hold a conversation: one turn a line on stdin
+    #[arg(long, conflicts_with = "raw")]
+    chat: bool,
+    /// Most tokens of an answer
+    #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS")]
+    max_tokens: usize,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f64,
+    /// Choose among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 0.9)]
+    top_p: f64,
+    /// Choose among this many likeliest tokens; 0 for all
+    #[arg(long, default_value_t = 40)]
+    top_k: usize,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Make recent tokens less likely; 1 changes nothing
+    #[arg(long, default_value_t = 1.1)]
+    repeat_penalty: f32,
+    /// Tokens that prompt and answers may have together [default: the model's, up to 8192]
+    #[arg(long, value_name = "TOKENS")]
+    ctx: Option<usize>,
+    /// Instructions that come before the conversation
+    #[arg(long, conflicts_with = "raw")]
+    system: Option<String>,
+    /// Send the prompt as it is, without the model's chat template
+    #[arg(long)]
+    raw: bool,
+    /// Threads to compute with [default: $RAYON_NUM_THREADS, else one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Where to hear of memory pressure
+    #[arg(long, value_enum, default_value = "auto")]
+    signal: Signal,
+}
 
-/// Runs the command.
+/// Runs the command. Does not return when a signal ended it: the exit code is
+/// then 128 and the signal's number.
 ///
 /// # Errors
-/// Always: not built yet.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+/// The model, the prompt or a setting cannot be used, or stdout is broken.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    restart_with_threads(args.threads)?;
+    let model = match &args.model {
+        Some(path) => path.clone(),
+        None => default_model::find()?,
+    };
+    let (turns, inbox) = mpsc::channel();
+    let mut config = EngineConfig::new(model);
+    config.context = args.ctx;
+    let caught = catch_signals(config.stop.clone(), turns.clone())?;
+    let sampling = args.sampling();
+    sampling.check()?;
+    let engine = Engine::load(&config)?;
+
+    // control::Governor::start(engine.pool(), ...) belongs here, and its trims
+    // into the figures at the end.
+    if args.signal != Signal::None {
+        eprintln!(
+            "kvpsi: memory pressure is not listened to in this build (--signal none hides this line)"
+        );
+    }
+
+    let mut talk = Talk {
+        engine,
+        sampling,
+        out: std::io::stdout(),
+        closed: false,
+    };
+    match &args.prompt {
+        Some(prompt) => talk.once(prompt, &args)?,
+        None => {
+            std::thread::spawn(move || read_turns(&turns));
+            talk.chat(&inbox, args.system.as_deref())?;
+        }
+    }
+    drop(talk);
+    match caught.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        signal => std::process::exit(128 + signal),
+    }
+}
+
+impl Args {
+    fn sampling(&self) -> SamplingConfig {
+        SamplingConfig {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: Some(self.top_p),
+            top_k: Some(self.top_k).filter(|&k| k > 0),
+            seed: self.seed,
+            repeat_penalty: self.repeat_penalty,
+            ..SamplingConfig::default()
+        }
+    }
+}
+
+/// candle and rayon read their thread count from the environment once, and
+/// setting it in a running process is unsound: start again with it set.
+fn restart_with_threads(threads: Option<u16>) -> anyhow::Result<()> {
+    use std::os::unix::process::CommandExt;
+    const KEY: &str = "RAYON_NUM_THREADS";
+    let Some(threads) = threads.map(|n| n.to_string()) else {
+        return Ok(());
+    };
+    if std::env::var(KEY).is_ok_and(|now| now == threads) {
+        return Ok(());
+    }
+    let me = std::env::current_exe().context("--threads")?;
+    let failed = std::process::Command::new(me)
+        .args(std::env::args_os().skip(1))
+        .env(KEY, threads)
+        .env_remove("CANDLE_NUM_THREADS")
+        .exec();
+    bail!("--threads: starting again with {KEY} set: {failed}; set it yourself")
+}
+
+/// What the conversation waits for.
+enum Turn {
+    Line(String),
+    /// stdin ended, broke, or a signal came.
+    End,
+}
+
+/// SIGINT and SIGTERM stop the generation and end the conversation; a second
+/// one ends the process at once. Returns where the signal's number appears.
+fn catch_signals(stop: Arc<AtomicBool>, turns: Sender<Turn>) -> anyhow::Result<Arc<AtomicI32>> {
+    let caught = Arc::new(AtomicI32::new(0));
+    let seen = caught.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("listening for signals")?;
+    let guard = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    drop(guard);
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                loop {
+                    let number = tokio::select! {
+                        _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+                        _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
+                    };
+                    if seen.swap(number, Ordering::Relaxed) != 0 {
+                        std::process::exit(128 + number);
+                    }
+                    stop.store(true, Ordering::Relaxed);
+                    // Nobody listens outside a conversation.
+                    let _ = turns.send(Turn::End);
+                }
+            });
+        })
+        .context("listening for signals")?;
+    Ok(caught)
+}
+
+fn read_turns(turns: &Sender<Turn>) {
+    for line in std::io::stdin().lock().lines() {
+        match line {
+            Ok(line) if line.trim().is_empty() => {}
+            Ok(line) => {
+                if turns.send(Turn::Line(line)).is_err() {
+                    return;
+                }
+            }
+            Err(e) => {
+                eprintln!("kvpsi: stdin: {e}");
+                break;
+            }
+        }
+    }
+    // The conversation may be over already.
+    let _ = turns.send(Turn::End);
+}
+
+/// An engine and where its text goes.
+struct Talk {
+    engine: Engine,
+    sampling: SamplingConfig,
+    out: std::io::Stdout,
+    /// Nobody reads stdout any more.
+    closed: bool,
+}
+
+impl Talk {
+    fn once(&mut self, prompt: &str, args: &Args) -> anyhow::Result<()> {
+        let tokens = if args.raw {
+            self.engine.tokenizer().encode(prompt, true)?
+        } else {
+            let mut messages = system(args.system.as_deref());
+            messages.push(Message::new(Role::User, prompt));
+            let text = self.template(&messages)?;
+            self.engine.tokenizer().encode(&text, false)?
+        };
+        let mut session = self.engine.open()?;
+        if args.raw {
+            self.write(prompt)?;
+        }
+        self.answer(&mut session, &tokens)?;
+        Ok(())
+    }
+
+    /// One answer a turn. The KV of earlier turns is kept: only the text that
+    /// the template adds is prefilled.
+    fn chat(&mut self, inbox: &Receiver<Turn>, first: Option<&str>) -> anyhow::Result<()> {
+        let mut messages = system(first);
+        let mut session = self.engine.open()?;
+        // What the session holds, as text.
+        let mut held = String::new();
+        let people = std::io::stdin().is_terminal();
+        loop {
+            if people {
+                eprint!("> ");
+            }
+            let Ok(Turn::Line(line)) = inbox.recv() else {
+                return Ok(());
+            };
+            messages.push(Message::new(Role::User, line));
+            let text = self.template(&messages)?;
+            let added = match text.strip_prefix(&held) {
+                Some(added) => added,
+                // The template rewrote what came before.
+                None => {
+                    drop(session);
+                    session = self.engine.open()?;
+                    &text
+                }
+            };
+            let tokens = self.engine.tokenizer().encode(added, false)?;
+            let (answer, finish) = self.answer(&mut session, &tokens)?;
+            if self.closed || finish == Finish::Stopped {
+                return Ok(());
+            }
+            held = text + &answer;
+            messages.push(Message::new(Role::Assistant, answer));
+        }
+    }
+
+    fn template(&self, messages: &[Message]) -> anyhow::Result<String> {
+        let chat = self
+            .engine
+            .chat()
+            .context("this model has no chat template: use --raw with -p")?;
+        Ok(chat.render(messages, true)?)
+    }
+
+    /// Streams one answer and prints its figures.
+    fn answer(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+    ) -> anyhow::Result<(String, Finish)> {
+        let Self {
+            engine,
+            sampling,
+            out,
+            closed,
+        } = self;
+        let mut answer = String::new();
+        let mut broken = None;
+        let stats = engine.generate_in(session, tokens, sampling, &mut |piece| {
+            answer.push_str(piece.text);
+            match write(out, piece.text) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    broken = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        match broken.map_or_else(|| write(out, "\n"), Err) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => *closed = true,
+            other => other.context("writing to stdout")?,
+        }
+        report(&stats);
+        Ok((answer, stats.finish))
+    }
+
+    fn write(&mut self, text: &str) -> anyhow::Result<()> {
+        match write(&mut self.out, text) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => self.closed = true,
+            other => other.context("writing to stdout")?,
+        }
+        Ok(())
+    }
+}
+
+fn write(out: &mut std::io::Stdout, text: &str) -> std::io::Result<()> {
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+fn report(stats: &GenStats) {
+    eprintln!("kvpsi: {stats}");
+}
+
+fn system(text: Option<&str>) -> Vec<Message> {
+    text.map(|t| Message::new(Role::System, t))
+        .into_iter()
+        .collect()
 }

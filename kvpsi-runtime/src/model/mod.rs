@@ -6,6 +6,7 @@
 //! who asks for tokens, how they are sampled, and that memory can be short.
 
 pub mod chat;
+pub mod decoder;
 pub mod default_model;
 pub mod gguf;
 pub mod linear;

@@ -1,0 +1,237 @@
+//! Sequences in flight: prefill, decode, sampling, stopping.
+//!
+//! Owns the decoder, the tokenizer and the KV pool of one model, and the
+//! sessions that run on them. Invariants: every position is appended to the
+//! pool before its row is computed; a stop request is obeyed within one
+//! prefill chunk or one token; a session gives its KV back when it goes.
+//! Refuses to know of memory pressure: the pool may lose blocks at any time
+//! and the text goes on.
+
+mod sampling;
+mod session;
+mod stats;
+
+pub use sampling::SamplingConfig;
+pub use session::Session;
+pub use stats::{Finish, GenStats};
+
+use crate::{
+    kv::{KvError, KvPool, PoolConfig},
+    model::{
+        chat::ChatTemplate,
+        decoder::Decoder,
+        gguf::{Gguf, ModelError},
+        tokenizer::Tokenizer,
+    },
+    units::Bytes,
+};
+use std::{
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+/// Context of a session unless the user asks for another: a model may claim
+/// more than a small machine should reserve.
+const DEFAULT_CONTEXT: usize = 8192;
+
+/// Why an engine could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model file.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The KV pool.
+    #[error("KV pool: {0}")]
+    Kv(#[from] KvError),
+    /// A tensor operation failed.
+    #[error("model step: {0}")]
+    Step(String),
+    /// The prompt does not fit.
+    #[error(
+        "the prompt has {prompt} tokens and the context {context}: shorten it or give --ctx (this model: up to {trained})"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt, with what the session already holds.
+        prompt: usize,
+        /// Tokens of the context.
+        context: usize,
+        /// Tokens that the model was trained for.
+        trained: usize,
+    },
+    /// A context that the model cannot have.
+    #[error("--ctx {asked}: this model has a context of 1 to {trained} tokens")]
+    Context {
+        /// What was asked for.
+        asked: usize,
+        /// Tokens that the model was trained for.
+        trained: usize,
+    },
+    /// Nothing to start from.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A sampling setting is out of range.
+    #[error("sampling: {0}")]
+    Sampling(String),
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(e: candle_core::Error) -> Self {
+        Self::Step(e.to_string().lines().next().unwrap_or_default().into())
+    }
+}
+
+/// What an engine is started with.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The GGUF file.
+    pub model: PathBuf,
+    /// Positions of a session; `None`: the model's, up to 8192.
+    pub context: Option<usize>,
+    /// Most bytes of KV that may be resident; `None`: the whole pool.
+    pub kv_budget: Option<Bytes>,
+    /// Sessions that may be open at once.
+    pub max_sequences: usize,
+    /// First tokens of a session that are never evicted.
+    pub sink_tokens: usize,
+    /// Last tokens of a session that are never evicted.
+    pub recent_tokens: usize,
+    /// Set it to true, from any thread, to end the running generation within
+    /// one prefill chunk or token. It stays set.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl EngineConfig {
+    /// The defaults for a model.
+    #[must_use]
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            context: None,
+            kv_budget: None,
+            max_sequences: 16,
+            sink_tokens: 4,
+            recent_tokens: 256,
+            stop: Arc::default(),
+        }
+    }
+}
+
+/// A token and the text that became complete with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    /// The token; `None` for text that was still held when the answer ended.
+    pub token: Option<u32>,
+    /// Whole UTF-8 characters; may be empty.
+    pub text: &'a str,
+}
+
+/// A model ready to generate.
+#[derive(Debug)]
+pub struct Engine {
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+    pool: Arc<KvPool>,
+    context: usize,
+    stop: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// Reads the model and reserves its KV pool.
+    ///
+    /// # Errors
+    /// The model cannot be used, the context is out of its range, or the
+    /// address space cannot be reserved.
+    pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
+        let mut gguf = Gguf::open(&config.model)?;
+        let trained = gguf.config().context;
+        let context = config.context.unwrap_or(trained.min(DEFAULT_CONTEXT));
+        if context == 0 || context > trained {
+            return Err(EngineError::Context {
+                asked: context,
+                trained,
+            });
+        }
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let (bos, eos) = tokenizer.bos_eos();
+        let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?;
+        let decoder = Decoder::load(&mut gguf)?;
+        let pool = KvPool::new(PoolConfig {
+            shape: decoder.kv_shape(),
+            capacity_tokens: context,
+            max_sequences: config.max_sequences,
+            sink_tokens: config.sink_tokens,
+            recent_tokens: config.recent_tokens,
+        })?;
+        if let Some(budget) = config.kv_budget {
+            pool.set_budget(budget);
+        }
+        Ok(Self {
+            decoder,
+            tokenizer,
+            chat,
+            pool,
+            context,
+            stop: config.stop.clone(),
+        })
+    }
+
+    /// The KV pool, for whoever trims it.
+    #[must_use]
+    pub fn pool(&self) -> Arc<KvPool> {
+        self.pool.clone()
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The model's tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The model's chat template, if it has one.
+    #[must_use]
+    pub fn chat(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
+    }
+
+    /// Positions of a session.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The flag of [`EngineConfig::stop`].
+    #[must_use]
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
+    /// Opens a session: a sequence that keeps its KV between generations.
+    ///
+    /// # Errors
+    /// All sequences of the pool are in use.
+    pub fn open(&self) -> Result<Session, EngineError> {
+        Session::open(self.pool.clone())
+    }
+
+    /// Generates once, from an empty session.
+    ///
+    /// # Errors
+    /// The prompt is empty or too long, or a step fails.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        sampling: &SamplingConfig,
+        sink: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<GenStats, EngineError> {
+        let mut session = self.open()?;
+        self.generate_in(&mut session, prompt, sampling, sink)
+    }
+}

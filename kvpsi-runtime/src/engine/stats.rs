@@ -1,0 +1,86 @@
+//! What a generation did, in numbers.
+
+use serde::Serialize;
+use std::{fmt, time::Duration};
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model ended its answer.
+    Eos,
+    /// `max_tokens` were generated.
+    MaxTokens,
+    /// The context is full.
+    Length,
+    /// The caller or the stop flag asked for it.
+    Stopped,
+    /// The KV pool could not give another position: its budget is spent and
+    /// nothing more can be evicted.
+    Exhausted,
+}
+
+impl fmt::Display for Finish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eos => "end of answer",
+            Self::MaxTokens => "token limit",
+            Self::Length => "length: the context is full",
+            Self::Stopped => "stopped",
+            Self::Exhausted => "KV memory exhausted",
+        })
+    }
+}
+
+/// Figures of one generation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GenStats {
+    /// Tokens that were prefilled (those already in the KV not counted).
+    pub prompt_tokens: usize,
+    /// Tokens generated, the end token not counted.
+    pub tokens: usize,
+    /// From the call to the first token.
+    pub ttft: Duration,
+    /// From the first to the last token.
+    pub decode: Duration,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+impl GenStats {
+    /// Prompt tokens a second; 0 if there was no time to measure.
+    #[must_use]
+    pub fn prefill_rate(&self) -> f64 {
+        rate(self.prompt_tokens, self.ttft)
+    }
+
+    /// Tokens a second after the first.
+    #[must_use]
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.tokens.saturating_sub(1), self.decode)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if time.is_zero() {
+        0.0
+    } else {
+        tokens as f64 / time.as_secs_f64()
+    }
+}
+
+impl fmt::Display for GenStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "prompt {} tokens, {:.1} tokens/s; first token after {:.0} ms; {} tokens, {:.1} tokens/s; {}",
+            self.prompt_tokens,
+            self.prefill_rate(),
+            self.ttft.as_secs_f64() * 1e3,
+            self.tokens,
+            self.decode_rate(),
+            self.finish
+        )
+    }
+}

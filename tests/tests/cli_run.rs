@@ -1,0 +1,201 @@
+//! `kvpsi run` as a user meets it: the real binary, and the real model where
+//! there is one.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi_tests::{kvpsi_binary, model};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    io::{Read, Write},
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+fn kvpsi(args: &[&str]) -> Command {
+    let mut c = Command::new(kvpsi_binary());
+    c.args(args)
+        .env_remove("KVPSI_MODEL")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    c
+}
+
+fn run(args: &[&str]) -> Output {
+    kvpsi(args).output().unwrap()
+}
+
+fn with_model<'a>(model: &'a Path, args: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["run", "--signal", "none", "-m", model.to_str().unwrap()];
+    all.extend(args);
+    all
+}
+
+/// Exit code 1 and one line on stderr that holds all of `says`.
+fn refused(out: &Output, says: &[&str]) {
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+    assert!(err.starts_with("kvpsi: "), "{err}");
+    for s in says {
+        assert!(err.contains(s), "`{s}` is not in: {err}");
+    }
+}
+
+#[test]
+fn a_missing_model_file_is_named_with_what_to_do() {
+    let out = run(&["run", "-m", "/nonexistent.gguf", "-p", "hi"]);
+    refused(&out, &["/nonexistent.gguf", "cargo xtask model"]);
+}
+
+#[test]
+fn without_any_model_the_error_says_how_to_get_one() {
+    let empty = tempfile::tempdir().unwrap();
+    let out = kvpsi(&["run", "-p", "hi"])
+        .env("XDG_CACHE_HOME", empty.path())
+        .output()
+        .unwrap();
+    refused(&out, &["cargo xtask model", "KVPSI_MODEL"]);
+}
+
+#[test]
+fn a_file_that_is_no_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.txt");
+    std::fs::write(&path, "these are notes, not a model").unwrap();
+    let out = run(&["run", "-m", path.to_str().unwrap(), "-p", "hi"]);
+    refused(&out, &["notes.txt", "not a GGUF file"]);
+}
+
+#[test]
+fn a_truncated_model_is_refused() {
+    let Some(model) = model("a_truncated_model_is_refused") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cut.gguf");
+    let mut start = Vec::new();
+    let whole = std::fs::File::open(model).unwrap();
+    whole.take(4 << 20).read_to_end(&mut start).unwrap();
+    std::fs::write(&path, start).unwrap();
+    let out = run(&["run", "-m", path.to_str().unwrap(), "-p", "hi"]);
+    refused(&out, &["cut.gguf", "incomplete"]);
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    assert_eq!(run(&["run"]).status.code(), Some(2));
+    assert_eq!(run(&["run", "--chat", "-p", "x"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_names_both_numbers() {
+    let Some(model) = model("a_prompt_longer_than_the_context_names_both_numbers") else {
+        return;
+    };
+    let long = "one two three four five ".repeat(10);
+    let args = ["--raw", "--ctx", "16", "-p", &long];
+    let out = run(&with_model(&model, &args));
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    assert!(err.contains("the context 16"), "{err}");
+    assert!(
+        err.contains("51 tokens") || err.contains("50 tokens"),
+        "{err}"
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_and_another_one_another() {
+    let Some(model) = model("the_same_seed_gives_the_same_text_and_another_one_another") else {
+        return;
+    };
+    let text = |seed: &str| {
+        let args = ["-p", "Tell me about rivers.", "-n", "24", "--seed", seed];
+        let out = run(&with_model(&model, &args));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let first = text("1");
+    assert!(first.split_whitespace().count() > 5, "{first}");
+    assert_eq!(first, text("1"));
+    assert_ne!(first, text("2"));
+}
+
+#[test]
+fn a_signal_ends_a_generation_cleanly_with_its_exit_code() {
+    let Some(model) = model("a_signal_ends_a_generation_cleanly_with_its_exit_code") else {
+        return;
+    };
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let args = ["--raw", "-p", "Once upon a time", "-n", "8000"];
+        let mut child = kvpsi(&with_model(&model, &args)).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let mut some = [0; 40];
+        out.read_exact(&mut some).unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let sent = Instant::now();
+        let mut rest = String::new();
+        out.read_to_string(&mut rest).unwrap();
+        let done = child.wait_with_output().unwrap();
+        assert!(sent.elapsed() < Duration::from_secs(20));
+        let err = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(code), "{err}");
+        assert!(err.contains("tokens/s; stopped"), "{err}");
+    }
+}
+
+#[test]
+fn a_closed_stdout_is_a_clean_exit() {
+    let Some(model) = model("a_closed_stdout_is_a_clean_exit") else {
+        return;
+    };
+    let args = ["--raw", "-p", "Once upon a time", "-n", "8000"];
+    let mut child = kvpsi(&with_model(&model, &args)).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 20]).unwrap();
+    drop(out);
+    let done = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{err}");
+    assert!(!err.contains("panicked"), "{err}");
+}
+
+#[test]
+fn a_conversation_prefills_only_what_is_new() {
+    let Some(model) = model("a_conversation_prefills_only_what_is_new") else {
+        return;
+    };
+    let args = ["--chat", "-n", "16", "--temperature", "0"];
+    let mut child = kvpsi(&with_model(&model, &args))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut turns = child.stdin.take().unwrap();
+    turns
+        .write_all(b"My name is Ada.\nWhat is my name?\n")
+        .unwrap();
+    drop(turns);
+    let done = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{err}");
+    let prompts: Vec<u32> = err
+        .lines()
+        .filter_map(|l| {
+            l.strip_prefix("kvpsi: prompt ")?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    // The first turn brings the template's system message; the second only
+    // its own line and the marks around it.
+    assert_eq!(prompts.len(), 2, "{err}");
+    assert!(prompts[0] > 25 && prompts[1] < 20, "{prompts:?}");
+}
