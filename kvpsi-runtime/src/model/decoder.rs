@@ -210,7 +210,7 @@ impl Decoder {
             let q = rotate(&layer.q.forward(&h)?, c.heads, &cos, &sin)?;
             let k = rotate(&layer.k.forward(&h)?, c.kv_heads, &cos, &sin)?;
             let v = layer.v.forward(&h)?;
-            let mut a = attend(&q, &k, &v, pool, i, &rows, attn.clone())?;
+            let mut a = attend(&q, &k, &v, pool, i, &rows, attn)?;
             if i + 1 == self.layers.len() && rows.len() < count {
                 // Nobody looks at the other rows any more.
                 a = a.index_select(&last, 0)?;
