@@ -1,2 +1,130 @@
-//! kvpsi's build tasks.
-fn main() {}
+//! kvpsi's build tasks: everything between a fresh clone and a running kvpsi.
+//!
+//! Owns: installing what is missing, building the eBPF object, fetching the
+//! default model, and the two commands of README.md that put these in order.
+//! Invariants: every task may be run again at any time and does only what is
+//! left to do; whatever it installs it names first, with the command; nothing
+//! asks a question when there is no terminal. Refuses to know what kvpsi does:
+//! it calls cargo and the binary, never the library.
+
+mod ebpf;
+mod lint;
+mod model;
+mod places;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use xshell::Shell;
+
+/// kvpsi's build tasks. On a fresh machine `cargo xtask run` and `cargo xtask test` do everything.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Set up, build, fetch the model, then run kvpsi (the demo unless told otherwise)
+    #[command(after_help = "Examples:
+  cargo xtask run                                   the demo on the default model
+  cargo xtask run --model qwen.gguf                 the demo on another model
+  cargo xtask run -- demo --no-trim                 the demo, with flags
+  cargo xtask run -- run -p 'What is a page fault?' any kvpsi command
+  cargo xtask run -- doctor
+
+kvpsi finds the model in the environment variable KVPSI_MODEL. The exit code is kvpsi's.")]
+    Run {
+        /// Use this GGUF instead of the default model
+        #[arg(long, value_name = "FILE")]
+        model: Option<PathBuf>,
+        /// Arguments for kvpsi [default: demo]
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
+    /// Set up, build, fetch the model, then run every test
+    #[command(after_help = "Examples:
+  cargo xtask test                      all tests, by cargo-nextest where it is installed
+  cargo xtask test kv::                 those whose name contains kv::
+  cargo xtask test --test kernel        one binary of the end-to-end tests
+
+The tests find the model in KVPSI_TEST_MODEL (kept if it is set already) and the binary in KVPSI_BIN.
+A test that cannot run here says why; the list is printed last.")]
+    Test {
+        /// Arguments for the test runner
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<String>,
+    },
+    /// Install what is missing to build, test and fetch the model
+    #[command(after_help = "Examples:
+  cargo xtask setup            installs; says what and by which command
+  cargo xtask setup --check    only says what is missing; exit code 1 if anything is
+
+As an ordinary user it calls sudo where there is one, else it prints the commands to run as root.")]
+    Setup {
+        /// Report only, install nothing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the eBPF object that the runtime embeds (target/bpf/kvpsi.bpf.o)
+    #[command(
+        after_help = "Two toolchains will do, and it says which it took: Debian's (rustc-web, which has core for BPF
+prebuilt), or rustup's nightly with rust-src, both with bpf-linker."
+    )]
+    BuildEbpf,
+    /// Fetch the default model; the last line on stdout is the path of the GGUF
+    #[command(after_help = "Examples:
+  cargo xtask model                     fetches SmolLM2-135M-Instruct once, then only verifies it
+  cargo xtask model --model other.gguf  checks that file and prints its path")]
+    Model {
+        /// Check this GGUF instead, and print its path
+        #[arg(long, value_name = "FILE")]
+        model: Option<PathBuf>,
+    },
+    /// Check formatting and run clippy with warnings as errors, user space and eBPF
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let done = Shell::new()
+        .map_err(anyhow::Error::from)
+        .and_then(|sh| start(&sh, Cli::parse().task));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
+    sh.change_dir(places::root());
+    match task {
+        Task::Run { model, args } => run::run(sh, model.as_deref(), &args),
+        Task::Test { args } => test::run(sh, &args),
+        Task::Setup { check: true } => setup::check(sh),
+        Task::Setup { check: false } => setup::all(sh),
+        Task::BuildEbpf => ebpf::build(sh),
+        Task::Model { model } => {
+            println!("{}", model::get(sh, model.as_deref())?.display());
+            Ok(())
+        }
+        Task::Lint => lint::run(sh),
+    }
+}
+
+/// Says what xtask itself does, apart from what the commands it calls print.
+fn say(what: impl std::fmt::Display) {
+    eprintln!("xtask: {what}");
+}

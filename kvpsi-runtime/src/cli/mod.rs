@@ -4,6 +4,7 @@
 
 pub mod demo;
 pub mod doctor;
+pub mod pressure;
 pub mod run;
 pub mod trace_dump;
 

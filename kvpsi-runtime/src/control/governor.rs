@@ -172,6 +172,14 @@ impl Prepared {
     }
 }
 
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared")
+            .field("signal", &self.signal)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A running reactor. Dropping it stops the thread and detaches the source.
 pub struct Governor {
     signal: &'static str,

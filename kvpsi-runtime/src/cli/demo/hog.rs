@@ -1,0 +1,94 @@
+//! The neighbour that takes memory, in bursts and on order.
+//!
+//! Orders come on stdin, one a line: `file BYTES MS` reads a mapped file of
+//! that size for that long (reclaim and refaults), `anon BYTES MS` grows
+//! anonymous memory to that size and holds it. Each is answered on stdout
+//! with `done US`. Ends with its input.
+
+use anyhow::{Context, Result, bail};
+use memmap2::{Mmap, MmapMut};
+use std::{
+    hint::black_box,
+    io::{BufRead, Write},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+const PAGE: usize = 4096;
+
+pub(super) fn run(procs: &[PathBuf]) -> Result<()> {
+    super::join(procs)?;
+    let mut out = std::io::stdout();
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let mut words = line.split_whitespace();
+        let (Some(what), Some(bytes), Some(ms)) = (words.next(), words.next(), words.next()) else {
+            bail!("hog: `{line}` is no order");
+        };
+        let bytes: usize = bytes.parse().with_context(|| format!("hog: `{line}`"))?;
+        let time = Duration::from_millis(ms.parse().with_context(|| format!("hog: `{line}`"))?);
+        let start = Instant::now();
+        match what {
+            "file" => read_file(bytes, time)?,
+            "anon" => grow(bytes, time)?,
+            _ => bail!("hog: `{line}` is no order"),
+        }
+        writeln!(out, "done {}", start.elapsed().as_micros())?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// Reads a mapped file again and again. On disk, not on tmpfs: only pages
+/// that have a file behind them can be reclaimed without swap.
+fn read_file(bytes: usize, time: Duration) -> Result<()> {
+    let dir = PathBuf::from("/var/tmp");
+    let file = tempfile_in(&dir, bytes)?;
+    // SAFETY: the file is unlinked and private to this process; nobody
+    // truncates it under the mapping.
+    let map = unsafe { Mmap::map(&file)? };
+    let end = Instant::now() + time;
+    let mut sum = 0u64;
+    loop {
+        for page in map.chunks(PAGE) {
+            sum = sum.wrapping_add(u64::from(page[0]));
+            if Instant::now() > end {
+                black_box(sum);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// An unlinked file of `bytes`, its blocks written, so that reads need disk.
+fn tempfile_in(dir: &std::path::Path, bytes: usize) -> Result<std::fs::File> {
+    let path = dir.join(format!("kvpsi-hog-{}", std::process::id()));
+    let context = || format!("{}: cannot make a file of {bytes} bytes", path.display());
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .with_context(context)?;
+    std::fs::remove_file(&path).with_context(context)?;
+    let chunk = vec![0x5a_u8; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        let n = left.min(chunk.len());
+        file.write_all(&chunk[..n]).with_context(context)?;
+        left -= n;
+    }
+    file.sync_data().with_context(context)?;
+    Ok(file)
+}
+
+/// Touches `bytes` of anonymous memory page by page, holds them, lets go.
+fn grow(bytes: usize, hold: Duration) -> Result<()> {
+    let mut map = MmapMut::map_anon(bytes).context("hog: cannot map memory")?;
+    for page in map.chunks_mut(PAGE) {
+        page[0] = 1;
+    }
+    std::thread::sleep(hold);
+    black_box(map[0]);
+    Ok(())
+}

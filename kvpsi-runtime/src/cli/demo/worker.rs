@@ -1,0 +1,164 @@
+//! The model's process: opens the signal, gives up its privileges, loads the
+//! model and talks, while its reactor trims. Everything it knows goes to the
+//! supervisor as JSON lines; it may be killed at any moment.
+
+use super::{
+    Args, PROMPT,
+    messages::{Done, FromWorker, Kv, Trim},
+};
+use crate::{
+    cli::pressure::{self, HeldFile},
+    control::{Governor, GovernorConfig},
+    engine::{Engine, EngineConfig, SamplingConfig},
+    kv::KvPool,
+    model::{
+        chat::{Message, Role},
+        default_model,
+    },
+};
+use anyhow::{Context, Result};
+use std::{
+    io::Write,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+/// Asked when an answer ends before the demo does.
+const MORE: [&str; 4] = [
+    "Go on: tell it again as a story from the view of Edith Marsh.",
+    "Now write a letter from Thomas Reed to a young engineer about what he learned.",
+    "Now describe one day in the life of the keepers, from morning to night.",
+    "Now give a long list of machines that could learn from it, each with a reason.",
+];
+
+/// Time between two reports of the cache.
+const KV_EVERY: Duration = Duration::from_millis(50);
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    super::join(&args.join)?;
+    let model = match &args.model {
+        Some(m) => m.clone(),
+        None => default_model::find()?,
+    };
+    let held = HeldFile::open(&model);
+    let config = GovernorConfig {
+        measure_rss: true,
+        observe_only: args.no_trim,
+        ..Default::default()
+    };
+    let listening = pressure::listen(args.signal, true, &config)?;
+    let mut engine = Engine::load(&EngineConfig::new(held.path()))?;
+    let pool = engine.pool();
+    let realtime = listening.prepared.hardening().realtime;
+    let governor = listening.prepared.start(pool.clone());
+    let stats = talk(args, &mut engine, &governor, &pool, listening.notes)?;
+    let totals = governor.stats();
+    say(&FromWorker::Done(Done {
+        tokens: stats.0,
+        tokens_per_s: stats.1,
+        events: totals.events.into(),
+        ignored: totals.ignored,
+        wakeups: totals.wakeups,
+        trim_records_lost: totals.records_lost,
+        source_error: totals.source_error,
+        realtime,
+        kv: kv(&pool),
+    }))
+}
+
+/// Talks until the tokens are spent; (tokens, tokens a second while decoding).
+fn talk(
+    args: &Args,
+    engine: &mut Engine,
+    governor: &Governor,
+    pool: &KvPool,
+    notes: Vec<String>,
+) -> Result<(u64, f64)> {
+    let mut session = engine.open()?;
+    let mut messages = vec![Message::new(Role::User, PROMPT)];
+    let mut held = String::new();
+    let (mut left, mut time, mut tokens) = (args.tokens as usize, Duration::ZERO, 0u64);
+    let mut ready = Some(notes);
+    for more in MORE.iter().cycle() {
+        let chat = engine.chat().context("this model has no chat template")?;
+        let text = chat.render(&messages, true)?;
+        let added = text.strip_prefix(&held).unwrap_or(&text);
+        let prompt = engine.tokenizer().encode(added, false)?;
+        if let Some(notes) = ready.take() {
+            say(&FromWorker::Ready {
+                signal: governor.stats().signal.into(),
+                notes,
+                token_bytes: pool.shape().token_bytes(),
+                prompt_tokens: prompt.len(),
+            })?;
+        }
+        let sampling = SamplingConfig {
+            max_tokens: left,
+            seed: args.seed,
+            ..SamplingConfig::default()
+        };
+        let (mut answer, mut told, mut broken) = (String::new(), Instant::now(), None);
+        let stats = engine.generate_in(&mut session, &prompt, &sampling, &mut |piece| {
+            answer.push_str(piece.text);
+            let mut lines = vec![FromWorker::Text(piece.text.into())];
+            while let Some(trim) = governor.next_trim() {
+                lines.push(FromWorker::Trim(Trim::from(&trim)));
+            }
+            if told.elapsed() > KV_EVERY {
+                told = Instant::now();
+                lines.push(FromWorker::Kv(kv(pool)));
+            }
+            match lines.iter().try_for_each(say) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    broken = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(e) = broken {
+            return Err(e);
+        }
+        time += stats.decode;
+        tokens += stats.tokens as u64;
+        left = left.saturating_sub(stats.tokens.max(1));
+        let rate = if time.is_zero() {
+            0.0
+        } else {
+            f64_of(tokens) / time.as_secs_f64()
+        };
+        if left == 0 || session.tokens().len() + 64 > engine.context() {
+            return Ok((tokens, rate));
+        }
+        held = text + &answer;
+        messages.push(Message::new(Role::Assistant, answer));
+        messages.push(Message::new(Role::User, *more));
+        say(&FromWorker::Text("\n\n".into()))?;
+    }
+    unreachable!("the questions repeat without end")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+fn f64_of(n: u64) -> f64 {
+    n as f64
+}
+
+fn kv(pool: &KvPool) -> Kv {
+    let a = pool.account();
+    Kv {
+        reserved: a.reserved,
+        resident: a.resident,
+        returned: a.returned,
+        floor: a.floor,
+        tokens: a.live_tokens,
+    }
+}
+
+fn say(message: &FromWorker) -> Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    std::io::stdout()
+        .lock()
+        .write_all(&line)
+        .context("the supervisor is gone")
+}

@@ -1,0 +1,31 @@
+//! `cargo xtask lint`: formatting and clippy, for user space and eBPF.
+
+use crate::toolchain::{TARGET, Toolchain};
+use crate::{ebpf, say};
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+/// # Errors
+/// If anything is not as it should be, or the eBPF crate cannot be checked here.
+pub fn run(sh: &Shell) -> Result<()> {
+    cmd!(sh, "cargo fmt --all --check").run()?;
+    cmd!(sh, "cargo clippy --all-targets -- -D warnings").run()?;
+    cmd!(
+        sh,
+        "cargo clippy --package kvpsi-runtime --no-default-features --all-targets -- -D warnings"
+    )
+    .run()?;
+    let toolchain = Toolchain::find(sh)
+        .context("no toolchain for the eBPF crate; `cargo xtask setup` installs one")?;
+    say("$ cargo clippy --package kvpsi-ebpf, by the eBPF toolchain");
+    toolchain
+        .cargo(sh, "clippy")
+        .args(["--quiet", "--release", "--package", "kvpsi-ebpf"])
+        .args(["--target", TARGET])
+        .arg("--target-dir")
+        .arg(ebpf::target_dir())
+        .args(["--", "-D", "warnings"])
+        .quiet()
+        .run()?;
+    Ok(())
+}

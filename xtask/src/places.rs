@@ -1,0 +1,44 @@
+//! Where things are: the workspace, its target folder, the cache.
+//!
+//! Owns every path that two tasks must agree on. Refuses to create anything.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The workspace root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+}
+
+/// Cargo's target folder for user space.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |d| root().join(d))
+}
+
+/// The eBPF object that the runtime's build script embeds.
+pub fn ebpf_object() -> PathBuf {
+    root().join("target/bpf/kvpsi.bpf.o")
+}
+
+/// kvpsi's cache folder: shared by every clone, kept over `cargo clean`.
+pub fn cache() -> PathBuf {
+    let set = |name: &str| {
+        env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    set("XDG_CACHE_HOME")
+        .filter(|p| p.is_absolute())
+        .or_else(|| set("HOME").map(|h| h.join(".cache")))
+        .unwrap_or_else(|| root().join("target/cache"))
+        .join("kvpsi")
+}
+
+/// The first file named `program` in PATH.
+pub fn in_path(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
