@@ -43,6 +43,18 @@ pub(super) unsafe fn load16(at: *const f16) -> __m256 {
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
 }
 
+/// Asks for the cache lines of `values[at..at + len]`, as far as they exist.
+/// The processor's own prefetch stops at pages, and one head's part of a block
+/// is about a page.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fetch(values: &[f16], at: usize, len: usize) {
+    for line in (at..values.len().min(at + len)).step_by(32) {
+        // SAFETY: within `values`; a prefetch reads nothing anyway.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().add(line).cast()) };
+    }
+}
+
 /// Sums of the lanes of four vectors.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -111,7 +123,14 @@ fn first(n: usize) -> __m256i {
 /// # Safety
 /// Features present; shapes as `kernels::scores` asserts.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn scores(q: &[f32], k: &[f16], d: usize, out: &mut [f32], stride: usize) {
+pub(super) unsafe fn scores(
+    q: &[f32],
+    k: &[f16],
+    d: usize,
+    out: &mut [f32],
+    stride: usize,
+    mut next: &[f16],
+) {
     let queries = q.len() / d;
     let mut i = 0;
     while i < queries {
@@ -121,13 +140,14 @@ pub(super) unsafe fn scores(q: &[f32], k: &[f16], d: usize, out: &mut [f32], str
         // are left; `stride` is at least the tokens of `k`.
         unsafe {
             match n {
-                1 => scores_of::<1>(q, k, d, out, stride),
-                2 => scores_of::<2>(q, k, d, out, stride),
-                3 => scores_of::<3>(q, k, d, out, stride),
-                _ => scores_of::<4>(q, k, d, out, stride),
+                1 => scores_of::<1>(q, k, d, out, stride, next),
+                2 => scores_of::<2>(q, k, d, out, stride, next),
+                3 => scores_of::<3>(q, k, d, out, stride, next),
+                _ => scores_of::<4>(q, k, d, out, stride, next),
             }
         }
         i += n;
+        next = &[];
     }
 }
 
@@ -141,6 +161,7 @@ unsafe fn scores_of<const H: usize>(
     d: usize,
     out: &mut [f32],
     stride: usize,
+    next: &[f16],
 ) {
     let tokens = k.len() / d;
     let mut t = 0;
@@ -150,6 +171,7 @@ unsafe fn scores_of<const H: usize>(
     unsafe {
         let (q, out) = (q.as_ptr(), out.as_mut_ptr());
         while t + 4 <= tokens {
+            fetch(next, t * d, 4 * d);
             let k = k.as_ptr().add(t * d);
             let mut acc = [[_mm256_setzero_ps(); 4]; H];
             let mut c = 0;
@@ -200,6 +222,7 @@ pub(super) unsafe fn weigh(
     d: usize,
     keep: &[f32],
     acc: &mut [f32],
+    mut next: &[f16],
 ) {
     let queries = acc.len() / d;
     let mut i = 0;
@@ -209,11 +232,11 @@ pub(super) unsafe fn weigh(
         // SAFETY: `n` rows of each are left.
         unsafe {
             match n {
-                1 => weigh_of::<1>(p, stride, v, d, keep, acc),
-                2 => weigh_of::<2>(p, stride, v, d, keep, acc),
-                3 => weigh_of::<3>(p, stride, v, d, keep, acc),
+                1 => weigh_of::<1>(p, stride, v, d, keep, acc, next),
+                2 => weigh_of::<2>(p, stride, v, d, keep, acc, next),
+                3 => weigh_of::<3>(p, stride, v, d, keep, acc, next),
                 _ => {
-                    weigh_of::<2>(p, stride, v, d, keep, acc);
+                    weigh_of::<2>(p, stride, v, d, keep, acc, next);
                     weigh_of::<2>(
                         &p[2 * stride..],
                         stride,
@@ -221,11 +244,13 @@ pub(super) unsafe fn weigh(
                         d,
                         &keep[2..],
                         &mut acc[2 * d..],
+                        &[],
                     );
                 }
             }
         }
         i += n;
+        next = &[];
     }
 }
 
@@ -240,31 +265,34 @@ unsafe fn weigh_of<const H: usize>(
     d: usize,
     keep: &[f32],
     acc: &mut [f32],
+    next: &[f16],
 ) {
-    let mut c = 0;
+    let (mut c, mut next) = (0, next);
     while c < d {
         // SAFETY: the columns taken lie within `d`.
         unsafe {
             match d - c {
                 32.. => {
-                    weigh_columns::<H, 4>(p, stride, v, d, c, keep, acc);
+                    weigh_columns::<H, 4>(p, stride, v, d, c, keep, acc, next);
                     c += 32;
                 }
                 16.. => {
-                    weigh_columns::<H, 2>(p, stride, v, d, c, keep, acc);
+                    weigh_columns::<H, 2>(p, stride, v, d, c, keep, acc, next);
                     c += 16;
                 }
                 _ => {
-                    weigh_columns::<H, 1>(p, stride, v, d, c, keep, acc);
+                    weigh_columns::<H, 1>(p, stride, v, d, c, keep, acc, next);
                     c += 8;
                 }
             }
         }
+        next = &[];
     }
 }
 
 /// # Safety
 /// `H` rows of `p`, `keep` and `acc`; `c + 8 * N <= d`.
+#[expect(clippy::too_many_arguments, reason = "matrices and where in them")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn weigh_columns<const H: usize, const N: usize>(
@@ -275,6 +303,7 @@ unsafe fn weigh_columns<const H: usize, const N: usize>(
     c: usize,
     keep: &[f32],
     acc: &mut [f32],
+    next: &[f16],
 ) {
     let tokens = v.len() / d;
     // SAFETY: columns `c..c + 8 * N` of `tokens` rows of `v` and `H` rows of
@@ -284,6 +313,7 @@ unsafe fn weigh_columns<const H: usize, const N: usize>(
         let acc = acc.as_mut_ptr().add(c);
         let mut sums = [[_mm256_setzero_ps(); N]; H];
         for t in 0..tokens {
+            fetch(next, t * d, d);
             let mut weight = [_mm256_setzero_ps(); H];
             for h in 0..H {
                 weight[h] = _mm256_broadcast_ss(&*p.add(h * stride + t));

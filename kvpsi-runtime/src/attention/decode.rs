@@ -16,6 +16,10 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
     let keep = at_least(&mut scratch.keep, group);
     let at = at_least(&mut scratch.at, job.vectors() * blocks);
     for (b, block) in job.blocks.iter().enumerate() {
+        let next = match job.blocks.get(b + 1) {
+            Some(next) => job.keys_values(next, 0..next.tokens).0,
+            None => &[],
+        };
         for row in 0..job.rows {
             let tokens = job.visible(block, row);
             if tokens.is_empty() {
@@ -25,7 +29,7 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
             let (k, v) = job.keys_values(block, tokens);
             let first = row * group;
             let q = &scratch.q[first * d..][..group * d];
-            scores(job.isa, q, k, d, weights, stride);
+            scores(job.isa, q, k, d, weights, stride, v);
             for (g, weights) in weights.chunks_exact_mut(stride).enumerate() {
                 let vector = first + g;
                 let (max, sum) = softmax_step(job.isa, &mut weights[..n], out.max[vector]);
@@ -34,7 +38,7 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
                 at[vector * blocks + b] = max;
             }
             let acc = &mut out.acc[first * d..][..group * d];
-            weigh(job.isa, weights, stride, v, d, keep, acc);
+            weigh(job.isa, weights, stride, v, d, keep, acc, next);
         }
     }
     out.settle(job.isa, at);

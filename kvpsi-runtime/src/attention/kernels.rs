@@ -37,7 +37,8 @@ impl Isa {
 }
 
 /// Scores of every query of `q` `[queries, head_dim]` against every key of
-/// `k` `[tokens, head_dim]`, to `out` `[queries, stride]`.
+/// `k` `[tokens, head_dim]`, to `out` `[queries, stride]`. Meanwhile `next`,
+/// what the caller reads next, is fetched into the cache.
 pub(super) fn scores(
     isa: Isa,
     q: &[f32],
@@ -45,6 +46,7 @@ pub(super) fn scores(
     head_dim: usize,
     out: &mut [f32],
     stride: usize,
+    next: &[f16],
 ) {
     let (queries, tokens) = (q.len() / head_dim, k.len() / head_dim);
     assert!(tokens <= stride && out.len() >= queries * stride);
@@ -54,13 +56,15 @@ pub(super) fn scores(
         Isa::Avx2 => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
-            unsafe { avx2::scores(q, k, head_dim, out, stride) }
+            unsafe { avx2::scores(q, k, head_dim, out, stride, next) }
         }
     }
 }
 
 /// `acc[i] = keep[i] * acc[i] + sum over t of p[i][t] * v[t]`, with `p`
-/// `[queries, stride]`, `v` `[tokens, head_dim]`, `acc` `[queries, head_dim]`.
+/// `[queries, stride]`, `v` `[tokens, head_dim]`, `acc` `[queries, head_dim]`. Meanwhile `next` is
+/// fetched into the cache.
+#[expect(clippy::too_many_arguments, reason = "matrices and their strides")]
 pub(super) fn weigh(
     isa: Isa,
     p: &[f32],
@@ -69,6 +73,7 @@ pub(super) fn weigh(
     head_dim: usize,
     keep: &[f32],
     acc: &mut [f32],
+    next: &[f16],
 ) {
     let (queries, tokens) = (acc.len() / head_dim, v.len() / head_dim);
     assert!(tokens <= stride && p.len() >= queries * stride && keep.len() >= queries);
@@ -78,7 +83,7 @@ pub(super) fn weigh(
         Isa::Avx2 => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
-            unsafe { avx2::weigh(p, stride, v, head_dim, keep, acc) }
+            unsafe { avx2::weigh(p, stride, v, head_dim, keep, acc, next) }
         }
     }
 }
