@@ -5,11 +5,14 @@
 //! are made.
 
 use crate::{
+    cli::pressure::{self, HeldFile},
+    control::{GovernorConfig, GovernorStats, Prepared},
     engine::{Engine, EngineConfig, Finish, GenStats, SamplingConfig, Session},
     model::{
         chat::{Message, Role},
         default_model,
     },
+    signal::Choice,
 };
 use anyhow::{Context, bail};
 use std::{
@@ -43,6 +46,18 @@ pub enum Signal {
     PsiPoll,
     /// Never trim
     None,
+}
+
+impl Signal {
+    fn choice(self) -> Option<Choice> {
+        match self {
+            Self::Auto => Some(Choice::Auto),
+            Self::Ebpf => Some(Choice::Ebpf),
+            Self::PsiTrigger => Some(Choice::PsiTrigger),
+            Self::PsiPoll => Some(Choice::PsiPoll),
+            Self::None => None,
+        }
+    }
 }
 
 /// Arguments of `kvpsi run`.
@@ -104,21 +119,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(path) => path.clone(),
         None => default_model::find()?,
     };
-    let (turns, inbox) = mpsc::channel();
-    let mut config = EngineConfig::new(model);
-    config.context = args.ctx;
-    let caught = catch_signals(config.stop.clone(), turns.clone())?;
     let sampling = args.sampling();
     sampling.check()?;
+    let held = HeldFile::open(&model);
+    let prepared = listen(args.signal)?;
+    let (turns, inbox) = mpsc::channel();
+    let mut config = EngineConfig::new(held.path());
+    config.context = args.ctx;
+    let caught = catch_signals(config.stop.clone(), turns.clone())?;
     let engine = Engine::load(&config)?;
-
-    // control::Governor::start(engine.pool(), ...) belongs here, and its trims
-    // into the figures at the end.
-    if args.signal != Signal::None {
-        eprintln!(
-            "kvpsi: memory pressure is not listened to in this build (--signal none hides this line)"
-        );
-    }
+    let governor = prepared.map(|p| p.start(engine.pool()));
 
     let mut talk = Talk {
         engine,
@@ -134,9 +144,47 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     drop(talk);
+    if let Some(governor) = governor {
+        report_trims(&governor.stats());
+    }
     match caught.load(Ordering::Relaxed) {
         0 => Ok(()),
         signal => std::process::exit(128 + signal),
+    }
+}
+
+/// Opens the signal and gives up privileges; `None` for `--signal none`.
+fn listen(signal: Signal) -> anyhow::Result<Option<Prepared>> {
+    let Some(choice) = signal.choice() else {
+        return Ok(None);
+    };
+    let listening = pressure::listen(choice, false, &GovernorConfig::default())?;
+    if !listening.notes.is_empty() {
+        let why = listening.notes.join("; ");
+        eprintln!("kvpsi: signal {}: {why}", listening.prepared.signal());
+    }
+    Ok(Some(listening.prepared))
+}
+
+/// What was given back, where anything was; and what was lost, if anything.
+fn report_trims(stats: &GovernorStats) {
+    if stats.trims > 0 {
+        eprintln!(
+            "kvpsi: {} trims gave back {} (signal {}, {} stalls seen)",
+            stats.trims, stats.trimmed_bytes, stats.signal, stats.events.seen
+        );
+    }
+    if stats.events.dropped > 0 {
+        eprintln!(
+            "kvpsi: {} events were lost: the ring buffer was full",
+            stats.events.dropped
+        );
+    }
+    if let Some(e) = &stats.source_error {
+        eprintln!(
+            "kvpsi: signal {} broke: {e}; nothing was trimmed after that",
+            stats.signal
+        );
     }
 }
 

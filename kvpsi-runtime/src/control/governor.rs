@@ -151,6 +151,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Name of the source.
+    #[must_use]
+    pub fn signal(&self) -> &'static str {
+        self.signal
+    }
+
     /// What the reactor's thread was granted.
     #[must_use]
     pub fn hardening(&self) -> &Hardening {
@@ -298,6 +304,9 @@ impl Governor {
 
 /// The witness: keeps the start of the last burst.
 fn watch(mut source: Box<dyn PressureSource>, shared: &Shared, stop: &OwnedFd) {
+    if let Err(e) = privilege::drop_all() {
+        tracing::warn!("the witness keeps its capabilities: {e}");
+    }
     loop {
         let woken = {
             let r = source.readiness();

@@ -10,7 +10,7 @@
 
 use super::{
     gguf::{Config, Gguf, ModelError},
-    linear::Linear,
+    linear::{Linear, forward_all},
 };
 use crate::{
     attention::{AttnConfig, RowSpan, attend},
@@ -27,10 +27,11 @@ const BLOCK_TOKENS: usize = 32;
 #[derive(Debug)]
 pub struct Decoder {
     config: Config,
-    embedding: Arc<QTensor>,
+    /// Also the output weight, unless the file has one of its own.
+    embedding: Linear,
     layers: Vec<Layer>,
     norm: Tensor,
-    output: Linear,
+    output: Option<Linear>,
     rope: Rope,
     weights: Bytes,
 }
@@ -80,7 +81,11 @@ impl Reader<'_> {
         from: usize,
     ) -> std::result::Result<Linear, ModelError> {
         let w = self.quantized(name, &[out, from])?;
-        self.candle(name, Linear::new(w))
+        Linear::named(name, w).map_err(|e| ModelError::Tensor {
+            path: self.gguf.path().into(),
+            name: name.into(),
+            what: e.to_string(),
+        })
     }
 
     fn vector(&mut self, name: &str, len: usize) -> std::result::Result<Tensor, ModelError> {
@@ -109,7 +114,7 @@ impl Decoder {
         }
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let mut read = Reader { gguf, bytes: 0 };
-        let embedding = read.quantized("token_embd.weight", &[c.vocab, c.hidden])?;
+        let embedding = read.linear("token_embd.weight", c.vocab, c.hidden)?;
         let mut layers = Vec::new();
         for i in 0..c.layers {
             let name = |part: &str| format!("blk.{i}.{part}.weight");
@@ -127,10 +132,9 @@ impl Decoder {
         }
         let norm = read.vector("output_norm.weight", c.hidden)?;
         let output = if read.gguf.has("output.weight") {
-            read.linear("output.weight", c.vocab, c.hidden)?
+            Some(read.linear("output.weight", c.vocab, c.hidden)?)
         } else {
-            let tied = Linear::new(embedding.clone());
-            read.candle("token_embd.weight", tied)?
+            None
         };
         // Llama 3.1 and later stretch the low frequencies by these factors.
         let factors = if read.gguf.has("rope_freqs.weight") {
@@ -202,14 +206,12 @@ impl Decoder {
         };
         let (cos, sin) = self.rope.tables(&rows)?;
         let last = last_rows(&rows)?;
-        let mut x = self
-            .embedding
-            .embedding(&Tensor::new(tokens, &Device::Cpu)?)?;
+        let mut x = self.embedding.dequantize_rows(tokens)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let h = norm(&x, &layer.attn_norm, c)?;
-            let q = rotate(&layer.q.forward(&h)?, c.heads, &cos, &sin)?;
-            let k = rotate(&layer.k.forward(&h)?, c.kv_heads, &cos, &sin)?;
-            let v = layer.v.forward(&h)?;
+            let [q, k, v] = forward_all([&layer.q, &layer.k, &layer.v], &h)?;
+            let q = rotate(&q, c.heads, &cos, &sin)?;
+            let k = rotate(&k, c.kv_heads, &cos, &sin)?;
             let mut a = attend(&q, &k, &v, pool, i, &rows, attn)?;
             if i + 1 == self.layers.len() && rows.len() < count {
                 // Nobody looks at the other rows any more.
@@ -218,11 +220,12 @@ impl Decoder {
             }
             x = (x + layer.out.forward(&a)?)?;
             let h = norm(&x, &layer.ffn_norm, c)?;
-            let gated =
-                (candle_nn::ops::silu(&layer.gate.forward(&h)?)? * layer.up.forward(&h)?)?;
+            let [gate, up] = forward_all([&layer.gate, &layer.up], &h)?;
+            let gated = (candle_nn::ops::silu(&gate)? * up)?;
             x = (x + layer.down.forward(&gated)?)?;
         }
-        self.output.forward(&norm(&x, &self.norm, c)?)
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        output.forward(&norm(&x, &self.norm, c)?)
     }
 }
 

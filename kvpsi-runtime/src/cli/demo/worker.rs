@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cli::pressure::{self, HeldFile},
     control::{Governor, GovernorConfig},
-    engine::{Engine, EngineConfig, SamplingConfig},
+    engine::{Engine, EngineConfig, SamplingConfig, Session},
     kv::KvPool,
     model::{
         chat::{Message, Role},
@@ -51,8 +51,19 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let pool = engine.pool();
     let realtime = listening.prepared.hardening().realtime;
     let governor = listening.prepared.start(pool.clone());
-    let stats = talk(args, &mut engine, &governor, &pool, listening.notes)?;
+    let mut session = engine.open()?;
+    let stats = talk(
+        args,
+        &mut engine,
+        &governor,
+        &pool,
+        listening.notes,
+        &mut session,
+    )?;
     let totals = governor.stats();
+    while let Some(trim) = governor.next_trim() {
+        say(&FromWorker::Trim(Trim::from(&trim)))?;
+    }
     say(&FromWorker::Done(Done {
         tokens: stats.0,
         tokens_per_s: stats.1,
@@ -73,8 +84,8 @@ fn talk(
     governor: &Governor,
     pool: &KvPool,
     notes: Vec<String>,
+    session: &mut Session,
 ) -> Result<(u64, f64)> {
-    let mut session = engine.open()?;
     let mut messages = vec![Message::new(Role::User, PROMPT)];
     let mut held = String::new();
     let (mut left, mut time, mut tokens) = (args.tokens as usize, Duration::ZERO, 0u64);
@@ -98,7 +109,7 @@ fn talk(
             ..SamplingConfig::default()
         };
         let (mut answer, mut told, mut broken) = (String::new(), Instant::now(), None);
-        let stats = engine.generate_in(&mut session, &prompt, &sampling, &mut |piece| {
+        let stats = engine.generate_in(session, &prompt, &sampling, &mut |piece| {
             answer.push_str(piece.text);
             let mut lines = vec![FromWorker::Text(piece.text.into())];
             while let Some(trim) = governor.next_trim() {
