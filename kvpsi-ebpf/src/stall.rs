@@ -249,6 +249,10 @@ pub fn is_background() -> bool {
     &comm[..6] == b"kswapd" || &comm[..8] == b"kcompact"
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
+)]
 #[inline(always)]
 fn announce<C: EbpfContext>(
     ctx: &C,
@@ -280,6 +284,10 @@ fn announce<C: EbpfContext>(
     );
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
+)]
 #[inline(always)]
 fn send<C: EbpfContext>(
     ctx: &C,
@@ -325,6 +333,10 @@ fn send<C: EbpfContext>(
     entry.submit(wakeup_flag(wake));
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
+)]
 #[inline(always)]
 fn trace(
     kind: Kind,
@@ -353,6 +365,10 @@ fn trace(
     entry.submit(wakeup_flag(full));
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
+)]
 #[inline(always)]
 fn event(
     kind: Kind,
@@ -374,7 +390,7 @@ fn event(
         tid: tid_of(ids),
         // SAFETY: a helper without arguments.
         cpu: unsafe { bpf_get_smp_processor_id() },
-        stalled_now: shared.scopes[SYSTEM].stalled() as u32,
+        stalled_now: (shared.scopes[SYSTEM].stalled() & 0xffff_ffff) as u32,
         order: facts.order,
         node: facts.node,
         kind: kind as u16,
@@ -409,7 +425,7 @@ fn now_ns() -> u64 {
 
 #[inline(always)]
 const fn tid_of(pid_tgid: u64) -> u32 {
-    pid_tgid as u32
+    (pid_tgid & 0xffff_ffff) as u32
 }
 
 #[inline(always)]

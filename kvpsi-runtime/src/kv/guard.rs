@@ -37,10 +37,14 @@ pub struct LayerGuard<'a> {
 mod off {
     use super::{LayerGuard, PhantomData};
 
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     pub struct Guards;
 
     impl Guards {
+        pub fn new() -> Self {
+            Self
+        }
+
         #[expect(
             clippy::unused_self,
             reason = "the same calls with and without trimming"
@@ -87,8 +91,8 @@ mod on {
         exits: AtomicU32,
     }
 
-    impl Default for Guards {
-        fn default() -> Self {
+    impl Guards {
+        pub fn new() -> Self {
             Self {
                 readers: Default::default(),
                 epoch: AtomicU64::new(1),
@@ -96,9 +100,7 @@ mod on {
                 exits: AtomicU32::new(0),
             }
         }
-    }
 
-    impl Guards {
         pub fn enter(&self) -> LayerGuard<'_> {
             loop {
                 let epoch = self.epoch.load(SeqCst);

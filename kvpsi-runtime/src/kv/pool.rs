@@ -83,7 +83,7 @@ impl KvPool {
             slots: (0..config.max_sequences)
                 .map(|_| Slot::new(blocks))
                 .collect(),
-            guards: Guards::default(),
+            guards: Guards::new(),
             slack: Bitmap::new(blocks, false),
             returned: Bitmap::new(blocks, true),
             draining: Bitmap::new(blocks, false),

@@ -1,0 +1,107 @@
+//! The reactor's path allocates nothing: a counting allocator watches it.
+
+#![cfg(feature = "trim")]
+
+use bytemuck::Zeroable;
+use kvpsi::{
+    control::{
+        Controller, Tuning,
+        cgroup::MemoryCgroup,
+        gauge::{CgroupGauge, Gauges, Reading, SystemGauge},
+    },
+    kv::{KvPool, KvShape, PoolConfig},
+    units::Bytes,
+};
+use kvpsi_common::{Event, Kind, Phase};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+};
+
+thread_local! { static COUNT: Cell<u64> = const { Cell::new(0) }; }
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|c| c.set(c.get() + 1));
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        COUNT.with(|c| c.set(c.get() + 1));
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count() -> u64 {
+    COUNT.with(Cell::get)
+}
+
+#[test]
+fn from_event_to_returned_pages_nothing_is_allocated() {
+    let shape = KvShape {
+        layers: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        block_tokens: 32,
+    };
+    let pool = KvPool::new(PoolConfig {
+        shape,
+        capacity_tokens: 4096,
+        max_sequences: 4,
+        sink_tokens: 4,
+        recent_tokens: 64,
+    })
+    .unwrap();
+    let seq = pool.open().unwrap();
+    let row = vec![1.0; shape.kv_heads * shape.head_dim];
+    for _ in 0..128 {
+        let range = pool.append(seq, 32).unwrap();
+        let guard = pool.layer();
+        for pos in range {
+            (0..shape.layers).for_each(|l| pool.write(&guard, seq, l, pos, &row, &row));
+        }
+    }
+    let gauges = Gauges {
+        cgroup: MemoryCgroup::of_self()
+            .ok()
+            .and_then(|c| CgroupGauge::open(&c, Bytes::mib(16)).ok()),
+        system: Some(SystemGauge::open().unwrap()),
+    };
+    let mut controller = Controller::new(Tuning::default(), 4096);
+    let before = count();
+    let mut returned = 0;
+    for t in 1..20u64 {
+        controller.observe(&Event {
+            kind: Kind::DirectReclaim as u16,
+            phase: Phase::Onset as u16,
+            ts_ns: t * 20_000_000,
+            stalled_now: 1,
+            ..Event::zeroed()
+        });
+        let reading = Reading {
+            system_deficit: Some(Bytes::mib(1)),
+            ..gauges.read()
+        };
+        while let Some(d) = controller.decide(t * 20_000_000, reading) {
+            let trimmed = pool.trim(d.want, d.steps);
+            controller.trimmed(&d, trimmed.bytes);
+            let account = pool.account();
+            pool.set_budget(account.resident.max(account.floor));
+            returned += trimmed.bytes.0;
+        }
+    }
+    let allocated = count() - before;
+    assert!(returned > 1 << 20, "{returned}");
+    assert_eq!(allocated, 0);
+    // The counter counts: this allocates.
+    let v = std::hint::black_box(vec![0u8; 100]);
+    assert!(count() > before, "{}", v.len());
+}

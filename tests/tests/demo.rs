@@ -1,0 +1,161 @@
+//! `kvpsi demo` as a user meets it: the real kernel, the real model, a real
+//! memory cgroup. What the project promises is asserted here.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi_tests::{kvpsi_binary, model, skip};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+/// The demo's command, or `None` (skipped by name) where it cannot run.
+fn demo(test: &str, args: &[&str]) -> Option<Command> {
+    let model = model(test)?;
+    if !geteuid().is_root() {
+        skip(test, "needs root for a memory cgroup and BPF");
+        return None;
+    }
+    if let Err(e) = kvpsi::control::cgroup::MemoryCgroup::of_self() {
+        skip(test, e.to_string());
+        return None;
+    }
+    let mut c = Command::new(kvpsi_binary());
+    c.args(["demo", "--quiet", "--pause", "400", "-m"])
+        .arg(model)
+        .args(args);
+    c.stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Some(c)
+}
+
+fn cgroups_left(pid: u32) -> Vec<PathBuf> {
+    let name = format!("kvpsi-demo-{pid}");
+    [
+        "/sys/fs/cgroup",
+        "/sys/fs/cgroup/memory",
+        "/sys/fs/cgroup/unified",
+    ]
+    .iter()
+    .map(|m| PathBuf::from(m).join(&name))
+    .filter(|p| p.exists())
+    .collect()
+}
+
+fn run(mut c: Command, report: &std::path::Path) -> (std::process::Output, Value) {
+    c.arg("--report").arg(report);
+    let child = c.spawn().unwrap();
+    let pid = child.id();
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(cgroups_left(pid), Vec::<PathBuf>::new());
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let err = String::from_utf8_lossy(&out.stderr);
+    let json = std::fs::read(report).unwrap_or_else(|e| panic!("{e}: {text}\n{err}"));
+    println!("{text}\n{err}");
+    (out, serde_json::from_slice(&json).unwrap())
+}
+
+fn n(v: &Value, path: &str) -> f64 {
+    v.pointer(path)
+        .and_then(Value::as_f64)
+        .unwrap_or_else(|| panic!("{path} in {v}"))
+}
+
+#[test]
+fn a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed() {
+    let name = "a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed";
+    let Some(c) = demo(name, &["-n", "120"]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (out, r) = run(c, &dir.path().join("r.json"));
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(n(&r, "/oom_kills"), 0.0);
+    assert!(n(&r, "/bursts/1") >= 1.0, "the hog never grew: {r}");
+    let e = |k: &str| n(&r, &format!("/events/{k}"));
+    if r["signal"] == "ebpf" {
+        assert_eq!(e("seen"), e("delivered") + e("coalesced") + e("dropped"));
+    }
+    assert_eq!(
+        n(&r, "/kv/reserved"),
+        n(&r, "/kv/resident") + n(&r, "/kv/returned")
+    );
+    assert_eq!(n(&r, "/tokens"), 120.0);
+    let trims = r["trims"].as_array().unwrap();
+    assert!(!trims.is_empty());
+    let (mut said, mut lost) = (0.0, 0.0);
+    for t in trims {
+        assert!(n(t, "/onset_to_returned_us") >= n(t, "/onset_to_start_us"));
+        assert!(n(t, "/kv_tokens_after") <= n(t, "/kv_tokens_before"));
+        said += n(t, "/bytes");
+        lost += n(t, "/rss_before") - n(t, "/rss_after");
+    }
+    assert!(lost >= 0.95 * said, "RSS fell by {lost} of {said} bytes");
+}
+
+#[test]
+fn without_a_trim_the_same_run_ends_in_an_oom_kill() {
+    let name = "without_a_trim_the_same_run_ends_in_an_oom_kill";
+    let Some(c) = demo(name, &["--no-trim", "-n", "120"]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (out, r) = run(c, &dir.path().join("r.json"));
+    assert!(out.status.success(), "{out:?}");
+    assert!(n(&r, "/oom_kills") >= 1.0, "{r}");
+    assert_eq!(r["trims"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn an_interrupt_ends_the_demo_and_removes_its_cgroup() {
+    let name = "an_interrupt_ends_the_demo_and_removes_its_cgroup";
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let Some(mut c) = demo(name, &["-n", "2000"]) else {
+            return;
+        };
+        let mut child = c.spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready = lines.find(|l| l.as_ref().unwrap().contains("reading a prompt"));
+        assert!(ready.is_some());
+        assert!(!cgroups_left(child.id()).is_empty());
+        kill_process(pid, signal).unwrap();
+        let rest: Vec<_> = lines.map_while(Result::ok).collect();
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(code), "{rest:?}");
+        assert_eq!(cgroups_left(child.id()), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn an_ordinary_user_is_told_why_there_is_no_demo_and_what_to_do() {
+    let name = "an_ordinary_user_is_told_why_there_is_no_demo_and_what_to_do";
+    if demo(name, &[]).is_none() {
+        return;
+    }
+    // The test's own folders may be closed to others.
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("kvpsi");
+    std::fs::copy(kvpsi_binary(), &bin).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::set_permissions(dir.path(), open(0o755)).unwrap();
+    let out = Command::new(bin)
+        .arg("demo")
+        .uid(65534)
+        .gid(65534)
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+    assert!(
+        err.contains("memory cgroup") && err.contains("run as root"),
+        "{err}"
+    );
+}
