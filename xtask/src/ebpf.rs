@@ -79,5 +79,5 @@ pub fn build_if_possible(sh: &Shell) -> Result<()> {
 /// Cargo's own folder for the eBPF build: another compiler's output would throw
 /// the user-space build away.
 pub fn target_dir() -> PathBuf {
-    places::root().join("target/ebpf")
+    places::target().join("ebpf")
 }

@@ -17,9 +17,9 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |d| root().join(d))
 }
 
-/// The eBPF object that the runtime's build script embeds.
+/// The eBPF object, where the runtime's build script looks for it.
 pub fn ebpf_object() -> PathBuf {
-    root().join("target/bpf/kvpsi.bpf.o")
+    target().join("bpf/kvpsi.bpf.o")
 }
 
 /// kvpsi's cache folder: shared by every clone, kept over `cargo clean`.
