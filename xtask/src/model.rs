@@ -162,10 +162,23 @@ struct Work(PathBuf);
 
 impl Work {
     fn new(beside: &Path) -> Result<Self> {
+        remove_abandoned(beside);
         let folder = beside.join(format!(".fetch-{}", std::process::id()));
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Self(folder))
+    }
+}
+
+/// Removes what fetches left that were killed before they could do so.
+fn remove_abandoned(beside: &Path) {
+    for entry in fs::read_dir(beside).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|n| n.strip_prefix(".fetch-"));
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Nothing to do about it, and nothing depends on it.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

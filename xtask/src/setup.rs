@@ -108,6 +108,11 @@ pub fn all(sh: &Shell) -> Result<()> {
         say("nothing is missing");
         return Ok(());
     }
+    let packages = [missing.packages.as_slice(), &missing.ebpf_packages].concat();
+    if !packages.is_empty() {
+        // Who may not install is told once of everything.
+        as_root(sh, &by_hand(&packages))?;
+    }
     needed(sh, &missing)?;
     ebpf(sh, &missing)?;
     components(sh, &missing)?;
@@ -264,10 +269,7 @@ fn apt_update(sh: &Shell) -> Result<()> {
 }
 
 fn apt_install(sh: &Shell, packages: &[&str]) -> Result<()> {
-    let by_hand = format!(
-        "apt-get update && apt-get install -y --no-install-recommends {}",
-        packages.join(" ")
-    );
+    let by_hand = by_hand(packages);
     let mut install = as_root(sh, &by_hand)?;
     install.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"].map(String::from));
     install.extend(["-o", "DPkg::Lock::Timeout=300", "-qq"].map(String::from));
@@ -279,6 +281,13 @@ fn apt_install(sh: &Shell, packages: &[&str]) -> Result<()> {
         .ignore_stdout()
         .run()
         .with_context(|| format!("could not install; try as root: {by_hand}"))
+}
+
+fn by_hand(packages: &[&str]) -> String {
+    format!(
+        "apt-get update && apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    )
 }
 
 fn words<'a>(sh: &'a Shell, words: &[String]) -> Cmd<'a> {
