@@ -21,13 +21,24 @@ enum Role {
     Hog,
 }
 
+/// How the hog presses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Press {
+    /// Growing memory while a trim can make room for it, else reading
+    Both,
+    /// Reading a mapped file larger than the room left: stalls, but no OOM kill
+    File,
+}
+
 /// Arguments of `kvpsi demo`.
 #[derive(Clone, Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   kvpsi demo                              the default model, eBPF where the kernel lets it
   kvpsi demo --report run.json            the same, with every figure as JSON
-  kvpsi demo --signal psi-poll            what polling PSI every 100 ms would have done
+  kvpsi demo --signal psi-poll            with PSI polled every 100 ms: an OOM kill
+  kvpsi demo --signal psi-poll --press file
+                                          the same without growth: how late polling is
   kvpsi demo --no-trim                    what happens without kvpsi: an OOM kill
 
 It makes a memory cgroup of its own and removes it again; that takes root.")]
@@ -44,6 +55,9 @@ pub struct Args {
     /// Hear the pressure but give nothing back
     #[arg(long)]
     no_trim: bool,
+    /// How the hog presses
+    #[arg(long, value_enum, default_value_t = Press::Both)]
+    press: Press,
     /// Tokens to generate at most
     #[arg(short = 'n', long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     tokens: u32,

@@ -2,7 +2,7 @@
 //! always removes it.
 
 use super::{
-    Args, SLACK_UNDER_LIMIT,
+    Args, Press, SLACK_UNDER_LIMIT,
     messages::{Done, FromWorker, Kv, Trim},
     report::Report,
 };
@@ -71,6 +71,7 @@ struct Demo<'a> {
     /// The hog is at work.
     busy: bool,
     kv: Kv,
+    token_bytes: Bytes,
     report: Report,
     done: Option<Done>,
     /// The cursor is inside a line of the model's text.
@@ -114,6 +115,7 @@ impl<'a> Demo<'a> {
             answers,
             busy: false,
             kv: Kv::default(),
+            token_bytes: Bytes::ZERO,
             report,
             done: None,
             in_text: false,
@@ -162,7 +164,8 @@ impl<'a> Demo<'a> {
             .memory()
             .anonymous()
             .context("the cgroup has no memory.stat")?;
-        let growth = self.kv.resident.0.min(1) + 24_000 * u64::from(self.args.tokens);
+        // What the text still to come will take.
+        let growth = self.token_bytes.0 * u64::from(self.args.tokens);
         let limit = (anon.0 + growth + SLACK_UNDER_LIMIT.0).next_multiple_of(1 << 20);
         self.report.limit = Bytes(limit);
         self.cgroup.set_limit(Bytes(limit))?;
@@ -175,7 +178,7 @@ impl<'a> Demo<'a> {
         let anon = self.cgroup.memory().anonymous().unwrap_or_default();
         let room = self.report.limit.saturating_sub(anon);
         let trimmable = self.kv.resident.saturating_sub(self.kv.floor);
-        let (what, bytes) = if trimmable >= WORTH_GROWING {
+        let (what, bytes) = if self.args.press == Press::Both && trimmable >= WORTH_GROWING {
             self.report.bursts.1 += 1;
             ("anon", room.0 + trimmable.0 / 2)
         } else {
@@ -214,6 +217,7 @@ impl<'a> Demo<'a> {
                     "signal {signal}; reading a prompt of {prompt_tokens} tokens, {token_bytes} each in the KV cache"
                 ));
                 self.report.signal = signal;
+                self.token_bytes = token_bytes;
             }
             FromWorker::Text(text) => {
                 if !self.args.quiet {

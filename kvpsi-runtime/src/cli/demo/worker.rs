@@ -108,17 +108,18 @@ fn talk(
             seed: args.seed,
             ..SamplingConfig::default()
         };
-        let (mut answer, mut told, mut broken) = (String::new(), Instant::now(), None);
+        let (mut answer, mut told, mut broken) = (String::new(), None::<Instant>, None);
         let stats = engine.generate_in(session, &prompt, &sampling, &mut |piece| {
             answer.push_str(piece.text);
-            let mut lines = vec![FromWorker::Text(piece.text.into())];
+            let mut lines = Vec::new();
             while let Some(trim) = governor.next_trim() {
                 lines.push(FromWorker::Trim(Trim::from(&trim)));
             }
-            if told.elapsed() > KV_EVERY {
-                told = Instant::now();
+            if told.is_none_or(|t| t.elapsed() > KV_EVERY) {
+                told = Some(Instant::now());
                 lines.push(FromWorker::Kv(kv(pool)));
             }
+            lines.push(FromWorker::Text(piece.text.into()));
             match lines.iter().try_for_each(say) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(e) => {
