@@ -25,7 +25,7 @@ fn demo(test: &str, args: &[&str]) -> Option<Command> {
         return None;
     }
     let mut c = Command::new(kvpsi_binary());
-    c.args(["demo", "--quiet", "--pause", "400", "-m"])
+    c.args(["demo", "--quiet", "--pause", "200", "-m"])
         .arg(model)
         .args(args);
     c.stdin(Stdio::null())
@@ -69,7 +69,7 @@ fn n(v: &Value, path: &str) -> f64 {
 #[test]
 fn a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed() {
     let name = "a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed";
-    let Some(c) = demo(name, &["-n", "120"]) else {
+    let Some(c) = demo(name, &["-n", "400"]) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -85,7 +85,7 @@ fn a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed() {
         n(&r, "/kv/reserved"),
         n(&r, "/kv/resident") + n(&r, "/kv/returned")
     );
-    assert_eq!(n(&r, "/tokens"), 120.0);
+    assert_eq!(n(&r, "/tokens"), 400.0);
     let trims = r["trims"].as_array().unwrap();
     assert!(!trims.is_empty());
     let (mut said, mut lost) = (0.0, 0.0);
@@ -101,7 +101,7 @@ fn a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed() {
 #[test]
 fn without_a_trim_the_same_run_ends_in_an_oom_kill() {
     let name = "without_a_trim_the_same_run_ends_in_an_oom_kill";
-    let Some(c) = demo(name, &["--no-trim", "-n", "120"]) else {
+    let Some(c) = demo(name, &["--no-trim", "-n", "400"]) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

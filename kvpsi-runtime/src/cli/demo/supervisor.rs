@@ -6,7 +6,7 @@ use super::{
     messages::{Done, FromWorker, Kv, Trim},
     report::Report,
 };
-use crate::{control::cgroup::OwnedCgroup, units::Bytes};
+use crate::{control::cgroup::OwnedCgroup, model::default_model, units::Bytes};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{IsTerminal, Write},
@@ -51,6 +51,7 @@ async fn supervise(args: &Args) -> Result<()> {
     cgroup
         .set_limit(LIMIT_AT_FIRST)
         .or_else(|_| cgroup.set_limit(Bytes(1 << 34)))?;
+    warm(args)?;
     let mut demo = Demo::start(args, cgroup)?;
     let number = tokio::select! {
         done = demo.play() => { done?; 0 }
@@ -58,6 +59,20 @@ async fn supervise(args: &Args) -> Result<()> {
         _ = terminate.recv() => 15,
     };
     demo.end(number).await
+}
+
+/// Reads the model's file out here. Page cache is charged to the cgroup that
+/// reads it first: left to the worker, a cold cache would fill the room that
+/// the hog is to take, and setting the limit alone would be a storm.
+fn warm(args: &Args) -> Result<()> {
+    // No model is the worker's error to tell.
+    let Some(path) = args.model.clone().or_else(|| default_model::find().ok()) else {
+        return Ok(());
+    };
+    if let Ok(mut file) = std::fs::File::open(path) {
+        std::io::copy(&mut file, &mut std::io::sink())?;
+    }
+    Ok(())
 }
 
 /// Both processes, the cgroup, and what is known so far.
