@@ -175,7 +175,11 @@ impl KvPool {
             });
         }
         let (first_new, last_new) = (start.div_ceil(n), end.div_ceil(n));
-        slot.protect_from((start / n).min(end.saturating_sub(self.config.recent_tokens) / n));
+        // Counted from the last token, not from the end: a window that ends
+        // with a block would else be a block shorter for one token's time,
+        // and a trim would take what the next token must take back.
+        let recent = (end.saturating_sub(1)).saturating_sub(self.config.recent_tokens) / n;
+        slot.protect_from((start / n).min(recent));
         for i in first_new..last_new {
             let Some(block) = self.block_for(slot) else {
                 for j in first_new..i {

@@ -26,7 +26,7 @@ const PREFIX: &str = "kvpsi-demo-";
 const LIMIT_AT_FIRST: Bytes = Bytes(1 << 40);
 
 /// Below this much to trim, growing memory could not be served.
-const WORTH_GROWING: Bytes = Bytes::mib(14);
+const WORTH_GROWING: Bytes = Bytes::mib(8);
 
 /// How long a burst of reading lasts, and grown memory is held.
 const BURST: Duration = Duration::from_millis(350);
