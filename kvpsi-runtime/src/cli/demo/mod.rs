@@ -59,10 +59,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Press::Both)]
     press: Press,
     /// Tokens to generate at most
-    #[arg(short = 'n', long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, default_value_t = 700, value_parser = clap::value_parser!(u32).range(1..))]
     tokens: u32,
     /// Pause between bursts of the hog, in ms
-    #[arg(long, default_value_t = 2600, value_name = "MS")]
+    #[arg(long, default_value_t = 2200, value_name = "MS")]
     pause: u64,
     /// Seed of the sampling
     #[arg(long, default_value_t = 42)]

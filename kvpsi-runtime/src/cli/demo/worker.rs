@@ -106,6 +106,9 @@ fn talk(
         let sampling = SamplingConfig {
             max_tokens: left,
             seed: args.seed,
+            // A small model left to talk for long falls into a loop, trimmed
+            // or not; the text is to show what trims do.
+            repeat_last: 1024,
             ..SamplingConfig::default()
         };
         let (mut answer, mut told, mut broken) = (String::new(), None::<Instant>, None);
