@@ -1,6 +1,5 @@
 //! What the end-to-end tests share.
 
-pub mod cgroup;
 mod model;
 mod skip;
 pub mod storm;

@@ -1,7 +1,7 @@
 //! Real memory pressure: a child in a small cgroup that reads a mapped file
 //! larger than the cgroup's limit.
 
-use crate::cgroup::MemCgroup;
+use kvpsi::control::cgroup::OwnedCgroup;
 use std::{
     fs::File,
     io::{self, Write},
@@ -32,7 +32,7 @@ impl Storm {
     pub fn start(
         program: &str,
         dir: &Path,
-        cgroup: &MemCgroup,
+        cgroup: &OwnedCgroup,
         length: Duration,
         pause: Duration,
     ) -> io::Result<Self> {

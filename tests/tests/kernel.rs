@@ -1,13 +1,15 @@
 //! The kernel path on this kernel: real pressure, real events.
 
+use kvpsi::clock::monotonic_ns;
+use kvpsi::control::cgroup::OwnedCgroup;
 use kvpsi::signal::{
     CgroupScope, PressureSource, SignalError, SourceConfig, SourceStats,
     ebpf::{self, EbpfSource},
-    monotonic_ns, programs,
+    programs,
 };
+use kvpsi::units::Bytes;
 use kvpsi_common::{Counters, Event, Kind, Phase};
 use kvpsi_tests::{
-    cgroup::MemCgroup,
     skip,
     storm::{LIMIT_BYTES, Storm},
 };
@@ -25,9 +27,15 @@ const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 const STORM: Duration = Duration::from_millis(1500);
 
+fn id(cgroup: &OwnedCgroup) -> u64 {
+    cgroup.v2_id().unwrap()
+}
+
 /// A cgroup and a source that watches it, or a skip.
-fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(MemCgroup, EbpfSource)> {
-    let cgroup = match MemCgroup::new(LIMIT_BYTES) {
+fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(OwnedCgroup, EbpfSource)> {
+    let made = OwnedCgroup::create(&format!("kvpsi-test-{name}-{}", std::process::id()))
+        .and_then(|c| c.set_limit(Bytes(LIMIT_BYTES)).map(|()| c));
+    let cgroup = match made {
         Ok(c) => c,
         Err(why) => {
             skip(name, why);
@@ -36,7 +44,7 @@ fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(MemCgro
     };
     let mut config = SourceConfig {
         cgroup: Some(CgroupScope {
-            id: cgroup.id(),
+            id: id(&cgroup),
             level: None,
             pressure: None,
         }),
@@ -76,7 +84,7 @@ fn follow(source: &mut EbpfSource, storm: &mut Storm) -> Vec<(Event, u64)> {
     }
 }
 
-fn start(cgroup: &MemCgroup, pause_ms: u64) -> Storm {
+fn start(cgroup: &OwnedCgroup, pause_ms: u64) -> Storm {
     Storm::start(
         PRESSURE,
         Path::new(TMP),
@@ -112,7 +120,7 @@ fn a_storm_in_a_cgroup_arrives_as_onset_and_summaries_and_the_books_balance() {
     let ours: Vec<&Event> = events
         .iter()
         .map(|(e, _)| e)
-        .filter(|e| e.kind() == Some(Kind::MemcgReclaim) && e.cgroup_id == cgroup.id())
+        .filter(|e| e.kind() == Some(Kind::MemcgReclaim) && e.cgroup_id == id(&cgroup))
         .collect();
     let onset = ours.first().expect("no event of memcg reclaim");
     assert_eq!(onset.phase(), Some(Phase::Onset));
@@ -177,7 +185,7 @@ fn an_onset_is_read_soon_after_the_stall_begins() {
     let events = follow(&mut source, &mut start(&cgroup, 15));
     let mut late: Vec<u64> = events
         .iter()
-        .filter(|(e, _)| e.phase() == Some(Phase::Onset) && e.cgroup_id == cgroup.id())
+        .filter(|(e, _)| e.phase() == Some(Phase::Onset) && e.cgroup_id == id(&cgroup))
         .map(|(e, read)| read.saturating_sub(e.ts_ns) / 1000)
         .collect();
     assert!(late.len() >= 3, "{} onsets", late.len());

@@ -3,10 +3,11 @@
 //! Trace mode by default, every event; with `--coalesced` (and with the PSI
 //! sources, which have nothing else) what the runtime would see.
 
+use crate::clock::monotonic_ns;
 use crate::signal::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
     ebpf::{EbpfSource, EbpfStats, EventRing},
-    monotonic_ns, privilege, programs,
+    privilege, programs,
 };
 use crate::trace::format::{Filter, Format, Writer};
 use anyhow::Context;

@@ -341,6 +341,18 @@ impl OwnedCgroup {
         &self.memory
     }
 
+    /// The id that eBPF programs see for tasks in it: the inode of its v2
+    /// directory. `None` where no v2 hierarchy is mounted.
+    #[must_use]
+    pub fn v2_id(&self) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let dir = match self.memory.version {
+            Version::V2 => Some(&self.memory.path),
+            Version::V1 => self.twin.as_ref(),
+        };
+        Some(fs::metadata(dir?).ok()?.ino())
+    }
+
     /// Sets the limit; the kernel may round it to pages.
     ///
     /// # Errors

@@ -5,8 +5,9 @@
 //! draining does not allocate; dropping the source detaches every program.
 //! Refuses to know what an event means.
 
+use crate::clock::monotonic_ns;
 use crate::signal::{
-    EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats, monotonic_ns,
+    EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats,
     programs::{self, Cost, ProgramReport, one_line, os_error},
 };
 use aya::{

@@ -242,13 +242,6 @@ fn open_poll(config: &SourceConfig) -> Result<Opened, SignalError> {
     })
 }
 
-/// `CLOCK_MONOTONIC` in ns: the clock of [`Event::ts_ns`].
-#[must_use]
-pub fn monotonic_ns() -> u64 {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
-}
-
 /// An I/O error without Rust's "(os error N)".
 pub(crate) fn plain(e: &std::io::Error) -> String {
     let text = e.to_string();

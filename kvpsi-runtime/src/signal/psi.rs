@@ -2,7 +2,8 @@
 //!
 //! Owns one open file and its last `total`. Does not allocate after opening.
 
-use crate::signal::{EventTotals, SignalError, SourceConfig, SourceStats, monotonic_ns, plain};
+use crate::clock::monotonic_ns;
+use crate::signal::{EventTotals, SignalError, SourceConfig, SourceStats, plain};
 use bytemuck::Zeroable;
 use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
 use std::{
