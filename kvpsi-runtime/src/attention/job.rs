@@ -115,6 +115,16 @@ impl<'a> Partial<'a> {
         }
     }
 
+    /// For reading.
+    pub(super) fn sums(&self) -> Sums<'_> {
+        Sums {
+            max: self.max,
+            sum: self.sum,
+            mass: self.mass,
+            acc: self.acc,
+        }
+    }
+
     /// Nothing seen yet.
     pub(super) fn clear(&mut self) {
         self.max.fill(f32::NEG_INFINITY);
@@ -153,6 +163,34 @@ impl<'a> Partial<'a> {
     }
 }
 
+/// A [`Partial`] that is complete.
+#[derive(Clone, Copy)]
+pub(super) struct Sums<'a> {
+    /// As in [`Partial`].
+    pub(super) max: &'a [f32],
+    /// As in [`Partial`].
+    pub(super) sum: &'a [f32],
+    /// As in [`Partial`].
+    pub(super) mass: &'a [f32],
+    /// As in [`Partial`].
+    pub(super) acc: &'a [f32],
+}
+
+impl<'a> Sums<'a> {
+    /// The partial in `buf`.
+    pub(super) fn over(buf: &'a [f32], vectors: usize, blocks: usize) -> Self {
+        let (max, buf) = buf.split_at(vectors);
+        let (sum, buf) = buf.split_at(vectors);
+        let (mass, acc) = buf.split_at(vectors * blocks);
+        Sums {
+            max,
+            sum,
+            mass,
+            acc,
+        }
+    }
+}
+
 /// Memory of a thread between calls; contents mean nothing.
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -170,12 +208,18 @@ pub(super) struct Scratch {
     pub(super) values: Vec<f32>,
     /// A partial that no other thread needs.
     pub(super) partial: Vec<f32>,
+    /// By part and vector: what a partial counts in the whole.
+    pub(super) shares: Vec<f32>,
 }
 
-/// At least `len` values of `buf`, which grows and never shrinks.
+/// Values that memory between calls begins with: a decode step grows by a
+/// block of tokens now and then, and should not ask for memory each time.
+const LEAST_ROOM: usize = 4096;
+
+/// At least `len` values of `buf`, which doubles and never shrinks.
 pub(super) fn at_least(buf: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buf.len() < len {
-        buf.resize(len, 0.0);
+        buf.resize(len.next_power_of_two().max(LEAST_ROOM), 0.0);
     }
     &mut buf[..len]
 }

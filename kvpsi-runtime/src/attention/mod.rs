@@ -8,6 +8,7 @@
 //! gone, what a model is, and how positions were encoded.
 
 mod decode;
+mod into;
 mod job;
 mod kernels;
 mod prefill;
@@ -23,10 +24,10 @@ mod op_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::kv::{BlockView, KvPool, SeqId};
+pub use into::{Qkv, Views, attend_into};
+
+use crate::kv::{KvPool, SeqId};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
-use kernels::Isa;
-use split::{Batch, SpanBlocks};
 use std::sync::Arc;
 
 /// Consecutive rows of one sequence within a batch: many in prefill, one in
@@ -86,54 +87,14 @@ pub fn attend(
     rows: &Arc<[RowSpan]>,
     cfg: AttnConfig,
 ) -> Result<Tensor> {
-    check(q, k, v, pool, layer, rows, &cfg)?;
-    let op = Attend {
-        pool: Arc::clone(pool),
-        layer,
-        rows: Arc::clone(rows),
-        cfg,
-    };
-    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    q.apply_op3_no_bwd(&k, &v, &op)
-}
-
-fn check(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    pool: &KvPool,
-    layer: usize,
-    rows: &[RowSpan],
-    cfg: &AttnConfig,
-) -> Result<()> {
-    let AttnConfig {
-        heads,
-        kv_heads,
-        head_dim,
-        ..
-    } = *cfg;
-    if heads == 0 || kv_heads == 0 || head_dim == 0 || !heads.is_multiple_of(kv_heads) {
-        bail!("attention: {heads} heads cannot share {kv_heads} KV heads of {head_dim} values");
-    }
-    if cfg.window == Some(0) {
-        bail!("attention: a sliding window of 0 tokens leaves nothing to see");
-    }
-    let shape = pool.shape();
-    if (shape.kv_heads, shape.head_dim) != (kv_heads, head_dim) || layer >= shape.layers {
-        bail!(
-            "attention: layer {layer} with {kv_heads} KV heads of {head_dim} does not fit a pool \
-             of {} layers with {} KV heads of {}",
-            shape.layers,
-            shape.kv_heads,
-            shape.head_dim
-        );
-    }
+    into::check(pool, layer, rows, &cfg)?;
     let total: usize = rows.iter().map(|span| span.rows).sum();
-    for (name, tensor, width) in [
-        ("q", q, heads * head_dim),
-        ("k", k, kv_heads * head_dim),
-        ("v", v, kv_heads * head_dim),
+    for (name, tensor, heads) in [
+        ("q", q, cfg.heads),
+        ("k", k, cfg.kv_heads),
+        ("v", v, cfg.kv_heads),
     ] {
+        let width = heads * cfg.head_dim;
         if tensor.dims() != [total, width] || tensor.dtype() != DType::F32 {
             bail!(
                 "attention: {name} is {:?} of {:?}, expected [{total}, {width}] of F32",
@@ -142,13 +103,14 @@ fn check(
             );
         }
     }
-    for span in rows {
-        let (until, len) = (span.first_pos.saturating_add(span.rows), pool.len(span.seq));
-        if until > len {
-            bail!("attention: position {until} was not appended, the sequence has {len}");
-        }
-    }
-    Ok(())
+    let op = Attend {
+        pool: Arc::clone(pool),
+        layer,
+        rows: Arc::clone(rows),
+        cfg,
+    };
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    q.apply_op3_no_bwd(&k, &v, &op)
 }
 
 struct Attend {
@@ -172,48 +134,16 @@ impl CustomOp3 for Attend {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (
-            values(q, q_layout)?,
-            values(k, k_layout)?,
-            values(v, v_layout)?,
-        );
-        let mut out = vec![0.0; q.len()];
-        let width = self.cfg.kv_heads * self.cfg.head_dim;
-        let guard = self.pool.layer();
-        let keys_values = k.chunks_exact(width).zip(v.chunks_exact(width));
-        let positions = self
-            .rows
-            .iter()
-            .flat_map(|span| (span.first_pos..span.first_pos + span.rows).map(|p| (span.seq, p)));
-        for ((seq, pos), (k, v)) in positions.zip(keys_values) {
-            self.pool.write(&guard, seq, self.layer, pos, k, v);
-        }
-        let mut views: Vec<BlockView> = Vec::new();
-        let mut of_span = Vec::new();
-        let mut spans = Vec::with_capacity(self.rows.len());
-        for span in self.rows.iter() {
-            self.pool.blocks(&guard, span.seq, self.layer, &mut of_span);
-            let from = views.len();
-            views.extend_from_slice(&of_span);
-            spans.push(SpanBlocks {
-                first_pos: span.first_pos,
-                rows: span.rows,
-                blocks: from..views.len(),
-            });
-        }
-        let batch = Batch {
-            isa: Isa::detect(self.cfg.head_dim),
-            cfg: self.cfg,
-            block_tokens: self.pool.shape().block_tokens,
-            q,
-            spans: &spans,
-            views: &views,
+        let qkv = Qkv {
+            q: values(q, q_layout)?,
+            k: values(k, k_layout)?,
+            v: values(v, v_layout)?,
         };
-        split::attend(&batch, &mut out, &|span, view, mass| {
-            self.pool
-                .add_mass(self.rows[span].seq, views[view].index, mass);
-        });
-        drop(guard);
+        let mut out = vec![0.0; qkv.q.len()];
+        let mut views = Views::default();
+        attend_into(
+            qkv, &self.pool, self.layer, &self.rows, self.cfg, &mut views, &mut out,
+        )?;
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 }

@@ -5,7 +5,7 @@
 //! kernels; every output value is written by one thread. Knows no pool and no
 //! tensor: blocks come as views, mass leaves through a callback.
 
-use super::job::{Job, Partial, Scratch, at_least};
+use super::job::{Job, Partial, Scratch, Sums, at_least};
 use super::kernels::Isa;
 use super::{AttnConfig, decode, prefill};
 use crate::kv::BlockView;
@@ -101,6 +101,14 @@ impl Parts {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.1));
         // SAFETY: within the memory; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+
+    /// # Safety
+    /// Nobody writes the range any more.
+    unsafe fn read(&self, at: usize, len: usize) -> &[f32] {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.1));
+        // SAFETY: within the memory; not written, by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(at), len) }
     }
 }
 
@@ -261,7 +269,18 @@ fn run_part(
         prefill::run(&job, scratch, &mut partial);
     }
     if alone {
-        write_out(batch, unit, out, &[(part, partial)], mass);
+        let mut shares = std::mem::take(&mut scratch.shares);
+        let parts = std::slice::from_ref(part);
+        write_out(
+            batch,
+            unit,
+            parts,
+            |_| partial.sums(),
+            &mut shares,
+            out,
+            mass,
+        );
+        scratch.shares = shares;
     }
     scratch.partial = own;
 }
@@ -274,30 +293,34 @@ fn merge(
     out: &Parts,
     mass: &(dyn Fn(usize, usize, f32) + Sync),
 ) {
-    let parts = &plan.parts[unit.jobs.clone()];
     let vectors = unit.rows * batch.cfg.group();
-    let all = parts.iter().map(|part| {
+    let partial = |part: &Part| {
         let blocks = part.blocks.len();
         let len = Partial::len(vectors, blocks, batch.cfg.head_dim);
-        // SAFETY: the jobs are done, and a unit is merged by one thread.
-        let buf = unsafe { partials.at(part.at, len) };
-        (part, Partial::over(buf, vectors, blocks))
+        // SAFETY: the jobs are done: partials are only read.
+        Sums::over(unsafe { partials.read(part.at, len) }, vectors, blocks)
+    };
+    let parts = &plan.parts[unit.jobs.clone()];
+    SCRATCH.with_borrow_mut(|scratch| {
+        write_out(batch, unit, parts, partial, &mut scratch.shares, out, mass);
     });
-    write_out(batch, unit, out, &all.collect::<Vec<_>>(), mass);
 }
 
 /// Normalises over the parts of a unit, writes its output, tells the mass.
-fn write_out(
+fn write_out<'p>(
     batch: &Batch<'_>,
     unit: &Unit,
+    parts: &[Part],
+    partial: impl Fn(&Part) -> Sums<'p>,
+    shares: &mut Vec<f32>,
     out: &Parts,
-    parts: &[(&Part, Partial<'_>)],
     mass: &(dyn Fn(usize, usize, f32) + Sync),
 ) {
     let (cfg, d) = (batch.cfg, batch.cfg.head_dim);
     let group = cfg.group();
     let vectors = unit.rows * group;
-    let shares = shares(vectors, parts);
+    let shares = at_least(shares, parts.len() * vectors);
+    fill_shares(vectors, parts, &partial, shares);
     for vector in 0..vectors {
         let (row, head) = (
             unit.row + vector / group,
@@ -306,16 +329,16 @@ fn write_out(
         // SAFETY: rows and heads of a unit are its own, each written once.
         let to = unsafe { out.at((row * cfg.heads + head) * d, d) };
         to.fill(0.0);
-        for ((_, partial), shares) in parts.iter().zip(shares.chunks_exact(vectors)) {
-            for (to, acc) in to.iter_mut().zip(&partial.acc[vector * d..][..d]) {
+        for (part, shares) in parts.iter().zip(shares.chunks_exact(vectors)) {
+            for (to, acc) in to.iter_mut().zip(&partial(part).acc[vector * d..][..d]) {
                 *to += shares[vector] * acc;
             }
         }
     }
-    for ((part, partial), shares) in parts.iter().zip(shares.chunks_exact(vectors)) {
-        let blocks = part.blocks.len();
+    for (part, shares) in parts.iter().zip(shares.chunks_exact(vectors)) {
+        let (blocks, sums) = (part.blocks.len(), partial(part));
         for b in 0..blocks {
-            let by_vector = partial.mass.iter().skip(b).step_by(blocks);
+            let by_vector = sums.mass.iter().skip(b).step_by(blocks);
             let fell: f32 = by_vector.zip(shares).map(|(m, s)| m * s).sum();
             mass(unit.span, part.blocks.start + b, fell);
         }
@@ -324,17 +347,24 @@ fn write_out(
 
 /// What a vector's partial sums count in the whole, `[parts, vectors]`. Where
 /// nothing was seen, they count nothing.
-fn shares(vectors: usize, parts: &[(&Part, Partial<'_>)]) -> Vec<f32> {
-    let mut shares = vec![0.0; parts.len() * vectors];
+fn fill_shares<'p>(
+    vectors: usize,
+    parts: &[Part],
+    partial: impl Fn(&Part) -> Sums<'p>,
+    shares: &mut [f32],
+) {
+    let shares = &mut shares[..parts.len() * vectors];
+    shares.fill(0.0);
     for vector in 0..vectors {
-        let maxima = parts.iter().map(|(_, p)| p.max[vector]);
+        let maxima = parts.iter().map(|part| partial(part).max[vector]);
         let max = maxima.fold(f32::NEG_INFINITY, f32::max);
         let mut total = 0.0;
-        for (i, (_, p)) in parts.iter().enumerate() {
-            if p.sum[vector] != 0.0 {
-                let weight = (p.max[vector] - max).exp2();
-                shares[i * vectors + vector] = weight;
-                total += p.sum[vector] * weight;
+        for (part, shares) in parts.iter().zip(shares.chunks_exact_mut(vectors)) {
+            let sums = partial(part);
+            if sums.sum[vector] != 0.0 {
+                let weight = (sums.max[vector] - max).exp2();
+                shares[vector] = weight;
+                total += sums.sum[vector] * weight;
             }
         }
         if total != 0.0 {
@@ -343,5 +373,4 @@ fn shares(vectors: usize, parts: &[(&Part, Partial<'_>)]) -> Vec<f32> {
             }
         }
     }
-    shares
 }

@@ -8,6 +8,7 @@
 use super::kernels::{self, Isa, Rows};
 use super::split::{Batch, SpanBlocks, attend};
 use super::*;
+use crate::kv::BlockView;
 use half::f16;
 use proptest::prelude::*;
 use std::sync::Mutex;

@@ -87,11 +87,32 @@ impl QuantizedRows {
     /// Quantizes `x`, rows of `k` values; `k` is a multiple of the kind's
     /// block and `x` of `k`.
     pub fn new(isa: Isa, kind: ActKind, x: &[f32], k: usize) -> QuantizedRows {
+        let mut rows = QuantizedRows::with_room(0);
+        rows.fill(isa, kind, x, k);
+        rows
+    }
+
+    /// No rows, and room for so many values before [`QuantizedRows::fill`]
+    /// has to ask for memory.
+    pub fn with_room(values: usize) -> QuantizedRows {
+        QuantizedRows {
+            kind: ActKind::Block32,
+            rows: 0,
+            row_blocks: 0,
+            blocks: Vec::with_capacity(values.div_ceil(QUANT)),
+        }
+    }
+
+    /// Replaces the rows by those of `x`; as [`QuantizedRows::new`], in the
+    /// memory at hand.
+    pub fn fill(&mut self, isa: Isa, kind: ActKind, x: &[f32], k: usize) {
         assert!(k > 0 && k.is_multiple_of(kind.block()) && x.len().is_multiple_of(k));
         let (rows, row_blocks) = (x.len() / k, k / QUANT);
-        let mut blocks = vec![ActBlock::ZERO; rows * row_blocks];
+        (self.kind, self.rows, self.row_blocks) = (kind, rows, row_blocks);
+        let blocks = &mut self.blocks;
+        blocks.resize(rows * row_blocks, ActBlock::ZERO);
         if rows < PARALLEL_ROWS {
-            quantize(isa, kind, x, &mut blocks);
+            quantize(isa, kind, x, blocks);
         } else {
             let base = super::matmul::SendPtr(blocks.as_mut_ptr());
             barrier_pool().execute_chunked(rows, |range| {
@@ -104,12 +125,6 @@ impl QuantizedRows {
                 };
                 quantize(isa, kind, &x[range.start * k..range.end * k], out);
             });
-        }
-        QuantizedRows {
-            kind,
-            rows,
-            row_blocks,
-            blocks,
         }
     }
 

@@ -36,33 +36,78 @@ const ALONE: usize = 192 * 1024;
 ///
 /// The activations were quantized for the weight's format and have its `k`.
 pub fn matmul(isa: Isa, weight: &Packed, acts: &QuantizedRows) -> Vec<f32> {
-    assert_eq!(acts.k(), weight.k(), "activations and weight differ in k");
+    let len = acts.rows() * weight.n();
+    let mut out = Vec::with_capacity(len);
+    // SAFETY: there is room for `[rows, n]`, and after the call every value is
+    // written.
+    unsafe {
+        products(isa, acts, [(weight, SendPtr(out.as_mut_ptr()))]);
+        out.set_len(len);
+    }
+    out
+}
+
+/// [`matmul`] with several weights, whose tiles are shared out together: the
+/// threads meet once, and small weights are no one thread's alone. Each `out`
+/// is `[rows, n]` of its weight, and every weight is read once for all rows.
+pub fn matmul_into<const N: usize>(
+    isa: Isa,
+    acts: &QuantizedRows,
+    weights: [&Packed; N],
+    out: [&mut [f32]; N],
+) {
+    let mut out = out.into_iter();
+    let jobs = weights.map(|weight| {
+        let out = out.next().unwrap_or_default();
+        assert_eq!(out.len(), acts.rows() * weight.n(), "room for the product");
+        (weight, SendPtr(out.as_mut_ptr()))
+    });
+    // SAFETY: each slice is `[rows, n]` of its weight, and borrowed mutably.
+    unsafe { products(isa, acts, jobs) };
+}
+
+/// The products of the same rows with each weight.
+///
+/// # Safety
+/// Behind each pointer there is room for `[rows, n]` of its weight, which
+/// nobody else touches. All of it is written.
+unsafe fn products<const N: usize>(
+    isa: Isa,
+    acts: &QuantizedRows,
+    jobs: [(&Packed, SendPtr<f32>); N],
+) {
     assert!(isa.available(), "kernels of a family this processor lacks");
-    let (rows, n) = (acts.rows(), weight.n());
-    let mut out = Vec::with_capacity(rows * n);
-    let base = SendPtr(out.as_mut_ptr());
+    for (weight, _) in &jobs {
+        assert_eq!(acts.k(), weight.k(), "activations and weight differ in k");
+    }
+    let rows = acts.rows();
     let row_bytes = size_of_val(acts.blocks(0, rows.min(1)));
     let chunk = (ACTS_BYTES / row_bytes.max(1)).max(8);
     let work = |tiles: std::ops::Range<usize>| {
-        let mut from = 0;
-        while from < rows {
-            let until = rows.min(from + chunk);
-            for tile in tiles.clone() {
-                // SAFETY: the pool hands out disjoint tiles, each its own
-                // columns of `out`, which has room for `rows` rows of `n`.
-                unsafe { tile_rows(isa, weight, tile, acts, from..until, base.get()) };
+        let mut first = 0;
+        for (weight, out) in &jobs {
+            let after = first + weight.tiles();
+            let own = tiles.start.max(first)..tiles.end.min(after);
+            let mut from = if own.is_empty() { rows } else { 0 };
+            while from < rows {
+                let until = rows.min(from + chunk);
+                for tile in own.clone() {
+                    // SAFETY: the pool hands out disjoint tiles, each its own
+                    // columns of an `out`, which has room by the caller's promise.
+                    unsafe { tile_rows(isa, weight, tile - first, acts, from..until, out.get()) };
+                }
+                from = until;
             }
-            from = until;
+            first = after;
         }
     };
-    if rows * n * weight.k() <= ALONE {
-        work(0..weight.tiles());
+    let tiles = jobs.iter().map(|(weight, _)| weight.tiles()).sum();
+    let columns: usize = jobs.iter().map(|(weight, _)| weight.n()).sum();
+    if rows * columns * acts.k() <= ALONE {
+        work(0..tiles);
     } else {
-        barrier_pool().execute_chunked(weight.tiles(), work);
+        barrier_pool().execute_chunked(tiles, work);
     }
-    // SAFETY: every tile wrote its columns of every row, and the tiles cover n.
-    unsafe { out.set_len(rows * n) };
-    out
 }
 
 /// One tile against a range of rows, in steps of as many rows as the kernels

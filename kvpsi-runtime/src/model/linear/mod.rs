@@ -19,6 +19,7 @@ mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod error;
+mod into;
 pub mod isa;
 pub mod matmul;
 pub mod pack;
@@ -33,6 +34,7 @@ mod tests;
 
 pub use acts::{ActKind, QuantizedRows};
 pub use error::LinearError;
+pub use into::products_into;
 pub use isa::Isa;
 
 use candle_core::quantized::{QMatMul, QTensor};

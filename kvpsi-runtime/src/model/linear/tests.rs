@@ -23,7 +23,7 @@ pub(super) fn noise(seed: u64, len: usize) -> Vec<f32> {
         .collect()
 }
 
-const TYPES: [GgmlDType; 5] = [
+pub(super) const TYPES: [GgmlDType; 5] = [
     GgmlDType::Q4_0,
     GgmlDType::Q4_1,
     GgmlDType::Q8_0,
@@ -31,7 +31,7 @@ const TYPES: [GgmlDType; 5] = [
     GgmlDType::Q6K,
 ];
 
-fn weight(dtype: GgmlDType, n: usize, k: usize, seed: u64) -> Arc<QTensor> {
+pub(super) fn weight(dtype: GgmlDType, n: usize, k: usize, seed: u64) -> Arc<QTensor> {
     let w = Tensor::from_vec(noise(seed, n * k), (n, k), &Device::Cpu).unwrap();
     Arc::new(QTensor::quantize(&w, dtype).unwrap())
 }

@@ -1,0 +1,148 @@
+//! Attention over slices, written into memory that the caller keeps: what the
+//! candle operation and the decode step both call.
+//!
+//! Invariant: a call asks for no memory once [`Views`] and the threads' own
+//! scratch are as large as the context at hand wants; they grow by doubling.
+
+use super::kernels::Isa;
+use super::split::{self, Batch, SpanBlocks};
+use super::{AttnConfig, RowSpan};
+use crate::kv::{BlockView, KvPool};
+use candle_core::{Result, bail};
+
+/// Queries `[rows, heads * head_dim]`, keys and values `[rows, kv_heads *
+/// head_dim]`, after position encoding.
+#[derive(Clone, Copy, Debug)]
+pub struct Qkv<'a> {
+    /// Queries.
+    pub q: &'a [f32],
+    /// Keys.
+    pub k: &'a [f32],
+    /// Values.
+    pub v: &'a [f32],
+}
+
+/// Memory for the blocks that a call looks at; what it holds between calls
+/// means nothing.
+#[derive(Debug, Default)]
+pub struct Views {
+    views: Vec<BlockView>,
+    of_span: Vec<BlockView>,
+    spans: Vec<SpanBlocks>,
+}
+
+impl Views {
+    /// Memory for so many sequences of `pool` at their longest.
+    #[must_use]
+    pub fn with_room(pool: &KvPool, sequences: usize) -> Self {
+        let blocks = pool
+            .config()
+            .capacity_tokens
+            .div_ceil(pool.shape().block_tokens);
+        Self {
+            views: Vec::with_capacity(blocks * sequences),
+            of_span: Vec::with_capacity(blocks),
+            spans: Vec::with_capacity(sequences),
+        }
+    }
+}
+
+/// [`super::attend`] on slices; `out` is shaped as the queries.
+///
+/// # Errors
+/// As [`super::attend`].
+pub fn attend_into(
+    qkv: Qkv<'_>,
+    pool: &KvPool,
+    layer: usize,
+    rows: &[RowSpan],
+    cfg: AttnConfig,
+    memory: &mut Views,
+    out: &mut [f32],
+) -> Result<()> {
+    check(pool, layer, rows, &cfg)?;
+    let total: usize = rows.iter().map(|span| span.rows).sum();
+    for (name, len, heads) in [
+        ("q", qkv.q.len(), cfg.heads),
+        ("k", qkv.k.len(), cfg.kv_heads),
+        ("v", qkv.v.len(), cfg.kv_heads),
+        ("the output", out.len(), cfg.heads),
+    ] {
+        let width = heads * cfg.head_dim;
+        if len != total * width {
+            bail!("attention: {name} has {len} values, expected [{total}, {width}]");
+        }
+    }
+    let Views {
+        views,
+        of_span,
+        spans,
+    } = memory;
+    views.clear();
+    spans.clear();
+    let width = cfg.kv_heads * cfg.head_dim;
+    let guard = pool.layer();
+    let keys_values = qkv.k.chunks_exact(width).zip(qkv.v.chunks_exact(width));
+    let positions = rows
+        .iter()
+        .flat_map(|span| (span.first_pos..span.first_pos + span.rows).map(|p| (span.seq, p)));
+    for ((seq, pos), (k, v)) in positions.zip(keys_values) {
+        pool.write(&guard, seq, layer, pos, k, v);
+    }
+    for span in rows {
+        pool.blocks(&guard, span.seq, layer, of_span);
+        let from = views.len();
+        views.extend_from_slice(of_span);
+        spans.push(SpanBlocks {
+            first_pos: span.first_pos,
+            rows: span.rows,
+            blocks: from..views.len(),
+        });
+    }
+    let batch = Batch {
+        isa: Isa::detect(cfg.head_dim),
+        cfg,
+        block_tokens: pool.shape().block_tokens,
+        q: qkv.q,
+        spans,
+        views,
+    };
+    split::attend(&batch, out, &|span, view, mass| {
+        pool.add_mass(rows[span].seq, views[view].index, mass);
+    });
+    drop(guard);
+    Ok(())
+}
+
+/// Whether a layer's heads and rows fit the pool.
+pub(super) fn check(pool: &KvPool, layer: usize, rows: &[RowSpan], cfg: &AttnConfig) -> Result<()> {
+    let AttnConfig {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = *cfg;
+    if heads == 0 || kv_heads == 0 || head_dim == 0 || !heads.is_multiple_of(kv_heads) {
+        bail!("attention: {heads} heads cannot share {kv_heads} KV heads of {head_dim} values");
+    }
+    if cfg.window == Some(0) {
+        bail!("attention: a sliding window of 0 tokens leaves nothing to see");
+    }
+    let shape = pool.shape();
+    if (shape.kv_heads, shape.head_dim) != (kv_heads, head_dim) || layer >= shape.layers {
+        bail!(
+            "attention: layer {layer} with {kv_heads} KV heads of {head_dim} does not fit a pool \
+             of {} layers with {} KV heads of {}",
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim
+        );
+    }
+    for span in rows {
+        let (until, len) = (span.first_pos.saturating_add(span.rows), pool.len(span.seq));
+        if until > len {
+            bail!("attention: position {until} was not appended, the sequence has {len}");
+        }
+    }
+    Ok(())
+}
