@@ -5,8 +5,9 @@
 
 use aya_ebpf::{
     Global,
+    helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, RingBuf},
 };
 use kvpsi_common::{Counters, Rule, Shared};
 
@@ -65,16 +66,23 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
 #[map]
 pub static TRACE: RingBuf = RingBuf::with_byte_size(4096, 0);
 
+/// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space reads the map as
+/// memory, which takes no capability.
+const MMAPABLE: u32 = 1 << 10;
+
+/// By CPU; the loader sets the size. Not a per-CPU array: those have no
+/// mapping.
 #[map]
-static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+static COUNTERS: Array<Counters> = Array::with_max_entries(1, MMAPABLE);
 
 #[map]
-static SHARED: Array<Shared> = Array::with_max_entries(1, 0);
+static SHARED: Array<Shared> = Array::with_max_entries(1, MMAPABLE);
 
 /// This CPU's counters.
 #[inline(always)]
 pub fn counters() -> Option<*mut Counters> {
-    COUNTERS.get_ptr_mut(0)
+    // SAFETY: the helper only reads the number of the CPU we are on.
+    COUNTERS.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })
 }
 
 /// The state shared by all CPUs.

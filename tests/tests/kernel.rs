@@ -53,7 +53,14 @@ fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(OwnedCg
     change(&mut config);
     match EbpfSource::open(&config) {
         Ok(s) => Some((cgroup, s)),
-        Err(e @ (SignalError::NoObject | SignalError::Refused(_))) => {
+        Err(e @ SignalError::NoObject) => {
+            skip(name, e);
+            None
+        }
+        // Any other refusal is a fault of ours.
+        Err(SignalError::Refused(e))
+            if e.contains("Operation not permitted") || e.contains("no BPF") =>
+        {
             skip(name, e);
             None
         }
@@ -116,7 +123,7 @@ fn a_storm_in_a_cgroup_arrives_as_onset_and_summaries_and_the_books_balance() {
     let events = follow(&mut source, &mut storm);
     let wall = u64::try_from(began.elapsed().as_nanos()).unwrap();
     let stats = source.counters();
-    let c: Counters = stats.counters().unwrap();
+    let c: Counters = stats.counters();
     let ours: Vec<&Event> = events
         .iter()
         .map(|(e, _)| e)
@@ -148,7 +155,7 @@ fn a_storm_in_a_cgroup_arrives_as_onset_and_summaries_and_the_books_balance() {
         .count() as u64;
     assert!(c.wakeups <= wall / 1_000_000 + onsets + marks + 1);
 
-    let some = stats.cgroup_some_ns().unwrap();
+    let some = stats.cgroup_some_ns();
     assert!(some > 0 && some < wall, "{some} of {wall}");
     assert!(some <= memcg.stall_ns + c.of(Kind::DirectReclaim).stall_ns + 1_000_000);
     if let (Some(before), Some(after)) = (psi_before, psi_some_ns()) {
@@ -212,7 +219,7 @@ fn a_full_ring_buffer_drops_and_counts_what_it_drops() {
     while !storm.over().unwrap() {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let c = source.counters().counters().unwrap();
+    let c = source.counters().counters();
     let mut read = 0;
     source.drain(&mut |_| read += 1).unwrap();
     assert!(c.balanced());
@@ -241,7 +248,7 @@ fn trace_mode_sees_each_stall_begin_and_end() {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let c = source.counters().counters().unwrap();
+    let c = source.counters().counters();
     assert_eq!(c.trace_delivered, events.len() as u64);
     assert_eq!(c.trace_dropped, 0);
     let mine: Vec<&Event> = events
@@ -341,10 +348,10 @@ fn dropping_the_source_detaches_every_program() {
     };
     let stats = source.counters();
     drop(source);
-    let before = stats.counters().unwrap();
+    let before = stats.counters();
     let mut storm = start(&cgroup, 0);
     while !storm.over().unwrap() {
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(stats.counters().unwrap(), before);
+    assert_eq!(stats.counters(), before);
 }

@@ -169,8 +169,9 @@ impl Input {
             )
         };
         match self {
-            Self::Trace { stats, .. } => match stats.counters() {
-                Ok(c) => format!(
+            Self::Trace { stats, .. } => {
+                let c = stats.counters();
+                format!(
                     "shown {shown}; traced {}, lost {}; {}; background {}, orphan ends {}, untracked {}",
                     c.trace_delivered,
                     c.trace_dropped,
@@ -178,9 +179,8 @@ impl Input {
                     c.background,
                     c.orphan_ends,
                     c.untracked
-                ),
-                Err(e) => format!("shown {shown}; counters cannot be read: {e}"),
-            },
+                )
+            }
             Self::Coalesced(s) => {
                 let stats = s.stats();
                 format!("shown {shown}; {}", totals(stats.totals(), stats.some_ns()))

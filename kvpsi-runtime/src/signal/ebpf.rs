@@ -8,20 +8,22 @@
 use crate::clock::monotonic_ns;
 use crate::signal::{
     EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats,
+    mapped::MappedArray,
+    plain,
     programs::{self, Cost, ProgramReport, one_line, os_error},
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, MapData, PerCpuArray, RingBuf},
+    maps::{Map, MapData, RingBuf},
 };
-use bytemuck::Zeroable;
+use bytemuck::{Pod, Zeroable};
 use kvpsi_common::{ABI_VERSION, Counters, Event, Phase, SharedReading, shared};
 use object::{Object, ObjectSection, ObjectSymbol};
 use rustix::event::PollFlags;
 use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,23 +39,12 @@ pub const fn object() -> Option<&'static [u8]> {
     None
 }
 
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct CountersPod(Counters);
-// SAFETY: `Counters` is `bytemuck::Pod`, which asks for more.
-unsafe impl aya::Pod for CountersPod {}
-
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct SharedPod(SharedReading);
-// SAFETY: `SharedReading` is `bytemuck::Pod`, which asks for more.
-unsafe impl aya::Pod for SharedPod {}
-
-/// The maps' counters. Reading them is a system call.
+/// The maps' counters, read from memory: no system call, no capability.
 pub struct EbpfStats {
-    counters: PerCpuArray<MapData, CountersPod>,
-    shared: Array<MapData, SharedPod>,
-    last: Mutex<Counters>,
+    counters: MappedArray<Counters>,
+    shared: MappedArray<SharedReading>,
+    /// Programs that are loaded later refer to the maps by descriptor.
+    _maps: [MapData; 2],
 }
 
 impl fmt::Debug for EbpfStats {
@@ -65,55 +56,38 @@ impl fmt::Debug for EbpfStats {
 impl EbpfStats {
     /// Every counter, summed over CPUs. A program may be running meanwhile;
     /// a few readings are tried for one in which the books balance.
-    ///
-    /// # Errors
-    /// The kernel refuses to read the map: before 5.19 it does so once the
-    /// capabilities are dropped, if `kernel.unprivileged_bpf_disabled` is set.
-    pub fn counters(&self) -> io::Result<Counters> {
+    #[must_use]
+    pub fn counters(&self) -> Counters {
         let mut sum = Counters::zeroed();
         for _ in 0..8 {
             sum = Counters::zeroed();
-            let cpus = self.counters.get(&0, 0).map_err(io::Error::other)?;
-            for cpu in cpus.iter() {
-                sum.add(&cpu.0);
+            for cpu in self.counters.iter() {
+                sum.add(&cpu);
             }
             if sum.balanced() {
                 break;
             }
         }
-        Ok(sum)
+        sum
     }
 
     /// Clocks of the scopes.
-    ///
-    /// # Errors
-    /// As [`EbpfStats::counters`].
-    pub fn shared(&self) -> io::Result<SharedReading> {
-        let reading = self.shared.get(&0, 0).map_err(io::Error::other)?;
-        Ok(reading.0)
+    #[must_use]
+    pub fn shared(&self) -> SharedReading {
+        self.shared.get(0).unwrap_or_else(SharedReading::zeroed)
     }
 
     /// Nanoseconds in which at least one task of the watched cgroup stalled;
     /// 0 where none is watched.
-    ///
-    /// # Errors
-    /// As [`EbpfStats::counters`].
-    pub fn cgroup_some_ns(&self) -> io::Result<u64> {
-        Ok(self.shared()?.scopes[shared::CGROUP].some_ns(monotonic_ns()))
+    #[must_use]
+    pub fn cgroup_some_ns(&self) -> u64 {
+        self.shared().scopes[shared::CGROUP].some_ns(monotonic_ns())
     }
 }
 
 impl SourceStats for EbpfStats {
     fn totals(&self) -> EventTotals {
-        let mut last = match self.last.lock() {
-            Ok(l) => l,
-            Err(poisoned) => poisoned.into_inner(),
-        };
-        match self.counters() {
-            Ok(c) => *last = c,
-            Err(e) => tracing::warn!("eBPF counters cannot be read, the last ones are shown: {e}"),
-        }
-        let t = last.total();
+        let t = self.counters().total();
         EventTotals {
             seen: t.seen,
             delivered: t.delivered,
@@ -123,13 +97,7 @@ impl SourceStats for EbpfStats {
     }
 
     fn some_ns(&self) -> u64 {
-        match self.shared() {
-            Ok(s) => s.scopes[shared::SYSTEM].some_ns(monotonic_ns()),
-            Err(e) => {
-                tracing::warn!("eBPF clocks cannot be read: {e}");
-                0
-            }
-        }
+        self.shared().scopes[shared::SYSTEM].some_ns(monotonic_ns())
     }
 }
 
@@ -220,10 +188,11 @@ impl EbpfSource {
             Some(_) => Some(EventRing(take("TRACE")?.try_into().map_err(bad)?)),
             None => None,
         };
+        let maps = [array(take("COUNTERS")?)?, array(take("SHARED")?)?];
         let stats = Arc::new(EbpfStats {
-            counters: take("COUNTERS")?.try_into().map_err(bad)?,
-            shared: take("SHARED")?.try_into().map_err(bad)?,
-            last: Mutex::new(Counters::zeroed()),
+            counters: mapped(&maps[0], cpus()?)?,
+            shared: mapped(&maps[1], 1)?,
+            _maps: maps,
         });
         let programs = programs::attach(&mut ebpf);
         let hears = |name| programs.iter().any(|p| p.name == name && p.attached());
@@ -324,6 +293,24 @@ impl PressureSource for EbpfSource {
     }
 }
 
+/// CPUs that may ever be there: a CPU's number is below it.
+fn cpus() -> Result<usize, SignalError> {
+    aya::util::nr_cpus()
+        .map_err(|(file, e)| SignalError::Refused(format!("{file} cannot be read: {}", plain(&e))))
+}
+
+fn array(map: Map) -> Result<MapData, SignalError> {
+    match map {
+        Map::Array(data) => Ok(data),
+        _ => Err(SignalError::BadObject("a map is not an array".into())),
+    }
+}
+
+fn mapped<T: Pod>(map: &MapData, entries: usize) -> Result<MappedArray<T>, SignalError> {
+    MappedArray::new(map.fd(), entries)
+        .map_err(|e| SignalError::Refused(format!("a map cannot be mapped: {}", plain(&e))))
+}
+
 fn load(object: &[u8], config: &SourceConfig) -> Result<Ebpf, SignalError> {
     let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
@@ -331,6 +318,7 @@ fn load(object: &[u8], config: &SourceConfig) -> Result<Ebpf, SignalError> {
     let trace = config
         .trace_ring_bytes
         .map_or(page, |b| b.max(page).next_power_of_two());
+    let cpus = u32::try_from(cpus()?).unwrap_or(1);
     let (interval, quiet) = (ns(config.interval), ns(config.quiet));
     let scope_id = config.cgroup.as_ref().map_or(0, |c| c.id);
     let scope_level = config
@@ -354,6 +342,7 @@ fn load(object: &[u8], config: &SourceConfig) -> Result<Ebpf, SignalError> {
         .override_global("TRACE_FULL", &trace_full, true)
         .override_global("TRACE_ON", &trace_on, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
+        .map_max_entries("COUNTERS", cpus)
         .map_max_entries("EVENTS", ring)
         .map_max_entries("TRACE", trace)
         .map_max_entries("AYA_LOGS", log_bytes)

@@ -5,6 +5,7 @@
 //! what is done about pressure: no KV block, no byte count of ours is here.
 
 pub mod ebpf;
+mod mapped;
 pub mod privilege;
 pub mod programs;
 mod psi;
