@@ -27,8 +27,10 @@ const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 const STORM: Duration = Duration::from_millis(1500);
 
+const NO_V2: &str = "no cgroup v2 is mounted";
+
 fn id(cgroup: &OwnedCgroup) -> u64 {
-    cgroup.v2_id().unwrap()
+    cgroup.v2_id().unwrap_or_else(|| panic!("{NO_V2}"))
 }
 
 /// A cgroup and a source that watches it, or a skip.
@@ -42,6 +44,10 @@ fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(OwnedCg
             return None;
         }
     };
+    if cgroup.v2_id().is_none() {
+        skip(name, NO_V2);
+        return None;
+    }
     let mut config = SourceConfig {
         cgroup: Some(CgroupScope {
             id: id(&cgroup),
