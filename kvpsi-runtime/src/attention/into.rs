@@ -1,11 +1,11 @@
 //! Attention over slices, written into memory that the caller keeps: what the
 //! candle operation and the decode step both call.
 //!
-//! Invariant: a call asks for no memory once [`Views`] and the threads' own
+//! Invariant: a call asks for no memory once [`AttnMemory`] and the threads' own
 //! scratch are as large as the context at hand wants; they grow by doubling.
 
 use super::kernels::Isa;
-use super::split::{self, Batch, SpanBlocks};
+use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};
 use crate::kv::{BlockView, KvPool};
 use candle_core::{Result, bail};
@@ -22,19 +22,20 @@ pub struct Qkv<'a> {
     pub v: &'a [f32],
 }
 
-/// Memory for the blocks that a call looks at; what it holds between calls
-/// means nothing.
+/// Memory of a call: the blocks that it looks at and how they are split. What
+/// it holds between calls means nothing.
 #[derive(Debug, Default)]
-pub struct Views {
+pub struct AttnMemory {
     views: Vec<BlockView>,
     of_span: Vec<BlockView>,
     spans: Vec<SpanBlocks>,
+    split: Memory,
 }
 
-impl Views {
-    /// Memory for so many sequences of `pool` at their longest.
+impl AttnMemory {
+    /// Memory for decoding so many sequences of `pool` at their longest.
     #[must_use]
-    pub fn with_room(pool: &KvPool, sequences: usize) -> Self {
+    pub fn with_room(pool: &KvPool, cfg: &AttnConfig, sequences: usize) -> Self {
         let blocks = pool
             .config()
             .capacity_tokens
@@ -43,6 +44,7 @@ impl Views {
             views: Vec::with_capacity(blocks * sequences),
             of_span: Vec::with_capacity(blocks),
             spans: Vec::with_capacity(sequences),
+            split: Memory::with_room(cfg, sequences, blocks),
         }
     }
 }
@@ -57,7 +59,7 @@ pub fn attend_into(
     layer: usize,
     rows: &[RowSpan],
     cfg: AttnConfig,
-    memory: &mut Views,
+    memory: &mut AttnMemory,
     out: &mut [f32],
 ) -> Result<()> {
     check(pool, layer, rows, &cfg)?;
@@ -73,10 +75,11 @@ pub fn attend_into(
             bail!("attention: {name} has {len} values, expected [{total}, {width}]");
         }
     }
-    let Views {
+    let AttnMemory {
         views,
         of_span,
         spans,
+        split: of_split,
     } = memory;
     views.clear();
     spans.clear();
@@ -107,7 +110,7 @@ pub fn attend_into(
         spans,
         views,
     };
-    split::attend(&batch, out, &|span, view, mass| {
+    split::attend(&batch, of_split, out, &|span, view, mass| {
         pool.add_mass(rows[span].seq, views[view].index, mass);
     });
     drop(guard);

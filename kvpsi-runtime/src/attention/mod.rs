@@ -24,7 +24,7 @@ mod op_tests;
 #[cfg(test)]
 mod tests;
 
-pub use into::{Qkv, Views, attend_into};
+pub use into::{AttnMemory, Qkv, attend_into};
 
 use crate::kv::{KvPool, SeqId};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
@@ -140,9 +140,15 @@ impl CustomOp3 for Attend {
             v: values(v, v_layout)?,
         };
         let mut out = vec![0.0; qkv.q.len()];
-        let mut views = Views::default();
+        let mut memory = AttnMemory::default();
         attend_into(
-            qkv, &self.pool, self.layer, &self.rows, self.cfg, &mut views, &mut out,
+            qkv,
+            &self.pool,
+            self.layer,
+            &self.rows,
+            self.cfg,
+            &mut memory,
+            &mut out,
         )?;
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }

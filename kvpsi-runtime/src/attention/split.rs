@@ -70,7 +70,33 @@ struct Part {
     at: usize,
 }
 
-#[derive(Default)]
+/// Memory of a call that the caller keeps; contents mean nothing.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    plan: Plan,
+    partials: Vec<f32>,
+}
+
+impl Memory {
+    /// Memory for decoding so many sequences, of up to so many blocks each.
+    pub(super) fn with_room(cfg: &AttnConfig, sequences: usize, blocks: usize) -> Self {
+        let parts = JOBS + cfg.kv_heads;
+        let vectors = decode::MOST_ROWS * cfg.group();
+        let partials =
+            parts * Partial::len(vectors, 0, cfg.head_dim) + cfg.kv_heads * vectors * blocks;
+        Self {
+            plan: Plan {
+                units: Vec::with_capacity(sequences * cfg.kv_heads),
+                parts: Vec::with_capacity(sequences * parts),
+                ..Plan::default()
+            },
+            // `at_least` takes powers of two.
+            partials: Vec::with_capacity((sequences * partials).next_power_of_two()),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
 struct Plan {
     units: Vec<Unit>,
     parts: Vec<Part>,
@@ -81,7 +107,6 @@ struct Plan {
 }
 
 thread_local! {
-    static PLAN: RefCell<(Plan, Vec<f32>)> = RefCell::default();
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
@@ -193,30 +218,29 @@ fn seen(batch: &Batch<'_>, span: &SpanBlocks, first_pos: usize, rows: usize) -> 
 /// view may be told of several times, by several threads.
 pub(super) fn attend(
     batch: &Batch<'_>,
+    memory: &mut Memory,
     out: &mut [f32],
     mass: &(dyn Fn(usize, usize, f32) + Sync),
 ) {
-    PLAN.with_borrow_mut(|(plan, partials)| {
-        plan.fill(batch);
-        let partials = at_least(partials, plan.partials);
-        let partials = Parts(partials.as_mut_ptr(), partials.len());
-        let out = Parts(out.as_mut_ptr(), out.len());
-        let (plan, spread) = (&*plan, plan.work > INLINE_WORK);
-        for_each(spread, plan.parts.len(), |part| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                run_part(batch, plan, part, &partials, &out, scratch, mass)
-            });
-        });
-        if plan.partials == 0 {
-            return;
+    let Memory { plan, partials } = memory;
+    plan.fill(batch);
+    let partials = at_least(partials, plan.partials);
+    let partials = Parts(partials.as_mut_ptr(), partials.len());
+    let out = Parts(out.as_mut_ptr(), out.len());
+    let (plan, spread) = (&*plan, plan.work > INLINE_WORK);
+    for_each(spread, plan.parts.len(), |part| {
+        SCRATCH
+            .with_borrow_mut(|scratch| run_part(batch, plan, part, &partials, &out, scratch, mass));
+    });
+    if plan.partials == 0 {
+        return;
+    }
+    let spread = spread && plan.partials > INLINE_WORK;
+    for_each(spread, plan.units.len(), |unit| {
+        let unit = &plan.units[unit];
+        if unit.jobs.len() > 1 {
+            merge(batch, plan, unit, &partials, &out, mass);
         }
-        let spread = spread && plan.partials > INLINE_WORK;
-        for_each(spread, plan.units.len(), |unit| {
-            let unit = &plan.units[unit];
-            if unit.jobs.len() > 1 {
-                merge(batch, plan, unit, &partials, &out, mass);
-            }
-        });
     });
 }
 

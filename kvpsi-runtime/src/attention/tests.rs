@@ -6,7 +6,7 @@
 )]
 
 use super::kernels::{self, Isa, Rows};
-use super::split::{Batch, SpanBlocks, attend};
+use super::split::{Batch, Memory, SpanBlocks, attend};
 use super::*;
 use crate::kv::BlockView;
 use half::f16;
@@ -122,7 +122,7 @@ impl Case {
             spans: &spans,
             views: &views,
         };
-        attend(&batch, &mut out, &|_, view, m| {
+        attend(&batch, &mut Memory::default(), &mut out, &|_, view, m| {
             mass.lock().unwrap()[view] += m;
         });
         (out, mass.into_inner().unwrap())

@@ -21,6 +21,7 @@ use crate::{
         chat::ChatTemplate,
         decoder::Decoder,
         gguf::{Gguf, ModelError},
+        step::{MOST_ROWS, Step},
         tokenizer::Tokenizer,
     },
     units::Bytes,
@@ -130,6 +131,7 @@ pub struct Piece<'a> {
 #[derive(Debug)]
 pub struct Engine {
     decoder: Decoder,
+    step: Step,
     tokenizer: Tokenizer,
     chat: Option<ChatTemplate>,
     pool: Arc<KvPool>,
@@ -168,6 +170,7 @@ impl Engine {
             pool.set_budget(budget);
         }
         Ok(Self {
+            step: Step::new(&decoder, &pool, MOST_ROWS),
             decoder,
             tokenizer,
             chat,

@@ -1,15 +1,15 @@
 //! From logits to a token.
 //!
-//! Owns the sampling settings and their check; the sampling itself is
-//! candle-transformers'. Deterministic: the same settings, seed and logits
-//! give the same tokens.
+//! Owns the sampling settings, their check, and which tokens may be drawn; the
+//! drawing itself is candle-transformers'. What may be drawn is found first, in
+//! one pass over the logits, so that softmax and sorting see some tens of
+//! tokens and not the vocabulary. Deterministic: the same settings, seed and
+//! logits give the same tokens.
 
 use super::EngineError;
-use candle_core::Tensor;
-use candle_transformers::{
-    generation::{LogitsProcessor, Sampling},
-    utils::apply_repeat_penalty,
-};
+use crate::model::step::ops::exp;
+use candle_core::{Device, Tensor};
+use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,36 +68,273 @@ impl SamplingConfig {
 /// Chooses tokens one after another.
 pub(super) struct Sampler {
     inner: LogitsProcessor,
-    penalty: f32,
-    last: usize,
+    settings: SamplingConfig,
+    /// What may be drawn: logits and tokens. Memory for the next call.
+    candidates: Vec<(f32, u32)>,
 }
 
 impl Sampler {
     pub(super) fn new(c: &SamplingConfig) -> Self {
-        let temperature = c.temperature;
-        let sampling = match (c.top_k, c.top_p.filter(|&p| p < 1.0)) {
-            _ if temperature < 1e-7 => Sampling::ArgMax,
-            (None, None) => Sampling::All { temperature },
-            (Some(k), None) => Sampling::TopK { k, temperature },
-            (None, Some(p)) => Sampling::TopP { p, temperature },
-            (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
+        let sampling = Sampling::All {
+            temperature: c.temperature.max(f64::MIN_POSITIVE),
         };
         Self {
             inner: LogitsProcessor::from_sampling(c.seed, sampling),
-            penalty: c.repeat_penalty,
-            last: c.repeat_last,
+            settings: c.clone(),
+            candidates: Vec::new(),
         }
     }
 
-    /// `logits`: f32 `[vocab]`; `so_far`: every token of the sequence.
-    pub(super) fn sample(&mut self, logits: &Tensor, so_far: &[u32]) -> candle_core::Result<u32> {
-        #[expect(clippy::float_cmp, reason = "1 as given means no penalty")]
-        let none = self.penalty == 1.0;
-        if none {
-            return self.inner.sample(logits);
+    /// `logits`: of every token, and changed by the penalty; `so_far`: every
+    /// token of the sequence.
+    pub(super) fn sample(
+        &mut self,
+        logits: &mut [f32],
+        so_far: &[u32],
+    ) -> candle_core::Result<u32> {
+        let c = &self.settings;
+        penalize(
+            logits,
+            c.repeat_penalty,
+            &so_far[so_far.len().saturating_sub(c.repeat_last)..],
+        );
+        let top_p = c.top_p.filter(|&p| p < 1.0);
+        let found = &mut self.candidates;
+        found.clear();
+        let mass = match c.top_k.filter(|&k| k < logits.len()) {
+            _ if c.temperature < 1e-7 => {
+                likeliest(logits, 1, found);
+                return found.first().map(|&(_, token)| token).ok_or_else(no_token);
+            }
+            Some(k) => {
+                likeliest(logits, k, found);
+                let Some(&(max, _)) = found.first() else {
+                    return Err(no_token());
+                };
+                mass(found.iter().map(|&(l, _)| l), max, c.temperature)
+            }
+            None => match top_p {
+                Some(p) => nucleus_and_more(logits, p, c.temperature, found),
+                None => {
+                    let all = Tensor::from_slice(logits, logits.len(), &Device::Cpu)?;
+                    return self.inner.sample(&all);
+                }
+            },
+        };
+        if let Some(p) = top_p {
+            keep_nucleus(found, p, mass, c.temperature);
         }
-        let recent = &so_far[so_far.len().saturating_sub(self.last)..];
-        let logits = apply_repeat_penalty(logits, self.penalty, recent)?;
-        self.inner.sample(&logits)
+        let kept: Vec<f32> = found.iter().map(|&(l, _)| l).collect();
+        let kept = Tensor::from_vec(kept, found.len(), &Device::Cpu)?;
+        let drawn = self.inner.sample(&kept)?;
+        Ok(found[drawn as usize].1)
+    }
+}
+
+fn no_token() -> candle_core::Error {
+    candle_core::Error::Msg("a vocabulary of no tokens".into())
+}
+
+/// Divides the logit of every recent token, once, or multiplies it where it is
+/// negative (Keskar et al., "CTRL", 2019).
+fn penalize(logits: &mut [f32], penalty: f32, recent: &[u32]) {
+    #[expect(clippy::float_cmp, reason = "1 as given means no penalty")]
+    if penalty == 1.0 {
+        return;
+    }
+    for (i, token) in recent.iter().enumerate() {
+        if recent[..i].contains(token) {
+            continue;
+        }
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit = if *logit >= 0.0 {
+                *logit / penalty
+            } else {
+                *logit * penalty
+            };
+        }
+    }
+}
+
+/// Greatest logit first, then lowest token. Not-a-number comes first, so that
+/// it is never passed over in silence.
+fn by_logit(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// The `k` greatest logits, sorted.
+fn likeliest(logits: &[f32], k: usize, found: &mut Vec<(f32, u32)>) {
+    let mut least = f32::NEG_INFINITY;
+    for (token, &logit) in (0u32..).zip(logits) {
+        // Most are below what was found; not-a-number is not.
+        if logit <= least && found.len() >= k {
+            continue;
+        }
+        found.push((logit, token));
+        if found.len() == 4 * k {
+            found.select_nth_unstable_by(k - 1, by_logit);
+            found.truncate(k);
+            least = found[k - 1].0;
+        }
+    }
+    found.sort_unstable_by(by_logit);
+    found.truncate(k);
+}
+
+/// Sum of `e^((logit - max) / temperature)`.
+fn mass(logits: impl Iterator<Item = f32>, max: f32, temperature: f64) -> f32 {
+    logits.map(|l| power(l, max, temperature)).sum()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "at most 100")]
+fn power(logit: f32, max: f32, temperature: f64) -> f32 {
+    exp((logit - max) / temperature as f32)
+}
+
+/// Every token that can belong to the nucleus, sorted; returns the mass of all
+/// tokens. Those below `(1 - p) / tokens` together have less than `1 - p`, so
+/// the nucleus is complete without them.
+fn nucleus_and_more(logits: &[f32], p: f64, temperature: f64, found: &mut Vec<(f32, u32)>) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mass = mass(logits.iter().copied(), max, temperature);
+    let least = f64::from(mass) * (1.0 - p) / logits.len() as f64;
+    // The least logit with that power.
+    #[expect(clippy::cast_possible_truncation, reason = "a logit")]
+    let least = (f64::from(max) + least.ln() * temperature) as f32;
+    for (token, &logit) in (0u32..).zip(logits) {
+        if logit < least {
+            continue;
+        }
+        found.push((logit, token));
+    }
+    found.sort_unstable_by(by_logit);
+    mass
+}
+
+/// Cuts after the first tokens that together have the share `p` of `mass`
+/// (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020).
+fn keep_nucleus(found: &mut Vec<(f32, u32)>, p: f64, mass: f32, temperature: f64) {
+    let Some(&(max, _)) = found.first() else {
+        return;
+    };
+    let mut sum = 0.0;
+    let enough = found.iter().position(|&(logit, _)| {
+        sum += f64::from(power(logit, max, temperature));
+        sum >= p * f64::from(mass)
+    });
+    if let Some(last) = enough {
+        found.truncate(last + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn config() -> SamplingConfig {
+        SamplingConfig {
+            temperature: 1.0,
+            top_p: None,
+            top_k: None,
+            repeat_penalty: 1.0,
+            ..SamplingConfig::default()
+        }
+    }
+
+    /// How often each token is drawn.
+    fn draws(c: &SamplingConfig, logits: &[f32], times: usize) -> Vec<usize> {
+        let mut sampler = Sampler::new(c);
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..times {
+            counts[sampler.sample(&mut logits.to_vec(), &[]).unwrap() as usize] += 1;
+        }
+        counts
+    }
+
+    proptest! {
+        #[test]
+        fn the_likeliest_are_those_of_a_full_sort(
+            logits in prop::collection::vec(-4i8..4, 1..300), k in 1usize..20,
+        ) {
+            // Few values: many ties.
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let mut want: Vec<(f32, u32)> = logits.iter().copied().zip(0u32..).collect();
+            want.sort_by(by_logit);
+            want.truncate(k);
+            let mut got = Vec::new();
+            likeliest(&logits, k, &mut got);
+            prop_assert_eq!(got, want);
+        }
+
+        #[test]
+        fn the_nucleus_is_that_of_a_full_sort(
+            logits in prop::collection::vec(-9f32..9.0, 1..200), p in 0.05f64..0.99,
+        ) {
+            let mut want: Vec<(f32, u32)> = logits.iter().copied().zip(0u32..).collect();
+            want.sort_by(by_logit);
+            let mut got = Vec::new();
+            let mass = nucleus_and_more(&logits, p, 0.8, &mut got);
+            keep_nucleus(&mut got, p, mass, 0.8);
+            keep_nucleus(&mut want, p, mass, 0.8);
+            prop_assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn tokens_are_drawn_as_often_as_their_probability_says() {
+        let shares = [0.5f32, 0.25, 0.125, 0.125];
+        let logits = shares.map(f32::ln);
+        let all = draws(&config(), &logits, 4000);
+        for (count, share) in all.iter().zip(shares) {
+            assert!((*count as f32 / 4000.0 - share).abs() < 0.03, "{all:?}");
+        }
+        let top_k = Some(2);
+        let two = draws(&SamplingConfig { top_k, ..config() }, &logits, 3000);
+        assert!((two[0] as f32 / 3000.0 - 2.0 / 3.0).abs() < 0.04, "{two:?}");
+        assert_eq!(two[2..], [0, 0]);
+        let top_p = Some(0.7);
+        let nucleus = draws(&SamplingConfig { top_p, ..config() }, &logits, 3000);
+        assert_eq!(nucleus[2..], [0, 0]);
+        // Of the two that are left, 0.6 is the first one's alone.
+        let top_p = Some(0.6);
+        let one = draws(
+            &SamplingConfig {
+                top_p,
+                top_k,
+                ..config()
+            },
+            &logits,
+            100,
+        );
+        assert_eq!(one, [100, 0, 0, 0]);
+        let temperature = 0.0;
+        let greedy = draws(
+            &SamplingConfig {
+                temperature,
+                ..config()
+            },
+            &logits,
+            10,
+        );
+        assert_eq!(greedy, [10, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_token_is_penalized_once_however_often_it_came() {
+        let mut logits = [2.0, -2.0, 3.0];
+        penalize(&mut logits, 2.0, &[0, 0, 1, 0, 9]);
+        assert_eq!(logits, [1.0, -4.0, 3.0]);
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_is_an_error_and_not_a_token() {
+        let mut logits = vec![0.0; 100];
+        logits[70] = f32::NAN;
+        let c = SamplingConfig {
+            top_k: Some(5),
+            ..config()
+        };
+        assert!(Sampler::new(&c).sample(&mut logits, &[]).is_err());
     }
 }

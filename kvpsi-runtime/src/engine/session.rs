@@ -4,9 +4,8 @@ use super::{Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, sampli
 use crate::{
     attention::RowSpan,
     kv::{KvError, KvPool, SeqId},
-    model::decoder::Decoder,
+    model::{decoder::Decoder, step::Step},
 };
-use candle_core::Tensor;
 use std::{
     ops::ControlFlow,
     sync::{Arc, atomic::Ordering},
@@ -99,14 +98,11 @@ impl Engine {
             decode: Duration::ZERO,
             finish: Finish::Stopped,
         };
-        let mut logits = match self.prefill(session)? {
-            Ok(logits) => logits,
-            Err(finish) => {
-                stats.finish = finish;
-                stats.ttft = started.elapsed();
-                return Ok(stats);
-            }
-        };
+        if let Err(finish) = self.prefill(session)? {
+            stats.finish = finish;
+            stats.ttft = started.elapsed();
+            return Ok(stats);
+        }
         let mut sampler = Sampler::new(sampling);
         let mut first = None;
         let mut stream = self.tokenizer.stream();
@@ -118,7 +114,7 @@ impl Engine {
             if session.tokens.len() == self.context {
                 break Finish::Length;
             }
-            let token = sampler.sample(&logits, &session.tokens)?;
+            let token = sampler.sample(self.step.logits(), &session.tokens)?;
             let first = *first.get_or_insert_with(|| {
                 stats.ttft = started.elapsed();
                 Instant::now()
@@ -140,9 +136,8 @@ impl Engine {
             if stats.tokens == sampling.max_tokens {
                 break Finish::MaxTokens;
             }
-            match step(&mut self.decoder, session, 1)? {
-                Some(next) => logits = next,
-                None => break Finish::Exhausted,
+            if !go_on(&self.decoder, &mut self.step, session, 1)? {
+                break Finish::Exhausted;
             }
         };
         let rest = stream.finish()?;
@@ -156,34 +151,35 @@ impl Engine {
         Ok(stats)
     }
 
-    /// Computes every waiting row; logits of the last one, or why not.
-    fn prefill(&mut self, session: &Session) -> Result<Result<Tensor, Finish>, EngineError> {
+    /// Computes every waiting row, or says why not.
+    fn prefill(&mut self, session: &Session) -> Result<Result<(), Finish>, EngineError> {
         let mut chunk = CHUNK;
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(Err(Finish::Stopped));
             }
             let rows = session.waiting().min(chunk);
-            match step(&mut self.decoder, session, rows)? {
-                Some(logits) if session.waiting() == 0 => return Ok(Ok(logits)),
-                Some(_) => {}
-                None if chunk > SMALL_CHUNK => chunk = SMALL_CHUNK,
-                None => return Ok(Err(Finish::Exhausted)),
+            match go_on(&self.decoder, &mut self.step, session, rows)? {
+                true if session.waiting() == 0 => return Ok(Ok(())),
+                true => {}
+                false if chunk > SMALL_CHUNK => chunk = SMALL_CHUNK,
+                false => return Ok(Err(Finish::Exhausted)),
             }
         }
     }
 }
 
-/// Computes the next `rows` waiting rows; f32 logits `[vocab]` of the last
-/// one, or `None` when the pool has no room for them.
-fn step(
-    decoder: &mut Decoder,
+/// Computes the next `rows` waiting rows; the logits of the last one are then
+/// the step's. False when the pool has no room for them.
+fn go_on(
+    decoder: &Decoder,
+    step: &mut Step,
     session: &Session,
     rows: usize,
-) -> Result<Option<Tensor>, EngineError> {
+) -> Result<bool, EngineError> {
     let at = match session.pool.append(session.seq, rows) {
         Ok(at) => at,
-        Err(KvError::Exhausted { .. }) => return Ok(None),
+        Err(KvError::Exhausted { .. }) => return Ok(false),
         Err(e) => return Err(e.into()),
     };
     let span = RowSpan {
@@ -191,6 +187,6 @@ fn step(
         first_pos: at.start,
         rows,
     };
-    let logits = decoder.forward(&session.tokens[at], [span].into(), &session.pool)?;
-    Ok(Some(logits.squeeze(0)?))
+    decoder.step(&session.tokens[at], &[span], &session.pool, step)?;
+    Ok(true)
 }

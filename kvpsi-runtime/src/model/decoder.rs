@@ -28,25 +28,25 @@ const BLOCK_TOKENS: usize = 32;
 pub struct Decoder {
     config: Config,
     /// Also the output weight, unless the file has one of its own.
-    embedding: Linear,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    output: Option<Linear>,
-    rope: Rope,
+    pub(super) embedding: Linear,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Tensor,
+    pub(super) output: Option<Linear>,
+    pub(super) rope: Rope,
     weights: Bytes,
 }
 
 #[derive(Debug)]
-struct Layer {
-    attn_norm: Tensor,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
-    ffn_norm: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+pub(super) struct Layer {
+    pub(super) attn_norm: Tensor,
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) out: Linear,
+    pub(super) ffn_norm: Tensor,
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
 }
 
 /// Reads tensors and counts their bytes.
@@ -181,13 +181,14 @@ impl Decoder {
     /// One step over the rows of any number of sequences. `tokens` holds the
     /// rows of the spans one after another; their positions must have been
     /// appended to `pool` already. Returns f32 logits `[spans, vocab]`, those
-    /// of each span's last row.
+    /// of each span's last row. Over candle's operations, for prefill: a few
+    /// rows are `Decoder::step`'s, without a tensor.
     ///
     /// # Errors
     /// The spans do not add up to the tokens, a token is outside the
     /// vocabulary, or a kernel fails.
     pub fn forward(
-        &mut self,
+        &self,
         tokens: &[u32],
         rows: Arc<[RowSpan]>,
         pool: &Arc<KvPool>,
@@ -257,7 +258,7 @@ fn rotate(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor
 /// interleaved form of llama GGUF files. Angles are computed for the rows at
 /// hand: a table would be sized by the context.
 #[derive(Debug)]
-struct Rope {
+pub(super) struct Rope {
     frequencies: Vec<f32>,
     scale: f32,
 }
@@ -277,21 +278,23 @@ impl Rope {
         }
     }
 
+    /// Cosines and sines of a position, half a head each.
+    pub(super) fn angles(&self, pos: usize, cos: &mut [f32], sin: &mut [f32]) {
+        let at = pos as f32 / self.scale;
+        for ((f, cos), sin) in self.frequencies.iter().zip(cos).zip(sin) {
+            (*sin, *cos) = (at * f).sin_cos();
+        }
+    }
+
     /// Cosines and sines, each `[rows, 1, head_dim / 2]`.
     fn tables(&self, rows: &[RowSpan]) -> Result<(Tensor, Tensor)> {
         let count: usize = rows.iter().map(|s| s.rows).sum();
         let half = self.frequencies.len();
-        let mut cos = Vec::with_capacity(count * half);
-        let mut sin = Vec::with_capacity(count * half);
-        for span in rows {
-            for pos in span.first_pos..span.first_pos + span.rows {
-                let at = pos as f32 / self.scale;
-                for f in &self.frequencies {
-                    let (s, c) = (at * f).sin_cos();
-                    cos.push(c);
-                    sin.push(s);
-                }
-            }
+        let (mut cos, mut sin) = (vec![0.0; count * half], vec![0.0; count * half]);
+        let positions = rows.iter().flat_map(|s| s.first_pos..s.first_pos + s.rows);
+        let tables = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
+        for (pos, (cos, sin)) in positions.zip(tables) {
+            self.angles(pos, cos, sin);
         }
         let shape = (count, 1, half);
         Ok((

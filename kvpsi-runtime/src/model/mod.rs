@@ -10,4 +10,5 @@ pub mod decoder;
 pub mod default_model;
 pub mod gguf;
 pub mod linear;
+pub mod step;
 pub mod tokenizer;

@@ -1,0 +1,208 @@
+//! The decode step on the real model: it computes what candle's operations
+//! compute, sequences of a batch do not touch each other, and it allocates
+//! nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi::{
+    attention::RowSpan,
+    kv::{KvPool, PoolConfig, SeqId},
+    model::{decoder::Decoder, gguf::Gguf, step::Step},
+};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// Calls of any thread: the pool's workers may not allocate either.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+struct Model {
+    decoder: Decoder,
+    pool: Arc<KvPool>,
+    step: Step,
+}
+
+impl Model {
+    fn load(test: &str) -> Option<Self> {
+        let path = kvpsi_tests::model(test)?;
+        let decoder = Decoder::load(&mut Gguf::open(&path).unwrap()).unwrap();
+        let pool = KvPool::new(PoolConfig {
+            shape: decoder.kv_shape(),
+            capacity_tokens: 4096,
+            max_sequences: 8,
+            sink_tokens: 4,
+            recent_tokens: 4096,
+        })
+        .unwrap();
+        let step = Step::new(&decoder, &pool, 4);
+        Some(Self {
+            decoder,
+            pool,
+            step,
+        })
+    }
+
+    fn append(&self, seq: SeqId, rows: usize) -> RowSpan {
+        let first_pos = self.pool.append(seq, rows).unwrap().start;
+        RowSpan {
+            seq,
+            first_pos,
+            rows,
+        }
+    }
+
+    fn step(&mut self, tokens: &[u32], spans: &[RowSpan]) -> &mut [f32] {
+        let pool = &self.pool;
+        self.decoder
+            .step(tokens, spans, pool, &mut self.step)
+            .unwrap()
+    }
+
+    fn forward(&self, tokens: &[u32], spans: &[RowSpan]) -> Vec<f32> {
+        let logits = self.decoder.forward(tokens, spans.into(), &self.pool);
+        logits.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+}
+
+/// Tokens of no meaning, the same every time.
+fn token(i: usize) -> u32 {
+    u32::try_from(100 + i * i * 31 % 4001).unwrap()
+}
+
+fn apart(a: &[f32], b: &[f32]) -> (f32, f64) {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    let most = differences.clone().fold(0f32, |m, d| m.max(d));
+    assert!(most.is_finite());
+    let sum: f64 = differences.map(f64::from).sum();
+    (most, sum / a.len() as f64)
+}
+
+#[test]
+fn a_step_gives_the_logits_of_candles_operations() {
+    let Some(mut model) = Model::load("a_step_gives_the_logits_of_candles_operations") else {
+        return;
+    };
+    let seq = model.pool.open().unwrap();
+    let (mut most, mut mean, mut exact) = (0f32, 0f64, 0);
+    for i in 0..64 {
+        // The same row twice, over the same history.
+        let span = [model.append(seq, 1)];
+        let want = model.forward(&[token(i)], &span);
+        let (m, a) = apart(model.step(&[token(i)], &span), &want);
+        most = most.max(m);
+        mean += a / 64.0;
+        exact += usize::from(m < 1e-3);
+    }
+    eprintln!("max abs {most:.5}, mean abs {mean:.6}, {exact} of 64 within 0.001");
+    // The norms sum in another order, which turns the code of an activation
+    // now and then; where it turned none, only float noise is left.
+    assert!(mean < 0.2 && most < 2.0 && exact >= 16);
+}
+
+#[test]
+fn sequences_of_one_step_get_the_logits_they_get_alone_in_less_time() {
+    let name = "sequences_of_one_step_get_the_logits_they_get_alone_in_less_time";
+    let Some(mut model) = Model::load(name) else {
+        return;
+    };
+    let together: Vec<_> = (0..4).map(|_| model.pool.open().unwrap()).collect();
+    let alone: Vec<_> = (0..4).map(|_| model.pool.open().unwrap()).collect();
+    // They stand at different positions.
+    for (i, (&a, &b)) in together.iter().zip(&alone).enumerate() {
+        for seq in [a, b] {
+            let tokens: Vec<_> = (0..5 + 20 * i).map(token).collect();
+            let span = model.append(seq, tokens.len());
+            model.forward(&tokens, &[span]);
+        }
+    }
+    let (mut of_four, mut of_one) = (Vec::new(), Vec::new());
+    for turn in 0..24 {
+        let tokens = [0, 1, 2, 3].map(|i| token(turn * 7 + i));
+        let spans: Vec<_> = together.iter().map(|&s| model.append(s, 1)).collect();
+        let start = Instant::now();
+        let batch = model.step(&tokens, &spans).to_vec();
+        of_four.push(start.elapsed());
+        for (i, want) in batch.chunks_exact(batch.len() / 4).enumerate() {
+            let span = [model.append(alone[i], 1)];
+            let start = Instant::now();
+            let got = model.step(&tokens[i..=i], &span);
+            of_one.push(start.elapsed());
+            assert_eq!(got, want, "sequence {i}, turn {turn}");
+        }
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let (four, one) = (median(&mut of_four), median(&mut of_one));
+    eprintln!("a step of four takes {four:?}, of one {one:?}");
+    assert!(four < one * 3, "{four:?} for {one:?}");
+}
+
+#[test]
+fn rows_of_one_sequence_may_share_a_step_too() {
+    let Some(mut model) = Model::load("rows_of_one_sequence_may_share_a_step_too") else {
+        return;
+    };
+    let (a, b) = (model.pool.open().unwrap(), model.pool.open().unwrap());
+    let spans = [model.append(a, 2), model.append(b, 1)];
+    let tokens = [token(1), token(2), token(3)];
+    let want = model.forward(&tokens, &spans);
+    let (_, mean) = apart(model.step(&tokens, &spans), &want);
+    assert!(mean < 0.2, "{mean}");
+    // More rows than the step has memory for: candle's operations.
+    let spans = [model.append(a, 5), model.append(b, 1)];
+    let tokens: Vec<_> = (0..6).map(token).collect();
+    let want = model.forward(&tokens, &spans);
+    assert_eq!(model.step(&tokens, &spans), want);
+}
+
+#[test]
+fn a_step_allocates_nothing() {
+    let Some(mut model) = Model::load("a_step_allocates_nothing") else {
+        return;
+    };
+    let seqs: Vec<_> = (0..3).map(|_| model.pool.open().unwrap()).collect();
+    let mut calls = 0;
+    // Long enough for new blocks and for attention that is split and merged.
+    for i in 0..640 {
+        let before = CALLS.load(Relaxed);
+        let spans = [0, 1, 2].map(|s| model.append(seqs[s], 1));
+        let logits = model.step(&[token(i); 3], &spans);
+        assert!(logits[0].is_finite());
+        if i >= 4 {
+            calls += CALLS.load(Relaxed) - before;
+        }
+    }
+    assert_eq!(calls, 0);
+    // The counter counts: this allocates.
+    let before = CALLS.load(Relaxed);
+    let v = std::hint::black_box(vec![0u8; 100]);
+    assert!(CALLS.load(Relaxed) > before, "{}", v.len());
+}
