@@ -7,9 +7,10 @@
 //! size does not back. Refuses to know how a decoder uses a tensor.
 
 mod config;
+mod keys;
 mod scan;
 
-pub use config::{Architecture, Config, SUPPORTED};
+pub use config::{Architecture, Config, RopeConfig, SUPPORTED, Sliding};
 
 use candle_core::{
     Device,

@@ -63,7 +63,7 @@ fn a_complete_file_opens_and_a_tensor_of_the_right_shape_can_be_read() {
     let mut gguf = open(&file_with(&metadata())).unwrap();
     assert_eq!(gguf.config().head_dim, 16);
     assert_eq!(gguf.config().vocab, 8);
-    assert_eq!(gguf.config().rope_base, 10_000.0);
+    assert_eq!(gguf.config().rope.base, 10_000.0);
     gguf.tensor("blk.0.attn_q.weight", &[32, 32]).unwrap();
     let e = gguf.tensor("blk.0.attn_q.weight", &[32, 16]).unwrap_err();
     assert!(e.to_string().contains("blk.0.attn_q.weight"), "{e}");
@@ -100,7 +100,7 @@ fn a_metadata_number_out_of_range_is_named() {
         ("llama.feed_forward_length", Value::I32(-1)),
         ("llama.rope.dimension_count", Value::U32(8)),
         ("llama.rope.freq_base", Value::F32(f32::NAN)),
-        ("llama.rope.scaling.type", Value::String("yarn".into())),
+        ("llama.rope.scaling.type", Value::String("longrope".into())),
         ("llama.attention.layer_norm_rms_epsilon", Value::F32(0.0)),
         ("llama.expert_count", Value::U32(8)),
         ("general.alignment", Value::U32(0)),

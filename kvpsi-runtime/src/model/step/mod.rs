@@ -15,11 +15,10 @@ use super::{
     linear::{QuantizedRows, products_into},
 };
 use crate::{
-    attention::{AttnConfig, AttnMemory, Qkv, RowSpan, attend_into},
+    attention::{AttnMemory, Qkv, RowSpan, attend_into},
     kv::KvPool,
 };
 use candle_core::{Result, Storage, Tensor, bail};
-use ops::{Gate, RopePairs};
 use std::sync::Arc;
 
 /// Rows that a step has memory for unless the caller says otherwise.
@@ -43,7 +42,7 @@ pub struct Step {
     gate: Vec<f32>,
     up: Vec<f32>,
     logits: Vec<f32>,
-    /// One row after the other, half a head each.
+    /// Of each rotary embedding, `most_rows` rows of half a head.
     cos: Vec<f32>,
     sin: Vec<f32>,
     acts: QuantizedRows,
@@ -70,10 +69,10 @@ impl Step {
             gate: of(c.feed_forward),
             up: of(c.feed_forward),
             logits: of(c.vocab),
-            cos: of(c.head_dim / 2),
-            sin: of(c.head_dim / 2),
+            cos: of(decoder.ropes.len() * c.head_dim / 2),
+            sin: of(decoder.ropes.len() * c.head_dim / 2),
             acts: QuantizedRows::with_room(most_rows * widest),
-            memory: AttnMemory::with_room(pool, &heads(c), most_rows),
+            memory: AttnMemory::with_room(pool, &c.attention(0), most_rows),
         }
     }
 
@@ -139,20 +138,29 @@ impl Step {
         let rows = self.x.chunks_exact_mut(decoder.config().hidden);
         for (&token, row) in tokens.iter().zip(rows) {
             decoder.embedding.row_into(token, row)?;
+            let by = decoder.config().embedding_scale;
+            if by != 1.0 {
+                row.iter_mut().for_each(|x| *x *= by);
+            }
         }
         Ok(())
     }
 
-    /// Cosines and sines of the rows' positions, the same for all layers.
+    /// Cosines and sines of the rows' positions, the same for all layers of a
+    /// rotary embedding.
     fn angles(&mut self, decoder: &Decoder, rows: &[RowSpan]) {
         let half = decoder.config().head_dim / 2;
-        let positions = rows.iter().flat_map(|s| s.first_pos..s.first_pos + s.rows);
-        let tables = self
+        let each = (self.most_rows * half).max(1);
+        let of_ropes = self
             .cos
-            .chunks_exact_mut(half)
-            .zip(self.sin.chunks_exact_mut(half));
-        for (pos, (cos, sin)) in positions.zip(tables) {
-            decoder.rope.angles(pos, cos, sin);
+            .chunks_exact_mut(each)
+            .zip(self.sin.chunks_exact_mut(each));
+        for (rope, (cos, sin)) in decoder.ropes.iter().zip(of_ropes) {
+            let positions = rows.iter().flat_map(|s| s.first_pos..s.first_pos + s.rows);
+            let tables = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
+            for (pos, (cos, sin)) in positions.zip(tables) {
+                rope.angles(pos, cos, sin);
+            }
         }
     }
 
@@ -173,14 +181,28 @@ impl Step {
         let v = &mut self.v[..rows * kv_width];
         let linears = [&layer.q, &layer.k, &layer.v];
         products_into(linears, h, rows, &mut self.acts, [q, k, v])?;
+        if let Some(biases) = &layer.qkv_bias {
+            for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(biases) {
+                with_values(bias, |bias| {
+                    x.chunks_exact_mut(bias.len()).for_each(|x| add(x, bias));
+                })?;
+            }
+        }
+        if let Some(norms) = &layer.qk_norm {
+            for (x, norm) in [&mut *q, &mut *k].into_iter().zip(norms) {
+                with_values(norm, |norm| ops::rms_norm_in_place(x, norm, c.rms_eps))?;
+            }
+        }
         let half = c.head_dim / 2;
-        let tables = self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half));
+        let from = layer.rope * self.most_rows * half;
+        let (cos, sin) = (&self.cos[from..], &self.sin[from..]);
+        let tables = cos.chunks_exact(half).zip(sin.chunks_exact(half));
         let rows_of_both = q
             .chunks_exact_mut(q_width)
             .zip(k.chunks_exact_mut(kv_width));
         for ((q, k), (cos, sin)) in rows_of_both.zip(tables) {
-            ops::rotate(q, cos, sin, RopePairs::Adjacent);
-            ops::rotate(k, cos, sin, RopePairs::Adjacent);
+            ops::rotate(q, cos, sin, c.pairs);
+            ops::rotate(k, cos, sin, c.pairs);
         }
         let a = &mut self.attended[..rows * q_width];
         attend_into(
@@ -188,11 +210,12 @@ impl Step {
             pool,
             index,
             spans,
-            heads(c),
+            layer.attn,
             &mut self.memory,
             a,
         )?;
         products_into([&layer.out], a, rows, &mut self.acts, [h])?;
+        norm_in_place(h, layer.post_attn_norm.as_ref(), c)?;
         add(&mut self.x, h);
         Ok(())
     }
@@ -209,8 +232,9 @@ impl Step {
             &mut self.acts,
             [gate, up],
         )?;
-        ops::gated(gate, up, Gate::Silu);
+        ops::gated(gate, up, c.gate);
         products_into([&layer.down], gate, rows, &mut self.acts, [h])?;
+        norm_in_place(h, layer.post_ffn_norm.as_ref(), c)?;
         add(&mut self.x, h);
         Ok(())
     }
@@ -235,17 +259,6 @@ impl Step {
     }
 }
 
-/// Shape of the heads, the same in all layers.
-fn heads(c: &Config) -> AttnConfig {
-    AttnConfig {
-        heads: c.heads,
-        kv_heads: c.kv_heads,
-        head_dim: c.head_dim,
-        scale: 1.0 / (c.head_dim as f32).sqrt(),
-        window: None,
-    }
-}
-
 /// The norm of every row.
 fn norm(x: &[f32], weight: &Tensor, c: &Config, out: &mut [f32]) -> Result<()> {
     with_values(weight, |weight| {
@@ -254,6 +267,14 @@ fn norm(x: &[f32], weight: &Tensor, c: &Config, out: &mut [f32]) -> Result<()> {
             .zip(out.chunks_exact_mut(weight.len()));
         rows.for_each(|(x, out)| ops::rms_norm(x, weight, c.rms_eps, out));
     })
+}
+
+/// The norm of every row where it lies, if there is one.
+fn norm_in_place(x: &mut [f32], weight: Option<&Tensor>, c: &Config) -> Result<()> {
+    match weight {
+        Some(weight) => with_values(weight, |w| ops::rms_norm_in_place(x, w, c.rms_eps)),
+        None => Ok(()),
+    }
 }
 
 fn add(x: &mut [f32], h: &[f32]) {

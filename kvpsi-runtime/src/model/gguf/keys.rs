@@ -1,0 +1,103 @@
+//! Numbers of the metadata, each with its allowed range.
+//!
+//! Invariant: what is outside of its range, or of another type, is an error
+//! that names the key. Refuses to know what a number is for.
+
+use super::ModelError;
+use candle_core::quantized::gguf_file::{Content, Value};
+use std::{ops::RangeInclusive, path::Path};
+
+/// Reads values under one prefix.
+pub(super) struct Keys<'a> {
+    pub path: &'a Path,
+    pub content: &'a Content,
+    pub prefix: &'static str,
+}
+
+impl Keys<'_> {
+    pub fn bad(&self, key: &str, what: impl Into<String>) -> ModelError {
+        ModelError::Metadata {
+            path: self.path.into(),
+            key: format!("{}.{key}", self.prefix),
+            what: what.into(),
+        }
+    }
+
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.content.metadata.get(&format!("{}.{key}", self.prefix))
+    }
+
+    /// A whole number that is not negative.
+    fn whole(&self, key: &str) -> Result<Option<u64>, ModelError> {
+        Ok(Some(match self.value(key) {
+            None => return Ok(None),
+            Some(Value::U8(n)) => u64::from(*n),
+            Some(Value::U16(n)) => u64::from(*n),
+            Some(Value::U32(n)) => u64::from(*n),
+            Some(Value::U64(n)) => *n,
+            Some(Value::I32(n)) if *n >= 0 => u64::from(n.unsigned_abs()),
+            Some(Value::I64(n)) if *n >= 0 => n.unsigned_abs(),
+            Some(other) => {
+                return Err(self.bad(
+                    key,
+                    format!("is {:?}, a count was expected", other.value_type()),
+                ));
+            }
+        }))
+    }
+
+    /// A count from 1 to `most`.
+    pub fn int(&self, key: &str, most: u64) -> Result<Option<usize>, ModelError> {
+        let Some(n) = self.whole(key)? else {
+            return Ok(None);
+        };
+        match usize::try_from(n) {
+            Ok(small) if (1..=most).contains(&n) => Ok(Some(small)),
+            _ => Err(self.bad(
+                key,
+                format!("is {n}, which is not between 1 and {most}: the file is damaged"),
+            )),
+        }
+    }
+
+    pub fn required(&self, key: &str, most: u64) -> Result<usize, ModelError> {
+        self.int(key, most)?.ok_or_else(|| {
+            self.bad(
+                key,
+                "is missing: this is not a complete language model file",
+            )
+        })
+    }
+
+    /// A number in `range`, which NaN never is.
+    pub fn float(&self, key: &str, range: RangeInclusive<f32>) -> Result<Option<f32>, ModelError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::F32(x)) if range.contains(x) => Ok(Some(*x)),
+            Some(Value::F32(x)) => Err(self.bad(
+                key,
+                format!(
+                    "is {x}, which is not between {:e} and {:e}",
+                    range.start(),
+                    range.end()
+                ),
+            )),
+            Some(other) => Err(self.bad(key, format!("is {:?}, not F32", other.value_type()))),
+        }
+    }
+
+    /// What kvpsi does not compute must be absent or off: no, 0, or for a
+    /// count of one, 1.
+    pub fn refuse(&self, key: &str, what: &str) -> Result<(), ModelError> {
+        let off = match self.value(key) {
+            None | Some(Value::Bool(false)) => true,
+            Some(Value::F32(x)) => *x == 0.0,
+            Some(Value::Bool(true) | Value::String(_) | Value::Array(_)) => false,
+            Some(_) => self.whole(key)?.is_none_or(|n| n <= 1),
+        };
+        if off {
+            return Ok(());
+        }
+        Err(self.bad(key, what))
+    }
+}
