@@ -3,6 +3,7 @@
 mod model;
 mod skip;
 pub mod storm;
+pub mod tiny;
 
 pub use model::{kvpsi_binary, model};
 pub use skip::skip;

@@ -45,7 +45,11 @@ impl Reader<'_> {
 
     fn linear(&mut self, name: &str, out: usize, from: usize) -> Result<Linear> {
         let w = Arc::new(self.quantized(name, &[out, from])?);
-        Linear::named(name, w).map_err(|e| self.bad(name, e.to_string()))
+        Linear::named(name, w).map_err(|e| {
+            let message = e.to_string();
+            let what = message.strip_prefix(&format!("tensor {name}: "));
+            self.bad(name, what.unwrap_or(&message))
+        })
     }
 
     /// A vector, widened to f32.
