@@ -1,6 +1,7 @@
 //! What the end-to-end tests share.
 
 mod model;
+pub mod ours;
 mod skip;
 pub mod storm;
 pub mod tiny;

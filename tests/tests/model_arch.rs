@@ -18,13 +18,11 @@ use candle_core::{
 };
 use candle_nn::{Activation, VarBuilder};
 use candle_transformers::models::{gemma3, quantized_llama, quantized_qwen2, quantized_qwen3};
-use kvpsi::{
-    attention::RowSpan,
-    kv::{KvPool, PoolConfig, SeqId},
-    model::{decoder::Decoder, gguf::Gguf, step::Step},
+use kvpsi_tests::{
+    ours::{Ours, apart},
+    tiny::{Shape, Tiny},
 };
-use kvpsi_tests::tiny::{Shape, Tiny};
-use std::{collections::HashMap, fs::File, path::Path, sync::Arc};
+use std::{collections::HashMap, fs::File, path::Path};
 
 /// Largest difference of a logit, in units of the logits' root mean square.
 const TIGHT: f32 = 0.01;
@@ -95,62 +93,6 @@ fn tiny(arch: &'static str, types: &'static [GgmlDType]) -> Tiny {
 
 fn token(i: usize) -> u32 {
     u32::try_from((7 + i * i * 31) % 301).unwrap()
-}
-
-/// kvpsi on a tiny model.
-struct Ours {
-    decoder: Decoder,
-    pool: Arc<KvPool>,
-    step: Step,
-}
-
-impl Ours {
-    fn load(path: &Path) -> Self {
-        let decoder = Decoder::load(&mut Gguf::open(path).unwrap()).unwrap();
-        let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(),
-            capacity_tokens: 256,
-            max_sequences: 2,
-            sink_tokens: 4,
-            recent_tokens: 256,
-        })
-        .unwrap();
-        let step = Step::new(&decoder, &pool, 1);
-        Self {
-            decoder,
-            pool,
-            step,
-        }
-    }
-
-    fn of(tiny: &Tiny) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tiny.gguf");
-        tiny.write(&path).unwrap();
-        Self::load(&path)
-    }
-
-    /// Chunks of one token take the decode step, others candle's operations.
-    fn run(&mut self, seq: SeqId, tokens: &[u32]) -> Vec<f32> {
-        let at = self.pool.append(seq, tokens.len()).unwrap();
-        let span = RowSpan {
-            seq,
-            first_pos: at.start,
-            rows: tokens.len(),
-        };
-        let logits = self
-            .decoder
-            .step(tokens, &[span], &self.pool, &mut self.step);
-        logits.unwrap().to_vec()
-    }
-
-    /// The logits after `tokens`, handed over in chunks of this length.
-    fn after(&mut self, tokens: &[u32], chunk: usize) -> Vec<f32> {
-        let seq = self.pool.open().unwrap();
-        let logits = tokens.chunks(chunk).map(|c| self.run(seq, c)).last();
-        self.pool.close(seq);
-        logits.unwrap()
-    }
 }
 
 /// candle-transformers' model: the logits after tokens at a position.
@@ -276,23 +218,12 @@ fn gemma3(content: &Content, file: &mut File) -> Theirs {
     })
 }
 
-/// Largest and mean difference in units of the second's root mean square.
-fn apart(a: &[f32], b: &[f32]) -> (f32, f64) {
-    assert_eq!(a.len(), b.len());
-    let size = (b.iter().map(|v| v * v).sum::<f32>() / b.len() as f32).sqrt();
-    let each = a.iter().zip(b).map(|(a, b)| (a - b).abs() / size);
-    let most = each.clone().fold(0f32, f32::max);
-    let sum: f64 = each.map(f64::from).sum();
-    assert!(sum.is_finite(), "a logit is not finite");
-    (most, sum / a.len() as f64)
-}
-
 /// Largest difference of all, and largest mean of a position.
 fn compare(arch: &'static str, types: &'static [GgmlDType]) -> (f32, f64) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tiny.gguf");
     tiny(arch, types).write(&path).unwrap();
-    let mut ours = Ours::load(&path);
+    let mut ours = Ours::load(&path, 256);
     let mut theirs = theirs(arch, &path);
     let tokens: Vec<_> = (0..TOKENS).map(token).collect();
     let (mut most, mut mean) = (0f32, 0f64);
@@ -303,12 +234,12 @@ fn compare(arch: &'static str, types: &'static [GgmlDType]) -> (f32, f64) {
         }
         (most, mean) = (most.max(m), mean.max(s));
     };
-    let seq = ours.pool.open().unwrap();
+    let seq = ours.open();
     for (i, token) in tokens.iter().enumerate() {
         let want = theirs(&[*token], i);
         add("token", i, &ours.run(seq, &[*token]), &want);
     }
-    ours.pool.close(seq);
+    ours.close(seq);
     for n in PREFIXES {
         let want = theirs(&tokens[..n], 0);
         for chunk in [n, 7, 50] {
@@ -448,11 +379,11 @@ fn what_a_file_says_of_its_architecture_is_seen_in_the_logits() {
     ];
     let tokens: Vec<_> = (0..TOKENS).map(token).collect();
     for (arch, changes) in changes {
-        let usual = Ours::of(&tiny(arch, F32)).after(&tokens, 1);
+        let usual = Ours::of(&tiny(arch, F32), 256).after(&tokens, 1);
         for (what, change) in changes {
             let mut tiny = tiny(arch, F32);
             change(&mut tiny);
-            let mut changed = Ours::of(&tiny);
+            let mut changed = Ours::of(&tiny, 256);
             let stepped = changed.after(&tokens, 1);
             let (most, _) = apart(&stepped, &usual);
             eprintln!("{arch}, {what}: {most}");

@@ -4,10 +4,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use candle_core::quantized::{GgmlDType, gguf_file::Value};
 use kvpsi::{
     attention::RowSpan,
     kv::{KvPool, PoolConfig, SeqId},
     model::{decoder::Decoder, gguf::Gguf, step::Step},
+};
+use kvpsi_tests::{
+    ours::Ours,
+    tiny::{Shape, Tiny},
 };
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -181,6 +186,40 @@ fn rows_of_one_sequence_may_share_a_step_too() {
     let tokens: Vec<_> = (0..6).map(token).collect();
     let want = model.forward(&tokens, &spans);
     assert_eq!(model.step(&tokens, &spans), want);
+}
+
+#[test]
+fn a_step_of_any_architecture_allocates_nothing() {
+    for arch in ["llama", "qwen2", "qwen3", "gemma3"] {
+        let mut tiny = Tiny::new(&Shape {
+            arch,
+            layers: 3,
+            hidden: 64,
+            feed_forward: 96,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            vocab: 120,
+            tied: true,
+            types: &[GgmlDType::Q8_0, GgmlDType::Q4_0],
+            seed: 8,
+        })
+        .unwrap();
+        if arch == "gemma3" {
+            tiny.set("attention.sliding_window", Value::U32(40));
+            tiny.set("attention.sliding_window_pattern", Value::U32(2));
+        }
+        let mut ours = Ours::of(&tiny, 512);
+        let seq = ours.open();
+        for i in 0..200 {
+            let span = ours.append(seq, 1);
+            let before = CALLS.load(Relaxed);
+            let logits = ours.step(&[u32::try_from(i % 120).unwrap()], &span);
+            assert!(logits[0].is_finite());
+            let calls = CALLS.load(Relaxed) - before;
+            assert!(i < 4 || calls == 0, "{arch}, token {i}: {calls} calls");
+        }
+    }
 }
 
 #[test]

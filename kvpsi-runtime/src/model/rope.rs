@@ -153,3 +153,138 @@ pub(super) fn rotate(
     };
     turned.reshape((rows, width))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the configuration of Qwen 2.5 says.
+    const QWEN: Yarn = Yarn {
+        factor: 4.0,
+        original_context: 32_768.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        extrapolation: 1.0,
+        attention: 1.0,
+    };
+
+    fn assert_near(got: &[f64], want: &[(usize, f64)]) {
+        for &(pair, want) in want {
+            assert!(
+                (got[pair] / want - 1.0).abs() < 1e-12,
+                "{pair}: {} {want}",
+                got[pair]
+            );
+        }
+    }
+
+    #[test]
+    fn yarn_has_the_frequencies_of_transformers() {
+        // By the formulas of transformers' _compute_yarn_parameters, in Python.
+        let rope = Rope::new(128, 1e6, RopeScaling::Yarn(QWEN), None);
+        assert_near(
+            &rope.frequencies,
+            &[
+                (0, 1.0),
+                (10, 0.115_478_198_468_945_8),
+                (22, 0.008_659_643_233_600_653),
+                (23, 0.006_978_305_848_598_663),
+                (24, 0.005_375_321_490_790_102),
+                (28, 0.001_848_276_564_706_878),
+                (30, 0.001_064_360_981_247_001_7),
+                (39, 6.490_394_320_837_028e-5),
+                (40, 4.445_698_525_097_307e-5),
+                (50, 5.133_812_566_142_866e-6),
+                (63, 3.102_344_401_879_299e-7),
+            ],
+        );
+        assert!((rope.magnitude - 1.138_629_436_111_989).abs() < 1e-12);
+        let other = Yarn {
+            factor: 16.0,
+            original_context: 2048.0,
+            beta_fast: 16.0,
+            beta_slow: 2.0,
+            ..QWEN
+        };
+        let rope = Rope::new(64, 1e4, RopeScaling::Yarn(other), None);
+        assert_near(
+            &rope.frequencies,
+            &[
+                (0, 1.0),
+                (8, 0.1),
+                (9, 0.074_989_420_933_245_58),
+                (12, 0.024_211_188_335_664_154),
+                (16, 0.002_968_75),
+                (17, 0.001_347_466_157_394_256_8),
+                (18, 0.000_351_463_328_243_968_2),
+                (31, 8.334_508_951_020_775e-6),
+            ],
+        );
+        assert!((rope.magnitude - 1.277_258_872_223_978_2).abs() < 1e-12);
+    }
+
+    #[test]
+    fn yarn_without_extrapolation_is_linear_and_its_temperature_can_be_set() {
+        let yarn = |extrapolation, attention| {
+            let yarn = Yarn {
+                extrapolation,
+                attention,
+                ..QWEN
+            };
+            Rope::new(64, 1e4, RopeScaling::Yarn(yarn), None)
+        };
+        let linear = Rope::new(64, 1e4, RopeScaling::Linear(4.0), None);
+        assert_eq!(yarn(0.0, 1.0).frequencies, linear.frequencies);
+        assert_eq!(yarn(0.0, 1.0).magnitude, 1.0);
+        assert_eq!(yarn(1.0, 0.5).magnitude, 0.5 * yarn(1.0, 1.0).magnitude);
+        // Turns that are never reached, or always: no ramp, and no division by it.
+        for (beta_fast, beta_slow) in [(1e6, 1e6), (1e-3, 1e-3), (1e-3, 1e6)] {
+            let yarn = Yarn {
+                beta_fast,
+                beta_slow,
+                ..QWEN
+            };
+            let rope = Rope::new(64, 1e4, RopeScaling::Yarn(yarn), None);
+            assert!(rope.frequencies.iter().all(|f| f.is_finite() && *f > 0.0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn angles_are_those_of_the_paper_at_any_position(
+            half in 1usize..129, base in 2f64..1e7, by in 1f64..100.0, pos in 0usize..1 << 24,
+            factors in prop::collection::vec(0.5f32..64.0, 128),
+        ) {
+            let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
+            for (scaling, by) in [(RopeScaling::None, 1.0), (RopeScaling::Linear(by), by)] {
+                for factors in [None, Some(&factors[..half])] {
+                    Rope::new(2 * half, base, scaling, factors).angles(pos, &mut cos, &mut sin);
+                    for i in 0..half {
+                        // pos / base^(2 i / d), by logarithms.
+                        let mut angle = pos as f64 / by
+                            * (-(i as f64) / half as f64 * base.ln()).exp();
+                        if let Some(factors) = factors {
+                            angle /= f64::from(factors[i]);
+                        }
+                        prop_assert!((f64::from(cos[i]) - angle.cos()).abs() < 1e-6);
+                        prop_assert!((f64::from(sin[i]) - angle.sin()).abs() < 1e-6);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn the_temperature_scales_both_and_turns_nothing(pos in 0usize..131_072) {
+            let (mut cos, mut sin) = ([0.0; 64], [0.0; 64]);
+            let rope = Rope::new(128, 1e6, RopeScaling::Yarn(QWEN), None);
+            rope.angles(pos, &mut cos, &mut sin);
+            for ((c, s), f) in cos.into_iter().zip(sin).zip(&rope.frequencies) {
+                let (c, s) = (f64::from(c), f64::from(s));
+                prop_assert!((c.hypot(s) - 1.138_629_436_111_989).abs() < 1e-6);
+                let off = (s.atan2(c) - pos as f64 * f).rem_euclid(TAU);
+                prop_assert!(off.min(TAU - off) < 1e-6);
+            }
+        }
+    }
+}
