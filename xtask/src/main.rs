@@ -7,6 +7,7 @@
 //! asks a question when there is no terminal. Refuses to know what kvpsi does:
 //! it calls cargo and the binary, never the library.
 
+mod bench;
 mod ebpf;
 mod lint;
 mod model;
@@ -91,8 +92,25 @@ prebuilt), or rustup's nightly with rust-src, both with bpf-linker."
         #[arg(long, value_name = "FILE")]
         model: Option<PathBuf>,
     },
+    /// Measure and compare; tables on stdout
+    #[command(after_help = "Examples:
+  cargo xtask bench decode --quick              two minutes
+  cargo xtask bench decode --json decode.json   every depth, beside candle-transformers
+  cargo xtask bench decode --isa avx2           by other kernels
+
+llama-bench is measured beside it where it is on PATH.")]
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Check formatting and run clippy with warnings as errors, user space and eBPF
     Lint,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Prefill and decode at several depths
+    Decode(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -120,6 +138,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
             println!("{}", model::get(sh, model.as_deref())?.display());
             Ok(())
         }
+        Task::Bench {
+            what: Bench::Decode(args),
+        } => bench::decode(sh, &args),
         Task::Lint => lint::run(sh),
     }
 }

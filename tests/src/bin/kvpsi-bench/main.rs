@@ -1,0 +1,63 @@
+//! What `cargo xtask bench` runs: one measurement a process, JSON on stdout,
+//! progress on stderr.
+//!
+//! A process of its own for each thread count and kernel: both are fixed once
+//! the first product has run. Refuses to judge or to print tables.
+
+mod decode;
+mod memory;
+mod models;
+mod requantize;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Parser)]
+#[command(about = "Measurements for `cargo xtask bench`")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Prefill and decode at several depths beside candle-transformers
+    Decode(decode::Args),
+    /// Resident memory of kvpsi alone
+    Memory {
+        /// GGUF file
+        #[arg(long)]
+        model: PathBuf,
+    },
+    /// How fast memory can be read
+    Bandwidth {
+        /// Threads that read
+        #[arg(long)]
+        threads: usize,
+    },
+    /// Writes the model with its matrices in another format
+    Requantize {
+        /// GGUF file
+        #[arg(long)]
+        model: PathBuf,
+        /// q4_0 or q8_0
+        #[arg(long)]
+        to: String,
+        /// File to write
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().what {
+        What::Decode(args) => decode::run(&args),
+        What::Memory { model } => memory::resident(&model),
+        What::Bandwidth { threads } => {
+            memory::bandwidth(threads);
+            Ok(())
+        }
+        What::Requantize { model, to, out } => requantize::run(&model, &to, &out),
+    }
+}
