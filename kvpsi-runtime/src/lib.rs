@@ -12,6 +12,7 @@ pub mod control;
 pub mod engine;
 pub mod kv;
 pub mod model;
+pub mod profile;
 pub mod signal;
 pub mod trace;
 pub mod units;

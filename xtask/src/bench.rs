@@ -40,18 +40,15 @@ pub fn decode(sh: &Shell, args: &Args) -> Result<()> {
     setup::on_the_way(sh)?;
     ebpf::build_if_possible(sh)?;
     let model = model::get(sh, args.model.as_deref())?;
-    say("building in release");
-    cmd!(
-        sh,
-        "cargo build --release --package kvpsi-tests --bin kvpsi-bench"
-    )
-    .quiet()
-    .run()
-    .context("kvpsi-bench did not build")?;
     let run = Run {
         sh,
         args,
-        program: places::target().join("release/kvpsi-bench"),
+        program: build(sh, &places::target(), "")?,
+        // Compiled for this processor: candle chooses its kernels there and
+        // then, and ours are chosen when they run.
+        candle: (!args.no_candle)
+            .then(|| build(sh, &places::target().join("native"), "-C target-cpu=native"))
+            .transpose()?,
     };
 
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -60,7 +57,12 @@ pub fn decode(sh: &Shell, args: &Args) -> Result<()> {
     for threads in threads(cpus, args.quick) {
         say(format!("{threads} thread(s)"));
         bandwidth.push(run.one(threads, &["bandwidth", "--threads", &threads.to_string()])?);
-        rows.extend(run.decode(threads, &model, &[])?);
+        let until: &[&str] = if threads == cpus {
+            &[]
+        } else {
+            &["--candle-until", "2048"]
+        };
+        rows.extend(run.decode(threads, &model, until)?);
     }
     let mut formats = Vec::new();
     for format in ["q4_0", "q8_0"] {
@@ -103,6 +105,19 @@ pub fn decode(sh: &Shell, args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn build(sh: &Shell, target: &Path, flags: &str) -> Result<PathBuf> {
+    say(format!("building in release {flags}"));
+    cmd!(
+        sh,
+        "cargo build --release --package kvpsi-tests --bin kvpsi-bench --target-dir {target}"
+    )
+    .env("RUSTFLAGS", flags)
+    .quiet()
+    .run()
+    .context("kvpsi-bench did not build")?;
+    Ok(target.join("release/kvpsi-bench"))
+}
+
 /// One, and all.
 fn threads(cpus: usize, quick: bool) -> Vec<usize> {
     if quick || cpus == 1 {
@@ -116,6 +131,7 @@ struct Run<'a> {
     sh: &'a Shell,
     args: &'a Args,
     program: PathBuf,
+    candle: Option<PathBuf>,
 }
 
 impl Run<'_> {
@@ -145,12 +161,13 @@ impl Run<'_> {
         args.extend(more);
         if self.args.quick {
             args.extend(["--tokens", "48", "--rounds", "3"]);
-            if more.is_empty() {
+            if !more.contains(&"--depths") {
                 args.extend(["--depths", "0,2048"]);
             }
         }
-        if self.args.no_candle {
-            args.push("--no-candle");
+        let candle = self.candle.as_ref().map(|p| p.to_string_lossy());
+        if let Some(candle) = &candle {
+            args.extend(["--candle", candle]);
         }
         self.lines(threads, &args)
     }
@@ -196,19 +213,34 @@ fn cpu_name() -> String {
 fn table(report: &Value) -> String {
     let mut t = String::new();
     let number = |v: &Value| v.as_f64().map_or_else(|| "-".into(), |n| format!("{n:.1}"));
+    let percent = |v: &Value| {
+        v.as_f64()
+            .map_or_else(|| "-".into(), |n| format!("{:.0}%", n * 100.0))
+    };
     let mut section = |title: &str, rows: &Value| {
         let _ = writeln!(t, "\n{title}");
         let _ = writeln!(
             t,
-            "{:<9} {:>6} {:>7} {:>5} {:>10} {:>10} {:>7} {:>10}",
-            "", "depth", "threads", "batch", "kvpsi", "candle", "ratio", "llama.cpp"
+            "{:<9} {:>6} {:>7} {:>5} {:>8} {:>8} {:>7} {:>9} {:>7} {:>9} {:>5} {:>7}",
+            "",
+            "depth",
+            "threads",
+            "batch",
+            "kvpsi",
+            "candle",
+            "ratio",
+            "llama.cpp",
+            "linear",
+            "attention",
+            "rest",
+            "GB/s"
         );
         for r in rows.as_array().into_iter().flatten() {
             let what = r["what"].as_str().unwrap_or_default();
             let format = r["format"].as_str().unwrap_or_default();
             let _ = writeln!(
                 t,
-                "{what:<9} {:>6} {:>7} {:>5} {:>10} {:>10} {:>7} {:>10} {format}",
+                "{what:<9} {:>6} {:>7} {:>5} {:>8} {:>8} {:>7} {:>9} {:>7} {:>9} {:>5} {:>7} {format}",
                 r["depth"],
                 r["threads"],
                 r["batch"],
@@ -216,6 +248,10 @@ fn table(report: &Value) -> String {
                 number(&r["candle_tok_s"]),
                 number(&r["ratio"]),
                 number(&r["llama_tok_s"]),
+                percent(&r["linear_share"]),
+                percent(&r["attention_share"]),
+                percent(&r["rest_share"]),
+                number(&json!(r["read_bytes_s"].as_f64().map(|b| b / 1e9))),
             );
         }
     };

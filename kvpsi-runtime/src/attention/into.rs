@@ -8,6 +8,7 @@ use super::kernels::Isa;
 use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};
 use crate::kv::{BlockView, KvPool};
+use crate::profile::{Part, timed};
 use candle_core::{Result, bail};
 
 /// Queries `[rows, heads * head_dim]`, keys and values `[rows, kv_heads *
@@ -75,6 +76,22 @@ pub fn attend_into(
             bail!("attention: {name} has {len} values, expected [{total}, {width}]");
         }
     }
+    timed(Part::Attention, || {
+        store_and_attend(&qkv, pool, layer, rows, cfg, memory, out);
+    });
+    Ok(())
+}
+
+/// [`attend_into`] once everything fits.
+fn store_and_attend(
+    qkv: &Qkv<'_>,
+    pool: &KvPool,
+    layer: usize,
+    rows: &[RowSpan],
+    cfg: AttnConfig,
+    memory: &mut AttnMemory,
+    out: &mut [f32],
+) {
     let AttnMemory {
         views,
         of_span,
@@ -114,7 +131,6 @@ pub fn attend_into(
         pool.add_mass(rows[span].seq, views[view].index, mass);
     });
     drop(guard);
-    Ok(())
 }
 
 /// Whether a layer's heads and rows fit the pool.

@@ -8,6 +8,7 @@
 
 use super::isa::Isa;
 use super::pack::{Format, QUANT, SUPER};
+use crate::profile::{Part, timed};
 use candle_core::utils::barrier_pool;
 use half::f16;
 
@@ -106,6 +107,10 @@ impl QuantizedRows {
     /// Replaces the rows by those of `x`; as [`QuantizedRows::new`], in the
     /// memory at hand.
     pub fn fill(&mut self, isa: Isa, kind: ActKind, x: &[f32], k: usize) {
+        timed(Part::Linear, || self.quantize(isa, kind, x, k));
+    }
+
+    fn quantize(&mut self, isa: Isa, kind: ActKind, x: &[f32], k: usize) {
         assert!(k > 0 && k.is_multiple_of(kind.block()) && x.len().is_multiple_of(k));
         let (rows, row_blocks) = (x.len() / k, k / QUANT);
         (self.kind, self.rows, self.row_blocks) = (kind, rows, row_blocks);

@@ -9,6 +9,7 @@ use super::acts::{ActBlock, QuantizedRows};
 use super::isa::Isa;
 use super::pack::{Packed, TILE_ROWS};
 use super::scalar;
+use crate::profile::{Part, timed};
 use candle_core::utils::barrier_pool;
 
 /// A pointer that threads write disjoint parts of.
@@ -103,11 +104,13 @@ unsafe fn products<const N: usize>(
     };
     let tiles = jobs.iter().map(|(weight, _)| weight.tiles()).sum();
     let columns: usize = jobs.iter().map(|(weight, _)| weight.n()).sum();
-    if rows * columns * acts.k() <= ALONE {
-        work(0..tiles);
-    } else {
-        barrier_pool().execute_chunked(tiles, work);
-    }
+    timed(Part::Linear, || {
+        if rows * columns * acts.k() <= ALONE {
+            work(0..tiles);
+        } else {
+            barrier_pool().execute_chunked(tiles, work);
+        }
+    });
 }
 
 /// One tile against a range of rows, in steps of as many rows as the kernels

@@ -3,10 +3,16 @@
 //!
 //! A depth is reached once by each; the measurements there go on from it, so
 //! a prefill of 512 at depth 2048 begins between 2048 and some hundred tokens
-//! later, for both alike. candle's cache cannot be wound back.
+//! later, for both alike. candle's cache cannot be wound back, and its rotary
+//! table ends at 4096 tokens: a prefill at a greater depth stands beside
+//! candle's at 3072, where candle has less to do. `candle_depth` says so.
 
-use crate::models::{CHUNK, Candle, Ours};
+use crate::{
+    candle::Candle,
+    models::{CHUNK, Ours},
+};
 use anyhow::Result;
+use kvpsi::profile;
 use serde_json::json;
 use std::{path::PathBuf, time::Instant};
 
@@ -30,16 +36,18 @@ pub struct Args {
     /// Rounds; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Leave candle-transformers out
+    /// Deepest depth that candle is measured at: it takes minutes to get there
+    #[arg(long, default_value_t = usize::MAX)]
+    candle_until: usize,
+    /// The program to run as candle-transformers [default: leave it out]
     #[arg(long)]
-    no_candle: bool,
+    candle: Option<PathBuf>,
 }
 
 /// Longest context: the deepest depth and what is measured there.
 fn capacity(a: &Args) -> usize {
     let deepest = a.depths.iter().max().copied().unwrap_or(0);
-    let measured = a.rounds * (a.tokens + CHUNK);
-    (deepest + measured) * a.batches.iter().max().copied().unwrap_or(1)
+    (deepest + a.rounds * a.tokens.max(CHUNK)) * a.batches.iter().max().copied().unwrap_or(1)
 }
 
 fn median(mut v: Vec<f64>) -> Option<f64> {
@@ -47,12 +55,30 @@ fn median(mut v: Vec<f64>) -> Option<f64> {
     v.get(v.len() / 2).copied()
 }
 
+/// Where kvpsi's time went, over all rounds of a row.
+#[derive(Default)]
+struct Spent {
+    linear: f64,
+    attention: f64,
+    all: f64,
+}
+
 /// Tokens a second of `f`, which makes `tokens`.
-fn rate(tokens: usize, f: impl FnOnce() -> Result<()>) -> Result<f64> {
+fn rate(spent: &mut Spent, tokens: usize, f: impl FnOnce() -> Result<()>) -> Result<f64> {
+    profile::take();
     let start = Instant::now();
     f()?;
-    #[expect(clippy::cast_precision_loss, reason = "some thousand tokens")]
-    Ok(tokens as f64 / start.elapsed().as_secs_f64())
+    let seconds = start.elapsed().as_secs_f64();
+    let parts = profile::take();
+    spent.linear += parts.linear.as_secs_f64();
+    spent.attention += parts.attention.as_secs_f64();
+    spent.all += seconds;
+    Ok(per_second(tokens, seconds))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "some thousand tokens")]
+fn per_second(tokens: usize, seconds: f64) -> f64 {
+    tokens as f64 / seconds
 }
 
 /// candle is ten times slower at depth: as many tokens as take some seconds.
@@ -65,9 +91,18 @@ fn candle_tokens(a: &Args, depth: usize) -> usize {
     .max(4)
 }
 
+/// Where candle can still prefill a whole chunk, and then decode some tokens.
+const DEEPEST_PREFILL: usize = 3072;
+
+#[derive(Default)]
 struct Pair {
     ours: Vec<f64>,
     candle: Vec<f64>,
+    candle_depth: usize,
+    spent: Spent,
+    /// Bytes of weights, keys and values that kvpsi reads for one step; none
+    /// where memory is not what decides.
+    step_bytes: Option<u64>,
 }
 
 impl Pair {
@@ -83,8 +118,12 @@ impl Pair {
         let row = json!({
             "what": what, "depth": depth, "threads": a.threads, "kv": "f16", "batch": batch,
             "tok_s": ours, "tok_s_spread": ours_spread,
-            "candle_tok_s": candle, "candle_tok_s_spread": candle_spread,
+            "candle_depth": self.candle_depth, "candle_tok_s": candle, "candle_tok_s_spread": candle_spread,
             "ratio": ratio, "llama_tok_s": null,
+            "linear_share": self.spent.linear / self.spent.all,
+            "attention_share": self.spent.attention / self.spent.all,
+            "rest_share": 1.0 - (self.spent.linear + self.spent.attention) / self.spent.all,
+            "read_bytes_s": self.step_bytes.zip(ours).map(|(bytes, rate)| bytes_a_second(bytes, rate, batch)),
         });
         println!("{row}");
         eprintln!(
@@ -95,21 +134,32 @@ impl Pair {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn bytes_a_second(step: u64, tokens: f64, batch: usize) -> f64 {
+    step as f64 * tokens / batch as f64
+}
+
 pub fn run(a: &Args) -> Result<()> {
+    profile::enable(true);
     let mut ours = Ours::load(&a.model, capacity(a))?;
-    let vocab = ours.decoder.config().vocab;
-    let mut candle = if a.no_candle {
-        None
-    } else {
-        Some(Candle::load(&a.model, vocab)?)
+    let mut candle = match &a.candle {
+        Some(program) => Some(Candle::start(program, &a.model)?),
+        None => None,
     };
     for &batch in &a.batches {
         for &depth in &a.depths {
-            let other = candle.as_mut().filter(|_| batch == 1);
+            let other = candle
+                .as_mut()
+                .filter(|_| batch == 1 && depth <= a.candle_until);
             at_depth(a, &mut ours, other, depth, batch)?;
         }
     }
     Ok(())
+}
+
+/// A few tokens at least: the first step warms what is made on demand.
+fn warm(depth: usize) -> usize {
+    depth.max(4)
 }
 
 fn at_depth(
@@ -122,68 +172,70 @@ fn at_depth(
     let seqs = (0..batch)
         .map(|_| ours.pool.open())
         .collect::<Result<Vec<_>, _>>()?;
-    // A few tokens at least: the first step warms what is made on demand.
     for seq in &seqs {
-        ours.fill(*seq, depth.max(4))?;
+        ours.fill(*seq, warm(depth))?;
+    }
+    if batch == 1 {
+        prefill(a, ours, candle.as_deref_mut(), depth)?;
     }
     if let Some(c) = &mut candle {
-        if c.len > depth {
-            c.clear();
-        }
-        c.fill(depth.max(4))?;
+        c.order("fill", warm(depth))?;
     }
+    let kv = ours.pool.account().resident.0;
     let mut pair = Pair {
-        ours: vec![],
-        candle: vec![],
+        candle_depth: depth,
+        step_bytes: Some(ours.decoder.weights().0 + kv),
+        ..Pair::default()
     };
     for _ in 0..a.rounds {
-        pair.ours.push(rate(a.tokens * batch, || {
+        pair.ours.push(rate(&mut pair.spent, a.tokens * batch, || {
             (0..a.tokens).try_for_each(|_| ours.step(&seqs, 1))
         })?);
         if let Some(c) = &mut candle {
             let n = candle_tokens(a, depth);
-            pair.candle
-                .push(rate(n, || (0..n).try_for_each(|_| c.step(1)))?);
+            pair.candle.push(per_second(n, c.order("decode", n)?));
         }
     }
     pair.print(a, "decode", depth, batch);
-    if batch == 1 {
-        prefill(a, ours, candle, depth, seqs[0])?;
-    }
     for seq in seqs {
         ours.pool.close(seq);
     }
     Ok(())
 }
 
-fn prefill(
-    a: &Args,
-    ours: &mut Ours,
-    mut candle: Option<&mut Candle>,
-    depth: usize,
-    seq: kvpsi::kv::SeqId,
-) -> Result<()> {
+/// Each round from the same depth.
+fn prefill(a: &Args, ours: &mut Ours, mut candle: Option<&mut Candle>, depth: usize) -> Result<()> {
+    let candle_depth = depth.min(DEEPEST_PREFILL);
     let mut pair = Pair {
-        ours: vec![],
-        candle: vec![],
+        candle_depth,
+        ..Pair::default()
     };
+    let seq = ours.pool.open()?;
+    ours.fill(seq, depth)?;
+    if let Some(c) = &mut candle {
+        c.order("fill", candle_depth)?;
+    }
     for round in 0..a.rounds {
         if depth == 0 {
             let fresh = ours.pool.open()?;
-            pair.ours.push(rate(CHUNK, || ours.step(&[fresh], CHUNK))?);
+            pair.ours
+                .push(rate(&mut pair.spent, CHUNK, || ours.step(&[fresh], CHUNK))?);
             ours.pool.close(fresh);
         } else {
-            pair.ours.push(rate(CHUNK, || ours.step(&[seq], CHUNK))?);
+            pair.ours
+                .push(rate(&mut pair.spent, CHUNK, || ours.step(&[seq], CHUNK))?);
         }
-        // Each goes half a minute at depth: one round will do for candle.
+        // At depth it goes half a minute: one round will do for candle.
         let again = round == 0 || depth == 0;
         if let Some(c) = candle.as_mut().filter(|_| again) {
             if depth == 0 {
-                c.clear();
+                c.order("fill", 0)?;
             }
-            pair.candle.push(rate(CHUNK, || c.step(CHUNK))?);
+            pair.candle
+                .push(per_second(CHUNK, c.order("prefill", CHUNK)?));
         }
     }
+    ours.pool.close(seq);
     pair.print(a, "prefill", depth, 1);
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! A process of its own for each thread count and kernel: both are fixed once
 //! the first product has run. Refuses to judge or to print tables.
 
+mod candle;
 mod decode;
 mod memory;
 mod models;
@@ -24,6 +25,12 @@ struct Cli {
 enum What {
     /// Prefill and decode at several depths beside candle-transformers
     Decode(decode::Args),
+    /// candle-transformers, ordered about by `decode`
+    Candle {
+        /// GGUF file
+        #[arg(long)]
+        model: PathBuf,
+    },
     /// Resident memory of kvpsi alone
     Memory {
         /// GGUF file
@@ -53,6 +60,7 @@ enum What {
 fn main() -> Result<()> {
     match Cli::parse().what {
         What::Decode(args) => decode::run(&args),
+        What::Candle { model } => candle::serve(&model),
         What::Memory { model } => memory::resident(&model),
         What::Bandwidth { threads } => {
             memory::bandwidth(threads);

@@ -1,14 +1,16 @@
-//! kvpsi and candle-transformers behind the same few calls.
+//! kvpsi behind the few calls that are measured.
 
-use anyhow::{Context, Result};
-use candle_core::{Device, Tensor, quantized::gguf_file};
-use candle_transformers::models::quantized_llama::ModelWeights;
+use anyhow::Result;
 use kvpsi::{
     attention::RowSpan,
     kv::{KvPool, PoolConfig, SeqId},
-    model::{decoder::Decoder, gguf::Gguf},
+    model::{
+        decoder::Decoder,
+        gguf::Gguf,
+        step::{MOST_ROWS, Step},
+    },
 };
-use std::{fs::File, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 /// Tokens of one prefill call.
 pub const CHUNK: usize = 512;
@@ -23,6 +25,7 @@ pub fn tokens(count: usize, vocab: usize) -> Vec<u32> {
 pub struct Ours {
     pub decoder: Decoder,
     pub pool: Arc<KvPool>,
+    step: Step,
 }
 
 impl Ours {
@@ -35,7 +38,12 @@ impl Ours {
             sink_tokens: 4,
             recent_tokens: 256,
         })?;
-        Ok(Self { decoder, pool })
+        let step = Step::new(&decoder, &pool, MOST_ROWS);
+        Ok(Self {
+            decoder,
+            pool,
+            step,
+        })
     }
 
     /// One step over the same number of rows of each sequence.
@@ -50,7 +58,8 @@ impl Ours {
             });
         }
         let ids = tokens(rows * seqs.len(), self.decoder.config().vocab);
-        self.decoder.forward(&ids, spans.into(), &self.pool)?;
+        self.decoder
+            .step(&ids, &spans, &self.pool, &mut self.step)?;
         Ok(())
     }
 
@@ -59,46 +68,6 @@ impl Ours {
         while self.pool.len(seq) < depth {
             let rows = (depth - self.pool.len(seq)).min(CHUNK);
             self.step(&[seq], rows)?;
-        }
-        Ok(())
-    }
-}
-
-/// candle-transformers' quantized_llama with its one sequence.
-pub struct Candle {
-    model: ModelWeights,
-    vocab: usize,
-    pub len: usize,
-}
-
-impl Candle {
-    pub fn load(path: &Path, vocab: usize) -> Result<Self> {
-        let mut file = File::open(path).with_context(|| path.display().to_string())?;
-        let content = gguf_file::Content::read(&mut file)?;
-        let model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
-        Ok(Self {
-            model,
-            vocab,
-            len: 0,
-        })
-    }
-
-    pub fn step(&mut self, rows: usize) -> Result<()> {
-        let ids = tokens(rows, self.vocab);
-        let x = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
-        self.model.forward(&x, self.len)?;
-        self.len += rows;
-        Ok(())
-    }
-
-    pub fn clear(&mut self) {
-        self.model.clear_kv_cache();
-        self.len = 0;
-    }
-
-    pub fn fill(&mut self, depth: usize) -> Result<()> {
-        while self.len < depth {
-            self.step((depth - self.len).min(CHUNK))?;
         }
         Ok(())
     }
