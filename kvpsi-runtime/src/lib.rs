@@ -9,6 +9,7 @@ pub mod attention;
 pub mod cli;
 pub mod clock;
 pub mod control;
+pub mod crew;
 pub mod engine;
 pub mod kv;
 pub mod model;

@@ -8,8 +8,8 @@
 use super::job::{Job, Partial, Scratch, Sums, at_least};
 use super::kernels::Isa;
 use super::{AttnConfig, decode, prefill};
+use crate::crew::crew;
 use crate::kv::BlockView;
-use candle_core::utils::barrier_pool;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -246,7 +246,7 @@ pub(super) fn attend(
 
 fn for_each(spread: bool, n: usize, f: impl Fn(usize) + Sync) {
     if spread {
-        barrier_pool().execute_chunked(n, |range| range.for_each(&f));
+        crew().spread(n, f);
     } else {
         (0..n).for_each(f);
     }

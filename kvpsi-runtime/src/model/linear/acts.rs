@@ -8,8 +8,8 @@
 
 use super::isa::Isa;
 use super::pack::{Format, QUANT, SUPER};
+use crate::crew::{FEW, crew};
 use crate::profile::{Part, timed};
-use candle_core::utils::barrier_pool;
 use half::f16;
 
 /// How activations are quantized for a weight format.
@@ -120,7 +120,7 @@ impl QuantizedRows {
             quantize(isa, kind, x, blocks);
         } else {
             let base = super::matmul::SendPtr(blocks.as_mut_ptr());
-            barrier_pool().execute_chunked(rows, |range| {
+            crew().spread_range(rows, FEW, |range| {
                 let len = range.len() * row_blocks;
                 // SAFETY: the pool hands out disjoint ranges of 0..rows, each
                 // row is `row_blocks` blocks of `blocks`, which outlives the

@@ -1,16 +1,14 @@
 //! The product of quantized activations with a packed weight: blocking,
 //! threads, and the choice of the kernel.
 //!
-//! Work is split over tiles of output rows, on candle's barrier pool (the same
-//! threads as candle's own kernels, so none are oversubscribed). Never enter it
-//! from inside the pool.
+//! Work is split over tiles of output rows, which the crew takes one by one.
 
 use super::acts::{ActBlock, QuantizedRows};
 use super::isa::Isa;
 use super::pack::{Packed, TILE_ROWS};
 use super::scalar;
+use crate::crew::{FEW, MANY, crew};
 use crate::profile::{Part, timed};
-use candle_core::utils::barrier_pool;
 
 /// A pointer that threads write disjoint parts of.
 pub(super) struct SendPtr<T>(pub *mut T);
@@ -32,6 +30,9 @@ const ACTS_BYTES: usize = 96 * 1024;
 /// waited for (some microseconds, and far longer where a worker's processor is
 /// busy with somebody else's work).
 const ALONE: usize = 192 * 1024;
+
+/// Rows from which a product takes long enough to be cut into many pieces.
+const LONG_ROWS: usize = 16;
 
 /// `acts` times the transposed weight: `[rows, n]`, row by row.
 ///
@@ -108,7 +109,8 @@ unsafe fn products<const N: usize>(
         if rows * columns * acts.k() <= ALONE {
             work(0..tiles);
         } else {
-            barrier_pool().execute_chunked(tiles, work);
+            let pieces = if rows < LONG_ROWS { FEW } else { MANY };
+            crew().spread_range(tiles, pieces, work);
         }
     });
 }

@@ -1,0 +1,332 @@
+//! The threads that compute: one crew for products and attention.
+//!
+//! Owns the workers, and how a job's pieces are shared out among them and the
+//! thread that asks. Pieces are taken one by one, so a worker that the kernel
+//! has put aside for another program costs the piece it holds and not the
+//! job: nobody waits for a worker that never came. That is what this exists
+//! for; candle's own pool gives every worker a fixed share, and on a machine
+//! with two busy neighbours a token took 40 times as long.
+//!
+//! Invariants: a job is over when [`Crew::spread`] returns, however it
+//! returns; nothing is allocated for a job; a job from within a job, or beside
+//! another one, runs on the thread that asks. Refuses to know what is computed.
+
+use std::{
+    cell::UnsafeCell,
+    num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering},
+    },
+    thread::{self, Thread},
+};
+
+/// Looks at the next job before a worker goes to sleep: about 50 us, longer
+/// than a model takes from one job to the next within a token.
+const LOOKS: u32 = 10_000;
+/// Looks at the last pieces before the asking thread gives its processor up,
+/// perhaps to the worker that holds them: some microseconds.
+const LOOKS_AT_END: u32 = 1000;
+/// Pieces for each thread that a job of some microseconds is cut into: each
+/// one is a trip of a cache line from core to core.
+pub const FEW: usize = 3;
+/// Pieces for each thread of a long job.
+pub const MANY: usize = 8;
+
+/// What is to be done: a closure, by its address.
+struct Job {
+    run: unsafe fn(*const (), usize),
+    closure: *const (),
+}
+
+/// A cache line of its own: everybody writes to it, and what travels from core
+/// to core is what a small job costs.
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// What a worker looks at for a job.
+struct Board {
+    /// Pieces that nobody has taken yet; 0 and below: none.
+    left: AtomicIsize,
+    /// Written only while no piece is left or being worked on.
+    job: UnsafeCell<Job>,
+}
+
+struct Shared {
+    board: Line<Board>,
+    /// Pieces that are done, those of the asking thread left out.
+    done: Line<AtomicUsize>,
+    panicked: AtomicBool,
+    /// By worker: it is asleep, or about to be.
+    asleep: Box<[Line<AtomicBool>]>,
+}
+
+// SAFETY: `Board::job` is written by the thread that holds `Crew::busy`, before
+// `left` becomes more than 0 (release), and read only after a piece was taken
+// (acquire); it is not written again until all taken pieces are done.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer in `job` is of a closure that may be shared.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    fn left(&self) -> isize {
+        self.board.0.left.load(Ordering::Relaxed)
+    }
+
+    /// Takes a piece, if one is left.
+    fn take(&self) -> Option<usize> {
+        if self.left() <= 0 {
+            return None;
+        }
+        // By now it may be of a later job: what counts is that one is left.
+        let left = self.board.0.left.fetch_sub(1, Ordering::Acquire);
+        usize::try_from(left - 1).ok()
+    }
+
+    /// Does a piece.
+    ///
+    /// # Safety
+    /// It was taken, and is not yet counted as done.
+    unsafe fn work(&self, piece: usize) {
+        // SAFETY: the job stands until all taken pieces are done, and its
+        // closure lives as long: `spread` waits.
+        let done = catch_unwind(AssertUnwindSafe(|| unsafe {
+            let Job { run, closure } = *self.board.0.job.get();
+            run(closure, piece);
+        }));
+        if done.is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes pieces and does them until none is left; returns how many.
+    fn work_off(&self) -> usize {
+        let mut count = 0;
+        while let Some(piece) = self.take() {
+            // SAFETY: it was taken just now, and the caller counts it later.
+            unsafe { self.work(piece) };
+            count += 1;
+        }
+        count
+    }
+
+    fn serve(&self, worker: usize) {
+        let asleep = &self.asleep[worker].0;
+        loop {
+            let count = self.work_off();
+            self.done.0.fetch_add(count, Ordering::Release);
+            let mut looks = 0;
+            while looks < LOOKS && self.left() <= 0 {
+                std::hint::spin_loop();
+                looks += 1;
+            }
+            if looks < LOOKS {
+                continue;
+            }
+            asleep.store(true, Ordering::SeqCst);
+            // Whoever brings a job looks at `asleep` after `left`.
+            while asleep.load(Ordering::SeqCst) && self.board.0.left.load(Ordering::SeqCst) <= 0 {
+                thread::park();
+            }
+            asleep.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Workers, and the thread that asks.
+pub struct Crew {
+    shared: Arc<Shared>,
+    workers: Box<[Thread]>,
+    busy: Mutex<()>,
+}
+
+impl std::fmt::Debug for Crew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Crew of {}", self.threads())
+    }
+}
+
+/// The crew of the process, as large as `RAYON_NUM_THREADS` says (which
+/// candle's own operations go by), else one thread a core. Workers are started
+/// on the first call; where the system refuses them there are fewer.
+pub fn crew() -> &'static Crew {
+    static CREW: OnceLock<Crew> = OnceLock::new();
+    CREW.get_or_init(|| {
+        let asked = std::env::var("RAYON_NUM_THREADS").ok();
+        let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = asked.and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+        Crew::new(threads.unwrap_or_else(cores))
+    })
+}
+
+impl Crew {
+    /// So many threads, the one that asks included. Workers end with the
+    /// process.
+    fn new(threads: usize) -> Self {
+        let idle = Job {
+            run: |_, _| (),
+            closure: std::ptr::null(),
+        };
+        let workers = threads.saturating_sub(1);
+        let shared = Arc::new(Shared {
+            board: Line(Board {
+                left: AtomicIsize::new(0),
+                job: UnsafeCell::new(idle),
+            }),
+            done: Line(AtomicUsize::new(0)),
+            panicked: AtomicBool::new(false),
+            asleep: (0..workers).map(|_| Line(AtomicBool::new(false))).collect(),
+        });
+        let spawn = |i: usize| {
+            let shared = shared.clone();
+            let name = format!("kvpsi-crew-{i}");
+            let spawned = thread::Builder::new()
+                .name(name)
+                .spawn(move || shared.serve(i));
+            match spawned {
+                Ok(handle) => Some(handle.thread().clone()),
+                Err(e) => {
+                    tracing::warn!(%e, "one compute thread less");
+                    None
+                }
+            }
+        };
+        let workers = (0..workers).map_while(spawn).collect();
+        Self {
+            shared,
+            workers,
+            busy: Mutex::new(()),
+        }
+    }
+
+    /// Threads that compute, the one that asks included.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `f` for every piece, last ones first, on all threads. Panics if a
+    /// piece did.
+    pub fn spread<F: Fn(usize) + Sync>(&self, pieces: usize, f: F) {
+        unsafe fn call<F: Fn(usize)>(closure: *const (), piece: usize) {
+            // SAFETY: `closure` is the `F` of the job.
+            unsafe { (*closure.cast::<F>())(piece) }
+        }
+        let free = self.busy.try_lock();
+        let alone = free.is_err() || self.workers.is_empty();
+        let (Ok(left), false) = (isize::try_from(pieces), alone || pieces < 2) else {
+            (0..pieces).for_each(f);
+            return;
+        };
+        let shared = &*self.shared;
+        // SAFETY: we hold `busy`, and the last holder left when all of its
+        // pieces were done: nobody reads the job.
+        unsafe {
+            *shared.board.0.job.get() = Job {
+                run: call::<F>,
+                closure: (&raw const f).cast(),
+            };
+        }
+        shared.done.0.store(0, Ordering::Relaxed);
+        // The first one is taken already.
+        shared.board.0.left.store(left - 1, Ordering::SeqCst);
+        let asleep = self.workers.iter().zip(&shared.asleep);
+        for (worker, asleep) in asleep.take(pieces - 1) {
+            if asleep.0.load(Ordering::SeqCst) && asleep.0.swap(false, Ordering::SeqCst) {
+                worker.unpark();
+            }
+        }
+        // SAFETY: nobody else takes the first piece.
+        unsafe { shared.work(pieces - 1) };
+        let others = pieces - 1 - shared.work_off();
+        let mut looks = 0;
+        while shared.done.0.load(Ordering::Acquire) < others {
+            looks += 1;
+            if looks < LOOKS_AT_END {
+                std::hint::spin_loop();
+            } else {
+                thread::yield_now();
+            }
+        }
+        assert!(
+            !shared.panicked.swap(false, Ordering::Relaxed),
+            "a piece of a job panicked"
+        );
+    }
+
+    /// Runs `f` for stretches that make up `0..n`, on all threads, in so many
+    /// pieces for each: [`FEW`] or [`MANY`].
+    pub fn spread_range<F: Fn(std::ops::Range<usize>) + Sync>(&self, n: usize, each: usize, f: F) {
+        let pieces = n.min(self.threads() * each);
+        self.spread(pieces, |i| f(i * n / pieces..(i + 1) * n / pieces));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn four() -> &'static Crew {
+        static FOUR: OnceLock<Crew> = OnceLock::new();
+        FOUR.get_or_init(|| Crew::new(4))
+    }
+
+    proptest! {
+        #[test]
+        fn every_piece_is_done_once_job_after_job(jobs in prop::collection::vec(0usize..40, 1..60)) {
+            for n in jobs {
+                let counts: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                four().spread(n, |i| { counts[i].fetch_add(1, Ordering::Relaxed); });
+                prop_assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+                let seen = AtomicUsize::new(0);
+                four().spread_range(n * 7, FEW, |r| { seen.fetch_add(r.len(), Ordering::Relaxed); });
+                prop_assert_eq!(seen.load(Ordering::Relaxed), n * 7);
+            }
+        }
+    }
+
+    #[test]
+    fn workers_that_went_to_sleep_come_back() {
+        for _ in 0..20 {
+            thread::sleep(std::time::Duration::from_millis(3));
+            let who = Mutex::new(std::collections::HashSet::new());
+            four().spread(64, |_| {
+                thread::sleep(std::time::Duration::from_micros(200));
+                who.lock().unwrap().insert(thread::current().id());
+            });
+            assert!(who.lock().unwrap().len() > 1);
+        }
+    }
+
+    #[test]
+    fn a_job_within_a_job_and_beside_one_is_done_by_who_asks() {
+        let sum = AtomicUsize::new(0);
+        thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| {
+                    for _ in 0..200 {
+                        four().spread(8, |_| {
+                            four().spread(5, |i| {
+                                sum.fetch_add(i, Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 3 * 200 * 8 * 10);
+    }
+
+    #[test]
+    fn a_panic_in_a_piece_reaches_who_asked_and_the_crew_goes_on() {
+        let caught = catch_unwind(|| four().spread(16, |i| assert!(i != 7)));
+        assert!(caught.is_err());
+        let done = AtomicUsize::new(0);
+        four().spread(16, |_| {
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.load(Ordering::Relaxed), 16);
+    }
+}
