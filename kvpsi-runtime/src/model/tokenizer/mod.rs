@@ -5,22 +5,22 @@
 //! characters, whatever bytes the tokens hold. Refuses to know of prompts and
 //! templates.
 
+mod bpe;
+mod metadata;
+mod spm;
+
 use super::gguf::{Gguf, ModelError};
-use candle_core::quantized::{gguf_file::Value, tokenizer::TokenizerFromGguf};
-use tokenizers::{
-    Tokenizer as Inner,
-    pre_tokenizers::{
-        PreTokenizerWrapper, byte_level::ByteLevel, digits::Digits, sequence::Sequence,
-    },
-};
+use metadata::Metadata;
+use tokenizers::{Tokenizer as Inner, processors::template::TemplateProcessing};
 
 /// Texts of tokens that end a turn in the chat formats of the supported
 /// models; a file names only one of them as `eos_token_id`.
-const TURN_ENDS: [&str; 5] = [
+const TURN_ENDS: [&str; 6] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
     "<|end_of_text|>",
+    "<end_of_turn>",
     "</s>",
 ];
 
@@ -50,49 +50,48 @@ impl Tokenizer {
     /// # Errors
     /// The file holds none, a damaged one, or one of an unsupported kind.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
-        let bad = |key: &str, what: String| ModelError::Metadata {
-            path: gguf.path().into(),
-            key: key.into(),
-            what,
-        };
-        let count = match gguf.content().metadata.get("tokenizer.ggml.tokens") {
-            Some(Value::Array(tokens)) => tokens.len(),
-            _ => {
-                return Err(bad(
-                    "tokenizer.ggml.tokens",
-                    "is missing: this file holds no tokenizer; use a GGUF that was converted with its vocabulary".into(),
-                ));
-            }
-        };
-        let vocab = gguf.config().vocab;
+        let from = Metadata(gguf);
+        let key = "tokenizer.ggml.tokens";
+        let tokens = from.texts(key)?;
+        let (count, vocab) = (tokens.len(), gguf.config().vocab);
         if count > vocab {
-            return Err(bad(
-                "tokenizer.ggml.tokens",
+            return Err(from.bad(
+                key,
                 format!("holds {count} tokens, but the model has {vocab}"),
             ));
         }
-        let mut inner = Inner::from_gguf(gguf.content()).map_err(|e| {
-            let what = e.to_string();
-            bad(
-                "tokenizer.ggml",
-                format!(
-                    "cannot be used: {}; supported: byte-level BPE (`gpt2`)",
-                    what.lines().next().unwrap_or_default()
-                ),
-            )
-        })?;
-        if let Some(pre) = pre_tokenizer(gguf.string("tokenizer.ggml.pre")) {
-            inner.with_pre_tokenizer(Some(pre));
-        }
-        let id = |key: &str| match gguf.content().metadata.get(key) {
-            Some(Value::U32(id)) if (*id as usize) < count => Some(*id),
-            _ => None,
+        let bos = from.id("tokenizer.ggml.bos_token_id", count)?;
+        let eos = from.id("tokenizer.ggml.eos_token_id", count)?;
+        let key = "tokenizer.ggml.model";
+        let (mut inner, starts) = match gguf.string(key) {
+            Some("gpt2") => bpe::build(&from)?,
+            Some("llama") => (spm::build(&from, &tokens)?, true),
+            Some(other) => {
+                return Err(from.bad(
+                    key,
+                    format!(
+                        "is `{other}`; supported: gpt2 (byte-level BPE), llama (SentencePiece)"
+                    ),
+                ));
+            }
+            None => return Err(from.bad(key, "is missing: the tokenizer's kind is not known")),
         };
-        let eos = id("tokenizer.ggml.eos_token_id");
-        let bos = id("tokenizer.ggml.bos_token_id");
+        let starts = from.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(starts);
+        let first = bos
+            .filter(|_| starts)
+            .and_then(|id| Some((tokens.get(id as usize)?, id)));
+        let after = first.map(|(text, id)| {
+            TemplateProcessing::builder()
+                .try_single(vec![text.clone(), "$A".to_owned()])
+                .map_err(|e| from.bad("tokenizer.ggml.bos_token_id", e))?
+                .special_tokens(vec![(text.clone(), id)])
+                .build()
+                .map_err(|e| from.bad("tokenizer.ggml.bos_token_id", e.to_string()))
+        });
+        inner.with_post_processor(after.transpose()?);
         let mut ends: Vec<u32> = eos
             .into_iter()
-            .chain(id("tokenizer.ggml.eot_token_id"))
+            .chain(from.id("tokenizer.ggml.eot_token_id", count)?)
             .chain(TURN_ENDS.iter().filter_map(|t| inner.token_to_id(t)))
             .collect();
         ends.sort_unstable();
@@ -152,20 +151,6 @@ impl Tokenizer {
             window: Vec::new(),
             context: 0,
         }
-    }
-}
-
-/// How text is cut before BPE where candle's default (add a space in front,
-/// keep digits together) is not what the model was trained with.
-fn pre_tokenizer(kind: Option<&str>) -> Option<PreTokenizerWrapper> {
-    let bytes = || ByteLevel::new(false, true, true);
-    match kind {
-        // SmolLM's tokenizer.json: Digits(individual), then ByteLevel.
-        Some("smollm") => {
-            Some(Sequence::new(vec![Digits::new(true).into(), bytes().into()]).into())
-        }
-        Some("gpt-2" | "gpt2") | None => Some(bytes().into()),
-        _ => None,
     }
 }
 

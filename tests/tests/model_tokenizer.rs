@@ -1,0 +1,296 @@
+//! Tokenizers of each kind that files of the supported architectures hold, on
+//! small vocabularies: how text is cut, and what is refused.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use candle_core::quantized::{GgmlDType, gguf_file::Value};
+use kvpsi::model::{gguf::Gguf, tokenizer::Tokenizer};
+use kvpsi_tests::tiny::{Shape, Tiny};
+use proptest::prelude::*;
+
+const SPACE: &str = "\u{2581}";
+const NORMAL: u32 = 1;
+const CONTROL: u32 = 3;
+const USER_DEFINED: u32 = 4;
+const BYTE: u32 = 6;
+
+/// Pieces with their kinds; a later one has a lower score.
+#[derive(Clone)]
+struct Vocab(Vec<(String, u32)>);
+
+impl Vocab {
+    /// As Gemma's: the specials, the bytes, and then these pieces.
+    fn spm(pieces: &[&str]) -> Self {
+        let mut all: Vec<_> = ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"]
+            .map(|t| (t.to_owned(), CONTROL))
+            .into();
+        all[0].1 = 2;
+        all.extend((0..=255u8).map(|b| (format!("<0x{b:02X}>"), BYTE)));
+        all.push(("\n\n".into(), USER_DEFINED));
+        all.extend(pieces.iter().map(|&p| (p.to_owned(), NORMAL)));
+        Self(all)
+    }
+
+    fn id(&self, text: &str) -> u32 {
+        let at = self.0.iter().position(|(t, _)| t == text);
+        u32::try_from(at.unwrap_or_else(|| panic!("no piece `{text}`"))).unwrap()
+    }
+
+    /// The metadata of a file with these pieces.
+    fn model(&self, kind: &str) -> Tiny {
+        let mut tiny = tiny();
+        let list = |f: &dyn Fn(usize, &(String, u32)) -> Value| {
+            Value::Array(self.0.iter().enumerate().map(|(i, p)| f(i, p)).collect())
+        };
+        for (key, value) in [
+            ("model", Value::String(kind.into())),
+            ("tokens", list(&|_, (t, _)| Value::String(t.clone()))),
+            ("scores", list(&|i, _| Value::F32(-(i as f32)))),
+            (
+                "token_type",
+                list(&|_, (_, kind)| Value::I32(i32::try_from(*kind).unwrap())),
+            ),
+            ("unknown_token_id", Value::U32(0)),
+            ("bos_token_id", Value::U32(1)),
+            ("eos_token_id", Value::U32(2)),
+        ] {
+            tiny.metadata.insert(format!("tokenizer.ggml.{key}"), value);
+        }
+        tiny
+    }
+}
+
+fn tiny() -> Tiny {
+    Tiny::new(&Shape {
+        arch: "llama",
+        layers: 1,
+        hidden: 32,
+        feed_forward: 32,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        vocab: 600,
+        tied: true,
+        types: &[GgmlDType::Q8_0],
+        seed: 1,
+    })
+    .unwrap()
+}
+
+fn read(tiny: &Tiny) -> Result<Tokenizer, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    tiny.write(&path).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string())
+}
+
+fn set(tiny: &mut Tiny, key: &str, value: Value) {
+    tiny.metadata.insert(format!("tokenizer.ggml.{key}"), value);
+}
+
+/// Small pieces of English, in the order of their scores.
+const PIECES: [&str; 31] = [
+    "he", "ll", "▁t", "in", "▁he", "llo", "▁hello", "▁the", "re", "▁th", "▁in", "er", "▁there",
+    "th", "▁", "h", "e", "l", "o", "t", "i", "n", "r", "w", "d", "or", "ld", "▁w", "▁wor",
+    "▁world", "é",
+];
+
+/// What SentencePiece does, said plainly: of all neighbours that make a piece
+/// together, join those of the best score, the leftmost first, until there are
+/// none; what is no piece then becomes its bytes.
+fn by_hand(vocab: &Vocab, text: &str) -> Vec<u32> {
+    let id = |text: &str| vocab.0.iter().position(|(t, k)| t == text && *k == NORMAL);
+    let mut pieces: Vec<String> = text.chars().map(String::from).collect();
+    loop {
+        let joined = |i: usize| format!("{}{}", pieces[i], pieces[i + 1]);
+        let best = (0..pieces.len().saturating_sub(1))
+            .filter_map(|i| Some((id(&joined(i))?, i)))
+            .min();
+        let Some((_, i)) = best else {
+            break;
+        };
+        pieces[i] = joined(i);
+        pieces.remove(i + 1);
+    }
+    let ids = pieces.iter().flat_map(|p| match id(p) {
+        Some(id) => vec![u32::try_from(id).unwrap()],
+        None => p
+            .bytes()
+            .map(|b| vocab.id(&format!("<0x{b:02X}>")))
+            .collect(),
+    });
+    ids.collect()
+}
+
+#[test]
+fn llamas_pieces_are_joined_by_their_scores() {
+    let vocab = Vocab::spm(&PIECES);
+    let tokenizer = read(&vocab.model("llama")).unwrap();
+    let ids = |pieces: &[&str]| pieces.iter().map(|p| vocab.id(p)).collect::<Vec<_>>();
+    let encode = |text: &str| tokenizer.encode(text, true).unwrap();
+    assert_eq!(encode("hello world"), ids(&["<s>", "▁hello", "▁world"]));
+    // A space is put in front, and one more stays one more.
+    assert_eq!(encode(" hello"), ids(&["<s>", "▁", "▁hello"]));
+    assert_eq!(encode("wo"), ids(&["<s>", "▁w", "o"]));
+    // No piece: its bytes.
+    assert_eq!(
+        encode("é🦙"),
+        ids(&["<s>", "▁", "é", "<0xF0>", "<0x9F>", "<0xA6>", "<0x99>"])
+    );
+    assert_eq!(tokenizer.encode("hello", false).unwrap(), ids(&["▁hello"]));
+    assert_eq!(tokenizer.bos_eos(), ("<s>".into(), "</s>".into()));
+    assert!(tokenizer.ends(vocab.id("</s>")) && tokenizer.ends(vocab.id("<end_of_turn>")));
+    assert!(!tokenizer.ends(vocab.id("<s>")));
+}
+
+#[test]
+fn gemma_puts_no_space_in_front_and_has_tokens_of_several_characters() {
+    let vocab = Vocab::spm(&PIECES);
+    let mut model = vocab.model("llama");
+    set(&mut model, "add_space_prefix", Value::Bool(false));
+    set(&mut model, "add_bos_token", Value::Bool(true));
+    let tokenizer = read(&model).unwrap();
+    let ids = |pieces: &[&str]| pieces.iter().map(|p| vocab.id(p)).collect::<Vec<_>>();
+    let text = "<start_of_turn>hello\n\nthere<end_of_turn>\n";
+    let tokens = tokenizer.encode(text, true).unwrap();
+    assert_eq!(
+        tokens,
+        ids(&[
+            "<s>",
+            "<start_of_turn>",
+            "he",
+            "llo",
+            "\n\n",
+            "t",
+            "he",
+            "re",
+            "<end_of_turn>",
+            "<0x0A>",
+        ])
+    );
+    assert_eq!(tokenizer.decode(&tokens[1..]).unwrap(), text);
+    // Asked not to, it begins with no token.
+    set(&mut model, "add_bos_token", Value::Bool(false));
+    let tokens = read(&model).unwrap().encode("there", true).unwrap();
+    assert_eq!(tokens, ids(&["t", "he", "re"]));
+}
+
+proptest! {
+    #[test]
+    fn pieces_are_cut_as_sentencepiece_cuts_them(
+        words in prop::collection::vec("[helotinrwdé]{1,12}", 1..12),
+    ) {
+        let vocab = Vocab::spm(&PIECES);
+        let tokenizer = read(&vocab.model("llama")).unwrap();
+        let text = words.join(" ");
+        let want = by_hand(&vocab, &format!("{SPACE}{}", text.replace(' ', SPACE)));
+        prop_assert_eq!(tokenizer.encode(&text, false).unwrap(), want);
+    }
+
+    #[test]
+    fn any_text_comes_back_from_its_tokens_at_once_and_one_by_one(text in "\\PC{1,40}") {
+        // U+2581 itself is how a space is written.
+        let text = text.replace(SPACE, "_");
+        let vocab = Vocab::spm(&PIECES);
+        for in_front in [true, false] {
+            let mut model = vocab.model("llama");
+            set(&mut model, "add_space_prefix", Value::Bool(in_front));
+            let tokenizer = read(&model).unwrap();
+            let tokens = tokenizer.encode(&text, false).unwrap();
+            prop_assert_eq!(&tokenizer.decode(&tokens).unwrap(), &text);
+            let mut stream = tokenizer.stream();
+            let mut shown = String::new();
+            for token in tokens {
+                shown.push_str(&stream.push(token).unwrap());
+            }
+            shown.push_str(&stream.finish().unwrap());
+            prop_assert_eq!(&shown, &text);
+        }
+    }
+}
+
+/// Byte-level BPE over the printable bytes, a space written as Ġ.
+fn bytes(pre: &str, merges: &[&str]) -> (Tiny, impl Fn(&str) -> u32) {
+    let mut vocab: Vec<(String, u32)> = ('!'..='~').map(|c| (c.to_string(), NORMAL)).collect();
+    vocab.push(("Ġ".into(), NORMAL));
+    vocab.push(("Ċ".into(), NORMAL));
+    vocab.extend(merges.iter().map(|m| (m.replace(' ', ""), NORMAL)));
+    let vocab = Vocab(vocab);
+    let mut model = vocab.model("gpt2");
+    set(&mut model, "pre", Value::String(pre.into()));
+    let merges = merges.iter().map(|&m| Value::String(m.into()));
+    set(&mut model, "merges", Value::Array(merges.collect()));
+    (model, move |text: &str| vocab.id(text))
+}
+
+const MERGES: [&str; 8] = ["1 2", "12 3", "123 4", "Ġ a", "a b", "ab c", "Ġ ab", "' s"];
+
+#[test]
+fn each_kind_of_byte_level_bpe_cuts_as_it_was_trained() {
+    for (pre, text, want) in [
+        // Qwen: digits one by one.
+        (
+            "qwen2",
+            "1234 abc",
+            vec!["1", "2", "3", "4", "Ġa", "b", "c"],
+        ),
+        // Llama 3: three at a time; and a word that is a token is one.
+        (
+            "llama-bpe",
+            "1234 ab'sx",
+            vec!["\"", "123", "4", "Ġab", "'s", "x"],
+        ),
+        ("smollm", "12 34", vec!["1", "2", "Ġ", "3", "4"]),
+        ("gpt-2", "1234 ab", vec!["1234", "Ġa", "b"]),
+    ] {
+        let (model, id) = bytes(pre, &MERGES);
+        let tokenizer = read(&model).unwrap();
+        let want: Vec<_> = want.into_iter().map(id).collect();
+        assert_eq!(tokenizer.encode(text, true).unwrap(), want, "{pre}");
+        // Llama 3 begins with a token (here the one of number 1) by itself.
+        let tokens = tokenizer.encode(text, false).unwrap();
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), text, "{pre}");
+    }
+}
+
+#[test]
+fn a_tokenizer_that_cannot_be_used_is_refused_by_its_key() {
+    let spm = || Vocab::spm(&PIECES).model("llama");
+    let bpe = || bytes("qwen2", &MERGES).0;
+    let nan = |n: usize| Value::Array(vec![Value::F32(f32::NAN); n]);
+    let count = Vocab::spm(&PIECES).0.len();
+    let cases: [(&dyn Fn() -> Tiny, &str, Option<Value>); 17] = [
+        (&spm, "model", None),
+        (&spm, "model", Some(Value::String("rwkv".into()))),
+        (&spm, "tokens", None),
+        (&spm, "tokens", Some(Value::U32(5))),
+        (&spm, "tokens", Some(Value::Array(vec![Value::U32(5)]))),
+        (
+            &spm,
+            "tokens",
+            Some(Value::Array(vec![Value::String("a".into()); 601])),
+        ),
+        (&spm, "scores", None),
+        (&spm, "scores", Some(Value::Array(vec![Value::F32(0.0)]))),
+        (&spm, "scores", Some(nan(count))),
+        (&spm, "token_type", None),
+        (&spm, "token_type", Some(nan(count))),
+        (&spm, "bos_token_id", Some(Value::U32(600))),
+        (&spm, "eos_token_id", Some(Value::String("</s>".into()))),
+        (&spm, "add_bos_token", Some(Value::U32(1))),
+        (&spm, "add_space_prefix", Some(Value::U32(1))),
+        (&bpe, "pre", Some(Value::String("tekken".into()))),
+        (&bpe, "merges", None),
+    ];
+    for (model, key, value) in cases {
+        let mut model = model();
+        let key = format!("tokenizer.ggml.{key}");
+        match value {
+            Some(value) => drop(model.metadata.insert(key.clone(), value)),
+            None => drop(model.metadata.remove(&key)),
+        }
+        let e = read(&model).unwrap_err();
+        assert!(e.contains(&key) && !e.contains('\n'), "{key}: {e}");
+    }
+}
