@@ -260,7 +260,8 @@ fn a_tokenizer_that_cannot_be_used_is_refused_by_its_key() {
     let bpe = || bytes("qwen2", &MERGES).0;
     let nan = |n: usize| Value::Array(vec![Value::F32(f32::NAN); n]);
     let count = Vocab::spm(&PIECES).0.len();
-    let cases: [(&dyn Fn() -> Tiny, &str, Option<Value>); 17] = [
+    type Case<'a> = (&'a dyn Fn() -> Tiny, &'static str, Option<Value>);
+    let cases: [Case<'_>; 17] = [
         (&spm, "model", None),
         (&spm, "model", Some(Value::String("rwkv".into()))),
         (&spm, "tokens", None),
