@@ -60,21 +60,22 @@ impl Vocab {
     }
 }
 
+const SHAPE: Shape = Shape {
+    arch: "llama",
+    layers: 1,
+    hidden: 32,
+    feed_forward: 32,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 16,
+    vocab: 600,
+    tied: true,
+    types: &[GgmlDType::Q8_0],
+    seed: 1,
+};
+
 fn tiny() -> Tiny {
-    Tiny::new(&Shape {
-        arch: "llama",
-        layers: 1,
-        hidden: 32,
-        feed_forward: 32,
-        heads: 2,
-        kv_heads: 1,
-        head_dim: 16,
-        vocab: 600,
-        tied: true,
-        types: &[GgmlDType::Q8_0],
-        seed: 1,
-    })
-    .unwrap()
+    Tiny::new(&SHAPE).unwrap()
 }
 
 fn read(tiny: &Tiny) -> Result<Tokenizer, String> {
@@ -293,5 +294,51 @@ fn a_tokenizer_that_cannot_be_used_is_refused_by_its_key() {
         }
         let e = read(&model).unwrap_err();
         assert!(e.contains(&key) && !e.contains('\n'), "{key}: {e}");
+    }
+}
+
+#[test]
+fn the_binary_writes_text_with_a_model_of_each_architecture() {
+    let vocab = Vocab::spm(&PIECES);
+    let dir = tempfile::tempdir().unwrap();
+    for arch in ["llama", "qwen2", "qwen3", "gemma3"] {
+        let mut model = Tiny::new(&Shape { arch, ..SHAPE }).unwrap();
+        if arch == "gemma3" {
+            model.set("attention.sliding_window", Value::U32(16));
+            model.set("attention.sliding_window_pattern", Value::U32(2));
+        }
+        let tokenizer = match arch {
+            "qwen2" | "qwen3" => bytes("qwen2", &MERGES).0,
+            _ => vocab.model("llama"),
+        };
+        let keys = tokenizer.metadata.into_iter();
+        let keys = keys.filter(|(k, _)| k.starts_with("tokenizer."));
+        model.metadata.extend(keys);
+        let path = dir.path().join(format!("{arch}.gguf"));
+        model.write(&path).unwrap();
+        let out = std::process::Command::new(kvpsi_tests::kvpsi_binary())
+            .args([
+                "run",
+                "--signal",
+                "none",
+                "--raw",
+                "-p",
+                "hello there",
+                "-n",
+                "40",
+            ])
+            .args([
+                "--temperature",
+                "1",
+                "--seed",
+                "3",
+                "-m",
+                path.to_str().unwrap(),
+            ])
+            .output()
+            .unwrap();
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{arch}: {err}");
+        assert!(!out.stdout.is_empty(), "{arch}: {err}");
     }
 }

@@ -131,6 +131,58 @@ mod tests {
     }
 
     #[test]
+    fn what_the_templates_of_llama_qwen_and_gemma_use_of_jinja_is_there() {
+        let messages = [
+            Message::new(Role::System, "be brief"),
+            Message::new(Role::User, " hi "),
+            Message::new(Role::Assistant, "<think>\nhm\n</think>\n\nhello\n"),
+            Message::new(Role::User, "bye"),
+        ];
+        for (source, want) in [
+            // Qwen 3 looks for the last question from the end.
+            (
+                "{%- set ns = namespace(more=true, last=messages|length - 1) %}\
+                 {%- for m in messages[::-1] %}{%- set at = (messages|length - 1) - loop.index0 %}\
+                 {%- if ns.more and m.role == 'user' and m.content is string and \
+                 not(m.content.startswith('<x>') and m.content.endswith('</x>')) %}\
+                 {%- set ns.more = false %}{%- set ns.last = at %}{%- endif %}{%- endfor %}{{ ns.last }}",
+                "3",
+            ),
+            // and takes the thoughts out of earlier answers.
+            (
+                "{% set c = messages[2].content %}{% if '</think>' in c %}\
+                 {{ c.split('</think>')[-1].lstrip('\\n').rstrip('\\n') }}|\
+                 {{ c.split('</think>')[0].split('<think>')[-1].strip('\\n') }}{% endif %}",
+                "hello|hm",
+            ),
+            // What nobody gave is not defined, and none is none.
+            (
+                "{% if tools %}a{% endif %}{% if not tools is defined %}{% set tools = none %}b{% endif %}\
+                 {% if tools is not none %}c{% endif %}{% if 'tool_calls' in messages[0] %}d{% endif %}\
+                 {% if enable_thinking is defined and enable_thinking is false %}e{% endif %}\
+                 {% if strftime_now is defined %}f{% endif %}{% if messages[0].tool_calls %}g{% endif %}",
+                "b",
+            ),
+            // Gemma puts the instructions before the first question.
+            (
+                "{%- if messages[0]['role'] == 'system' -%}\
+                 {%- set first = messages[0]['content'] + '\\n\\n' -%}{%- set rest = messages[1:] -%}{%- endif -%}\
+                 {%- for m in rest -%}{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}\
+                 {{ raise_exception('roles') }}{%- endif -%}\
+                 {%- set role = 'model' if m['role'] == 'assistant' else m['role'] -%}\
+                 {{ '<' + role + '>\\n' + (first if loop.first else '') }}{{ m['content'] | trim }}{%- endfor -%}",
+                "<user>\nbe brief\n\nhi<model>\n<think>\nhm\n</think>\n\nhello<user>\nbye",
+            ),
+        ] {
+            assert_eq!(
+                template(source).render(&messages, true).unwrap(),
+                want,
+                "{source}"
+            );
+        }
+    }
+
+    #[test]
     fn a_broken_template_and_a_refused_conversation_give_one_line() {
         let e = ChatTemplate::compile("{% for %}".into(), String::new(), String::new())
             .unwrap_err()
