@@ -23,7 +23,7 @@ impl Ours {
     /// A model with room for so many tokens.
     #[must_use]
     pub fn load(path: &Path, capacity_tokens: usize) -> Self {
-        let decoder = Decoder::load(&mut Gguf::open(path).unwrap()).unwrap();
+        let decoder = Decoder::load(&Gguf::open(path).unwrap()).unwrap();
         let pool = KvPool::new(PoolConfig {
             shape: decoder.kv_shape(),
             capacity_tokens,

@@ -85,7 +85,7 @@ fn tiny(arch: &'static str, types: &'static [GgmlDType]) -> Tiny {
 const Q8: &[GgmlDType] = &[GgmlDType::Q8_0];
 
 fn load_file(path: &Path) -> Result<Decoder, ModelError> {
-    let loaded = Gguf::open(path).and_then(|mut gguf| Decoder::load(&mut gguf));
+    let loaded = Gguf::open(path).and_then(|gguf| Decoder::load(&gguf));
     let largest = LARGEST.load(Relaxed);
     assert!(largest < ENOUGH, "{largest} bytes were asked for");
     loaded

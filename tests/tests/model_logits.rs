@@ -42,7 +42,7 @@ struct Ours {
 
 impl Ours {
     fn load(path: &Path) -> Self {
-        let decoder = Decoder::load(&mut Gguf::open(path).unwrap()).unwrap();
+        let decoder = Decoder::load(&Gguf::open(path).unwrap()).unwrap();
         let pool = KvPool::new(PoolConfig {
             shape: decoder.kv_shape(),
             capacity_tokens: 1024,

@@ -55,7 +55,7 @@ struct Model {
 impl Model {
     fn load(test: &str) -> Option<Self> {
         let path = kvpsi_tests::model(test)?;
-        let decoder = Decoder::load(&mut Gguf::open(&path).unwrap()).unwrap();
+        let decoder = Decoder::load(&Gguf::open(&path).unwrap()).unwrap();
         let pool = KvPool::new(PoolConfig {
             shape: decoder.kv_shape(),
             capacity_tokens: 4096,

@@ -146,7 +146,7 @@ impl Engine {
     /// The model cannot be used, the context is out of its range, or the
     /// address space cannot be reserved.
     pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
-        let mut gguf = Gguf::open(&config.model)?;
+        let gguf = Gguf::open(&config.model)?;
         let trained = gguf.config().context;
         let context = config.context.unwrap_or(trained.min(DEFAULT_CONTEXT));
         if context == 0 || context > trained {
@@ -158,7 +158,7 @@ impl Engine {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let (bos, eos) = tokenizer.bos_eos();
         let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?;
-        let decoder = Decoder::load(&mut gguf)?;
+        let decoder = Decoder::load(&gguf)?;
         let pool = KvPool::new(PoolConfig {
             shape: decoder.kv_shape(),
             capacity_tokens: context,

@@ -133,6 +133,7 @@ impl KvPool {
         let blocks: Vec<_> = entries
             .filter_map(|i| Some((slot.unlink(i)?, self.tokens_in(slot, i))))
             .collect();
+        slot.free();
         // Another thread may still read them.
         self.guards.quiesce();
         for (block, tokens) in blocks {

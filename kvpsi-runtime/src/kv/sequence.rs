@@ -20,6 +20,8 @@ const FREE: u8 = 0;
 const OPEN: u8 = 1;
 /// The reactor is choosing victims here; it takes microseconds.
 const PICKING: u8 = 2;
+/// Being opened or ended: its fields are one thread's alone.
+const CHANGING: u8 = 3;
 
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -47,28 +49,34 @@ impl Slot {
 
     /// Takes a free slot; false if it is taken.
     pub fn open(&self) -> bool {
-        if self.state.load(Relaxed) != FREE {
-            return false;
+        let taken = self.state.compare_exchange(FREE, CHANGING, SeqCst, Relaxed);
+        if taken.is_ok() {
+            self.len.store(0, Relaxed);
+            self.protected_from.store(0, Relaxed);
+            for mass in &self.mass {
+                mass.store(0, Relaxed);
+            }
+            self.state.store(OPEN, SeqCst);
         }
-        // Nobody but the opener touches a free slot's fields; several openers
-        // write the same values.
-        self.len.store(0, Relaxed);
-        self.protected_from.store(0, Relaxed);
-        self.state
-            .compare_exchange(FREE, OPEN, SeqCst, Relaxed)
-            .is_ok()
+        taken.is_ok()
     }
 
     /// Ends the sequence; false if it was not open. Waits for a reactor that
-    /// is picking, never the other way round.
+    /// is picking, never the other way round. The slot is the caller's until
+    /// [`Slot::free`].
     pub fn close(&self) -> bool {
         loop {
-            match self.state.compare_exchange(OPEN, FREE, SeqCst, SeqCst) {
+            match self.state.compare_exchange(OPEN, CHANGING, SeqCst, SeqCst) {
                 Ok(_) => return true,
                 Err(PICKING) => std::thread::yield_now(),
                 Err(_) => return false,
             }
         }
+    }
+
+    /// Lets others open the slot of an ended sequence, which has no block left.
+    pub fn free(&self) {
+        self.state.store(FREE, SeqCst);
     }
 
     /// Runs `f` while the sequence cannot be closed; `None` if it is not open.
@@ -82,7 +90,7 @@ impl Slot {
     }
 
     pub fn is_open(&self) -> bool {
-        self.state.load(Acquire) != FREE
+        matches!(self.state.load(Acquire), OPEN | PICKING)
     }
 
     pub fn len(&self) -> usize {
@@ -107,7 +115,6 @@ impl Slot {
     }
 
     pub fn link(&self, i: usize, block: usize) {
-        self.mass[i].store(0, Relaxed);
         let b = u32::try_from(block).unwrap_or(HOLE);
         let old = self.table[i].swap(b, Release);
         debug_assert_eq!(old, HOLE, "entry {i} had a block");

@@ -206,6 +206,27 @@ fn a_trim_during_reading_and_writing_never_takes_a_block_from_under_a_guard() {
     exact(&p);
 }
 
+#[test]
+fn sequences_opened_and_ended_by_several_threads_never_share_a_slot() {
+    let p = pool(1600, 2);
+    std::thread::scope(|s| {
+        for tag in 0..3 {
+            let p = &p;
+            s.spawn(move || {
+                for _ in 0..3000 {
+                    let Ok(seq) = p.open() else { continue };
+                    assert_eq!(p.append(seq, 70).unwrap(), 0..70);
+                    fill(p, tag, seq, 0..70);
+                    check(p, tag, seq);
+                    p.close(seq);
+                }
+            });
+        }
+    });
+    exact(&p);
+    assert_eq!(p.account().in_use, Bytes(0));
+}
+
 /// Resident bytes of an address range, by smaps (proc(5)).
 fn smaps_rss(range: &std::ops::Range<usize>) -> u64 {
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap();

@@ -1,7 +1,8 @@
 //! From tensors of a file to a decoder.
 //!
-//! Owns names and shapes of the tensors of each layer. Each is read once into
-//! anonymous memory, where the matrix kernels want it. Invariants: a tensor has
+//! Owns names and shapes of the tensors of each layer. Matrices are repacked
+//! straight from the mapped file, whose pages are let go as soon as they were
+//! read, so that weights are resident once. Invariants: a tensor has
 //! the shape that the metadata asks for and holds finite numbers; none that
 //! belongs to the model is left out in silence. Errors name the tensor.
 
@@ -12,19 +13,23 @@ use super::{
     rope::Rope,
 };
 use crate::units::Bytes;
-use candle_core::{Device, Tensor, quantized::QTensor};
-use std::{collections::HashSet, sync::Arc};
+use candle_core::{Device, Tensor};
+use std::collections::HashSet;
 
 type Result<T> = std::result::Result<T, ModelError>;
 
 /// Tensors that old converters wrote and that say what the metadata says.
 const REDUNDANT: [&str; 2] = ["attn_rot_embd.weight", "rotary_emb.inv_freq"];
 
+/// Told after each tensor: bytes read so far, and bytes of all tensors.
+pub type Progress<'a> = &'a mut dyn FnMut(Bytes, Bytes);
+
 /// Reads tensors, counts their bytes and remembers which they were.
 struct Reader<'a> {
-    gguf: &'a mut Gguf,
+    gguf: &'a Gguf,
     read: HashSet<String>,
     bytes: u64,
+    progress: Progress<'a>,
 }
 
 impl Reader<'_> {
@@ -36,25 +41,29 @@ impl Reader<'_> {
         }
     }
 
-    fn quantized(&mut self, name: &str, shape: &[usize]) -> Result<QTensor> {
-        let t = self.gguf.tensor(name, shape)?;
-        self.bytes += t.storage_size_in_bytes() as u64;
+    fn done_with(&mut self, name: &str, bytes: usize) {
+        self.gguf.let_go(name);
         self.read.insert(name.to_owned());
-        Ok(t)
+        self.bytes += bytes as u64;
+        (self.progress)(Bytes(self.bytes), self.gguf.tensor_bytes());
     }
 
     fn linear(&mut self, name: &str, out: usize, from: usize) -> Result<Linear> {
-        let w = Arc::new(self.quantized(name, &[out, from])?);
-        Linear::named(name, w).map_err(|e| {
+        let data = self.gguf.data(name, &[out, from])?;
+        let linear = Linear::from_rows(name, data.dtype, (out, from), data.bytes);
+        let linear = linear.map_err(|e| {
             let message = e.to_string();
             let what = message.strip_prefix(&format!("tensor {name}: "));
             self.bad(name, what.unwrap_or(&message))
-        })
+        })?;
+        self.done_with(name, data.bytes.len());
+        Ok(linear)
     }
 
     /// A vector, widened to f32.
     fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
-        let t = self.quantized(name, &[len])?;
+        let t = self.gguf.tensor(name, &[len])?;
+        self.done_with(name, t.storage_size_in_bytes());
         let values = t
             .dequantize(&Device::Cpu)
             .and_then(|t| Ok((t.to_vec1::<f32>()?, t)));
@@ -155,12 +164,21 @@ impl Decoder {
     /// A tensor is missing, has another shape than the metadata says or holds
     /// what is no number, or the file holds tensors that this decoder would
     /// have to use and cannot.
-    pub fn load(gguf: &mut Gguf) -> Result<Self> {
+    pub fn load(gguf: &Gguf) -> Result<Self> {
+        Self::load_with(gguf, &mut |_, _| ())
+    }
+
+    /// [`Decoder::load`] for whoever wants to show how far it is.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_with(gguf: &Gguf, progress: Progress<'_>) -> Result<Self> {
         let c = gguf.config().clone();
         let mut from = Reader {
             gguf,
             read: HashSet::new(),
             bytes: 0,
+            progress,
         };
         let embedding = from.linear("token_embd.weight", c.vocab, c.hidden)?;
         let layers = (0..c.layers).map(|i| from.layer(&c, i));

@@ -1,7 +1,8 @@
 //! Opens a GGUF file without believing it.
 //!
-//! Owns the file handle, the parsed header and the path in every error.
-//! Invariants: the header was walked ([`scan`]) before candle parses it, each
+//! Owns the mapping of the file, the parsed header and the path in every
+//! error. A file that is cut short while it is read ends the process by
+//! SIGBUS, as with every program that maps its model. Invariants: the header was walked ([`scan`]) before candle parses it, each
 //! tensor lies inside the file, and all tensors together are no larger than
 //! the file, so that nothing is allocated from a number that the file's own
 //! size does not back. Refuses to know how a decoder uses a tensor.
@@ -12,16 +13,19 @@ mod scan;
 
 pub use config::{Architecture, Config, RopeConfig, SUPPORTED, Sliding};
 
+use crate::units::Bytes;
 use candle_core::{
     Device,
     quantized::{
-        QTensor,
-        gguf_file::{Content, Value},
+        GgmlDType, QTensor,
+        gguf_file::{Content, TensorInfo, Value},
     },
 };
+use memmap2::{Mmap, UncheckedAdvice};
 use std::{
     fs::File,
-    io::{BufReader, Read, Seek},
+    io::Cursor,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -89,9 +93,18 @@ pub enum ModelError {
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    file: BufReader<File>,
+    map: Mmap,
     content: Content,
     config: Config,
+}
+
+/// A tensor as the file has it.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorData<'a> {
+    /// Type of its blocks.
+    pub dtype: GgmlDType,
+    /// Row after row.
+    pub bytes: &'a [u8],
 }
 
 impl Gguf {
@@ -114,25 +127,19 @@ impl Gguf {
         if !meta.is_file() {
             return Err(bad("is not a regular file".into()));
         }
-        let mut file = BufReader::with_capacity(1 << 20, file);
-        let header = scan::scan(&mut file, meta.len()).map_err(bad)?;
-
-        // candle parses from memory: it asks for the position at every string,
-        // which would be a system call each on a file. The header is bounded
-        // by `scan`, so this is not sized by the input alone.
-        file.rewind().map_err(io)?;
-        let mut bytes = Vec::new();
-        (&mut file)
-            .take(header.len)
-            .read_to_end(&mut bytes)
-            .map_err(io)?;
-        let content =
-            Content::read(&mut std::io::Cursor::new(bytes)).map_err(|e| bad(one_line(&e)))?;
+        if meta.len() == 0 {
+            return Err(bad("is empty: the download failed, fetch it again".into()));
+        }
+        // SAFETY: the mapping is private and only read; that others do not
+        // write to a model that is being loaded is asked of the user.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        scan::scan(&map[..], meta.len()).map_err(bad)?;
+        let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| bad(one_line(&e)))?;
         check_tensors(path, &content, meta.len())?;
         let config = Config::read(path, &content)?;
         Ok(Self {
             path: path.into(),
-            file,
+            map,
             content,
             config,
         })
@@ -171,32 +178,88 @@ impl Gguf {
         }
     }
 
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> Bytes {
+        Bytes(self.content.tensor_infos.values().map(tensor_bytes).sum())
+    }
+
     /// Reads a tensor that must have exactly this shape (`[out, in]` for a
     /// matrix), still quantized.
     ///
     /// # Errors
     /// It is missing, has another shape, or cannot be read.
-    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
-        let bad = |what: String| ModelError::Tensor {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
+        self.place(name, shape)?;
+        self.content
+            .tensor(&mut Cursor::new(&self.map[..]), name, &Device::Cpu)
+            .map_err(|e| self.bad(name, one_line(&e)))
+    }
+
+    /// The bytes of a tensor that must have exactly this shape, where they lie.
+    ///
+    /// # Errors
+    /// It is missing or has another shape.
+    pub fn data(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>, ModelError> {
+        let range = self.place(name, shape)?;
+        Ok(TensorData {
+            dtype: self.content.tensor_infos[name].ggml_dtype,
+            bytes: &self.map[range],
+        })
+    }
+
+    /// Lets go of the pages of a tensor that was read: they are the page
+    /// cache's, and are read again should somebody ask.
+    pub fn let_go(&self, name: &str) {
+        let Some(range) = self.range(name) else {
+            return;
+        };
+        // SAFETY: the pages are clean ones of a private mapping of a file, so
+        // they read the same afterwards.
+        let advised = unsafe {
+            self.map
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+        if let Err(e) = advised {
+            tracing::debug!(name, %e, "pages of the model file stay mapped");
+        }
+    }
+
+    fn bad(&self, name: &str, what: String) -> ModelError {
+        ModelError::Tensor {
             path: self.path.clone(),
             name: name.into(),
             what,
-        };
-        let Some(info) = self.content.tensor_infos.get(name) else {
-            return Err(bad(
-                "is missing: the metadata speaks of more than the file holds".into(),
-            ));
-        };
-        if info.shape.dims() != shape {
-            return Err(bad(format!(
-                "has the shape {:?}, the metadata asks for {shape:?}",
-                info.shape.dims()
-            )));
         }
-        self.content
-            .tensor(&mut self.file, name, &Device::Cpu)
-            .map_err(|e| bad(one_line(&e)))
     }
+
+    /// Where a tensor lies in the file: `check_tensors` has made sure of it.
+    fn range(&self, name: &str) -> Option<Range<usize>> {
+        let info = self.content.tensor_infos.get(name)?;
+        let start = usize::try_from(self.content.tensor_data_offset + info.offset).ok()?;
+        Some(start..start + usize::try_from(tensor_bytes(info)).ok()?)
+    }
+
+    fn place(&self, name: &str, shape: &[usize]) -> Result<Range<usize>, ModelError> {
+        let missing = "is missing: the metadata speaks of more than the file holds";
+        let range = self
+            .range(name)
+            .ok_or_else(|| self.bad(name, missing.into()))?;
+        let dims = self.content.tensor_infos[name].shape.dims();
+        if dims != shape {
+            return Err(self.bad(
+                name,
+                format!("has the shape {dims:?}, the metadata asks for {shape:?}"),
+            ));
+        }
+        Ok(range)
+    }
+}
+
+/// Bytes of a tensor whose rows are whole blocks.
+fn tensor_bytes(info: &TensorInfo) -> u64 {
+    let dtype = info.ggml_dtype;
+    (info.shape.elem_count() / dtype.block_size() * dtype.type_size()) as u64
 }
 
 /// Every tensor must lie in the file, and all of them together must not be
@@ -216,7 +279,7 @@ fn check_tensors(path: &Path, content: &Content, file_len: u64) -> Result<(), Mo
                 "has rows of {last}, which is no multiple of its block of {block}"
             )));
         }
-        let bytes = (info.shape.elem_count() / block * info.ggml_dtype.type_size()) as u64;
+        let bytes = tensor_bytes(info);
         let end = content
             .tensor_data_offset
             .checked_add(info.offset)

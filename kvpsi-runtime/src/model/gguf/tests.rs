@@ -60,7 +60,7 @@ fn with(key: &str, value: Value) -> Vec<u8> {
 
 #[test]
 fn a_complete_file_opens_and_a_tensor_of_the_right_shape_can_be_read() {
-    let mut gguf = open(&file_with(&metadata())).unwrap();
+    let gguf = open(&file_with(&metadata())).unwrap();
     assert_eq!(gguf.config().head_dim, 16);
     assert_eq!(gguf.config().vocab, 8);
     assert_eq!(gguf.config().rope.base, 10_000.0);
@@ -191,7 +191,7 @@ proptest! {
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
         }
-        if let Ok(mut gguf) = open(&bytes) {
+        if let Ok(gguf) = open(&bytes) {
             // What is accepted must also be readable or refused, not panic.
             let _ = gguf.tensor("blk.0.attn_q.weight", &[32, 32]);
             let _ = gguf.tensor("token_embd.weight", &[8, 32]);

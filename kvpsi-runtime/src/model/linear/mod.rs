@@ -37,9 +37,10 @@ pub use error::LinearError;
 pub use into::products_into;
 pub use isa::Isa;
 
-use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Result, Shape, Tensor};
 use pack::{Format, Packed};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,29 +64,59 @@ enum Weight {
 }
 
 impl Linear {
-    /// [`Linear::named`] for a weight whose name does not matter.
+    /// [`Linear::from_rows`] of a tensor that is in memory already.
     ///
     /// # Errors
-    /// As [`Linear::named`].
+    /// As [`Linear::from_rows`].
     pub fn new(weight: Arc<QTensor>) -> Result<Self> {
-        Self::named("weight", weight).map_err(candle_core::Error::wrap)
+        let isa = Isa::active().map_err(candle_core::Error::wrap)?;
+        Self::with_isa(isa, "weight", weight).map_err(candle_core::Error::wrap)
     }
 
-    /// Repacks the weight and lets go of it. Memory is given back once the
-    /// caller's own references are gone, too. f32, f16 and bf16 weights are
-    /// converted to f32.
+    /// Repacks the rows of a weight `[out, in]` as a GGUF file has them. What
+    /// has no kernels here is copied for candle; f16 and bf16 become f32.
     ///
     /// # Errors
     /// Names `tensor` where a scale is not finite or the shape is no matrix of
     /// whole blocks; `KVPSI_ISA` asks for what is not there.
-    pub fn named(tensor: &str, weight: Arc<QTensor>) -> std::result::Result<Self, LinearError> {
-        Self::with_isa(Isa::active()?, tensor, weight)
+    pub fn from_rows(
+        tensor: &str,
+        dtype: GgmlDType,
+        (n, k): (usize, usize),
+        rows: &[u8],
+    ) -> std::result::Result<Self, LinearError> {
+        let isa = Isa::active()?;
+        if let Some(format) = Format::of(dtype) {
+            return Self::packed(isa, tensor, format, dtype, (n, k), rows);
+        }
+        // candle wants values where their type may lie, which a file need not.
+        let aligned = Cow::Owned(rows.to_vec());
+        let weight = QStorage::from_data(aligned, &Device::Cpu, dtype)
+            .and_then(|data| QTensor::new(data, (n, k)))
+            .map_err(|source| LinearError::Candle {
+                tensor: tensor.to_owned(),
+                source,
+            })?;
+        Self::with_isa(isa, tensor, Arc::new(weight))
     }
 
-    /// [`Linear::named`] with kernels of one family, which is available.
+    fn packed(
+        isa: Isa,
+        tensor: &str,
+        format: Format,
+        dtype: GgmlDType,
+        shape: (usize, usize),
+        rows: &[u8],
+    ) -> std::result::Result<Self, LinearError> {
+        let packed = Arc::new(Packed::new(tensor, format, dtype, shape, rows)?);
+        let weight = Weight::Packed { isa, packed };
+        Ok(Self { weight })
+    }
+
+    /// [`Linear::new`] with kernels of one family, which is available.
     ///
     /// # Errors
-    /// As [`Linear::named`]; the family is not available.
+    /// As [`Linear::from_rows`]; the family is not available.
     pub fn with_isa(
         isa: Isa,
         tensor: &str,
@@ -100,28 +131,20 @@ impl Linear {
         };
         let dtype = weight.dtype();
         let data = weight.data().map_err(wrap)?;
-        let weight = match (Format::of(dtype), weight.shape().dims()) {
-            (Some(format), &[n, k]) => {
-                let packed = Packed::new(tensor, format, dtype, (n, k), &data)?;
-                Weight::Packed {
-                    isa,
-                    packed: Arc::new(packed),
-                }
-            }
-            (_, dims) => {
-                if let Some(block) = pack::first_bad_block(dtype, dtype.type_size(), &data) {
-                    let k = dims.last().copied().unwrap_or(1).max(1);
-                    return Err(LinearError::NonFiniteScale {
-                        tensor: tensor.to_owned(),
-                        row: block * dtype.block_size() / k,
-                    });
-                }
-                drop(data);
-                FALLBACKS.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(tensor, ?dtype, "no kernel of ours: candle's QMatMul");
-                Weight::Candle(QMatMul::from_arc(weight).map_err(wrap)?)
-            }
-        };
+        if let (Some(format), &[n, k]) = (Format::of(dtype), weight.shape().dims()) {
+            return Self::packed(isa, tensor, format, dtype, (n, k), &data);
+        }
+        if let Some(block) = pack::first_bad_block(dtype, dtype.type_size(), &data) {
+            let k = weight.shape().dims().last().copied().unwrap_or(1).max(1);
+            return Err(LinearError::NonFiniteScale {
+                tensor: tensor.to_owned(),
+                row: block * dtype.block_size() / k,
+            });
+        }
+        drop(data);
+        FALLBACKS.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(tensor, ?dtype, "no kernel of ours: candle's QMatMul");
+        let weight = Weight::Candle(QMatMul::from_arc(weight).map_err(wrap)?);
         Ok(Self { weight })
     }
 

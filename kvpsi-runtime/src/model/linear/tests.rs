@@ -129,7 +129,7 @@ proptest! {
         let w = if wild { wild_weight(dtype, n, k, seed) } else { weight(dtype, n, k, seed) };
         let want = w.dequantize(&Device::Cpu).unwrap();
         let ids: Vec<u32> = (0..u32::try_from(n).unwrap()).rev().collect();
-        let got = Linear::named("w", w).unwrap().dequantize_rows(&ids).unwrap();
+        let got = Linear::new(w).unwrap().dequantize_rows(&ids).unwrap();
         let want = want.index_select(&Tensor::new(&ids[..], &Device::Cpu).unwrap(), 0).unwrap();
         prop_assert_eq!(bits(&got), bits(&want));
     }
@@ -145,7 +145,7 @@ fn several_weights_share_one_quantization_of_the_input() {
         GgmlDType::Q5_0,
         GgmlDType::Q4_1,
     ]
-    .map(|dtype| Linear::named("w", weight(dtype, 33, 256, 9)).unwrap());
+    .map(|dtype| Linear::new(weight(dtype, 33, 256, 9)).unwrap());
     let all = forward_all(
         [&layers[0], &layers[1], &layers[2], &layers[3], &layers[4]],
         &x,
@@ -159,7 +159,7 @@ fn several_weights_share_one_quantization_of_the_input() {
 
 #[test]
 fn no_rows_in_give_no_rows_out() {
-    let layer = Linear::named("w", weight(GgmlDType::Q4_1, 20, 64, 1)).unwrap();
+    let layer = Linear::new(weight(GgmlDType::Q4_1, 20, 64, 1)).unwrap();
     let x = Tensor::zeros((0, 64), DType::F32, &Device::Cpu).unwrap();
     let [y] = forward_all([&layer], &x).unwrap();
     assert_eq!(y.dims(), &[0, 20]);
@@ -168,7 +168,7 @@ fn no_rows_in_give_no_rows_out() {
 
 #[test]
 fn inputs_that_do_not_fit_are_errors() {
-    let layer = Linear::named("w", weight(GgmlDType::Q4_1, 20, 64, 1)).unwrap();
+    let layer = Linear::new(weight(GgmlDType::Q4_1, 20, 64, 1)).unwrap();
     let wide = Tensor::zeros((2, 96), DType::F32, &Device::Cpu).unwrap();
     assert!(
         layer
@@ -197,7 +197,7 @@ fn inputs_that_do_not_fit_are_errors() {
 
 #[test]
 fn a_transposed_input_is_read_in_its_own_order() {
-    let layer = Linear::named("w", weight(GgmlDType::Q8_0, 20, 64, 1)).unwrap();
+    let layer = Linear::new(weight(GgmlDType::Q8_0, 20, 64, 1)).unwrap();
     let x = Tensor::from_vec(noise(3, 64 * 6), (64, 6), &Device::Cpu)
         .unwrap()
         .t()
@@ -236,7 +236,7 @@ fn a_scale_that_is_not_finite_is_refused_by_the_tensors_name() {
         }
         let storage = QStorage::from_data(Cow::Owned(data), &Device::Cpu, dtype).unwrap();
         let w = Arc::new(QTensor::new(storage, (3, 256)).unwrap());
-        let e = Linear::named("blk.3.attn_q.weight", w)
+        let e = Linear::with_isa(Isa::active().unwrap(), "blk.3.attn_q.weight", w)
             .unwrap_err()
             .to_string();
         assert!(
@@ -269,7 +269,7 @@ fn packed_weights_take_at_most_a_twentieth_more_than_the_file() {
     for dtype in TYPES {
         let w = weight(dtype, 192, 768, 2);
         let file = w.storage_size_in_bytes();
-        let packed = Linear::named("w", w).unwrap().packed_bytes().unwrap();
+        let packed = Linear::new(w).unwrap().packed_bytes().unwrap();
         assert!(packed * 20 <= file * 21, "{dtype:?}: {packed} of {file}");
     }
 }
@@ -280,7 +280,7 @@ fn types_without_kernels_go_through_candle_and_are_counted() {
     let w = weight(GgmlDType::Q5_1, 8, 64, 2);
     let x = Tensor::from_vec(noise(3, 64), (1, 64), &Device::Cpu).unwrap();
     let want = QMatMul::from_arc(w.clone()).unwrap().forward(&x).unwrap();
-    let layer = Linear::named("w", w.clone()).unwrap();
+    let layer = Linear::new(w.clone()).unwrap();
     assert!(fallbacks() > before);
     assert_eq!(bits(&layer.forward(&x).unwrap()), bits(&want));
     let row = layer.dequantize_rows(&[7]).unwrap();

@@ -30,7 +30,7 @@ pub struct Ours {
 
 impl Ours {
     pub fn load(path: &Path, capacity_tokens: usize) -> Result<Self> {
-        let decoder = Decoder::load(&mut Gguf::open(path)?)?;
+        let decoder = Decoder::load(&Gguf::open(path)?)?;
         let pool = KvPool::new(PoolConfig {
             shape: decoder.kv_shape(),
             capacity_tokens,
