@@ -11,13 +11,14 @@
 //! returns; nothing is allocated for a job; a job from within a job, or beside
 //! another one, runs on the thread that asks. Refuses to know what is computed.
 
+use rustix::thread::futex;
 use std::{
     cell::UnsafeCell,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicIsize, AtomicU32, Ordering},
     },
     thread::{self, Thread},
 };
@@ -25,9 +26,10 @@ use std::{
 /// Looks at the next job before a worker goes to sleep: about 50 us, longer
 /// than a model takes from one job to the next within a token.
 const LOOKS: u32 = 10_000;
-/// Looks at the last pieces before the asking thread gives its processor up,
-/// perhaps to the worker that holds them: some microseconds.
-const LOOKS_AT_END: u32 = 1000;
+/// Looks at the last pieces before the asking thread sleeps until they are
+/// done: their worker was put aside, perhaps on this very processor. It does
+/// not yield: a thread that yields is put behind its neighbours' whole slices.
+const LOOKS_AT_END: u32 = 4000;
 /// Pieces for each thread that a job of some microseconds is cut into: each
 /// one is a trip of a cache line from core to core.
 pub const FEW: usize = 3;
@@ -56,7 +58,9 @@ struct Board {
 struct Shared {
     board: Line<Board>,
     /// Pieces that are done, those of the asking thread left out.
-    done: Line<AtomicUsize>,
+    done: Line<AtomicU32>,
+    /// The asking thread sleeps on `done`.
+    waiting: AtomicBool,
     panicked: AtomicBool,
     /// By worker: it is asleep, or about to be.
     asleep: Box<[Line<AtomicBool>]>,
@@ -101,7 +105,7 @@ impl Shared {
     }
 
     /// Takes pieces and does them until none is left; returns how many.
-    fn work_off(&self) -> usize {
+    fn work_off(&self) -> u32 {
         let mut count = 0;
         while let Some(piece) = self.take() {
             // SAFETY: it was taken just now, and the caller counts it later.
@@ -111,11 +115,39 @@ impl Shared {
         count
     }
 
+    /// Counts a worker's pieces as done.
+    fn report(&self, pieces: u32) {
+        if pieces > 0 {
+            self.done.0.fetch_add(pieces, Ordering::SeqCst);
+            // Whoever waits looks at `done` after `waiting`.
+            if self.waiting.load(Ordering::SeqCst) {
+                let _ = futex::wake(&self.done.0, futex::Flags::PRIVATE, 1);
+            }
+        }
+    }
+
+    /// Waits until workers have done so many pieces.
+    fn wait_for(&self, pieces: u32) {
+        let mut looks = 0;
+        while self.done.0.load(Ordering::Acquire) < pieces {
+            if looks < LOOKS_AT_END {
+                looks += 1;
+                std::hint::spin_loop();
+                continue;
+            }
+            self.waiting.store(true, Ordering::SeqCst);
+            let done = self.done.0.load(Ordering::SeqCst);
+            if done < pieces {
+                let _ = futex::wait(&self.done.0, futex::Flags::PRIVATE, done, None);
+            }
+            self.waiting.store(false, Ordering::SeqCst);
+        }
+    }
+
     fn serve(&self, worker: usize) {
         let asleep = &self.asleep[worker].0;
         loop {
-            let count = self.work_off();
-            self.done.0.fetch_add(count, Ordering::Release);
+            self.report(self.work_off());
             let mut looks = 0;
             while looks < LOOKS && self.left() <= 0 {
                 std::hint::spin_loop();
@@ -174,7 +206,8 @@ impl Crew {
                 left: AtomicIsize::new(0),
                 job: UnsafeCell::new(idle),
             }),
-            done: Line(AtomicUsize::new(0)),
+            done: Line(AtomicU32::new(0)),
+            waiting: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             asleep: (0..workers).map(|_| Line(AtomicBool::new(false))).collect(),
         });
@@ -215,7 +248,8 @@ impl Crew {
         }
         let free = self.busy.try_lock();
         let alone = free.is_err() || self.workers.is_empty();
-        let (Ok(left), false) = (isize::try_from(pieces), alone || pieces < 2) else {
+        let count = u32::try_from(pieces).ok().zip(isize::try_from(pieces).ok());
+        let (Some((count, left)), false) = (count, alone || pieces < 2) else {
             (0..pieces).for_each(f);
             return;
         };
@@ -239,16 +273,8 @@ impl Crew {
         }
         // SAFETY: nobody else takes the first piece.
         unsafe { shared.work(pieces - 1) };
-        let others = pieces - 1 - shared.work_off();
-        let mut looks = 0;
-        while shared.done.0.load(Ordering::Acquire) < others {
-            looks += 1;
-            if looks < LOOKS_AT_END {
-                std::hint::spin_loop();
-            } else {
-                thread::yield_now();
-            }
-        }
+        let own = 1 + shared.work_off();
+        shared.wait_for(count - own);
         assert!(
             !shared.panicked.swap(false, Ordering::Relaxed),
             "a piece of a job panicked"
@@ -267,6 +293,7 @@ impl Crew {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::atomic::AtomicUsize;
 
     fn four() -> &'static Crew {
         static FOUR: OnceLock<Crew> = OnceLock::new();
