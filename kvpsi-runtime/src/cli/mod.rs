@@ -5,6 +5,7 @@
 pub mod demo;
 pub mod doctor;
 pub mod pressure;
+mod reading;
 pub mod run;
 pub mod trace_dump;
 

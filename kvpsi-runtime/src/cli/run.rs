@@ -4,6 +4,7 @@
 //! out: a signal or a closed pipe ends it cleanly. Refuses to know how tokens
 //! are made.
 
+use super::reading;
 use crate::{
     cli::pressure::{self, HeldFile},
     control::{GovernorConfig, GovernorStats, Prepared},
@@ -127,7 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut config = EngineConfig::new(held.path());
     config.context = args.ctx;
     let caught = catch_signals(config.stop.clone(), turns.clone())?;
-    let engine = Engine::load(&config)?;
+    let engine = reading::engine(&config)?;
     let governor = prepared.map(|p| p.start(engine.pool()));
 
     let mut talk = Talk {

@@ -21,6 +21,7 @@ use crate::{
         chat::ChatTemplate,
         decoder::Decoder,
         gguf::{Gguf, ModelError},
+        load::Progress,
         step::{MOST_ROWS, Step},
         tokenizer::Tokenizer,
     },
@@ -146,6 +147,15 @@ impl Engine {
     /// The model cannot be used, the context is out of its range, or the
     /// address space cannot be reserved.
     pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
+        Self::load_with(config, &mut |_, _| ())
+    }
+
+    /// [`Engine::load`] for whoever wants to show how far it is: `progress` is
+    /// told the bytes read, and those of all tensors.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_with(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, EngineError> {
         let gguf = Gguf::open(&config.model)?;
         let trained = gguf.config().context;
         let context = config.context.unwrap_or(trained.min(DEFAULT_CONTEXT));
@@ -158,7 +168,7 @@ impl Engine {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let (bos, eos) = tokenizer.bos_eos();
         let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?;
-        let decoder = Decoder::load(&gguf)?;
+        let decoder = Decoder::load_with(&gguf, progress)?;
         let pool = KvPool::new(PoolConfig {
             shape: decoder.kv_shape(),
             capacity_tokens: context,

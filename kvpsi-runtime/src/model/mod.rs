@@ -10,7 +10,7 @@ pub mod decoder;
 pub mod default_model;
 pub mod gguf;
 pub mod linear;
-mod load;
+pub mod load;
 pub mod rope;
 pub mod step;
 pub mod tokenizer;
