@@ -11,6 +11,7 @@ pub mod clock;
 pub mod control;
 pub mod crew;
 pub mod engine;
+pub mod eval;
 pub mod kv;
 pub mod model;
 pub mod profile;

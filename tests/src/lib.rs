@@ -2,6 +2,7 @@
 
 mod model;
 pub mod ours;
+pub mod quality;
 mod skip;
 pub mod storm;
 pub mod tiny;

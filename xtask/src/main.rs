@@ -97,6 +97,7 @@ prebuilt), or rustup's nightly with rust-src, both with bpf-linker."
   cargo xtask bench decode --quick              two minutes
   cargo xtask bench decode --json decode.json   every depth, beside candle-transformers
   cargo xtask bench decode --isa avx2           by other kernels
+  cargo xtask bench quality                     20 000 tokens: a quarter of an hour
 
 llama-bench is measured beside it where it is on PATH.")]
     Bench {
@@ -111,6 +112,8 @@ llama-bench is measured beside it where it is on PATH.")]
 enum Bench {
     /// Prefill and decode at several depths
     Decode(bench::Args),
+    /// Perplexity of a text and greedy answers, beside candle-transformers
+    Quality(bench::QualityArgs),
 }
 
 fn main() -> ExitCode {
@@ -141,6 +144,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Decode(args),
         } => bench::decode(sh, &args),
+        Task::Bench {
+            what: Bench::Quality(args),
+        } => bench::quality(sh, &args),
         Task::Lint => lint::run(sh),
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod demo;
 pub mod doctor;
+pub mod perplexity;
 pub mod pressure;
 mod reading;
 pub mod run;
@@ -25,6 +26,8 @@ enum Command {
     Run(run::Args),
     /// Show the loop at work: a model and a memory hog in one small cgroup
     Demo(demo::Args),
+    /// Measure how well the model predicts a text
+    Perplexity(perplexity::Args),
     /// Print the kernel's memory stalls as they happen
     TraceDump(trace_dump::Args),
     /// Say what this kernel offers and what kvpsi would use
@@ -40,6 +43,7 @@ impl Cli {
         match self.command {
             Command::Run(a) => run::run(a),
             Command::Demo(a) => demo::run(a),
+            Command::Perplexity(a) => perplexity::run(&a),
             Command::TraceDump(a) => trace_dump::run(a),
             Command::Doctor(a) => doctor::run(a),
         }

@@ -69,6 +69,14 @@ pub enum EngineError {
         /// Tokens that the model was trained for.
         trained: usize,
     },
+    /// Nothing to measure.
+    #[error("the text has {tokens} tokens, fewer than one chunk of {context}")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a chunk.
+        context: usize,
+    },
     /// Nothing to start from.
     #[error("the prompt is empty")]
     EmptyPrompt,

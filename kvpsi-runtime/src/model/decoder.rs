@@ -99,6 +99,32 @@ impl Decoder {
         rows: Arc<[RowSpan]>,
         pool: &Arc<KvPool>,
     ) -> Result<Tensor> {
+        let last = last_rows(&rows)?;
+        self.logits(&self.hidden(tokens, rows, pool, &last)?)
+    }
+
+    /// Logits `[rows, vocab]` of what [`Decoder::hidden`] gave.
+    ///
+    /// # Errors
+    /// `hidden` has another width.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        output.forward(hidden)
+    }
+
+    /// [`Decoder::forward`] short of the logits, for the rows `wanted` (all
+    /// tokens counted from 0): f32 `[wanted, hidden]`, for whoever could not
+    /// hold the logits of so many rows at once.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; no row is wanted, or one that is not there.
+    pub fn hidden(
+        &self,
+        tokens: &[u32],
+        rows: Arc<[RowSpan]>,
+        pool: &Arc<KvPool>,
+        wanted: &[u32],
+    ) -> Result<Tensor> {
         let count: usize = rows.iter().map(|s| s.rows).sum();
         if count != tokens.len() || rows.iter().any(|s| s.rows == 0) {
             candle_core::bail!("{} tokens for spans of {count} rows", tokens.len());
@@ -106,7 +132,7 @@ impl Decoder {
         let c = &self.config;
         let tables = self.ropes.iter().map(|rope| rope.tables(&rows));
         let tables = tables.collect::<Result<Vec<_>>>()?;
-        let last = last_rows(&rows)?;
+        let wanted = Tensor::new(wanted, &Device::Cpu)?;
         let mut x = self.embedding.dequantize_rows(tokens)?;
         if c.embedding_scale != 1.0 {
             x = (x * f64::from(c.embedding_scale))?;
@@ -126,10 +152,10 @@ impl Decoder {
             let q = rotate(&q, c.heads, &tables[layer.rope], c.pairs)?;
             let k = rotate(&k, c.kv_heads, &tables[layer.rope], c.pairs)?;
             let mut a = attend(&q, &k, &v, pool, i, &rows, layer.attn)?;
-            if i + 1 == self.layers.len() && rows.len() < count {
+            if i + 1 == self.layers.len() && wanted.elem_count() < count {
                 // Nobody looks at the other rows any more.
-                a = a.index_select(&last, 0)?;
-                x = x.index_select(&last, 0)?;
+                a = a.index_select(&wanted, 0)?;
+                x = x.index_select(&wanted, 0)?;
             }
             let a = normed(layer.out.forward(&a)?, layer.post_attn_norm.as_ref(), c)?;
             x = (x + a)?;
@@ -142,8 +168,7 @@ impl Decoder {
             let h = layer.down.forward(&gated?)?;
             x = (x + normed(h, layer.post_ffn_norm.as_ref(), c)?)?;
         }
-        let output = self.output.as_ref().unwrap_or(&self.embedding);
-        output.forward(&norm(&x, &self.norm, c)?)
+        norm(&x, &self.norm, c)
     }
 }
 
@@ -166,12 +191,12 @@ fn norm_heads(x: &Tensor, weight: &Tensor, c: &Config) -> Result<Tensor> {
 }
 
 /// Row index of each span's last row.
-fn last_rows(rows: &[RowSpan]) -> Result<Tensor> {
+fn last_rows(rows: &[RowSpan]) -> Result<Vec<u32>> {
     let mut end = 0usize;
     let mut last = Vec::with_capacity(rows.len());
     for span in rows {
         end += span.rows;
         last.push(u32::try_from(end - 1).map_err(candle_core::Error::wrap)?);
     }
-    Tensor::new(last.as_slice(), &Device::Cpu)
+    Ok(last)
 }

@@ -8,6 +8,7 @@ mod candle;
 mod decode;
 mod memory;
 mod models;
+mod quality;
 mod requantize;
 
 use anyhow::Result;
@@ -31,6 +32,8 @@ enum What {
         #[arg(long)]
         model: PathBuf,
     },
+    /// Perplexity and greedy answers beside candle-transformers
+    Quality(quality::Args),
     /// Resident memory of kvpsi alone
     Memory {
         /// GGUF file
@@ -48,7 +51,7 @@ enum What {
         /// GGUF file
         #[arg(long)]
         model: PathBuf,
-        /// q4_0 or q8_0
+        /// q4_0, q8_0 or f16
         #[arg(long)]
         to: String,
         /// File to write
@@ -61,6 +64,7 @@ fn main() -> Result<()> {
     match Cli::parse().what {
         What::Decode(args) => decode::run(&args),
         What::Candle { model } => candle::serve(&model),
+        What::Quality(args) => quality::run(&args),
         What::Memory { model } => memory::resident(&model),
         What::Bandwidth { threads } => {
             memory::bandwidth(threads);

@@ -15,7 +15,8 @@ pub fn run(model: &Path, to: &str, out: &Path) -> Result<()> {
     let kind = match to {
         "q4_0" => GgmlDType::Q4_0,
         "q8_0" => GgmlDType::Q8_0,
-        _ => bail!("{to}: only q4_0 and q8_0"),
+        "f16" => GgmlDType::F16,
+        _ => bail!("{to}: only q4_0, q8_0 and f16"),
     };
     let file = File::open(model).with_context(|| model.display().to_string())?;
     let mut file = BufReader::new(file);
