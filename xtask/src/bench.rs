@@ -130,13 +130,13 @@ pub fn quality(sh: &Shell, args: &QualityArgs) -> Result<()> {
     let model = model::get(sh, args.model.as_deref())?;
     let program = build(sh, &places::target().join("native"), "-C target-cpu=native")?;
     let wide = places::target().join("bench-f16.gguf");
-    let (m, w) = (model.to_string_lossy(), wide.to_string_lossy());
+    let (m, w) = (&model, &wide);
     cmd!(sh, "{program} requantize --model {m} --to f16 --out {w}")
         .quiet()
         .run()?;
     let mut rows = Vec::new();
     // Widened, candle needs 10 s for a chunk.
-    for (matrices, file, chunks) in [("as shipped", &m, 40), ("f32", &w, 8)] {
+    for (matrices, file, chunks) in [("as shipped", m, 40), ("f32", w, 8)] {
         say(format!("{matrices} matrices"));
         let (chunks, tokens) = match args.quick {
             true => (chunks / 8, "50"),
