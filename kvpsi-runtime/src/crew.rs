@@ -316,10 +316,12 @@ mod tests {
 
     #[test]
     fn workers_that_went_to_sleep_come_back() {
+        // Its own: where tests share a process, another one may keep a crew busy.
+        let crew = Crew::new(4);
         for _ in 0..20 {
             thread::sleep(std::time::Duration::from_millis(3));
             let who = Mutex::new(std::collections::HashSet::new());
-            four().spread(64, |_| {
+            crew.spread(64, |_| {
                 thread::sleep(std::time::Duration::from_micros(200));
                 who.lock().unwrap().insert(thread::current().id());
             });

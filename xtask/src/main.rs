@@ -8,6 +8,7 @@
 //! it calls cargo and the binary, never the library.
 
 mod bench;
+mod cross;
 mod ebpf;
 mod lint;
 mod model;
@@ -70,12 +71,24 @@ A test that cannot run here says why; the list is printed last.")]
     #[command(after_help = "Examples:
   cargo xtask setup            installs; says what and by which command
   cargo xtask setup --check    only says what is missing; exit code 1 if anything is
+  cargo xtask setup --cross    also what it takes to build for arm64 and test its kernels
 
 As an ordinary user it calls sudo where there is one, else it prints the commands to run as root.")]
     Setup {
         /// Report only, install nothing
-        #[arg(long)]
+        #[arg(long, conflicts_with = "cross")]
         check: bool,
+        /// Also what arm64 takes: a C compiler, Rust's library, an emulator
+        #[arg(long)]
+        cross: bool,
+    },
+    /// Build the runtime for another kind of machine
+    #[command(after_help = "Example:
+  cargo xtask build --target aarch64-unknown-linux-gnu    prints where the binary is; wants `setup --cross`")]
+    Build {
+        /// Rust's name of the machine
+        #[arg(long)]
+        target: String,
     },
     /// Build the eBPF object that the runtime embeds (target/bpf/kvpsi.bpf.o)
     #[command(
@@ -134,8 +147,10 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
     match task {
         Task::Run { model, args } => run::run(sh, model.as_deref(), &args),
         Task::Test { args } => test::run(sh, &args),
-        Task::Setup { check: true } => setup::check(sh),
-        Task::Setup { check: false } => setup::all(sh),
+        Task::Setup { check: true, .. } => setup::check(sh),
+        Task::Setup { cross: true, .. } => setup::cross(sh),
+        Task::Setup { .. } => setup::all(sh),
+        Task::Build { target } => cross::build(sh, &target),
         Task::BuildEbpf => ebpf::build(sh),
         Task::Model { model } => {
             println!("{}", model::get(sh, model.as_deref())?.display());

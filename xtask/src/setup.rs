@@ -120,6 +120,27 @@ pub fn all(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
+/// `cargo xtask setup --cross`: what arm64 takes, besides all the rest.
+///
+/// # Errors
+/// As [`all`].
+pub fn cross(sh: &Shell) -> Result<()> {
+    all(sh)?;
+    let packages: Vec<_> = crate::cross::DEBIAN_PACKAGES
+        .into_iter()
+        .filter(|p| !installed(sh, p))
+        .collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let mut foreign = as_root(sh, &by_hand(&packages))?;
+    foreign.extend(["dpkg", "--add-architecture", "arm64"].map(String::from));
+    say(format_args!("$ {}", foreign.join(" ")));
+    words(sh, &foreign).quiet().run()?;
+    apt_update(sh)?;
+    apt_install(sh, &packages)
+}
+
 /// Set-up on the way to another task: quiet when nothing is missing, and
 /// without the eBPF toolchain where it cannot be had.
 ///

@@ -4,11 +4,12 @@
 //! KVPSI_BIN, KVPSI_SKIP_LOG. Invariant: a test that was skipped is named at
 //! the end, whatever the test runner did with its output.
 
-use crate::{ebpf, model, places, say, setup};
+use crate::{cross, ebpf, model, places, say, setup};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use xshell::{Cmd, Shell, cmd};
 
 const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "kvpsi-ebpf"];
@@ -75,6 +76,17 @@ pub fn run(sh: &Shell, args: &[String]) -> Result<()> {
         );
     }
 
+    if args.is_empty() {
+        match cross::missing(sh, true) {
+            None => {
+                if let Err(e) = cross::test(sh) {
+                    failed.push(format!("arm64: {e:#}"));
+                }
+            }
+            Some(why) => skip(&skipped, &format!("kernels_for_arm64: {why}"))?,
+        }
+    }
+
     let account = fs::read_to_string(&skipped).unwrap_or_default();
     let account: BTreeSet<&str> = account.lines().collect();
     for line in &account {
@@ -90,6 +102,12 @@ pub fn run(sh: &Shell, args: &[String]) -> Result<()> {
     } else {
         bail!("{}", failed.join("; "))
     }
+}
+
+/// As a test does it.
+fn skip(log: &Path, what: &str) -> Result<()> {
+    let mut log = fs::OpenOptions::new().append(true).open(log)?;
+    Ok(writeln!(log, "{what}")?)
 }
 
 fn has_nextest(sh: &Shell) -> bool {

@@ -10,6 +10,8 @@ use half::f16;
 
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx2_tile};
+#[cfg(target_arch = "aarch64")]
+use super::{neon, neon_tile};
 
 /// Instruction sets there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,9 @@ pub(super) enum Isa {
     /// AVX2 with FMA and F16C, head sizes that are multiples of [`LANES`].
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// NEON, head sizes that are multiples of [`LANES`].
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 /// f32 values of a vector; score rows and key tiles are padded to it.
@@ -30,6 +35,10 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         if head_dim.is_multiple_of(LANES) && avx2::available() {
             return Isa::Avx2;
+        }
+        #[cfg(target_arch = "aarch64")]
+        if head_dim.is_multiple_of(LANES) {
+            return Isa::Neon;
         }
         let _ = head_dim;
         Isa::Scalar
@@ -58,6 +67,12 @@ pub(super) fn scores(
             // SAFETY: `Isa::detect` found the features; shapes checked above.
             unsafe { avx2::scores(q, k, head_dim, out, stride, next) }
         }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => {
+            assert!(head_dim.is_multiple_of(LANES));
+            // SAFETY: every aarch64 processor has NEON; shapes checked above.
+            unsafe { neon::scores(q, k, head_dim, out, stride, next) }
+        }
     }
 }
 
@@ -85,6 +100,12 @@ pub(super) fn weigh(
             // SAFETY: `Isa::detect` found the features; shapes checked above.
             unsafe { avx2::weigh(p, stride, v, head_dim, keep, acc, next) }
         }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => {
+            assert!(head_dim.is_multiple_of(LANES));
+            // SAFETY: every aarch64 processor has NEON; shapes checked above.
+            unsafe { neon::weigh(p, stride, v, head_dim, keep, acc, next) }
+        }
     }
 }
 
@@ -96,6 +117,9 @@ pub(super) fn softmax_step(isa: Isa, scores: &mut [f32], max: f32) -> (f32, f32)
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::detect` found the features.
         Isa::Avx2 => unsafe { avx2::softmax_step(scores, max) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 processor has NEON.
+        Isa::Neon => unsafe { neon::softmax_step(scores, max) },
     }
 }
 
@@ -108,6 +132,9 @@ pub(super) fn settle(isa: Isa, mass: &mut [f32], at: &[f32], max: f32) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::detect` found the features; lengths checked above.
         Isa::Avx2 => unsafe { avx2::settle(mass, at, max) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 processor has NEON; lengths checked above.
+        Isa::Neon => unsafe { neon::settle(mass, at, max) },
     }
 }
 
@@ -127,6 +154,12 @@ pub(super) fn widen_transposed(isa: Isa, k: &[f16], head_dim: usize, out: &mut [
             // SAFETY: `Isa::detect` found the features; shapes checked above.
             unsafe { avx2_tile::widen_transposed(k, head_dim, out) }
         }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => {
+            assert!(head_dim.is_multiple_of(LANES));
+            // SAFETY: every aarch64 processor has NEON; shapes checked above.
+            unsafe { neon_tile::widen_transposed(k, head_dim, out) }
+        }
     }
 }
 
@@ -138,6 +171,9 @@ pub(super) fn widen(isa: Isa, v: &[f16], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::detect` found the features; lengths checked above.
         Isa::Avx2 => unsafe { avx2_tile::widen(v, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 processor has NEON; lengths checked above.
+        Isa::Neon => unsafe { neon_tile::widen(v, out) },
     }
 }
 
@@ -175,6 +211,12 @@ pub(super) fn matmul(
             assert!(n.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
             unsafe { avx2_tile::matmul(a, b, k, n, keep, c) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => {
+            assert!(n.is_multiple_of(LANES));
+            // SAFETY: every aarch64 processor has NEON; shapes checked above.
+            unsafe { neon_tile::matmul(a, b, k, n, keep, c) }
         }
     }
 }

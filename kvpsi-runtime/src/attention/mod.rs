@@ -19,6 +19,10 @@ mod split;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_tile;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_tile;
 #[cfg(test)]
 mod op_tests;
 #[cfg(test)]

@@ -18,11 +18,22 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL with VNNI.
     Avx512Vnni,
+    /// NEON as every aarch64 processor has it.
+    Neon,
+    /// NEON with the dot product of ARMv8.2.
+    NeonDot,
 }
 
 impl Isa {
     /// Every family, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 6] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512Vnni,
+        Isa::Neon,
+        Isa::NeonDot,
+    ];
 
     /// The name that `KVPSI_ISA` takes.
     pub fn name(self) -> &'static str {
@@ -31,6 +42,8 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
         }
     }
 
@@ -51,14 +64,20 @@ impl Isa {
                         && is_x86_feature_detected!("avx512vl")
                         && is_x86_feature_detected!("avx512vnni")
                 }
+                Isa::Neon | Isa::NeonDot => false,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
         {
             match self {
-                Isa::Scalar => true,
+                Isa::Scalar | Isa::Neon => true,
+                Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
                 Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
             }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        {
+            self == Isa::Scalar
         }
     }
 

@@ -189,6 +189,12 @@ fn kernel<const MT: usize>(
         // SAFETY: `matmul` checked that the processor has the family; a tile of
         // `weight` is whole blocks, and `acts` are MT rows of its k.
         Isa::Avx512Vnni => unsafe { super::avx512vnni::tile_rows(format, tile, acts, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::Neon => unsafe { super::neon::tile_rows(format, tile, acts, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::NeonDot => unsafe { super::neon_dot::tile_rows(format, tile, acts, out) },
         _ => {
             for (acts, out) in acts.chunks_exact(acts.len() / MT).zip(out) {
                 *out = scalar::tile_row(format, tile, acts);

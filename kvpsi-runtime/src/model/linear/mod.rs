@@ -22,9 +22,15 @@ mod error;
 mod into;
 pub mod isa;
 pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_128;
+#[cfg(target_arch = "aarch64")]
+mod neon_dot;
 pub mod pack;
 pub mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile_kernels;
 #[cfg(target_arch = "x86_64")]
 mod x86_256;

@@ -1,0 +1,150 @@
+//! arm64 from another machine: building for it, and the kernels' tests under
+//! qemu-user.
+//!
+//! Owns the list of what that takes, which `cargo xtask setup --cross` installs
+//! and nothing else does. Invariant: what cannot be built or run here is said
+//! by name and reason.
+
+use crate::{places, say};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use xshell::{Cmd, Shell, cmd};
+
+/// What is built for.
+pub const TARGET: &str = "aarch64-unknown-linux-gnu";
+const LINKER: &str = "aarch64-linux-gnu-gcc";
+const QEMU: &str = "qemu-aarch64-static";
+
+/// Debian's packages: C compiler, its library, emulator, Rust's library.
+pub const DEBIAN_PACKAGES: [&str; 4] = [
+    "gcc-aarch64-linux-gnu",
+    "libc6-dev-arm64-cross",
+    "qemu-user-static",
+    "libstd-rust-web-dev:arm64",
+];
+
+/// Processors that the kernels are tried on, with the tests left out there:
+/// all there is, and one without the dot product (Raspberry Pi 4), which
+/// candle's own products do not run on: nothing to compare with.
+const PROCESSORS: [(&str, &[&str]); 2] = [
+    ("max", &[]),
+    (
+        "cortex-a72",
+        &["--skip", "the_scalar_reference_agrees_with_candle"],
+    ),
+];
+
+/// Unit tests that run there.
+const TESTS: [&str; 4] = [
+    "model::linear::",
+    "attention::",
+    "crew::",
+    "model::step::ops::",
+];
+
+/// A compiler that has the target's library.
+fn rustc(sh: &Shell) -> Option<PathBuf> {
+    let has = |rustc: &Path| {
+        cmd!(sh, "{rustc} --print target-libdir --target {TARGET}")
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .quiet()
+            .ignore_stderr()
+            .read()
+            .is_ok_and(|dir| Path::new(dir.trim()).is_dir())
+    };
+    let own = std::env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from);
+    [own, "/usr/bin/rustc".into()].into_iter().find(|r| has(r))
+}
+
+/// Why nothing can be built for arm64 here, if so.
+pub fn missing(sh: &Shell, to_run: bool) -> Option<String> {
+    let hint = "`cargo xtask setup --cross` installs it";
+    if places::in_path(LINKER).is_none() {
+        return Some(format!("no {LINKER}; {hint}"));
+    }
+    if rustc(sh).is_none() {
+        return Some(format!("no rustc with the library of {TARGET}; {hint}"));
+    }
+    (to_run && places::in_path(QEMU).is_none()).then(|| format!("no {QEMU}; {hint}"))
+}
+
+fn cargo<'a>(sh: &'a Shell, rustc: &Path, args: &[&str]) -> Cmd<'a> {
+    let target_dir = places::target().join("cross");
+    cmd!(
+        sh,
+        "cargo {args...} --target {TARGET} --target-dir {target_dir}"
+    )
+    .env("RUSTC", rustc)
+    .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER)
+    .quiet()
+}
+
+/// `cargo xtask build --target aarch64-unknown-linux-gnu`: the runtime in
+/// release; prints where it is.
+///
+/// # Errors
+/// Something is missing, or it does not build.
+pub fn build(sh: &Shell, target: &str) -> Result<()> {
+    if target != TARGET {
+        bail!("{target}: only {TARGET} is known");
+    }
+    if let Some(why) = missing(sh, false) {
+        bail!("{why}");
+    }
+    let rustc = rustc(sh).context("no rustc")?;
+    let args = [
+        "build",
+        "--release",
+        "--package",
+        "kvpsi-runtime",
+        "--bin",
+        "kvpsi",
+    ];
+    cargo(sh, &rustc, &args).run()?;
+    let built = places::target()
+        .join("cross")
+        .join(TARGET)
+        .join("release/kvpsi");
+    println!("{}", built.display());
+    Ok(())
+}
+
+/// Runs the kernels' unit tests on each of the processors.
+///
+/// # Errors
+/// They do not build, or one fails.
+pub fn test(sh: &Shell) -> Result<()> {
+    let rustc = rustc(sh).context("no rustc")?;
+    say("the kernels' tests for arm64");
+    let args = [
+        "rustc",
+        "--package",
+        "kvpsi-runtime",
+        "--lib",
+        "--profile",
+        "test",
+        "--message-format=json",
+        // What is emulated need not be fast; building is what takes time.
+        "--config",
+        "profile.dev.package.\"*\".opt-level=1",
+    ];
+    // Static: qemu-user has been seen to hang in the dynamic linker.
+    let told = cargo(sh, &rustc, &args)
+        .args(["--", "-C", "target-feature=+crt-static"])
+        .read()?;
+    let program = told
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|m| m["profile"]["test"] == true)
+        .find_map(|m| m["executable"].as_str().map(PathBuf::from))
+        .context("cargo named no test program")?;
+    for (cpu, left_out) in PROCESSORS {
+        say(format_args!("on {cpu}"));
+        cmd!(sh, "{QEMU} -cpu {cpu} {program} {TESTS...} {left_out...}")
+            .env("PROPTEST_CASES", "16")
+            .quiet()
+            .run()
+            .with_context(|| format!("on {cpu}"))?;
+    }
+    Ok(())
+}
