@@ -191,8 +191,9 @@ proptest! {
 
     #[test]
     fn any_text_comes_back_from_its_tokens_at_once_and_one_by_one(text in "\\PC{1,40}") {
-        // U+2581 itself is how a space is written.
-        let text = text.replace(SPACE, "_");
+        // U+2581 itself is how a space is written, and U+FFFD what a character
+        // in pieces looks like: a stream cannot tell it from one.
+        let text = text.replace(['\u{2581}', char::REPLACEMENT_CHARACTER], "_");
         let vocab = Vocab::spm(&PIECES);
         for in_front in [true, false] {
             let mut model = vocab.model("llama");
