@@ -24,10 +24,13 @@ pub struct KindCounters {
     pub nested: u64,
     /// Pages reclaimed, nested stalls included.
     pub pages: u64,
-    /// Time tasks spent in outermost stalls of this kind, summed over tasks.
+    /// Time tasks spent in outermost stalls that settled as this kind, summed
+    /// over tasks.
     pub stall_ns: u64,
-    /// Padding, always 0.
-    pub _pad: u64,
+    /// Outermost stalls that turned out to be of this kind when they ended. A
+    /// stall is `seen` as what was known when it began: a
+    /// [`Kind::Memstall`] may settle as direct reclaim or as a refault.
+    pub settled: u64,
 }
 
 /// Everything one CPU counts.
@@ -49,8 +52,12 @@ pub struct Counters {
     pub trace_delivered: u64,
     /// Trace-mode events that found no room there.
     pub trace_dropped: u64,
-    /// Padding, always 0.
-    pub _pad: [u64; 2],
+    /// Arguments that cannot be what the hook is known to pass: the kernel
+    /// passes something else there. Counted instead of believed.
+    pub implausible: u64,
+    /// Stalls that never ended as far as the programs saw: found out when the
+    /// task stalled again or exited.
+    pub lost_ends: u64,
 }
 
 impl Counters {
@@ -80,6 +87,7 @@ impl Counters {
             t.nested += k.nested;
             t.pages += k.pages;
             t.stall_ns += k.stall_ns;
+            t.settled += k.settled;
             t
         })
     }
@@ -95,8 +103,8 @@ impl Counters {
 
 const _: () = {
     assert!(size_of::<KindCounters>() == 64);
-    assert!(size_of::<Counters>() == 832);
-    assert!(offset_of!(Counters, orphan_ends) == 768);
+    assert!(size_of::<Counters>() == 1024);
+    assert!(offset_of!(Counters, orphan_ends) == 960);
 };
 
 #[cfg(test)]

@@ -30,13 +30,23 @@ pub enum Kind {
     /// The OOM killer chose a victim (`oom/mark_victim`).
     OomVictim = 10,
     /// A task stalls on memory as PSI counts it
-    /// (`psi_memstall_enter/leave`, or PSI's own files).
+    /// (`psi_memstall_enter/leave`, or PSI's own files). While it lasts the
+    /// rung often cannot tell more; [`crate::KindCounters::settled`] can.
     Memstall = 11,
+    /// A stall that PSI counts and in which nothing was reclaimed, compacted,
+    /// swapped in or throttled: the task waited for a page that was evicted
+    /// not long ago (or, rarely, for its block cgroup). Known at its end only.
+    Refault = 12,
+    /// A task waits for a page to come back from swap (`do_swap_page`).
+    SwapIn = 13,
+    /// A task pays for its cgroup being over `memory.high`
+    /// (`mem_cgroup_handle_over_high`).
+    MemcgThrottle = 14,
 }
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::DirectReclaim,
         Self::MemcgReclaim,
         Self::SoftlimitReclaim,
@@ -48,6 +58,9 @@ impl Kind {
         Self::Compaction,
         Self::OomVictim,
         Self::Memstall,
+        Self::Refault,
+        Self::SwapIn,
+        Self::MemcgThrottle,
     ];
 
     /// Slots of an array indexed by [`Kind::index`].
@@ -77,6 +90,9 @@ impl Kind {
                 | Self::Throttled
                 | Self::Compaction
                 | Self::Memstall
+                | Self::Refault
+                | Self::SwapIn
+                | Self::MemcgThrottle
         )
     }
 
@@ -95,6 +111,9 @@ impl Kind {
             Self::Compaction => "compaction",
             Self::OomVictim => "oom_victim",
             Self::Memstall => "memstall",
+            Self::Refault => "refault",
+            Self::SwapIn => "swap_in",
+            Self::MemcgThrottle => "memcg_throttle",
         }
     }
 }
@@ -186,7 +205,8 @@ pub struct Event {
     pub comm: [u8; 16],
     /// What only this kind knows: the reason of [`Kind::Throttled`]
     /// (`VMSCAN_THROTTLE_*`), the victim's pid of [`Kind::OomVictim`] where
-    /// the kernel hands it over (before 6.10). Else 0.
+    /// the kernel hands it over (before 6.10), and for the end of an outermost
+    /// [`Kind::Memstall`] the number of the kind it turned out to be. Else 0.
     pub detail: u64,
 }
 
@@ -201,6 +221,14 @@ impl Event {
     #[must_use]
     pub fn phase(&self) -> Option<Phase> {
         Phase::from_raw(self.phase)
+    }
+
+    /// What a stall that PSI's hooks saw turned out to be; at its end only.
+    #[must_use]
+    pub fn settled(&self) -> Option<Kind> {
+        let known = self.kind() == Some(Kind::Memstall) && self.phase() == Some(Phase::End);
+        let number = u16::try_from(self.detail).ok().filter(|_| known)?;
+        Kind::from_raw(number)
     }
 
     /// Command name without its padding. Bytes that are not UTF-8 end it: the
@@ -239,7 +267,7 @@ mod tests {
             assert_eq!(Phase::from_raw(p as u16), Some(p));
         }
         assert_eq!(Kind::from_raw(0), None);
-        assert_eq!(Kind::from_raw(12), None);
+        assert_eq!(Kind::from_raw(15), None);
         assert_eq!(Phase::from_raw(6), None);
     }
 

@@ -22,4 +22,4 @@ pub use scope::ScopeClock;
 pub use shared::{Shared, SharedReading};
 
 /// Version of every type in this crate, checked when the programs are loaded.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

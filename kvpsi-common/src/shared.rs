@@ -7,6 +7,12 @@ use bytemuck::{Pod, Zeroable};
 pub const SYSTEM: usize = 0;
 /// Index of the watched cgroup in [`Shared::scopes`].
 pub const CGROUP: usize = 1;
+/// Index in [`Shared::scopes`] of what PSI counts as stalled: everything
+/// between `psi_memstall_enter` and `psi_memstall_leave` in the whole system,
+/// the kernel's own threads included. Stands still without the memstall rung.
+pub const MEMSTALL: usize = 2;
+/// Scopes.
+pub const SCOPES: usize = 3;
 /// Streams of events that are coalesced apart from each other.
 pub const STREAMS: usize = 6;
 
@@ -14,8 +20,8 @@ pub const STREAMS: usize = 6;
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Shared {
-    /// [`SYSTEM`] and [`CGROUP`].
-    pub scopes: [ScopeClock; 2],
+    /// [`SYSTEM`], [`CGROUP`] and [`MEMSTALL`].
+    pub scopes: [ScopeClock; SCOPES],
     /// By [`stream`].
     pub streams: [Slot; STREAMS],
 }
@@ -24,8 +30,8 @@ pub struct Shared {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct SharedReading {
-    /// [`SYSTEM`] and [`CGROUP`].
-    pub scopes: [ScopeReading; 2],
+    /// [`SYSTEM`], [`CGROUP`] and [`MEMSTALL`].
+    pub scopes: [ScopeReading; SCOPES],
     /// The streams' state, of no use outside the kernel.
     pub streams: [[u64; 8]; STREAMS],
 }

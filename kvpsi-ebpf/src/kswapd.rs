@@ -3,7 +3,10 @@
 //! Hooks `trace_mm_vmscan_kswapd_wake/sleep` and
 //! `trace_mm_vmscan_wakeup_kswapd` in `mm/vmscan.c`.
 
-use crate::stall::{Facts, mark};
+use crate::{
+    plausible,
+    stall::{Facts, mark},
+};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
 
@@ -12,8 +15,8 @@ use kvpsi_common::Kind;
 #[raw_tracepoint(tracepoint = "mm_vmscan_kswapd_wake")]
 pub fn kswapd_wake(ctx: RawTracePointContext) -> i32 {
     let facts = Facts {
-        node: ctx.arg(0),
-        ..Facts::order(ctx.arg(2))
+        node: plausible::node(ctx.arg(0)),
+        ..plausible::order(ctx.arg(2))
     };
     mark(&ctx, Kind::KswapdWake, facts, true);
     0
@@ -23,7 +26,7 @@ pub fn kswapd_wake(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "mm_vmscan_kswapd_sleep")]
 pub fn kswapd_sleep(ctx: RawTracePointContext) -> i32 {
     let facts = Facts {
-        node: ctx.arg(0),
+        node: plausible::node(ctx.arg(0)),
         ..Facts::NONE
     };
     mark(&ctx, Kind::KswapdSleep, facts, false);
@@ -35,8 +38,8 @@ pub fn kswapd_sleep(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "mm_vmscan_wakeup_kswapd")]
 pub fn kswapd_asked(ctx: RawTracePointContext) -> i32 {
     let facts = Facts {
-        node: ctx.arg(0),
-        ..Facts::order(ctx.arg(2))
+        node: plausible::node(ctx.arg(0)),
+        ..plausible::order(ctx.arg(2))
     };
     mark(&ctx, Kind::WakeupKswapd, facts, false);
     0

@@ -3,16 +3,23 @@
 //! One file per family of hooks; what they do with a hook is in [`stall`].
 //! Base rung: raw tracepoints, scalar arguments only, no kernel struct is
 //! read, no fetching atomic is used, so that the object loads without BTF and
-//! on the arm64 JIT of Linux 5.15.
+//! on the arm64 JIT of Linux 5.15. The memstall rung ([`memstall`]) comes on top
+//! where fentry or kprobes are to be had.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod compaction;
+mod exit;
 mod kswapd;
 mod maps;
+mod memstall;
 mod oom;
+mod plausible;
 mod reclaim;
+mod send;
 mod stall;
+mod task;
 mod throttle;
 
 /// The kernel takes GPL-only helpers' word from here.

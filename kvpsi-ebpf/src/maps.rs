@@ -7,7 +7,7 @@ use aya_ebpf::{
     Global,
     helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, RingBuf},
 };
 use kvpsi_common::{Counters, Rule, Shared};
 
@@ -33,30 +33,15 @@ static EVENTS_FULL: Global<u64> = Global::new(128 << 10);
 /// The same for the trace ring buffer.
 #[unsafe(no_mangle)]
 static TRACE_FULL: Global<u64> = Global::new(1 << 20);
+/// CPUs there are: so many stalled tasks leave none for others.
+#[unsafe(no_mangle)]
+static CPUS: Global<u64> = Global::new(1);
+/// Non-zero: x86-64; zero: arm64.
+#[unsafe(no_mangle)]
+static IS_X86: Global<u8> = Global::new(1);
 /// Non-zero: trace mode.
 #[unsafe(no_mangle)]
 static TRACE_ON: Global<u8> = Global::new(0);
-
-/// A task that stalls.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Task {
-    /// When the outermost stall began, in ns.
-    pub begin_ns: u64,
-    /// When the latest nested stall began, in ns.
-    pub nested_ns: u64,
-    /// Bit set of the kinds begun and not ended, by number. A bit and not a
-    /// depth: should an end ever be missed, the next pair repairs it.
-    pub open: u32,
-    /// Number of the kind of the outermost stall.
-    pub outer: u16,
-    /// The task entered the cgroup's scope.
-    pub watched: u16,
-}
-
-/// Tasks that stall now, by thread id. Preallocated.
-#[map]
-pub static TASKS: HashMap<u32, Task> = HashMap::with_max_entries(8192, 0);
 
 /// Coalesced events; the loader sets the size.
 #[map]
@@ -107,6 +92,18 @@ pub fn scope() -> Option<(u64, i32)> {
         0 => None,
         id => Some((id, SCOPE_LEVEL.load())),
     }
+}
+
+/// CPUs there are.
+#[inline(always)]
+pub fn cpus() -> u64 {
+    CPUS.load()
+}
+
+/// Registers are laid out as on x86-64, else as on arm64.
+#[inline(always)]
+pub fn is_x86() -> bool {
+    IS_X86.load() != 0
 }
 
 /// Trace mode is on.

@@ -8,14 +8,17 @@
 //! and the flags of an allocation that reclaims hold `__GFP_IO`, `__GFP_FS`
 //! or `__GFP_DIRECT_RECLAIM`, all of 64 and more: the smaller is the order.
 
-use crate::stall::{Facts, background, begin, end, is_background};
+use crate::{
+    plausible,
+    stall::{Facts, background, begin, end, is_background},
+};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
 
 #[inline(always)]
 fn order(ctx: &RawTracePointContext) -> Facts {
-    let (a, b): (u32, u32) = (ctx.arg(0), ctx.arg(1));
-    Facts::order(if a < b { a } else { b } as i32)
+    let (a, b): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    plausible::order(if a < b { a } else { b })
 }
 
 /// The system is out of free pages: the task frees some itself
@@ -29,7 +32,7 @@ pub fn direct_begin(ctx: RawTracePointContext) -> i32 {
 /// The task got its pages or gave up.
 #[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_end")]
 pub fn direct_end(ctx: RawTracePointContext) -> i32 {
-    end(&ctx, Kind::DirectReclaim, Facts::pages(ctx.arg(0)));
+    end(&ctx, Kind::DirectReclaim, plausible::pages(ctx.arg(0)));
     0
 }
 
@@ -44,7 +47,7 @@ pub fn memcg_begin(ctx: RawTracePointContext) -> i32 {
 /// The cgroup got room or not.
 #[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_end")]
 pub fn memcg_end(ctx: RawTracePointContext) -> i32 {
-    end(&ctx, Kind::MemcgReclaim, Facts::pages(ctx.arg(0)));
+    end(&ctx, Kind::MemcgReclaim, plausible::pages(ctx.arg(0)));
     0
 }
 
@@ -64,7 +67,7 @@ pub fn soft_begin(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_end")]
 pub fn soft_end(ctx: RawTracePointContext) -> i32 {
     if !is_background() {
-        end(&ctx, Kind::SoftlimitReclaim, Facts::pages(ctx.arg(0)));
+        end(&ctx, Kind::SoftlimitReclaim, plausible::pages(ctx.arg(0)));
     }
     0
 }
@@ -74,8 +77,8 @@ pub fn soft_end(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_begin")]
 pub fn node_begin(ctx: RawTracePointContext) -> i32 {
     let facts = Facts {
-        node: ctx.arg(0),
-        ..Facts::order(ctx.arg(1))
+        node: plausible::node(ctx.arg(0)),
+        ..plausible::order(ctx.arg(1))
     };
     begin(&ctx, Kind::NodeReclaim, facts);
     0
@@ -84,6 +87,6 @@ pub fn node_begin(ctx: RawTracePointContext) -> i32 {
 /// The node's turn is over.
 #[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_end")]
 pub fn node_end(ctx: RawTracePointContext) -> i32 {
-    end(&ctx, Kind::NodeReclaim, Facts::pages(ctx.arg(0)));
+    end(&ctx, Kind::NodeReclaim, plausible::pages(ctx.arg(0)));
     0
 }

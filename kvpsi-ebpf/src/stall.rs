@@ -1,30 +1,31 @@
-//! From a hook to counters, clocks and events.
+//! From a hook to counters and clocks.
 //!
-//! [`begin`], [`end`], [`mark`] and [`lump`] are all that the hooks call.
-//! Invariants: a run that adds to `seen` adds to exactly one of `delivered`,
-//! `coalesced` and `dropped`; a task enters a scope once and leaves it once,
-//! whatever it nests; the reader is woken for an onset of the watched scope and
-//! for what it must act on, and else only before the ring buffer fills up. A
-//! wake-up is an interrupt to ourselves and costs the stalled task some 10 us:
-//! during a burst the reader looks by itself.
+//! [`begin`], [`end`], [`enter`], [`leave`], [`mark`] and [`lump`] are what the
+//! hooks call; events are made in [`crate::send`]. Invariants: a run that adds
+//! to `seen` adds to exactly one of `delivered`, `coalesced` and `dropped`; a
+//! task enters a scope once and leaves it once, whatever it nests and
+//! whichever family of hooks sees it.
+//!
+//! What a run costs is mostly memory that reclaim has just driven out of the
+//! cache: a run looks its maps up once and touches few lines.
 
-use crate::maps::{self, EVENTS, TASKS, TRACE, Task};
+use crate::{
+    maps,
+    send::{announce, send, trace},
+    task::{self, BACKGROUND, Task},
+};
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
         generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id},
     },
-    maps::RingBuf,
 };
 use aya_log_ebpf::{debug, warn};
 use kvpsi_common::{
-    Decision, Event, Kind, Phase, Shared, Slot,
-    cell::Cell,
-    coalesce::Pending,
+    Counters, Decision, Kind, Phase, Shared,
     event::ORDER_UNKNOWN,
-    shared::{CGROUP, SYSTEM, stream},
+    shared::{CGROUP, MEMSTALL, SYSTEM, stream},
 };
 
 /// What a hook knows beyond the kind.
@@ -43,193 +44,203 @@ impl Facts {
         pages: 0,
         detail: 0,
     };
+}
 
+/// Where and when a program runs.
+#[derive(Clone, Copy)]
+pub struct Here {
+    pub counters: *mut Counters,
+    pub shared: &'static Shared,
+    /// In ns.
+    pub now: u64,
+    /// `bpf_get_current_pid_tgid`.
+    pub ids: u64,
+    /// CPUs there are.
+    pub cpus: u64,
+}
+
+impl Here {
+    /// `None` never happens; the verifier wants to be asked.
     #[inline(always)]
-    pub fn order(order: i32) -> Self {
-        Self {
-            order,
-            ..Self::NONE
-        }
+    pub fn now() -> Option<Self> {
+        Some(Self {
+            counters: maps::counters()?,
+            shared: maps::shared()?,
+            // SAFETY: a helper without arguments.
+            now: unsafe { bpf_ktime_get_ns() },
+            ids: bpf_get_current_pid_tgid(),
+            cpus: maps::cpus(),
+        })
     }
 
     #[inline(always)]
-    pub fn pages(pages: u64) -> Self {
-        Self {
-            pages,
-            ..Self::NONE
-        }
+    pub const fn tid(&self) -> u32 {
+        (self.ids & 0xffff_ffff) as u32
     }
 }
 
 /// Adds to a counter of this CPU. An addition without a result is one `lock
 /// add`; a plain one could lose counts where programs can be preempted.
 macro_rules! bump {
-    ($counters:expr, $($field:tt)+) => { bump!(@by $counters, 1, $($field)+) };
+    ($counters:expr, $($field:tt)+) => { $crate::stall::bump!(@by $counters, 1, $($field)+) };
     (@by $counters:expr, $n:expr, $($field:tt)+) => {
         // SAFETY: the pointer comes from the map lookup, the field is an
         // aligned u64, and every access to it in the kernel goes through a cell.
-        unsafe { Cell::at(&raw mut (*$counters).$($field)+) }.add($n)
+        unsafe { kvpsi_common::cell::Cell::at(&raw mut (*$counters).$($field)+) }.add($n)
     };
 }
+pub(crate) use bump;
 
 /// A task begins to stall.
 #[inline(always)]
 pub fn begin<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts) {
-    let (Some(counters), Some(shared)) = (maps::counters(), maps::shared()) else {
-        return;
-    };
-    let now = now_ns();
-    let ids = bpf_get_current_pid_tgid();
-    let tid = tid_of(ids);
-    let bit = 1u32 << (kind as u32);
-    if let Some(task) = TASKS.get_ptr_mut(tid) {
+    let Some(here) = Here::now() else { return };
+    let found = task::find(here.tid());
+    if let Some(task) = found
         // SAFETY: the entry belongs to the current task, which is here.
-        unsafe {
-            (*task).open |= bit;
-            (*task).nested_ns = now;
-        }
-        bump!(counters, kinds[kind.index()].nested);
-        trace(kind, Phase::Begin, now, 0, 0, ids, facts, shared);
-        return;
-    }
-    let watched = is_watched();
-    let task = Task {
-        begin_ns: now,
-        nested_ns: 0,
-        open: bit,
-        outer: kind as u16,
-        watched: u16::from(watched),
-    };
-    let busy = if TASKS.insert(tid, task, u64::from(BPF_NOEXIST)).is_ok() {
-        let others = shared.scopes[SYSTEM].enter(now);
-        if watched {
-            shared.scopes[CGROUP].enter(now)
-        } else {
-            others
-        }
+        && unsafe { (*task).open } != 0
+    {
+        nested(&here, task, kind, facts);
     } else {
-        bump!(counters, untracked);
-        warn!(ctx, "no room to follow task {}", tid);
-        shared.scopes[SYSTEM].stalled() > 0
-    };
-    bump!(counters, kinds[kind.index()].seen);
-    announce(ctx, kind, now, ids, facts, watched, busy, shared);
-    trace(kind, Phase::Begin, now, 0, 1, ids, facts, shared);
+        outermost(ctx, &here, found, kind, 0, facts);
+    }
 }
 
 /// A task stalls no more, or leaves a stall inside another.
 #[inline(always)]
 pub fn end<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts) {
-    let (Some(counters), Some(shared)) = (maps::counters(), maps::shared()) else {
-        return;
-    };
-    let now = now_ns();
-    let ids = bpf_get_current_pid_tgid();
-    let tid = tid_of(ids);
-    let bit = 1u32 << (kind as u32);
-    let Some(task) = TASKS.get_ptr_mut(tid) else {
-        bump!(counters, orphan_ends);
-        debug!(
-            ctx,
-            "end of kind {} without a begin, task {}", kind as u16, tid
-        );
-        return;
+    let Some(here) = Here::now() else { return };
+    let Some(at) = task::find(here.tid()) else {
+        return orphan(ctx, &here, kind);
     };
     // SAFETY: the entry belongs to the current task, which is here.
-    let Task {
-        begin_ns,
-        nested_ns,
-        open,
-        outer,
-        watched,
-    } = unsafe { *task };
-    if open & bit == 0 {
-        bump!(counters, orphan_ends);
-        return;
+    let task = unsafe { *at };
+    if task.open & bit(kind) == 0 {
+        return orphan(ctx, &here, kind);
     }
     if facts.pages > 0 {
-        bump!(@by counters, facts.pages, kinds[kind.index()].pages);
+        bump!(@by here.counters, facts.pages, kinds[kind.index()].pages);
     }
-    let watched = watched != 0;
-    shared.streams[stream(kind, watched)].touch(now, facts.pages);
-    let left = open & !bit;
-    if left != 0 {
+    let watched = task.watched != 0;
+    here.shared.streams[stream(kind, watched)].touch(here.now, facts.pages);
+    close(&here, at, &task, kind, facts);
+}
+
+/// A task enters `psi_memstall_enter`, whose flags are at `at`.
+#[inline(always)]
+pub fn enter<C: EbpfContext>(ctx: &C, at: u64) {
+    let Some(here) = Here::now() else { return };
+    let found = task::find(here.tid());
+    if let Some(task) = found {
+        // SAFETY: the entry belongs to the current task, which is here.
+        let outer = unsafe { (*task).memstall_at };
+        if outer != 0 {
+            if at < outer {
+                bump!(here.counters, kinds[Kind::Memstall.index()].nested);
+                return;
+            }
+            // That frame has returned: its leave was missed. The stall under
+            // way becomes this one.
+            bump!(here.counters, lost_ends);
+            // SAFETY: as above.
+            unsafe {
+                (*task).memstall_at = at;
+                (*task).begin_ns = here.now;
+            }
+            return;
+        }
         // SAFETY: as above.
-        unsafe { (*task).open = left };
-        let since = if outer == kind as u16 {
-            begin_ns
+        unsafe { (*task).memstall_at = at };
+        here.shared.scopes[MEMSTALL].enter(here.now, here.cpus);
+        // SAFETY: as above.
+        let (flags, open) = unsafe { ((*task).flags, (*task).open) };
+        if flags & BACKGROUND != 0 {
+            bump!(here.counters, background);
+        } else if open != 0 {
+            nested(&here, task, Kind::Memstall, Facts::NONE);
         } else {
-            nested_ns
-        };
-        let stall = now.saturating_sub(since);
-        trace(kind, Phase::End, now, stall, 0, ids, facts, shared);
+            outermost(ctx, &here, found, Kind::Memstall, at, Facts::NONE);
+        }
         return;
     }
-    let stall = now.saturating_sub(begin_ns);
-    // Nearly always the kind that ends; the mask and the bound are for the
-    // verifier.
-    let outer = usize::from(outer) & 15;
-    if outer < Kind::SLOTS {
-        bump!(@by counters, stall, kinds[outer].stall_ns);
+    if is_background() {
+        let task = Task {
+            memstall_at: at,
+            flags: BACKGROUND,
+            ..Task::default()
+        };
+        if task::insert(here.tid(), &task) {
+            here.shared.scopes[MEMSTALL].enter(here.now, here.cpus);
+        }
+        bump!(here.counters, background);
+        return;
     }
-    // The entry goes first: from here on nothing refers to it.
-    let _gone = TASKS.remove(tid);
-    shared.scopes[SYSTEM].leave(now);
-    if watched {
-        shared.scopes[CGROUP].leave(now);
+    outermost(ctx, &here, None, Kind::Memstall, at, Facts::NONE);
+}
+
+/// A task leaves by `psi_memstall_leave`; `at` as in [`enter`].
+#[inline(always)]
+pub fn leave<C: EbpfContext>(ctx: &C, at: u64) {
+    let Some(here) = Here::now() else { return };
+    let Some(entry) = task::find(here.tid()) else {
+        return orphan(ctx, &here, Kind::Memstall);
+    };
+    // SAFETY: the entry belongs to the current task, which is here.
+    let task = unsafe { *entry };
+    if task.memstall_at == 0 {
+        return orphan(ctx, &here, Kind::Memstall);
     }
-    trace(kind, Phase::End, now, stall, 1, ids, facts, shared);
+    if at < task.memstall_at {
+        return;
+    }
+    if at > task.memstall_at {
+        bump!(here.counters, lost_ends);
+    }
+    // SAFETY: as above.
+    unsafe { (*entry).memstall_at = 0 };
+    here.shared.scopes[MEMSTALL].leave(here.now, here.cpus);
+    if task.open & bit(Kind::Memstall) == 0 {
+        return;
+    }
+    let watched = task.watched != 0;
+    here.shared.streams[stream(Kind::Memstall, watched)].touch(here.now, 0);
+    close(&here, entry, &task, Kind::Memstall, Facts::NONE);
 }
 
 /// A stall that the kernel reports when it is over.
 #[inline(always)]
 pub fn lump<C: EbpfContext>(ctx: &C, kind: Kind, stall_ns: u64, facts: Facts) {
-    let (Some(counters), Some(shared)) = (maps::counters(), maps::shared()) else {
-        return;
-    };
-    let now = now_ns();
-    let ids = bpf_get_current_pid_tgid();
-    if TASKS.get_ptr(tid_of(ids)).is_some() {
-        bump!(counters, kinds[kind.index()].nested);
-        trace(kind, Phase::End, now, stall_ns, 0, ids, facts, shared);
+    let Some(here) = Here::now() else { return };
+    if let Some(task) = task::find(here.tid())
+        // SAFETY: the entry belongs to the current task, which is here.
+        && unsafe { (*task).open } != 0
+    {
+        bump!(here.counters, kinds[kind.index()].nested);
+        trace(&here, kind, Phase::End, stall_ns, 0, facts);
         return;
     }
     let watched = is_watched();
-    bump!(counters, kinds[kind.index()].seen);
-    bump!(@by counters, stall_ns, kinds[kind.index()].stall_ns);
-    let busy = shared.scopes[SYSTEM].stalled() > 0;
-    announce(ctx, kind, now, ids, facts, watched, busy, shared);
-    trace(kind, Phase::End, now, stall_ns, 1, ids, facts, shared);
+    bump!(here.counters, kinds[kind.index()].seen);
+    bump!(here.counters, kinds[kind.index()].settled);
+    bump!(@by here.counters, stall_ns, kinds[kind.index()].stall_ns);
+    let busy = here.shared.scopes[SYSTEM].stalled() > 0;
+    announce(ctx, &here, kind, facts, watched, busy);
+    trace(&here, kind, Phase::End, stall_ns, 1, facts);
 }
 
 /// Something without a duration. `urgent` wakes the reader.
 #[inline(always)]
 pub fn mark<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts, urgent: bool) {
-    let (Some(counters), Some(shared)) = (maps::counters(), maps::shared()) else {
-        return;
-    };
-    let now = now_ns();
-    let ids = bpf_get_current_pid_tgid();
-    bump!(counters, kinds[kind.index()].seen);
-    let slot = &shared.streams[stream(kind, false)];
-    let decision = slot.arrive(now, false, maps::rule());
+    let Some(here) = Here::now() else { return };
+    bump!(here.counters, kinds[kind.index()].seen);
+    let slot = &here.shared.streams[stream(kind, false)];
+    let decision = slot.arrive(here.now, false, maps::rule());
     if matches!(decision, Decision::Coalesce) && !matches!(kind, Kind::OomVictim) {
-        bump!(counters, kinds[kind.index()].coalesced);
+        bump!(here.counters, kinds[kind.index()].coalesced);
     } else {
-        send(
-            ctx,
-            kind,
-            Phase::Mark,
-            now,
-            ids,
-            facts,
-            urgent,
-            slot,
-            0,
-            shared,
-        );
+        send(ctx, &here, kind, Phase::Mark, facts, urgent, slot, 0);
     }
-    trace(kind, Phase::Mark, now, 0, 1, ids, facts, shared);
+    trace(&here, kind, Phase::Mark, 0, 1, facts);
 }
 
 /// Work of the kernel's own threads: nobody waits for it.
@@ -240,165 +251,138 @@ pub fn background() {
     }
 }
 
+/// A hook passed what it cannot pass.
+#[inline(always)]
+pub fn implausible() {
+    if let Some(counters) = maps::counters() {
+        bump!(counters, implausible);
+    }
+}
+
 /// The current task is kswapd or kcompactd, by its name: kernel structs are
-/// not read. A task that takes such a name hides its own rare stalls of these
-/// two kinds, and nobody else's.
+/// not read. A task that takes such a name hides its own stalls, and nobody
+/// else's.
 #[inline(always)]
 pub fn is_background() -> bool {
     let comm = bpf_get_current_comm().unwrap_or_default();
     &comm[..6] == b"kswapd" || &comm[..8] == b"kcompact"
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
-)]
+/// The task did not stall until now. `at` is what [`Task::memstall_at`] is to
+/// be.
 #[inline(always)]
-fn announce<C: EbpfContext>(
+fn outermost<C: EbpfContext>(
     ctx: &C,
+    here: &Here,
+    found: Option<*mut Task>,
     kind: Kind,
-    now: u64,
-    ids: u64,
+    at: u64,
     facts: Facts,
-    watched: bool,
-    busy: bool,
-    shared: &'static Shared,
 ) {
-    let slot = &shared.streams[stream(kind, watched)];
-    let (phase, wake) = match slot.arrive(now, busy, maps::rule()) {
-        Decision::Onset => (Phase::Onset, true),
-        Decision::Resume => (Phase::Summary, true),
-        Decision::Summary => (Phase::Summary, false),
-        Decision::Coalesce => {
-            if let Some(counters) = maps::counters() {
-                bump!(counters, kinds[kind.index()].coalesced);
-            }
-            return;
+    let watched = is_watched();
+    let tracked = if let Some(task) = found {
+        // SAFETY: the entry belongs to the current task, which is here.
+        unsafe {
+            (*task).begin_ns = here.now;
+            (*task).open = bit(kind);
+            (*task).outer = kind as u8;
+            (*task).inner = 0;
+            (*task).watched = u8::from(watched);
         }
+        true
+    } else {
+        let task = Task {
+            begin_ns: here.now,
+            memstall_at: at,
+            open: bit(kind),
+            outer: kind as u8,
+            watched: u8::from(watched),
+            ..Task::default()
+        };
+        let room = task::insert(here.tid(), &task);
+        if room && at != 0 {
+            here.shared.scopes[MEMSTALL].enter(here.now, here.cpus);
+        }
+        room
     };
-    let clock = &shared.scopes[if watched { CGROUP } else { SYSTEM }];
-    let urgent = wake && (watched || maps::scope().is_none());
-    let some = clock.some_ns(now);
-    send(
-        ctx, kind, phase, now, ids, facts, urgent, slot, some, shared,
+    let busy = if tracked {
+        let others = here.shared.scopes[SYSTEM].enter(here.now, here.cpus);
+        if watched {
+            here.shared.scopes[CGROUP].enter(here.now, here.cpus)
+        } else {
+            others
+        }
+    } else {
+        bump!(here.counters, untracked);
+        warn!(ctx, "no room to follow task {}", here.tid());
+        here.shared.scopes[SYSTEM].stalled() > 0
+    };
+    bump!(here.counters, kinds[kind.index()].seen);
+    announce(ctx, here, kind, facts, watched, busy);
+    trace(here, kind, Phase::Begin, 0, 1, facts);
+}
+
+/// The task stalls already.
+#[inline(always)]
+fn nested(here: &Here, task: *mut Task, kind: Kind, facts: Facts) {
+    // SAFETY: the entry belongs to the current task, which is here.
+    unsafe {
+        (*task).open |= bit(kind);
+        (*task).nested_ns = here.now;
+        if (*task).inner == 0 {
+            (*task).inner = kind as u8;
+        }
+    }
+    bump!(here.counters, kinds[kind.index()].nested);
+    trace(here, kind, Phase::Begin, 0, 0, facts);
+}
+
+/// One kind of the task's stall is over, perhaps the stall itself.
+#[inline(always)]
+fn close(here: &Here, at: *mut Task, task: &Task, kind: Kind, facts: Facts) {
+    let left = task.open & !bit(kind);
+    // SAFETY: the entry belongs to the current task, which is here.
+    unsafe { (*at).open = left };
+    if left != 0 {
+        let since = if task.outer == kind as u8 {
+            task.begin_ns
+        } else {
+            task.nested_ns
+        };
+        let stall = here.now.saturating_sub(since);
+        trace(here, kind, Phase::End, stall, 0, facts);
+        return;
+    }
+    let stall = here.now.saturating_sub(task.begin_ns);
+    let settled = task.settle();
+    if settled < Kind::SLOTS {
+        bump!(@by here.counters, stall, kinds[settled].stall_ns);
+        bump!(here.counters, kinds[settled].settled);
+    }
+    task.leave(here);
+    let detail = if task.outer == Kind::Memstall as u8 {
+        settled as u64
+    } else {
+        facts.detail
+    };
+    let facts = Facts { detail, ..facts };
+    trace(here, kind, Phase::End, stall, 1, facts);
+}
+
+#[inline(always)]
+fn orphan<C: EbpfContext>(ctx: &C, here: &Here, kind: Kind) {
+    bump!(here.counters, orphan_ends);
+    debug!(
+        ctx,
+        "end of kind {} without a begin, task {}",
+        kind as u16,
+        here.tid()
     );
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
-)]
 #[inline(always)]
-fn send<C: EbpfContext>(
-    ctx: &C,
-    kind: Kind,
-    phase: Phase,
-    now: u64,
-    ids: u64,
-    facts: Facts,
-    urgent: bool,
-    slot: &Slot,
-    some_ns: u64,
-    shared: &'static Shared,
-) {
-    let Some(counters) = maps::counters() else {
-        return;
-    };
-    let pending: Pending = slot.pending(some_ns);
-    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
-        bump!(counters, kinds[kind.index()].dropped);
-        warn!(ctx, "ring buffer full, kind {} dropped", kind as u16);
-        return;
-    };
-    let event = event(
-        kind,
-        phase,
-        now,
-        pending.some_ns,
-        pending.count,
-        ids,
-        Facts {
-            pages: pending.pages,
-            ..facts
-        },
-        shared,
-    );
-    entry.write(event);
-    slot.told(&pending);
-    bump!(counters, kinds[kind.index()].delivered);
-    let wake = urgent || EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= maps::events_full();
-    if wake {
-        bump!(counters, wakeups);
-    }
-    entry.submit(wakeup_flag(wake));
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
-)]
-#[inline(always)]
-fn trace(
-    kind: Kind,
-    phase: Phase,
-    now: u64,
-    stall_ns: u64,
-    count: u64,
-    ids: u64,
-    facts: Facts,
-    shared: &'static Shared,
-) {
-    if !maps::tracing() {
-        return;
-    }
-    let Some(counters) = maps::counters() else {
-        return;
-    };
-    let ring: &RingBuf = &TRACE;
-    let Some(mut entry) = ring.reserve::<Event>(0) else {
-        bump!(counters, trace_dropped);
-        return;
-    };
-    entry.write(event(kind, phase, now, stall_ns, count, ids, facts, shared));
-    bump!(counters, trace_delivered);
-    let full = ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= maps::trace_full();
-    entry.submit(wakeup_flag(full));
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined into each program; a struct would cross the BPF stack of 512 bytes"
-)]
-#[inline(always)]
-fn event(
-    kind: Kind,
-    phase: Phase,
-    now: u64,
-    stall_ns: u64,
-    count: u64,
-    ids: u64,
-    facts: Facts,
-    shared: &'static Shared,
-) -> Event {
-    Event {
-        ts_ns: now,
-        stall_ns,
-        count,
-        pages: facts.pages,
-        cgroup_id: cgroup_id(),
-        tgid: (ids >> 32) as u32,
-        tid: tid_of(ids),
-        // SAFETY: a helper without arguments.
-        cpu: unsafe { bpf_get_smp_processor_id() },
-        stalled_now: (shared.scopes[SYSTEM].stalled() & 0xffff_ffff) as u32,
-        order: facts.order,
-        node: facts.node,
-        kind: kind as u16,
-        phase: phase as u16,
-        _pad: 0,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-        detail: facts.detail,
-    }
+const fn bit(kind: Kind) -> u32 {
+    1 << kind as u32
 }
 
 #[inline(always)]
@@ -411,28 +395,9 @@ fn is_watched() -> bool {
     }
 }
 
+/// The task's cgroup, v2.
 #[inline(always)]
-fn cgroup_id() -> u64 {
+pub fn cgroup_id() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_get_current_cgroup_id() }
-}
-
-#[inline(always)]
-fn now_ns() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
-}
-
-#[inline(always)]
-const fn tid_of(pid_tgid: u64) -> u32 {
-    (pid_tgid & 0xffff_ffff) as u32
-}
-
-#[inline(always)]
-const fn wakeup_flag(wake: bool) -> u64 {
-    if wake {
-        BPF_RB_FORCE_WAKEUP as u64
-    } else {
-        BPF_RB_NO_WAKEUP as u64
-    }
 }

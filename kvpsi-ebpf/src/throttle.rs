@@ -3,7 +3,10 @@
 //! Hooks `trace_mm_vmscan_throttled` in `mm/vmscan.c` (5.16), which fires when
 //! the sleep is over and tells how long it was.
 
-use crate::stall::{Facts, background, is_background, lump};
+use crate::{
+    plausible,
+    stall::{Facts, background, is_background, lump},
+};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
 
@@ -14,13 +17,12 @@ pub fn throttled(ctx: RawTracePointContext) -> i32 {
         background();
         return 0;
     }
-    let slept_us: u32 = ctx.arg(2);
-    let reason: u32 = ctx.arg(3);
+    let slept_us = plausible::sleep_us(ctx.arg(2));
     let facts = Facts {
-        node: ctx.arg(0),
-        detail: u64::from(reason),
+        node: plausible::node(ctx.arg(0)),
+        detail: plausible::reason(ctx.arg(3)),
         ..Facts::NONE
     };
-    lump(&ctx, Kind::Throttled, u64::from(slept_us) * 1000, facts);
+    lump(&ctx, Kind::Throttled, slept_us * 1000, facts);
     0
 }

@@ -7,7 +7,7 @@
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::utils::barrier_pool;
 use candle_core::{Device, Module, Result, Tensor};
-use kvpsi::model::linear::{Isa, Linear, forward_all};
+use kvpsi::model::linear::{Isa, Linear, QuantizedRows, products_into};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,9 +126,11 @@ fn main() -> Result<()> {
             }
             let x = Tensor::randn(0f32, 1.0, (m, k), &Device::Cpu)?;
             let runs = if m == 1 { runs * 40 } else { runs };
+            let (values, mut out) = (x.flatten_all()?.to_vec1::<f32>()?, vec![0.0; m * n]);
+            let mut acts = QuantizedRows::with_room(m * k);
             let (ours, candle) = race(
                 runs,
-                || pair.ours.forward(&x).map(drop),
+                || products_into([&pair.ours], &values, m, &mut acts, [&mut out]),
                 || pair.candle.forward(&x).map(drop),
             )?;
             println!(
@@ -166,16 +168,26 @@ fn whole_model(runs: usize) -> Result<()> {
         let x = Tensor::randn(0f32, 1.0, (m, 576), &Device::Cpu)?;
         let wide = Tensor::randn(0f32, 1.0, (m, 1536), &Device::Cpu)?;
         let last = x.narrow(0, m - 1, 1)?;
+        let [of_x, of_wide, of_last] =
+            [&x, &wide, &last].map(|t| t.flatten_all()?.to_vec1::<f32>());
+        let (of_x, of_wide, of_last) = (of_x?, of_wide?, of_last?);
+        let mut acts = QuantizedRows::with_room(m * 1536);
+        let out = |n: usize| vec![0f32; m * n];
+        let (mut a, mut b, mut c) = (out(1536), out(1536), out(192));
+        let mut logits = vec![0.0; 49152];
         let (ours, candle) = race(
             if m == 1 { runs * 4 } else { runs },
             || {
                 for [q, k, v, o, gate, up, down] in &layers {
-                    forward_all([&q.ours, &k.ours, &v.ours], &x)?;
-                    o.ours.forward(&x)?;
-                    forward_all([&gate.ours, &up.ours], &x)?;
-                    down.ours.forward(&wide)?;
+                    let (a_, b_) = (&mut a[..m * 576], &mut b[..m * 192]);
+                    let qkv = [&q.ours, &k.ours, &v.ours];
+                    products_into(qkv, &of_x, m, &mut acts, [&mut *a_, b_, &mut c])?;
+                    products_into([&o.ours], &of_x, m, &mut acts, [&mut *a_])?;
+                    let both = [&gate.ours, &up.ours];
+                    products_into(both, &of_x, m, &mut acts, [&mut a, &mut b])?;
+                    products_into([&down.ours], &of_wide, m, &mut acts, [&mut a[..m * 576]])?;
                 }
-                head.ours.forward(&last).map(drop)
+                products_into([&head.ours], &of_last, 1, &mut acts, [&mut logits])
             },
             || {
                 for [q, k, v, o, gate, up, down] in &layers {

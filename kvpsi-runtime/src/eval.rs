@@ -9,17 +9,44 @@
 
 use crate::{
     attention::RowSpan,
-    engine::EngineError,
-    kv::{KvPool, PoolConfig, SeqId},
-    model::decoder::Decoder,
+    kv::{KvError, KvPool, KvType, PoolConfig, SeqId},
+    model::{
+        decoder::Decoder,
+        step::{MOST_ROWS, Step},
+    },
 };
-use candle_core::Tensor;
-use std::{ops::ControlFlow, sync::Arc};
+use std::ops::ControlFlow;
 
 /// Rows of one forward pass.
 const BATCH: usize = 512;
-/// Rows whose logits are held at once.
-const LOGITS: usize = 32;
+/// Why a text could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// A chunk that the model cannot have.
+    #[error("--ctx {asked}: chunks of this model have 4 to {trained} tokens")]
+    Context {
+        /// What was asked for.
+        asked: usize,
+        /// Tokens that the model was trained for.
+        trained: usize,
+    },
+    /// Not one chunk.
+    #[error(
+        "the text has {tokens} tokens, fewer than a chunk of {context}: give more, or a smaller --ctx"
+    )]
+    TooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a chunk.
+        context: usize,
+    },
+    /// The KV pool.
+    #[error("KV pool: {0}")]
+    Kv(#[from] KvError),
+    /// A tensor operation failed.
+    #[error("model step: {0}")]
+    Step(#[from] candle_core::Error),
+}
 
 /// The sum so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -101,31 +128,33 @@ pub fn perplexity(
     decoder: &Decoder,
     tokens: &[u32],
     context: usize,
+    kv_type: KvType,
     start: Option<u32>,
     tell: &mut dyn FnMut(&Score) -> ControlFlow<()>,
-) -> Result<Score, EngineError> {
+) -> Result<Score, EvalError> {
     let trained = decoder.config().context;
     if !(4..=trained).contains(&context) {
         let asked = context;
-        return Err(EngineError::Context { asked, trained });
+        return Err(EvalError::Context { asked, trained });
     }
     if tokens.len() < context {
-        return Err(EngineError::TextTooShort {
+        return Err(EvalError::TooShort {
             tokens: tokens.len(),
             context,
         });
     }
     let pool = KvPool::new(PoolConfig {
-        shape: decoder.kv_shape(),
+        shape: decoder.kv_shape(kv_type),
         capacity_tokens: context,
         max_sequences: 1,
         sink_tokens: 0,
         recent_tokens: context,
     })?;
+    let mut step = Step::new(decoder, &pool, MOST_ROWS)?;
     let mut score = Score::default();
     for chunk in chunks(tokens, context, start) {
         let seq = pool.open()?;
-        let done = one_chunk(decoder, &pool, seq, &chunk, &mut score);
+        let done = one_chunk(decoder, &pool, &mut step, seq, &chunk, &mut score);
         pool.close(seq);
         done?;
         score.chunks += 1;
@@ -138,11 +167,12 @@ pub fn perplexity(
 
 fn one_chunk(
     decoder: &Decoder,
-    pool: &Arc<KvPool>,
+    pool: &KvPool,
+    step: &mut Step,
     seq: SeqId,
     chunk: &[u32],
     score: &mut Score,
-) -> Result<(), EngineError> {
+) -> Result<(), EvalError> {
     let scored = first_scored(chunk.len())..chunk.len() - 1;
     for tokens in chunk.chunks(BATCH) {
         let at = pool.append(seq, tokens.len())?;
@@ -151,27 +181,13 @@ fn one_chunk(
             first_pos: at.start,
             rows: tokens.len(),
         };
-        let rows = scored.start.max(at.start)..scored.end.min(at.end);
-        let mut wanted: Vec<u32> = (0u32..)
-            .take(tokens.len())
-            .filter(|i| rows.contains(&(at.start + *i as usize)))
-            .collect();
-        let none = wanted.is_empty();
-        if none {
-            // The keys and values are wanted all the same.
-            wanted.push(0);
-        }
-        let hidden = decoder.hidden(tokens, [span].into(), pool, &wanted)?;
-        if none {
-            continue;
-        }
-        for part in (0..wanted.len()).step_by(LOGITS) {
-            let some = hidden.narrow(0, part, LOGITS.min(wanted.len() - part))?;
-            let logits: Tensor = decoder.logits(&some)?;
-            for (i, logits) in logits.to_vec2::<f32>()?.iter().enumerate() {
-                score.add(logits, chunk[rows.start + part + i + 1]);
-            }
-        }
+        // Perhaps none: the keys and values are wanted all the same.
+        let from = scored.start.clamp(at.start, at.end);
+        let until = scored.end.clamp(from, at.end);
+        let wanted = from - at.start..until - at.start;
+        decoder.step_through(tokens, span, pool, step, wanted, &mut |row, logits| {
+            score.add(logits, chunk[at.start + row + 1]);
+        })?;
     }
     Ok(())
 }

@@ -5,15 +5,22 @@
 //! [`model`] <- [`engine`] <- [`cli`]. `signal` knows nothing of KV blocks,
 //! `kv` nothing of pressure; [`control`] alone knows both.
 
+#[cfg(feature = "llm")]
 pub mod attention;
+#[cfg(feature = "llm")]
 pub mod cli;
 pub mod clock;
 pub mod control;
+#[cfg(feature = "llm")]
 pub mod crew;
+#[cfg(feature = "llm")]
 pub mod engine;
+#[cfg(feature = "llm")]
 pub mod eval;
 pub mod kv;
+#[cfg(feature = "llm")]
 pub mod model;
+#[cfg(feature = "llm")]
 pub mod profile;
 pub mod signal;
 pub mod trace;

@@ -45,18 +45,27 @@ pub fn take() -> Parts {
     }
 }
 
-/// Runs `f` on the clock of `part`.
-pub(crate) fn timed<T>(part: Part, f: impl FnOnce() -> T) -> T {
-    if !ON.load(Relaxed) {
-        return f();
+/// A clock that runs until it is dropped.
+#[must_use = "the clock stops when it is dropped"]
+pub(crate) struct Running {
+    part: Part,
+    since: Option<Instant>,
+}
+
+/// Starts the clock of `part`, if anybody asked for it.
+pub(crate) fn clock(part: Part) -> Running {
+    let since = ON.load(Relaxed).then(Instant::now);
+    Running { part, since }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(since) = self.since else { return };
+        let clock = match self.part {
+            Part::Linear => &LINEAR_NS,
+            Part::Attention => &ATTENTION_NS,
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "less than 500 years")]
+        clock.fetch_add(since.elapsed().as_nanos() as u64, Relaxed);
     }
-    let start = Instant::now();
-    let value = f();
-    let clock = match part {
-        Part::Linear => &LINEAR_NS,
-        Part::Attention => &ATTENTION_NS,
-    };
-    #[expect(clippy::cast_possible_truncation, reason = "less than 500 years")]
-    clock.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
-    value
 }

@@ -51,6 +51,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
         kv_heads: 2,
         head_dim: 64,
         block_tokens: 32,
+        kind: kvpsi::kv::KvType::F16,
     };
     let pool = KvPool::new(PoolConfig {
         shape,

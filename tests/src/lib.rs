@@ -1,11 +1,24 @@
 //! What the end-to-end tests share.
 
+mod figures;
+#[cfg(feature = "llm")]
 mod model;
+#[cfg(feature = "llm")]
 pub mod ours;
+#[cfg(feature = "llm")]
 pub mod quality;
+#[cfg(feature = "llm")]
+mod requantize;
 mod skip;
 pub mod storm;
+#[cfg(feature = "llm")]
+pub mod talker;
+#[cfg(feature = "llm")]
 pub mod tiny;
 
+pub use figures::figure;
+#[cfg(feature = "llm")]
 pub use model::{kvpsi_binary, model};
-pub use skip::skip;
+#[cfg(feature = "llm")]
+pub use requantize::requantize;
+pub use skip::{emulated, skip};

@@ -6,7 +6,7 @@
 use crate::tiny::Tiny;
 use kvpsi::{
     attention::RowSpan,
-    kv::{KvPool, PoolConfig, SeqId},
+    kv::{KvPool, KvType, PoolConfig, SeqId},
     model::{decoder::Decoder, gguf::Gguf, step::Step},
 };
 use std::{path::Path, sync::Arc};
@@ -25,14 +25,14 @@ impl Ours {
     pub fn load(path: &Path, capacity_tokens: usize) -> Self {
         let decoder = Decoder::load(&Gguf::open(path).unwrap()).unwrap();
         let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(),
+            shape: decoder.kv_shape(KvType::F16),
             capacity_tokens,
             max_sequences: 2,
             sink_tokens: 4,
             recent_tokens: capacity_tokens,
         })
         .unwrap();
-        let step = Step::new(&decoder, &pool, 1);
+        let step = Step::new(&decoder, &pool, 1).unwrap();
         Self {
             decoder,
             pool,
@@ -47,6 +47,12 @@ impl Ours {
         let path = dir.path().join("tiny.gguf");
         tiny.write(&path).unwrap();
         Self::load(&path, capacity_tokens)
+    }
+
+    /// The decoder.
+    #[must_use]
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     /// Begins a sequence.
@@ -70,8 +76,8 @@ impl Ours {
         }
     }
 
-    /// The logits after `tokens`, whose place is `span`: one token takes the
-    /// decode step, more of them candle's operations.
+    /// The logits after `tokens`, whose place is `span`: decode if it is one,
+    /// else prefill.
     pub fn step(&mut self, tokens: &[u32], span: &RowSpan) -> &[f32] {
         let spans = std::slice::from_ref(span);
         self.decoder

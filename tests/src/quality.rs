@@ -1,16 +1,17 @@
 //! kvpsi's text beside candle-transformers' quantized_llama: the likelihood
 //! of a text, and greedy answers.
 
+use crate::ours::Ours;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor, quantized::gguf_file};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use kvpsi::{
-    attention::RowSpan,
     eval::{self, Score},
-    kv::{KvPool, PoolConfig, SeqId},
-    model::{decoder::Decoder, gguf::Gguf, step::Step, tokenizer::Tokenizer},
+    kv::KvType,
+    kv::SeqId,
+    model::{gguf::Gguf, tokenizer::Tokenizer},
 };
-use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc};
+use std::{fs::File, ops::ControlFlow, path::Path};
 
 /// The first two stories of The Adventures of Sherlock Holmes.
 pub const TEXT: &str = include_str!("../data/holmes.txt");
@@ -31,9 +32,7 @@ pub const PROMPTS: [&str; 10] = [
 
 /// The reference and kvpsi on the same file.
 pub struct Both {
-    decoder: Decoder,
-    pool: Arc<KvPool>,
-    step: Step,
+    ours: Ours,
     candle: ModelWeights,
     tokenizer: Tokenizer,
 }
@@ -62,23 +61,12 @@ impl Both {
     /// # Errors
     /// A file cannot be used.
     pub fn load(path: &Path, tokens_of: &Path) -> Result<Self> {
-        let decoder = Decoder::load(&Gguf::open(path)?)?;
-        let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(),
-            capacity_tokens: 1024,
-            max_sequences: 2,
-            sink_tokens: 4,
-            recent_tokens: 1024,
-        })?;
-        let step = Step::new(&decoder, &pool, 1);
         let mut file = File::open(path)?;
         let content = gguf_file::Content::read(&mut file)?;
         Ok(Self {
             candle: ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?,
             tokenizer: Tokenizer::from_gguf(&Gguf::open(tokens_of)?)?,
-            decoder,
-            pool,
-            step,
+            ours: Ours::load(path, 1024),
         })
     }
 
@@ -100,9 +88,14 @@ impl Both {
             ours: Score::default(),
             candle: Score::default(),
         };
-        all.ours = eval::perplexity(&self.decoder, tokens, context, None, &mut |_| {
-            ControlFlow::Continue(())
-        })?;
+        all.ours = eval::perplexity(
+            self.ours.decoder(),
+            tokens,
+            context,
+            KvType::F16,
+            None,
+            &mut |_| ControlFlow::Continue(()),
+        )?;
         for chunk in eval::chunks(tokens, context, None) {
             let first = eval::first_scored(context);
             let mut logits = self.candle_step(&chunk[..=first], 0)?;
@@ -122,9 +115,9 @@ impl Both {
     /// A step fails.
     pub fn greedy(&mut self, prompt: &str, most: usize) -> Result<Option<Parting>> {
         let prompt = self.tokenizer.encode(prompt, false)?;
-        let seq = self.pool.open()?;
+        let seq = self.ours.open();
         let parting = self.greedy_in(seq, &prompt, most);
-        self.pool.close(seq);
+        self.ours.close(seq);
         parting
     }
 
@@ -132,7 +125,7 @@ impl Both {
         let mut next = prompt.to_vec();
         let mut at = 0;
         for after in 0..most {
-            let ours = likeliest(self.our_step(seq, &next)?)?;
+            let ours = likeliest(&self.ours.run(seq, &next))?;
             let logits = self.candle_step(&next, at)?;
             at += next.len();
             let theirs = likeliest(&logits)?;
@@ -143,16 +136,6 @@ impl Both {
             next = vec![ours];
         }
         Ok(None)
-    }
-
-    fn our_step(&mut self, seq: SeqId, tokens: &[u32]) -> Result<&[f32]> {
-        let span = RowSpan {
-            seq,
-            first_pos: self.pool.append(seq, tokens.len())?.start,
-            rows: tokens.len(),
-        };
-        let (pool, step) = (&self.pool, &mut self.step);
-        Ok(self.decoder.step(tokens, &[span], pool, step)?)
     }
 
     fn candle_step(&mut self, tokens: &[u32], at: usize) -> Result<Vec<f32>> {

@@ -33,3 +33,10 @@ pub fn skip(name: &str, reason: impl Display) {
             .expect("KVPSI_SKIP_LOG names a file that can be appended to");
     }
 }
+
+/// This is an emulated machine, of `cargo xtask vm`: how long things take
+/// there says nothing.
+#[must_use]
+pub fn emulated() -> bool {
+    std::env::var_os("KVPSI_VM").is_some()
+}

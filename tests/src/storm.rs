@@ -36,19 +36,47 @@ impl Storm {
         length: Duration,
         pause: Duration,
     ) -> io::Result<Self> {
+        let pause = pause.as_millis().to_string();
+        Self::with(program, dir, cgroup, FILE_BYTES, "read", length, &[pause])
+    }
+
+    /// Starts one that reads a file of `bytes` (whole MiB) in no order
+    /// ([`read_anywhere`]).
+    ///
+    /// # Errors
+    /// As [`Storm::start`].
+    pub fn thrash(
+        program: &str,
+        dir: &Path,
+        cgroup: &OwnedCgroup,
+        bytes: usize,
+        length: Duration,
+    ) -> io::Result<Self> {
+        Self::with(program, dir, cgroup, bytes, "thrash", length, &[])
+    }
+
+    fn with(
+        program: &str,
+        dir: &Path,
+        cgroup: &OwnedCgroup,
+        bytes: usize,
+        word: &str,
+        length: Duration,
+        more: &[String],
+    ) -> io::Result<Self> {
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         let block = vec![7u8; 1 << 20];
-        for _ in 0..FILE_BYTES >> 20 {
+        for _ in 0..bytes >> 20 {
             file.write_all(&block)?;
         }
         file.as_file().sync_all()?;
         // The pages belong to our cgroup now; the child is to read them anew.
         rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed)?;
         let child = Command::new(program)
-            .arg("read")
+            .arg(word)
             .arg(file.path())
             .arg(length.as_millis().to_string())
-            .arg(pause.as_millis().to_string())
+            .args(more)
             .args(cgroup.procs())
             .stdin(Stdio::null())
             .spawn()?;
@@ -104,4 +132,83 @@ pub fn read_mapped(file: &Path, length: Duration, pause: Duration) -> io::Result
     }
     std::hint::black_box(sum);
     Ok(())
+}
+
+/// Writes to pages of anonymous memory in no order.
+pub fn touch_anonymous(bytes: usize, length: Duration) {
+    let mut memory = vec![0u8; bytes];
+    let start = std::time::Instant::now();
+    let mut at = Anywhere::default();
+    while start.elapsed() < length {
+        memory[at.page(bytes)] = 1;
+    }
+    std::hint::black_box(&memory);
+}
+
+/// Reads pages of a mapped file in no order, one by one: some are missed again
+/// soon after they were evicted, which is what thrashing is.
+///
+/// # Errors
+/// The file cannot be mapped.
+pub fn read_anywhere(file: &Path, length: Duration) -> io::Result<()> {
+    let file = File::open(file)?;
+    // SAFETY: nobody truncates the test's own file while it is read.
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    map.advise(memmap2::Advice::Random)?;
+    let start = std::time::Instant::now();
+    let mut at = Anywhere::default();
+    let mut sum = 0u64;
+    while start.elapsed() < length {
+        sum += u64::from(map[at.page(map.len())]);
+    }
+    std::hint::black_box(sum);
+    Ok(())
+}
+
+/// Pages in no order, the same each time (Knuth's MMIX generator).
+struct Anywhere(u64);
+
+impl Default for Anywhere {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl Anywhere {
+    fn page(&mut self, bytes: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % (bytes / 4096) * 4096
+    }
+}
+
+/// Bytes that a line of /proc/meminfo tells of, such as `MemAvailable:`.
+///
+/// # Panics
+/// There is no such line.
+#[must_use]
+pub fn meminfo(key: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").expect("/proc is mounted");
+    let kib = text
+        .lines()
+        .find_map(|l| l.strip_prefix(key)?.split_whitespace().next()?.parse().ok());
+    kib.map_or_else(|| panic!("/proc/meminfo: no {key}"), |kib: u64| kib << 10)
+}
+
+/// Fills the page cache with `bytes` of an unlinked file in `dir`, which is on
+/// a disk; they stay until memory is wanted, or the file is dropped.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn fill_page_cache(dir: &Path, bytes: u64) -> io::Result<File> {
+    let mut file = tempfile::tempfile_in(dir)?;
+    let block = vec![3u8; 1 << 20];
+    for _ in 0..bytes >> 20 {
+        file.write_all(&block)?;
+    }
+    // What is dirty cannot be dropped.
+    file.sync_all()?;
+    Ok(file)
 }

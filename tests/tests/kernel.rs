@@ -5,12 +5,12 @@ use kvpsi::control::cgroup::OwnedCgroup;
 use kvpsi::signal::{
     CgroupScope, PressureSource, SignalError, SourceConfig, SourceStats,
     ebpf::{self, EbpfSource},
-    programs::{self, Cost},
+    programs::{self, Cost, Rung},
 };
 use kvpsi::units::Bytes;
 use kvpsi_common::{Counters, Event, Kind, Phase};
 use kvpsi_tests::{
-    skip,
+    emulated, skip,
     storm::{LIMIT_BYTES, Storm},
 };
 use object::{Object, ObjectSection, ObjectSymbol};
@@ -26,7 +26,11 @@ use std::{
 
 const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
-const STORM: Duration = Duration::from_millis(1500);
+
+/// How long a storm lasts; an emulated machine on a busy host gets less done.
+fn storm_length() -> Duration {
+    Duration::from_millis(if emulated() { 6000 } else { 1500 })
+}
 
 const NO_V2: &str = "no cgroup v2 is mounted";
 
@@ -55,6 +59,9 @@ fn set_up(name: &str, change: impl FnOnce(&mut SourceConfig)) -> Option<(OwnedCg
             level: None,
             pressure: None,
         }),
+        // The tracepoints alone, which every kernel has; what comes on top is
+        // `rungs`'s to test.
+        rung: Rung::RawTp,
         ..SourceConfig::default()
     };
     change(&mut config);
@@ -103,7 +110,7 @@ fn start(cgroup: &OwnedCgroup, pause_ms: u64) -> Storm {
         PRESSURE,
         Path::new(TMP),
         cgroup,
-        STORM,
+        storm_length(),
         Duration::from_millis(pause_ms),
     )
     .expect("the child starts")
@@ -151,7 +158,9 @@ fn a_storm_in_a_cgroup_arrives_as_onset_and_summaries_and_the_books_balance() {
     assert_eq!(total.delivered, events.len() as u64);
     assert_eq!(total.dropped, 0);
     let memcg = c.of(Kind::MemcgReclaim);
-    assert!(memcg.seen > 100 && memcg.coalesced > memcg.delivered);
+    assert!(memcg.seen > 100, "{memcg:?}");
+    // Stalls of an emulated machine are further apart than an interval.
+    assert!(emulated() || memcg.coalesced > memcg.delivered);
     assert!(ours.iter().map(|e| e.count).sum::<u64>() <= memcg.seen);
 
     // Only onsets (and marks) wake; never more than one per interval of 1 ms.
@@ -272,6 +281,9 @@ fn trace_mode_sees_each_stall_begin_and_end() {
 
 #[test]
 fn each_program_costs_less_than_a_microsecond_on_average() {
+    if emulated() {
+        return skip("each_program_costs", "an emulated machine keeps no time");
+    }
     let Some((cgroup, mut source)) = set_up("each_program_costs", |_| {}) else {
         return;
     };
@@ -353,7 +365,8 @@ fn an_object_of_another_abi_is_refused_with_both_versions() {
     let at = usize::try_from(section.file_range().unwrap().0 + symbol.address()).unwrap();
     let mut other = object.to_vec();
     other[at..at + 4].copy_from_slice(&77u32.to_le_bytes());
-    let e = EbpfSource::open_object(&other, &SourceConfig::default()).expect_err("another ABI");
+    let e = EbpfSource::open_object(&other, &programs::HOOKS, &SourceConfig::default())
+        .expect_err("another ABI");
     assert!(matches!(e, SignalError::Abi { found: 77, .. }), "{e}");
     assert!(e.to_string().contains("77"));
 }

@@ -11,15 +11,12 @@
 
 use candle_core::{
     Device, Tensor,
-    quantized::{GgmlDType, QTensor, gguf_file},
+    quantized::{GgmlDType, gguf_file},
 };
 use candle_transformers::models::quantized_llama::ModelWeights;
-use kvpsi::{
-    attention::RowSpan,
-    kv::{KvPool, PoolConfig, SeqId},
-    model::{decoder::Decoder, gguf::Gguf, tokenizer::Tokenizer},
-};
-use std::{fs::File, path::Path, sync::Arc};
+use kvpsi::model::{gguf::Gguf, tokenizer::Tokenizer};
+use kvpsi_tests::ours::Ours;
+use std::{fs::File, path::Path};
 
 const TOKENS: usize = 256;
 const TEXT: &str = "The water cycle describes how water moves on, above and below the surface of \
@@ -34,40 +31,6 @@ name. One morning the bakery stayed closed, and nobody could say why. The mayor 
 doctor, the doctor sent for the priest, and the priest, who was a practical man, went round to the \
 back door and knocked. Nobody answered at first. Then a small voice asked who was there, and the \
 priest, who had not expected a child, said that he was looking for bread. The door opened a little.";
-
-struct Ours {
-    decoder: Decoder,
-    pool: Arc<KvPool>,
-}
-
-impl Ours {
-    fn load(path: &Path) -> Self {
-        let decoder = Decoder::load(&Gguf::open(path).unwrap()).unwrap();
-        let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(),
-            capacity_tokens: 1024,
-            max_sequences: 4,
-            sink_tokens: 4,
-            recent_tokens: 256,
-        })
-        .unwrap();
-        Self { decoder, pool }
-    }
-
-    fn step(&mut self, seq: SeqId, tokens: &[u32]) -> Vec<f32> {
-        let at = self.pool.append(seq, tokens.len()).unwrap();
-        let span = RowSpan {
-            seq,
-            first_pos: at.start,
-            rows: tokens.len(),
-        };
-        let logits = self
-            .decoder
-            .forward(tokens, [span].into(), &self.pool)
-            .unwrap();
-        logits.squeeze(0).unwrap().to_vec1().unwrap()
-    }
-}
 
 fn reference(path: &Path) -> ModelWeights {
     let mut file = File::open(path).unwrap();
@@ -147,26 +110,26 @@ struct Comparison {
 }
 
 fn compare(name: &str, path: &Path, tokens: &[u32]) -> Comparison {
-    let mut ours = Ours::load(path);
+    let mut ours = Ours::load(path, 1024);
     let mut theirs = reference(path);
     let mut all = Comparison {
         decode: Difference::default(),
         prefill: Difference::default(),
         noise: Difference::default(),
     };
-    let seq = ours.pool.open().unwrap();
+    let seq = ours.open();
     let mut steps = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
-        let a = ours.step(seq, &[*token]);
+        let a = ours.run(seq, &[*token]);
         let b = reference_step(&mut theirs, &[*token], i);
         all.decode.add(&a, &b);
         steps.push(b);
     }
-    ours.pool.close(seq);
+    ours.close(seq);
     for n in PREFIXES {
-        let seq = ours.pool.open().unwrap();
-        let a = ours.step(seq, &tokens[..n]);
-        ours.pool.close(seq);
+        let seq = ours.open();
+        let a = ours.run(seq, &tokens[..n]);
+        ours.close(seq);
         theirs.clear_kv_cache();
         let b = reference_step(&mut theirs, &tokens[..n], 0);
         all.prefill.add(&a, &b);
@@ -177,36 +140,6 @@ fn compare(name: &str, path: &Path, tokens: &[u32]) -> Comparison {
     all.noise
         .print(&format!("{name}, the reference against itself"));
     all
-}
-
-/// The same model with every quantized matrix widened to f16, so that both
-/// sides compute with f32 matrices and activations.
-fn widened(path: &Path, to: &Path) {
-    let mut file = File::open(path).unwrap();
-    let content = gguf_file::Content::read(&mut file).unwrap();
-    let tensors: Vec<(String, QTensor)> = content
-        .tensor_infos
-        .keys()
-        .map(|name| {
-            let t = content.tensor(&mut file, name, &Device::Cpu).unwrap();
-            let kind = match t.rank() {
-                1 => GgmlDType::F32,
-                _ => GgmlDType::F16,
-            };
-            let t = t.dequantize(&Device::Cpu).unwrap();
-            (name.clone(), QTensor::quantize(&t, kind).unwrap())
-        })
-        .collect();
-    let tensors: Vec<_> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    // Not the tokenizer: the tokens are given.
-    let metadata: Vec<_> = content
-        .metadata
-        .iter()
-        .filter(|(k, _)| !k.starts_with("tokenizer."))
-        .map(|(k, v)| (k.as_str(), v))
-        .collect();
-    let mut out = std::io::BufWriter::new(File::create(to).unwrap());
-    gguf_file::write(&mut out, &metadata, &tensors).unwrap();
 }
 
 fn tokens(path: &Path) -> Vec<u32> {
@@ -226,7 +159,8 @@ fn with_f32_matrices_only_the_rounding_of_kv_to_f16_remains() {
     };
     let dir = tempfile::tempdir().unwrap();
     let wide = dir.path().join("wide.gguf");
-    widened(&path, &wide);
+    // Widened, so that both sides compute with f32 matrices and activations.
+    kvpsi_tests::requantize(&path, GgmlDType::F16, &wide).unwrap();
     let c = compare("f32 matrices", &wide, &tokens(&path));
     // Logits reach 20 to 30; rounding K and V to 11 bits in 30 layers moves
     // them by 0.02 at most, and never past another token.

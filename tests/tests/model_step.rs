@@ -1,13 +1,13 @@
-//! The decode step on the real model: it computes what candle's operations
-//! compute, sequences of a batch do not touch each other, and it allocates
-//! nothing.
+//! Steps on the real model: many rows at once and one at a time compute the
+//! same, sequences of a batch do not touch each other, decoding allocates
+//! nothing, and the memory of a prefill goes back.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use candle_core::quantized::{GgmlDType, gguf_file::Value};
 use kvpsi::{
     attention::RowSpan,
-    kv::{KvPool, PoolConfig, SeqId},
+    kv::{KvPool, KvType, PoolConfig, SeqId},
     model::{decoder::Decoder, gguf::Gguf, step::Step},
 };
 use kvpsi_tests::{
@@ -57,14 +57,14 @@ impl Model {
         let path = kvpsi_tests::model(test)?;
         let decoder = Decoder::load(&Gguf::open(&path).unwrap()).unwrap();
         let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(),
+            shape: decoder.kv_shape(KvType::F16),
             capacity_tokens: 4096,
             max_sequences: 8,
             sink_tokens: 4,
             recent_tokens: 4096,
         })
         .unwrap();
-        let step = Step::new(&decoder, &pool, 4);
+        let step = Step::new(&decoder, &pool, 4).unwrap();
         Some(Self {
             decoder,
             pool,
@@ -87,11 +87,13 @@ impl Model {
             .step(tokens, spans, pool, &mut self.step)
             .unwrap()
     }
+}
 
-    fn forward(&self, tokens: &[u32], spans: &[RowSpan]) -> Vec<f32> {
-        let logits = self.decoder.forward(tokens, spans.into(), &self.pool);
-        logits.unwrap().flatten_all().unwrap().to_vec1().unwrap()
-    }
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size()
 }
 
 /// Tokens of no meaning, the same every time.
@@ -109,25 +111,53 @@ fn apart(a: &[f32], b: &[f32]) -> (f32, f64) {
 }
 
 #[test]
-fn a_step_gives_the_logits_of_candles_operations() {
-    let Some(mut model) = Model::load("a_step_gives_the_logits_of_candles_operations") else {
+fn many_rows_at_once_give_the_logits_of_one_at_a_time() {
+    let Some(mut model) = Model::load("many_rows_at_once_give_the_logits_of_one_at_a_time") else {
+        return;
+    };
+    let (single, whole) = (model.pool.open().unwrap(), model.pool.open().unwrap());
+    let tokens: Vec<_> = (0..96).map(token).collect();
+    let mut want = Vec::new();
+    for token in &tokens {
+        let span = model.append(single, 1);
+        want.push(model.step(&[*token], &[span]).to_vec());
+    }
+    let (mut most, mut mean, mut rows) = (0f32, 0f64, Vec::new());
+    let wanted = 5..90;
+    let span = model.append(whole, tokens.len());
+    let mut tell = |row: usize, logits: &[f32]| {
+        let (m, a) = apart(logits, &want[row]);
+        most = most.max(m);
+        mean += a / 85.0;
+        rows.push(row);
+    };
+    let (pool, step) = (&model.pool, &mut model.step);
+    model
+        .decoder
+        .step_through(&tokens, span, pool, step, wanted.clone(), &mut tell)
+        .unwrap();
+    eprintln!("max abs {most:.5}, mean abs {mean:.6}");
+    // Attention sums in another order, which turns the code of an activation
+    // now and then.
+    assert!(mean < 0.2 && most < 2.0);
+    assert!(rows.into_iter().eq(wanted));
+}
+
+#[test]
+fn the_memory_of_a_prefill_goes_with_the_next_token() {
+    let Some(mut model) = Model::load("the_memory_of_a_prefill_goes_with_the_next_token") else {
         return;
     };
     let seq = model.pool.open().unwrap();
-    let (mut most, mut mean, mut exact) = (0f32, 0f64, 0);
-    for i in 0..64 {
-        // The same row twice, over the same history.
-        let span = [model.append(seq, 1)];
-        let want = model.forward(&[token(i)], &span);
-        let (m, a) = apart(model.step(&[token(i)], &span), &want);
-        most = most.max(m);
-        mean += a / 64.0;
-        exact += usize::from(m < 1e-3);
-    }
-    eprintln!("max abs {most:.5}, mean abs {mean:.6}, {exact} of 64 within 0.001");
-    // The norms sum in another order, which turns the code of an activation
-    // now and then; where it turned none, only float noise is left.
-    assert!(mean < 0.2 && most < 2.0 && exact >= 16);
+    let tokens: Vec<_> = (0..2048).map(token).collect();
+    let span = model.append(seq, tokens.len());
+    model.step(&tokens, &[span]);
+    let before = resident();
+    let span = model.append(seq, 1);
+    model.step(&[1], &[span]);
+    let after = resident();
+    // 2048 rows of 5 KiB values.
+    assert!(after + (30 << 20) < before, "{before} -> {after}");
 }
 
 #[test]
@@ -143,7 +173,7 @@ fn sequences_of_one_step_get_the_logits_they_get_alone_in_less_time() {
         for seq in [a, b] {
             let tokens: Vec<_> = (0..5 + 20 * i).map(token).collect();
             let span = model.append(seq, tokens.len());
-            model.forward(&tokens, &[span]);
+            model.step(&tokens, &[span]);
         }
     }
     let (mut of_four, mut of_one) = (Vec::new(), Vec::new());
@@ -175,17 +205,18 @@ fn rows_of_one_sequence_may_share_a_step_too() {
     let Some(mut model) = Model::load("rows_of_one_sequence_may_share_a_step_too") else {
         return;
     };
-    let (a, b) = (model.pool.open().unwrap(), model.pool.open().unwrap());
-    let spans = [model.append(a, 2), model.append(b, 1)];
-    let tokens = [token(1), token(2), token(3)];
-    let want = model.forward(&tokens, &spans);
-    let (_, mean) = apart(model.step(&tokens, &spans), &want);
-    assert!(mean < 0.2, "{mean}");
-    // More rows than the step has memory for: candle's operations.
-    let spans = [model.append(a, 5), model.append(b, 1)];
-    let tokens: Vec<_> = (0..6).map(token).collect();
-    let want = model.forward(&tokens, &spans);
-    assert_eq!(model.step(&tokens, &spans), want);
+    let seqs = [(); 4].map(|()| model.pool.open().unwrap());
+    // As many rows as there is always memory for, then more.
+    for rows in [2, 5] {
+        let tokens: Vec<_> = (0..=rows).map(token).collect();
+        let spans = [model.append(seqs[0], rows), model.append(seqs[1], 1)];
+        let both = model.step(&tokens, &spans).to_vec();
+        let (first, second) = both.split_at(both.len() / 2);
+        let span = model.append(seqs[2], rows);
+        assert_eq!(model.step(&tokens[..rows], &[span]), first, "{rows} rows");
+        let span = model.append(seqs[3], 1);
+        assert_eq!(model.step(&tokens[rows..], &[span]), second, "{rows} rows");
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct Args {
     /// Use this GGUF instead of the default model
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Kernels of the products: scalar, avx2, avxvnni, avx512vnni [default: the best there is]
+    /// Kernels of the products: scalar, avx2, avxvnni, avx512, neon, neondot [default: the best there is]
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
     /// Leave candle-transformers out

@@ -1,5 +1,6 @@
-//! `cargo xtask lint`: formatting and clippy, for user space and eBPF.
+//! `cargo xtask lint`: formatting and clippy, for user space, arm64 and eBPF.
 
+use crate::cross::{self, TARGET as ARM64};
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{ebpf, say};
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ pub fn run(sh: &Shell) -> Result<()> {
         "cargo clippy --package kvpsi-runtime --no-default-features --all-targets -- -D warnings"
     )
     .run()?;
+    arm64(sh)?;
     let toolchain = Toolchain::find(sh)
         .context("no toolchain for the eBPF crate; `cargo xtask setup` installs one")?;
     say("$ cargo clippy --package kvpsi-ebpf, by the eBPF toolchain");
@@ -28,4 +30,14 @@ pub fn run(sh: &Shell) -> Result<()> {
         .quiet()
         .run()?;
     Ok(())
+}
+
+/// The kernels that only arm64 compiles, where cargo's own toolchain has the
+/// target.
+fn arm64(sh: &Shell) -> Result<()> {
+    if !cross::own(sh) {
+        println!("skipped: clippy_for_arm64: no library of {ARM64}: rustup target add {ARM64}");
+        return Ok(());
+    }
+    cross::clippy(sh, &["--package", "kvpsi-runtime", "--all-targets"])
 }

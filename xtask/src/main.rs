@@ -17,6 +17,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -55,10 +56,16 @@ kvpsi finds the model in the environment variable KVPSI_MODEL. The exit code is 
   cargo xtask test                      all tests, by cargo-nextest where it is installed
   cargo xtask test kv::                 those whose name contains kv::
   cargo xtask test --test kernel        one binary of the end-to-end tests
+  cargo xtask test --no-vm              all, but not on other kernels: minutes less
 
 The tests find the model in KVPSI_TEST_MODEL (kept if it is set already) and the binary in KVPSI_BIN.
+Emulation that has no time left is skipped by name: it takes 7 minutes at most, and nothing of it is begun
+after KVPSI_TEST_UNTIL, a moment in seconds since 1970, if that is set.
 A test that cannot run here says why; the list is printed last.")]
     Test {
+        /// Leave out the emulated machines (which ARGS leave out too)
+        #[arg(long)]
+        no_vm: bool,
         /// Arguments for the test runner
         #[arg(
             trailing_var_arg = true,
@@ -71,14 +78,14 @@ A test that cannot run here says why; the list is printed last.")]
     #[command(after_help = "Examples:
   cargo xtask setup            installs; says what and by which command
   cargo xtask setup --check    only says what is missing; exit code 1 if anything is
-  cargo xtask setup --cross    also what it takes to build for arm64 and test its kernels
+  cargo xtask setup --cross    also what it takes to build for arm64 and to test on emulated machines
 
 As an ordinary user it calls sudo where there is one, else it prints the commands to run as root.")]
     Setup {
         /// Report only, install nothing
         #[arg(long, conflicts_with = "cross")]
         check: bool,
-        /// Also what arm64 takes: a C compiler, Rust's library, an emulator
+        /// Also what arm64 and `vm` take: a C compiler, Rust's library, emulators
         #[arg(long)]
         cross: bool,
     },
@@ -117,6 +124,19 @@ llama-bench is measured beside it where it is on PATH.")]
         #[command(subcommand)]
         what: Bench,
     },
+    /// Run the kernel tests on other kernels, in emulated machines
+    #[command(after_help = "Examples:
+  cargo xtask vm                                        every kernel, every kernel test
+  cargo xtask vm --kernel x86_64-6.1 onset_is_read      one test on one kernel
+  cargo xtask vm --kernel x86_64-6.1 --show-output rungs::   a whole binary, with what its tests print
+  cargo xtask vm --kernel aarch64-6.1 --variant jetson  without BTF and kprobes, as on a Jetson
+  cargo xtask vm --append psi=0                         more for the kernel's command line
+  cargo xtask vm --table                                write docs/KERNELS.md: here, and every machine
+
+TEST is a part of BINARY::NAME. The test binaries are those of tests/tests that are about the kernel
+(kernel, rungs, latency), as cargo builds them for the host. A boot takes seconds; no root, no KVM is needed.
+`cargo xtask setup --cross` installs the emulators.")]
+    Vm(vm::Args),
     /// Check formatting and run clippy with warnings as errors, user space and eBPF
     Lint,
 }
@@ -146,7 +166,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
     sh.change_dir(places::root());
     match task {
         Task::Run { model, args } => run::run(sh, model.as_deref(), &args),
-        Task::Test { args } => test::run(sh, &args),
+        Task::Test { no_vm, args } => test::run(sh, &args, !no_vm),
         Task::Setup { check: true, .. } => setup::check(sh),
         Task::Setup { cross: true, .. } => setup::cross(sh),
         Task::Setup { .. } => setup::all(sh),
@@ -162,6 +182,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Quality(args),
         } => bench::quality(sh, &args),
+        Task::Vm(args) => vm::run(sh, &args),
         Task::Lint => lint::run(sh),
     }
 }

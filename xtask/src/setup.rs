@@ -8,7 +8,7 @@
 //! and crates.io, and refuses to ask for a password without a terminal.
 
 use crate::toolchain::{self, BPF_LINKER, DEBIAN_PACKAGES, LLVM, Toolchain};
-use crate::{model, places, say};
+use crate::{model, places, say, vm};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::IsTerminal;
@@ -120,7 +120,8 @@ pub fn all(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// `cargo xtask setup --cross`: what arm64 takes, besides all the rest.
+/// `cargo xtask setup --cross`: what arm64 and emulated machines take, besides
+/// all the rest.
 ///
 /// # Errors
 /// As [`all`].
@@ -128,17 +129,35 @@ pub fn cross(sh: &Shell) -> Result<()> {
     all(sh)?;
     let packages: Vec<_> = crate::cross::DEBIAN_PACKAGES
         .into_iter()
+        .chain(vm::DEBIAN_PACKAGES)
         .filter(|p| !installed(sh, p))
         .collect();
     if packages.is_empty() {
+        kernels(sh, true);
         return Ok(());
     }
-    let mut foreign = as_root(sh, &by_hand(&packages))?;
+    let hint = format!("dpkg --add-architecture arm64 && {}", by_hand(&packages));
+    let mut foreign = as_root(sh, &hint)?;
     foreign.extend(["dpkg", "--add-architecture", "arm64"].map(String::from));
     say(format_args!("$ {}", foreign.join(" ")));
     words(sh, &foreign).quiet().run()?;
     apt_update(sh)?;
-    apt_install(sh, &packages)
+    apt_install(sh, &packages)?;
+    kernels(sh, false);
+    Ok(())
+}
+
+/// The kernels of emulated machines, into kvpsi's cache folder; with one look
+/// whether newer lists of packages know them, where that may help. Without
+/// them machines are skipped by name, no more.
+fn kernels(sh: &Shell, lists_may_be_old: bool) {
+    let mut fetched = vm::kernel::fetch_all(sh);
+    if fetched.is_err() && lists_may_be_old {
+        fetched = apt_update(sh).and_then(|()| vm::kernel::fetch_all(sh));
+    }
+    if let Err(e) = fetched {
+        say(format_args!("going on without kernels to emulate: {e:#}"));
+    }
 }
 
 /// Set-up on the way to another task: quiet when nothing is missing, and

@@ -4,19 +4,20 @@
 //! KVPSI_BIN, KVPSI_SKIP_LOG. Invariant: a test that was skipped is named at
 //! the end, whatever the test runner did with its output.
 
-use crate::{cross, ebpf, model, places, say, setup};
+use crate::{cross, ebpf, model, places, say, setup, vm};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 use xshell::{Cmd, Shell, cmd};
 
 const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "kvpsi-ebpf"];
 
 /// # Errors
 /// If the set-up or the build failed, or any test did.
-pub fn run(sh: &Shell, args: &[String]) -> Result<()> {
+pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
     setup::on_the_way(sh)?;
     ebpf::build_if_possible(sh)?;
     let model = match std::env::var_os("KVPSI_TEST_MODEL") {
@@ -39,6 +40,7 @@ pub fn run(sh: &Shell, args: &[String]) -> Result<()> {
             .quiet()
             .run()
     };
+    let until = until();
     let mut failed = Vec::new();
     let mut note = |what: &str, done: xshell::Result<()>| {
         if let Err(e) = done {
@@ -52,22 +54,26 @@ pub fn run(sh: &Shell, args: &[String]) -> Result<()> {
         );
     } else {
         say("no cargo-nextest here: cargo test does it, end-to-end tests one at a time");
-        let others = ["--exclude", "kvpsi-tests", "--no-fail-fast"];
-        note(
-            "unit tests",
-            tests(cmd!(
+        // The same packages each time: others would have other features, and
+        // most of what is built would be built again.
+        let serial = |targets: &[&str]| {
+            cmd!(
                 sh,
-                "cargo test {PACKAGES...} {others...} --all-targets {args...}"
-            )),
-        );
-        let serial = cmd!(
-            sh,
-            "cargo test --package kvpsi-tests --no-fail-fast --all-targets {args...}"
-        );
-        note(
-            "end-to-end tests",
-            tests(serial.env("RUST_TEST_THREADS", "1")),
-        );
+                "cargo test {PACKAGES...} --no-fail-fast {targets...} {args...}"
+            )
+            .env("RUST_TEST_THREADS", "1")
+        };
+        if args.is_empty() {
+            let unit = ["--lib", "--bins", "--examples"];
+            let done = tests(cmd!(
+                sh,
+                "cargo test {PACKAGES...} --no-fail-fast {unit...}"
+            ));
+            note("unit tests", done);
+            note("end-to-end tests", tests(serial(&["--test", "*"])));
+        } else {
+            note("tests", tests(serial(&["--all-targets"])));
+        }
     }
     if args.is_empty() {
         note(
@@ -78,13 +84,33 @@ pub fn run(sh: &Shell, args: &[String]) -> Result<()> {
 
     if args.is_empty() {
         match cross::missing(sh, true) {
-            None => {
-                if let Err(e) = cross::test(sh) {
-                    failed.push(format!("arm64: {e:#}"));
-                }
+            None if until.is_some_and(|u| u < Instant::now()) => {
+                skip(&skipped, "kernels_for_arm64: no time left for it here")?;
             }
+            None => match cross::test(sh) {
+                Ok(left_out) => {
+                    for what in left_out {
+                        skip(&skipped, &what)?;
+                    }
+                }
+                Err(e) => failed.push(format!("arm64: {e:#}")),
+            },
             Some(why) => skip(&skipped, &format!("kernels_for_arm64: {why}"))?,
         }
+    }
+
+    if args.is_empty() && machines {
+        match vm::all(sh, until) {
+            Ok(account) => {
+                failed.extend(account.failed);
+                for line in &account.skipped {
+                    skip(&skipped, line)?;
+                }
+            }
+            Err(e) => failed.push(format!("other kernels: {e:#}")),
+        }
+    } else if args.is_empty() {
+        skip(&skipped, "kernel tests on other kernels: --no-vm")?;
     }
 
     let account = fs::read_to_string(&skipped).unwrap_or_default();
@@ -102,6 +128,15 @@ pub fn run(sh: &Shell, args: &[String]) -> Result<()> {
     } else {
         bail!("{}", failed.join("; "))
     }
+}
+
+/// When emulation must be over: a moment that KVPSI_TEST_UNTIL names in seconds
+/// since 1970, by which a continuous integration must have its verdict.
+fn until() -> Option<Instant> {
+    let seconds = std::env::var("KVPSI_TEST_UNTIL").ok()?.parse().ok()?;
+    let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let left = moment.duration_since(SystemTime::now()).unwrap_or_default();
+    Some(Instant::now() + left)
 }
 
 /// As a test does it.

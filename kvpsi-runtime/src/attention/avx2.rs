@@ -1,4 +1,4 @@
-//! Attention kernels for AVX2 with FMA and F16C: over f16, and the softmax. The
+//! Attention kernels for AVX2 with FMA and F16C: over blocks' codes, and the softmax. The
 //! ones for tiles of f32 are in `avx2_tile`. Shapes as in `kernels`, which
 //! checked them; head sizes and matrix widths are multiples of 8.
 //!
@@ -11,7 +11,9 @@
     reason = "indices name registers of several arrays at once"
 )]
 
+use super::coded::{Q8, Source};
 use super::kernels::LANES;
+use crate::kv::GROUP;
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -32,26 +34,48 @@ fn together(left: usize) -> usize {
     }
 }
 
-/// Eight f16 values, widened.
-///
-/// # Safety
-/// `at` has eight values.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn load16(at: *const f16) -> __m256 {
-    // SAFETY: the caller's promise; f16 is 16 bits wide.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
+/// What is read eight values at a time.
+pub(super) trait Eights: Source {
+    /// Eight values, widened.
+    ///
+    /// # Safety
+    /// Features present; there are eight from `at`, a multiple of 8.
+    unsafe fn eight(self, at: usize) -> __m256;
 }
 
-/// Asks for the cache lines of `values[at..at + len]`, as far as they exist.
+// The methods have no `target_feature`, which `inline(always)` excludes: they
+// become part of kernels that have it.
+impl Eights for &[f16] {
+    #[inline(always)]
+    unsafe fn eight(self, at: usize) -> __m256 {
+        // SAFETY: the caller's promise; f16 is 16 bits wide.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(self.as_ptr().add(at).cast())) }
+    }
+}
+
+impl Eights for Q8<'_> {
+    #[inline(always)]
+    unsafe fn eight(self, at: usize) -> __m256 {
+        // SAFETY: the caller's promise; eight values from a multiple of 8 have
+        // one scale.
+        unsafe {
+            let codes = _mm_loadl_epi64(self.codes.as_ptr().add(at).cast());
+            let scale = self.scales.as_ptr().add(at / GROUP).cast::<i16>();
+            let scale = _mm256_cvtph_ps(_mm_set1_epi16(scale.read()));
+            _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale)
+        }
+    }
+}
+
+/// Asks for the cache lines of `bytes[at..at + len]`, as far as they exist.
 /// The processor's own prefetch stops at pages, and one head's part of a block
 /// is about a page.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fetch(values: &[f16], at: usize, len: usize) {
-    for line in (at..values.len().min(at + len)).step_by(32) {
-        // SAFETY: within `values`; a prefetch reads nothing anyway.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().add(line).cast()) };
+fn fetch(bytes: &[u8], at: usize, len: usize) {
+    for line in (at..bytes.len().min(at + len)).step_by(64) {
+        // SAFETY: within `bytes`; a prefetch reads nothing anyway.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().add(line).cast()) };
     }
 }
 
@@ -123,13 +147,13 @@ fn first(n: usize) -> __m256i {
 /// # Safety
 /// Features present; shapes as `kernels::scores` asserts.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn scores(
+pub(super) unsafe fn scores<S: Eights>(
     q: &[f32],
-    k: &[f16],
+    k: S,
     d: usize,
     out: &mut [f32],
     stride: usize,
-    mut next: &[f16],
+    mut next: &[u8],
 ) {
     let queries = q.len() / d;
     let mut i = 0;
@@ -140,10 +164,10 @@ pub(super) unsafe fn scores(
         // are left; `stride` is at least the tokens of `k`.
         unsafe {
             match n {
-                1 => scores_of::<1>(q, k, d, out, stride, next),
-                2 => scores_of::<2>(q, k, d, out, stride, next),
-                3 => scores_of::<3>(q, k, d, out, stride, next),
-                _ => scores_of::<4>(q, k, d, out, stride, next),
+                1 => scores_of::<1, S>(q, k, d, out, stride, next),
+                2 => scores_of::<2, S>(q, k, d, out, stride, next),
+                3 => scores_of::<3, S>(q, k, d, out, stride, next),
+                _ => scores_of::<4, S>(q, k, d, out, stride, next),
             }
         }
         i += n;
@@ -155,13 +179,13 @@ pub(super) unsafe fn scores(
 /// `q` has `H` rows of `d`, `out` `H` rows of `stride`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn scores_of<const H: usize>(
+unsafe fn scores_of<const H: usize, S: Eights>(
     q: &[f32],
-    k: &[f16],
+    k: S,
     d: usize,
     out: &mut [f32],
     stride: usize,
-    next: &[f16],
+    next: &[u8],
 ) {
     let tokens = k.len() / d;
     let mut t = 0;
@@ -171,8 +195,7 @@ unsafe fn scores_of<const H: usize>(
     unsafe {
         let (q, out) = (q.as_ptr(), out.as_mut_ptr());
         while t + 4 <= tokens {
-            fetch(next, t * d, 4 * d);
-            let k = k.as_ptr().add(t * d);
+            fetch(next, S::BYTES * t * d, S::BYTES * 4 * d);
             let mut acc = [[_mm256_setzero_ps(); 4]; H];
             let mut c = 0;
             while c < d {
@@ -181,7 +204,7 @@ unsafe fn scores_of<const H: usize>(
                     query[h] = _mm256_loadu_ps(q.add(h * d + c));
                 }
                 for j in 0..4 {
-                    let key = load16(k.add(j * d + c));
+                    let key = k.eight((t + j) * d + c);
                     for h in 0..H {
                         acc[h][j] = _mm256_fmadd_ps(query[h], key, acc[h][j]);
                     }
@@ -194,11 +217,10 @@ unsafe fn scores_of<const H: usize>(
             t += 4;
         }
         while t < tokens {
-            let k = k.as_ptr().add(t * d);
             let mut acc = [_mm256_setzero_ps(); H];
             let mut c = 0;
             while c < d {
-                let key = load16(k.add(c));
+                let key = k.eight(t * d + c);
                 for (h, acc) in acc.iter_mut().enumerate() {
                     *acc = _mm256_fmadd_ps(_mm256_loadu_ps(q.add(h * d + c)), key, *acc);
                 }
@@ -215,14 +237,14 @@ unsafe fn scores_of<const H: usize>(
 /// # Safety
 /// Features present; shapes as `kernels::weigh` asserts.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn weigh(
+pub(super) unsafe fn weigh<S: Eights>(
     p: &[f32],
     stride: usize,
-    v: &[f16],
+    v: S,
     d: usize,
     keep: &[f32],
     acc: &mut [f32],
-    mut next: &[f16],
+    mut next: &[u8],
 ) {
     let queries = acc.len() / d;
     let mut i = 0;
@@ -232,12 +254,12 @@ pub(super) unsafe fn weigh(
         // SAFETY: `n` rows of each are left.
         unsafe {
             match n {
-                1 => weigh_of::<1>(p, stride, v, d, keep, acc, next),
-                2 => weigh_of::<2>(p, stride, v, d, keep, acc, next),
-                3 => weigh_of::<3>(p, stride, v, d, keep, acc, next),
+                1 => weigh_of::<1, S>(p, stride, v, d, keep, acc, next),
+                2 => weigh_of::<2, S>(p, stride, v, d, keep, acc, next),
+                3 => weigh_of::<3, S>(p, stride, v, d, keep, acc, next),
                 _ => {
-                    weigh_of::<2>(p, stride, v, d, keep, acc, next);
-                    weigh_of::<2>(
+                    weigh_of::<2, S>(p, stride, v, d, keep, acc, next);
+                    weigh_of::<2, S>(
                         &p[2 * stride..],
                         stride,
                         v,
@@ -258,14 +280,14 @@ pub(super) unsafe fn weigh(
 /// `H` rows of `p`, `keep` and `acc`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn weigh_of<const H: usize>(
+unsafe fn weigh_of<const H: usize, S: Eights>(
     p: &[f32],
     stride: usize,
-    v: &[f16],
+    v: S,
     d: usize,
     keep: &[f32],
     acc: &mut [f32],
-    next: &[f16],
+    next: &[u8],
 ) {
     let (mut c, mut next) = (0, next);
     while c < d {
@@ -273,15 +295,15 @@ unsafe fn weigh_of<const H: usize>(
         unsafe {
             match d - c {
                 32.. => {
-                    weigh_columns::<H, 4>(p, stride, v, d, c, keep, acc, next);
+                    weigh_columns::<H, 4, S>(p, stride, v, d, c, keep, acc, next);
                     c += 32;
                 }
                 16.. => {
-                    weigh_columns::<H, 2>(p, stride, v, d, c, keep, acc, next);
+                    weigh_columns::<H, 2, S>(p, stride, v, d, c, keep, acc, next);
                     c += 16;
                 }
                 _ => {
-                    weigh_columns::<H, 1>(p, stride, v, d, c, keep, acc, next);
+                    weigh_columns::<H, 1, S>(p, stride, v, d, c, keep, acc, next);
                     c += 8;
                 }
             }
@@ -295,31 +317,31 @@ unsafe fn weigh_of<const H: usize>(
 #[expect(clippy::too_many_arguments, reason = "matrices and where in them")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn weigh_columns<const H: usize, const N: usize>(
+unsafe fn weigh_columns<const H: usize, const N: usize, S: Eights>(
     p: &[f32],
     stride: usize,
-    v: &[f16],
+    v: S,
     d: usize,
     c: usize,
     keep: &[f32],
     acc: &mut [f32],
-    next: &[f16],
+    next: &[u8],
 ) {
     let tokens = v.len() / d;
     // SAFETY: columns `c..c + 8 * N` of `tokens` rows of `v` and `H` rows of
     // `acc`; `tokens <= stride` weights of `H` rows of `p`.
     unsafe {
-        let (p, v) = (p.as_ptr(), v.as_ptr().add(c));
+        let p = p.as_ptr();
         let acc = acc.as_mut_ptr().add(c);
         let mut sums = [[_mm256_setzero_ps(); N]; H];
         for t in 0..tokens {
-            fetch(next, t * d, d);
+            fetch(next, S::BYTES * t * d, S::BYTES * d);
             let mut weight = [_mm256_setzero_ps(); H];
             for h in 0..H {
                 weight[h] = _mm256_broadcast_ss(&*p.add(h * stride + t));
             }
             for j in 0..N {
-                let value = load16(v.add(t * d + j * LANES));
+                let value = v.eight(t * d + c + j * LANES);
                 for h in 0..H {
                     sums[h][j] = _mm256_fmadd_ps(weight[h], value, sums[h][j]);
                 }

@@ -3,27 +3,28 @@
 //! of 8. The matrix product keeps 3 x 32 sums in registers, which hides the
 //! latency of FMA.
 
-use super::avx2::load16;
+use super::avx2::Eights;
 use super::kernels::{LANES, Rows, padded};
-use half::f16;
 use std::arch::x86_64::*;
 
 /// # Safety
 /// Features present; `out` at least as long as `v`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn widen(v: &[f16], out: &mut [f32]) {
+pub(super) unsafe fn widen(v: impl Eights, out: &mut [f32]) {
     let whole = v.len() / LANES * LANES;
     for i in (0..whole).step_by(LANES) {
         // SAFETY: eight values from `i` lie in both.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(i), load16(v.as_ptr().add(i))) };
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(i), v.eight(i)) };
     }
-    super::scalar::widen(&v[whole..], &mut out[whole..]);
+    for (i, o) in out.iter_mut().enumerate().take(v.len()).skip(whole) {
+        *o = v.value(i);
+    }
 }
 
 /// # Safety
 /// Features present; shapes as `kernels::widen_transposed` asserts.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn widen_transposed(k: &[f16], d: usize, out: &mut [f32]) {
+pub(super) unsafe fn widen_transposed(k: impl Eights, d: usize, out: &mut [f32]) {
     let tokens = k.len() / d;
     let columns = padded(tokens);
     for t in (0..tokens).step_by(LANES) {
@@ -31,7 +32,7 @@ pub(super) unsafe fn widen_transposed(k: &[f16], d: usize, out: &mut [f32]) {
             let mut rows = [_mm256_setzero_ps(); LANES];
             for (j, row) in rows.iter_mut().enumerate().take(tokens - t) {
                 // SAFETY: row `t + j < tokens`, columns `c..c + 8` within `d`.
-                *row = unsafe { load16(k.as_ptr().add((t + j) * d + c)) };
+                *row = unsafe { k.eight((t + j) * d + c) };
             }
             for (j, row) in transpose(rows).into_iter().enumerate() {
                 // SAFETY: `out` has `d` rows of `columns`, a multiple of 8.
@@ -134,14 +135,16 @@ unsafe fn tile<const M: usize, const N: usize>(
         let c = c.as_mut_ptr().add(i * n + j);
         let mut acc = [[_mm256_setzero_ps(); N]; M];
         for t in 0..k {
-            let mut row = [_mm256_setzero_ps(); N];
-            for (y, row) in row.iter_mut().enumerate() {
-                *row = _mm256_loadu_ps(right.add(t * b.stride + y * LANES));
+            // M factors and one vector at a time: 16 registers hold no more
+            // beside 12 sums.
+            let mut factors = [_mm256_setzero_ps(); M];
+            for (x, factor) in factors.iter_mut().enumerate() {
+                *factor = _mm256_broadcast_ss(&*left.add(x * a.stride + t));
             }
-            for (x, acc) in acc.iter_mut().enumerate() {
-                let factor = _mm256_broadcast_ss(&*left.add(x * a.stride + t));
-                for y in 0..N {
-                    acc[y] = _mm256_fmadd_ps(factor, row[y], acc[y]);
+            for y in 0..N {
+                let row = _mm256_loadu_ps(right.add(t * b.stride + y * LANES));
+                for (acc, factor) in acc.iter_mut().zip(factors) {
+                    acc[y] = _mm256_fmadd_ps(factor, row, acc[y]);
                 }
             }
         }

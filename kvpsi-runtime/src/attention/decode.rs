@@ -1,4 +1,4 @@
-//! Few query rows: keys and values are read once, straight from f16, for all
+//! Few query rows: keys and values are read once, straight from their codes, for all
 //! query heads of the KV head. Memory decides the speed.
 
 use super::job::{Job, Partial, Scratch, at_least};
@@ -17,7 +17,7 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
     let at = at_least(&mut scratch.at, job.vectors() * blocks);
     for (b, block) in job.blocks.iter().enumerate() {
         let next = match job.blocks.get(b + 1) {
-            Some(next) => job.keys_values(next, 0..next.tokens).0,
+            Some(next) => job.keys_values(next, 0..next.tokens).0.bytes(),
             None => &[],
         };
         for row in 0..job.rows {
@@ -29,7 +29,7 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
             let (k, v) = job.keys_values(block, tokens);
             let first = row * group;
             let q = &scratch.q[first * d..][..group * d];
-            scores(job.isa, q, k, d, weights, stride, v);
+            scores(job.isa, q, k, d, weights, stride, v.bytes());
             for (g, weights) in weights.chunks_exact_mut(stride).enumerate() {
                 let vector = first + g;
                 let (max, sum) = softmax_step(job.isa, &mut weights[..n], out.max[vector]);

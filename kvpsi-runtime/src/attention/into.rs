@@ -1,5 +1,4 @@
-//! Attention over slices, written into memory that the caller keeps: what the
-//! candle operation and the decode step both call.
+//! Attention of the rows of a batch, written into memory that the caller keeps.
 //!
 //! Invariant: a call asks for no memory once [`AttnMemory`] and the threads' own
 //! scratch are as large as the context at hand wants; they grow by doubling.
@@ -8,7 +7,7 @@ use super::kernels::Isa;
 use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};
 use crate::kv::{BlockView, KvPool};
-use crate::profile::{Part, timed};
+use crate::profile::{Part, clock};
 use candle_core::{Result, bail};
 
 /// Queries `[rows, heads * head_dim]`, keys and values `[rows, kv_heads *
@@ -50,10 +49,16 @@ impl AttnMemory {
     }
 }
 
-/// [`super::attend`] on slices; `out` is shaped as the queries.
+/// Stores keys and values of the rows, and attends causally over every live
+/// block of each row's sequence; `out` is shaped as the queries.
+///
+/// A row at position p sees keys at positions up to p, of a sliding window the
+/// last ones. Blocks are guarded against trims for the call. The pool gets,
+/// per block, the probability that fell on it, summed over rows and heads.
 ///
 /// # Errors
-/// As [`super::attend`].
+/// Lengths that do not agree with each other or with the pool, positions the
+/// pool has not handed out.
 pub fn attend_into(
     qkv: Qkv<'_>,
     pool: &KvPool,
@@ -76,22 +81,7 @@ pub fn attend_into(
             bail!("attention: {name} has {len} values, expected [{total}, {width}]");
         }
     }
-    timed(Part::Attention, || {
-        store_and_attend(&qkv, pool, layer, rows, cfg, memory, out);
-    });
-    Ok(())
-}
-
-/// [`attend_into`] once everything fits.
-fn store_and_attend(
-    qkv: &Qkv<'_>,
-    pool: &KvPool,
-    layer: usize,
-    rows: &[RowSpan],
-    cfg: AttnConfig,
-    memory: &mut AttnMemory,
-    out: &mut [f32],
-) {
+    let _clock = clock(Part::Attention);
     let AttnMemory {
         views,
         of_span,
@@ -131,10 +121,11 @@ fn store_and_attend(
         pool.add_mass(rows[span].seq, views[view].index, mass);
     });
     drop(guard);
+    Ok(())
 }
 
 /// Whether a layer's heads and rows fit the pool.
-pub(super) fn check(pool: &KvPool, layer: usize, rows: &[RowSpan], cfg: &AttnConfig) -> Result<()> {
+fn check(pool: &KvPool, layer: usize, rows: &[RowSpan], cfg: &AttnConfig) -> Result<()> {
     let AttnConfig {
         heads,
         kv_heads,

@@ -7,9 +7,9 @@
 //! head; a job has `rows * group` of them, heads of a row side by side.
 
 use super::AttnConfig;
+use super::coded::Coded;
 use super::kernels::Isa;
 use crate::kv::BlockView;
-use half::f16;
 use std::ops::Range;
 
 /// What goes in.
@@ -65,20 +65,12 @@ impl<'a> Job<'a> {
         &self,
         block: &BlockView,
         tokens: Range<usize>,
-    ) -> (&'a [f16], &'a [f16]) {
-        assert!(tokens.start <= tokens.end && tokens.end <= self.block_tokens);
-        let d = self.cfg.head_dim;
-        let at = (self.kv_head * self.block_tokens + tokens.start) * d;
-        let len = tokens.len() * d;
-        // SAFETY: one layer of a block is `[kv_heads][block_tokens][head_dim]`
-        // and these tokens lie within one head. The layer guard, which outlives
-        // the job, keeps the pages; nobody writes positions that are read here.
-        unsafe {
-            (
-                std::slice::from_raw_parts(block.k.add(at), len),
-                std::slice::from_raw_parts(block.v.add(at), len),
-            )
-        }
+    ) -> (Coded<'a>, Coded<'a>) {
+        let shape = (self.cfg.kv_heads, self.block_tokens, self.cfg.head_dim);
+        // SAFETY: the pool made the view for this shape. The layer guard, which
+        // outlives the job, keeps the pages; nobody writes positions that are
+        // read here.
+        unsafe { Coded::of(block, shape, self.kv_head, tokens) }
     }
 }
 

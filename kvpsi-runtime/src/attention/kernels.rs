@@ -5,8 +5,8 @@
 //! the vector kernels below may rely on them. Scores are base-2 logarithms:
 //! the caller scales queries by `scale * log2(e)`.
 
+use super::coded::Coded;
 use super::scalar;
-use half::f16;
 
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx2_tile};
@@ -45,33 +45,47 @@ impl Isa {
     }
 }
 
+/// One call for each encoding.
+macro_rules! read {
+    ($coded:ident, |$source:ident| $call:expr) => {
+        match $coded {
+            Coded::F16($source) => $call,
+            Coded::Q8($source) => $call,
+        }
+    };
+}
+
 /// Scores of every query of `q` `[queries, head_dim]` against every key of
 /// `k` `[tokens, head_dim]`, to `out` `[queries, stride]`. Meanwhile `next`,
 /// what the caller reads next, is fetched into the cache.
 pub(super) fn scores(
     isa: Isa,
     q: &[f32],
-    k: &[f16],
+    k: Coded<'_>,
     head_dim: usize,
     out: &mut [f32],
     stride: usize,
-    next: &[f16],
+    next: &[u8],
 ) {
     let (queries, tokens) = (q.len() / head_dim, k.len() / head_dim);
     assert!(tokens <= stride && out.len() >= queries * stride);
     match isa {
-        Isa::Scalar => scalar::scores(q, k, head_dim, out, stride),
+        Isa::Scalar => read!(k, |k| scalar::scores(q, k, head_dim, out, stride)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
-            unsafe { avx2::scores(q, k, head_dim, out, stride, next) }
+            read!(k, |k| unsafe {
+                avx2::scores(q, k, head_dim, out, stride, next)
+            })
         }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: every aarch64 processor has NEON; shapes checked above.
-            unsafe { neon::scores(q, k, head_dim, out, stride, next) }
+            read!(k, |k| unsafe {
+                neon::scores(q, k, head_dim, out, stride, next)
+            })
         }
     }
 }
@@ -84,27 +98,31 @@ pub(super) fn weigh(
     isa: Isa,
     p: &[f32],
     stride: usize,
-    v: &[f16],
+    v: Coded<'_>,
     head_dim: usize,
     keep: &[f32],
     acc: &mut [f32],
-    next: &[f16],
+    next: &[u8],
 ) {
     let (queries, tokens) = (acc.len() / head_dim, v.len() / head_dim);
     assert!(tokens <= stride && p.len() >= queries * stride && keep.len() >= queries);
     match isa {
-        Isa::Scalar => scalar::weigh(p, stride, v, head_dim, keep, acc),
+        Isa::Scalar => read!(v, |v| scalar::weigh(p, stride, v, head_dim, keep, acc)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
-            unsafe { avx2::weigh(p, stride, v, head_dim, keep, acc, next) }
+            read!(v, |v| unsafe {
+                avx2::weigh(p, stride, v, head_dim, keep, acc, next)
+            })
         }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: every aarch64 processor has NEON; shapes checked above.
-            unsafe { neon::weigh(p, stride, v, head_dim, keep, acc, next) }
+            read!(v, |v| unsafe {
+                neon::weigh(p, stride, v, head_dim, keep, acc, next)
+            })
         }
     }
 }
@@ -144,36 +162,40 @@ pub(super) fn padded(tokens: usize) -> usize {
 }
 
 /// Keys `[tokens, head_dim]` to f32 `[head_dim, padded(tokens)]`; padding is 0.
-pub(super) fn widen_transposed(isa: Isa, k: &[f16], head_dim: usize, out: &mut [f32]) {
+pub(super) fn widen_transposed(isa: Isa, k: Coded<'_>, head_dim: usize, out: &mut [f32]) {
     assert!(out.len() >= head_dim * padded(k.len() / head_dim));
     match isa {
-        Isa::Scalar => scalar::widen_transposed(k, head_dim, out),
+        Isa::Scalar => read!(k, |k| scalar::widen_transposed(k, head_dim, out)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: `Isa::detect` found the features; shapes checked above.
-            unsafe { avx2_tile::widen_transposed(k, head_dim, out) }
+            read!(k, |k| unsafe {
+                avx2_tile::widen_transposed(k, head_dim, out)
+            })
         }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => {
             assert!(head_dim.is_multiple_of(LANES));
             // SAFETY: every aarch64 processor has NEON; shapes checked above.
-            unsafe { neon_tile::widen_transposed(k, head_dim, out) }
+            read!(k, |k| unsafe {
+                neon_tile::widen_transposed(k, head_dim, out)
+            })
         }
     }
 }
 
-/// f16 to f32, as many as `v` has.
-pub(super) fn widen(isa: Isa, v: &[f16], out: &mut [f32]) {
+/// Values to f32, as many as `v` has.
+pub(super) fn widen(isa: Isa, v: Coded<'_>, out: &mut [f32]) {
     assert!(out.len() >= v.len());
     match isa {
-        Isa::Scalar => scalar::widen(v, out),
+        Isa::Scalar => read!(v, |v| scalar::widen(v, out)),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::detect` found the features; lengths checked above.
-        Isa::Avx2 => unsafe { avx2_tile::widen(v, out) },
+        Isa::Avx2 => read!(v, |v| unsafe { avx2_tile::widen(v, out) }),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: every aarch64 processor has NEON; lengths checked above.
-        Isa::Neon => unsafe { neon_tile::widen(v, out) },
+        Isa::Neon => read!(v, |v| unsafe { neon_tile::widen(v, out) }),
     }
 }
 

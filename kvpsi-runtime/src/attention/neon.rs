@@ -1,4 +1,4 @@
-//! Attention kernels for NEON: over f16, and the softmax. The ones for tiles
+//! Attention kernels for NEON: over blocks' codes, and the softmax. The ones for tiles
 //! of f32 are in `neon_tile`. Shapes as in `kernels`, which checked them; head
 //! sizes and matrix widths are multiples of 8. Every aarch64 processor has what
 //! is used here: f16 is only converted, which std keeps unstable, so that the
@@ -9,35 +9,61 @@
     reason = "indices name registers of several arrays at once"
 )]
 
+use super::coded::{Q8, Source};
+use crate::kv::GROUP;
 use half::f16;
 use std::arch::{aarch64::*, asm};
 
 /// f32 values of a register.
 const FOUR: usize = 4;
 
-/// Four f16 values, widened.
-///
-/// # Safety
-/// `at` has four values.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn load16(at: *const f16) -> float32x4_t {
-    let wide: float32x4_t;
-    // SAFETY: the caller's promise; f16 is 16 bits wide. The conversion touches
-    // registers only.
-    unsafe {
-        let half = vld1_u16(at.cast());
-        asm!("fcvtl {wide:v}.4s, {half:v}.4h", wide = lateout(vreg) wide,
-            half = in(vreg) half, options(pure, nomem, nostack, preserves_flags));
-    }
-    wide
+/// What is read four values at a time.
+pub(super) trait Fours: Source {
+    /// Four values, widened.
+    ///
+    /// # Safety
+    /// There are four from `at`, a multiple of 4.
+    unsafe fn four(self, at: usize) -> float32x4_t;
 }
 
-/// Asks for the cache line of `values[at]`, if there is one.
+// The methods have no `target_feature`, which `inline(always)` excludes: they
+// become part of kernels that have it.
+impl Fours for &[f16] {
+    #[inline(always)]
+    unsafe fn four(self, at: usize) -> float32x4_t {
+        let wide: float32x4_t;
+        // SAFETY: the caller's promise; f16 is 16 bits wide. The conversion
+        // touches registers only.
+        unsafe {
+            let half = vld1_u16(self.as_ptr().add(at).cast());
+            asm!("fcvtl {wide:v}.4s, {half:v}.4h", wide = lateout(vreg) wide,
+                half = in(vreg) half, options(pure, nomem, nostack));
+        }
+        wide
+    }
+}
+
+impl Fours for Q8<'_> {
+    #[inline(always)]
+    unsafe fn four(self, at: usize) -> float32x4_t {
+        // SAFETY: the caller's promise; four values from a multiple of 4 have
+        // one scale.
+        unsafe {
+            let codes = self.codes.as_ptr().add(at).cast::<i32>().read_unaligned();
+            let wide = vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(u64::from(
+                codes.cast_unsigned(),
+            )))));
+            let scale = self.scales.get_unchecked(at / GROUP).to_f32();
+            vmulq_n_f32(vcvtq_f32_s32(wide), scale)
+        }
+    }
+}
+
+/// Asks for the cache line of `bytes[at]`, if there is one.
 #[inline]
 #[target_feature(enable = "neon")]
-fn fetch(values: &[f16], at: usize) {
-    if let Some(value) = values.get(at) {
+fn fetch(bytes: &[u8], at: usize) {
+    if let Some(value) = bytes.get(at) {
         // SAFETY: a prefetch reads nothing.
         unsafe {
             asm!("prfm pldl1keep, [{p}]", p = in(reg) value,
@@ -77,13 +103,13 @@ fn exp2(x: float32x4_t) -> float32x4_t {
 /// # Safety
 /// Shapes as `kernels::scores` asserts.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn scores(
+pub(super) unsafe fn scores<S: Fours>(
     q: &[f32],
-    k: &[f16],
+    k: S,
     d: usize,
     out: &mut [f32],
     stride: usize,
-    mut next: &[f16],
+    mut next: &[u8],
 ) {
     let queries = q.len() / d;
     let mut i = 0;
@@ -94,10 +120,10 @@ pub(super) unsafe fn scores(
         // are left; `stride` is at least the tokens of `k`.
         unsafe {
             match n {
-                1 => scores_of::<1>(q, k, d, out, stride, next),
-                2 => scores_of::<2>(q, k, d, out, stride, next),
-                3 => scores_of::<3>(q, k, d, out, stride, next),
-                _ => scores_of::<4>(q, k, d, out, stride, next),
+                1 => scores_of::<1, S>(q, k, d, out, stride, next),
+                2 => scores_of::<2, S>(q, k, d, out, stride, next),
+                3 => scores_of::<3, S>(q, k, d, out, stride, next),
+                _ => scores_of::<4, S>(q, k, d, out, stride, next),
             }
         }
         i += n;
@@ -109,26 +135,26 @@ pub(super) unsafe fn scores(
 /// `q` has `H` rows of `d`, `out` `H` rows of `stride`.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn scores_of<const H: usize>(
+unsafe fn scores_of<const H: usize, S: Fours>(
     q: &[f32],
-    k: &[f16],
+    k: S,
     d: usize,
     out: &mut [f32],
     stride: usize,
-    next: &[f16],
+    next: &[u8],
 ) {
     let tokens = k.len() / d;
     let (q, out) = (q.as_ptr(), out.as_mut_ptr());
     for t in 0..tokens {
-        for line in (0..d).step_by(32) {
-            fetch(next, t * d + line);
+        for line in (0..S::BYTES * d).step_by(64) {
+            fetch(next, S::BYTES * t * d + line);
         }
         let mut acc = [[vdupq_n_f32(0.0); 2]; H];
         for c in (0..d).step_by(2 * FOUR) {
             // SAFETY: `t < tokens` and `c + 8 <= d`, a multiple of 8.
             unsafe {
-                let key = k.as_ptr().add(t * d + c);
-                let (low, high) = (load16(key), load16(key.add(FOUR)));
+                let key = t * d + c;
+                let (low, high) = (k.four(key), k.four(key + FOUR));
                 for h in 0..H {
                     let query = q.add(h * d + c);
                     acc[h][0] = vfmaq_f32(acc[h][0], vld1q_f32(query), low);
@@ -146,14 +172,14 @@ unsafe fn scores_of<const H: usize>(
 /// # Safety
 /// Shapes as `kernels::weigh` asserts.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn weigh(
+pub(super) unsafe fn weigh<S: Fours>(
     p: &[f32],
     stride: usize,
-    v: &[f16],
+    v: S,
     d: usize,
     keep: &[f32],
     acc: &mut [f32],
-    mut next: &[f16],
+    mut next: &[u8],
 ) {
     let queries = acc.len() / d;
     let mut i = 0;
@@ -164,10 +190,10 @@ pub(super) unsafe fn weigh(
             // SAFETY: `n` rows of each are left; `c + 8 <= d`.
             unsafe {
                 match n {
-                    1 => weigh_columns::<1>(p, stride, v, d, c, keep, acc, next),
-                    2 => weigh_columns::<2>(p, stride, v, d, c, keep, acc, next),
-                    3 => weigh_columns::<3>(p, stride, v, d, c, keep, acc, next),
-                    _ => weigh_columns::<4>(p, stride, v, d, c, keep, acc, next),
+                    1 => weigh_columns::<1, S>(p, stride, v, d, c, keep, acc, next),
+                    2 => weigh_columns::<2, S>(p, stride, v, d, c, keep, acc, next),
+                    3 => weigh_columns::<3, S>(p, stride, v, d, c, keep, acc, next),
+                    _ => weigh_columns::<4, S>(p, stride, v, d, c, keep, acc, next),
                 }
             }
             next = &[];
@@ -181,27 +207,27 @@ pub(super) unsafe fn weigh(
 #[expect(clippy::too_many_arguments, reason = "matrices and where in them")]
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn weigh_columns<const H: usize>(
+unsafe fn weigh_columns<const H: usize, S: Fours>(
     p: &[f32],
     stride: usize,
-    v: &[f16],
+    v: S,
     d: usize,
     c: usize,
     keep: &[f32],
     acc: &mut [f32],
-    next: &[f16],
+    next: &[u8],
 ) {
     let tokens = v.len() / d;
     let mut sums = [[vdupq_n_f32(0.0); 2]; H];
     for t in 0..tokens {
-        for line in (0..d).step_by(32) {
-            fetch(next, t * d + line);
+        for line in (0..S::BYTES * d).step_by(64) {
+            fetch(next, S::BYTES * t * d + line);
         }
         // SAFETY: columns `c..c + 8` of `tokens` rows of `v`; `tokens <=
         // stride` weights of `H` rows of `p`.
         unsafe {
-            let value = v.as_ptr().add(t * d + c);
-            let (low, high) = (load16(value), load16(value.add(FOUR)));
+            let value = t * d + c;
+            let (low, high) = (v.four(value), v.four(value + FOUR));
             for h in 0..H {
                 let weight = *p.as_ptr().add(h * stride + t);
                 sums[h][0] = vfmaq_n_f32(sums[h][0], low, weight);

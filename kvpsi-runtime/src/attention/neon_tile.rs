@@ -3,8 +3,7 @@
 //! product keeps 4 x 16 sums in registers, of which there are 32.
 
 use super::kernels::{LANES, Rows, padded};
-use super::neon::load16;
-use half::f16;
+use super::neon::Fours;
 use std::arch::aarch64::*;
 
 const FOUR: usize = 4;
@@ -12,19 +11,21 @@ const FOUR: usize = 4;
 /// # Safety
 /// `out` at least as long as `v`.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn widen(v: &[f16], out: &mut [f32]) {
+pub(super) unsafe fn widen(v: impl Fours, out: &mut [f32]) {
     let whole = v.len() / FOUR * FOUR;
     for i in (0..whole).step_by(FOUR) {
         // SAFETY: four values from `i` lie in both.
-        unsafe { vst1q_f32(out.as_mut_ptr().add(i), load16(v.as_ptr().add(i))) };
+        unsafe { vst1q_f32(out.as_mut_ptr().add(i), v.four(i)) };
     }
-    super::scalar::widen(&v[whole..], &mut out[whole..]);
+    for (i, o) in out.iter_mut().enumerate().take(v.len()).skip(whole) {
+        *o = v.value(i);
+    }
 }
 
 /// # Safety
 /// Shapes as `kernels::widen_transposed` asserts.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn widen_transposed(k: &[f16], d: usize, out: &mut [f32]) {
+pub(super) unsafe fn widen_transposed(k: impl Fours, d: usize, out: &mut [f32]) {
     let tokens = k.len() / d;
     let columns = padded(tokens);
     for t in (0..columns).step_by(FOUR) {
@@ -32,7 +33,7 @@ pub(super) unsafe fn widen_transposed(k: &[f16], d: usize, out: &mut [f32]) {
             let mut rows = [vdupq_n_f32(0.0); FOUR];
             for (j, row) in rows.iter_mut().enumerate().take(tokens.saturating_sub(t)) {
                 // SAFETY: row `t + j < tokens`, columns `c..c + 4` within `d`.
-                *row = unsafe { load16(k.as_ptr().add((t + j) * d + c)) };
+                *row = unsafe { k.four((t + j) * d + c) };
             }
             for (j, row) in transpose(rows).into_iter().enumerate() {
                 // SAFETY: `out` has `d` rows of `columns`, a multiple of 8.

@@ -1,13 +1,14 @@
 //! Attention kernels in plain Rust: the reference, and the way for processors
 //! and head sizes the vector kernels do not take. Shapes as in `kernels`.
 
+use super::coded::Source;
 use super::kernels::{Rows, padded};
-use half::f16;
 
-pub(super) fn scores(q: &[f32], k: &[f16], head_dim: usize, out: &mut [f32], stride: usize) {
+pub(super) fn scores(q: &[f32], k: impl Source, head_dim: usize, out: &mut [f32], stride: usize) {
     for (q, out) in q.chunks_exact(head_dim).zip(out.chunks_mut(stride)) {
-        for (k, out) in k.chunks_exact(head_dim).zip(out) {
-            *out = q.iter().zip(k).map(|(q, k)| q * k.to_f32()).sum();
+        for (t, out) in out.iter_mut().enumerate().take(k.len() / head_dim) {
+            let products = q.iter().enumerate();
+            *out = products.map(|(c, q)| q * k.value(t * head_dim + c)).sum();
         }
     }
 }
@@ -15,7 +16,7 @@ pub(super) fn scores(q: &[f32], k: &[f16], head_dim: usize, out: &mut [f32], str
 pub(super) fn weigh(
     p: &[f32],
     stride: usize,
-    v: &[f16],
+    v: impl Source,
     head_dim: usize,
     keep: &[f32],
     acc: &mut [f32],
@@ -23,9 +24,9 @@ pub(super) fn weigh(
     let rows = p.chunks(stride).zip(keep);
     for (acc, (p, keep)) in acc.chunks_exact_mut(head_dim).zip(rows) {
         acc.iter_mut().for_each(|a| *a *= keep);
-        for (p, v) in p.iter().zip(v.chunks_exact(head_dim)) {
-            for (a, v) in acc.iter_mut().zip(v) {
-                *a += p * v.to_f32();
+        for (t, p) in p.iter().enumerate().take(v.len() / head_dim) {
+            for (c, a) in acc.iter_mut().enumerate() {
+                *a += p * v.value(t * head_dim + c);
             }
         }
     }
@@ -49,19 +50,17 @@ pub(super) fn settle(mass: &mut [f32], at: &[f32], max: f32) {
     }
 }
 
-pub(super) fn widen_transposed(k: &[f16], head_dim: usize, out: &mut [f32]) {
+pub(super) fn widen_transposed(k: impl Source, head_dim: usize, out: &mut [f32]) {
     let columns = padded(k.len() / head_dim);
     out[..head_dim * columns].fill(0.0);
-    for (token, k) in k.chunks_exact(head_dim).enumerate() {
-        for (dim, k) in k.iter().enumerate() {
-            out[dim * columns + token] = k.to_f32();
-        }
+    for at in 0..k.len() {
+        out[at % head_dim * columns + at / head_dim] = k.value(at);
     }
 }
 
-pub(super) fn widen(v: &[f16], out: &mut [f32]) {
-    for (out, v) in out.iter_mut().zip(v) {
-        *out = v.to_f32();
+pub(super) fn widen(v: impl Source, out: &mut [f32]) {
+    for (at, out) in out.iter_mut().enumerate().take(v.len()) {
+        *out = v.value(at);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Against a naive softmax over the full matrix, in f64 over the same f16.
+//! Against a naive softmax over the full matrix, in f64 over the same values.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -8,7 +8,7 @@
 use super::kernels::{self, Isa, Rows};
 use super::split::{Batch, Memory, SpanBlocks, attend};
 use super::*;
-use crate::kv::BlockView;
+use crate::kv::{BlockView, GROUP, KvType};
 use half::f16;
 use proptest::prelude::*;
 use std::sync::Mutex;
@@ -16,17 +16,78 @@ use std::sync::Mutex;
 /// A sequence in blocks of its own memory, some of them dropped.
 struct Case {
     cfg: AttnConfig,
+    kind: KvType,
     block_tokens: usize,
     seqs: Vec<Seq>,
     q: Vec<f32>,
 }
 
 struct Seq {
-    k: Vec<f16>,
-    v: Vec<f16>,
+    k: Blocks,
+    v: Blocks,
     len: usize,
     rows: usize,
     live: Vec<bool>,
+}
+
+/// Values `[blocks][kv_heads][block_tokens][head_dim]`, and as they are
+/// written.
+struct Blocks {
+    values: Vec<f32>,
+    coded: Vec<u16>,
+    /// Half words of a block.
+    each: usize,
+}
+
+impl Blocks {
+    fn random(kind: KvType, blocks: usize, block: usize, seed: &mut u64) -> Self {
+        let (mut values, mut coded) = (Vec::new(), Vec::new());
+        for _ in 0..blocks {
+            match kind {
+                KvType::F16 => {
+                    for _ in 0..block {
+                        let value = f16::from_f32(noise(seed));
+                        values.push(value.to_f32());
+                        coded.push(value.to_bits());
+                    }
+                }
+                KvType::Q8_0 => {
+                    let codes: Vec<i8> = (0..block).map(|_| (noise(seed) * 127.0) as i8).collect();
+                    let scale = |_| f16::from_f32(noise(seed) / 100.0);
+                    let scales: Vec<f16> = (0..block / GROUP).map(scale).collect();
+                    let value = |(i, c): (usize, &i8)| f32::from(*c) * scales[i / GROUP].to_f32();
+                    values.extend(codes.iter().enumerate().map(value));
+                    let pairs = codes.as_chunks::<2>().0.iter();
+                    coded.extend(
+                        pairs.map(|[a, b]| {
+                            u16::from_le_bytes([a.cast_unsigned(), b.cast_unsigned()])
+                        }),
+                    );
+                    coded.extend(scales.iter().map(|s| s.to_bits()));
+                }
+            }
+        }
+        Self {
+            values,
+            coded,
+            each: kind.bytes(block) / 2,
+        }
+    }
+
+    /// Makes a row that begins at value `at` of a block what no number is.
+    fn spoil(&mut self, kind: KvType, block: usize, values: usize, at: usize, len: usize) {
+        let coded = &mut self.coded[block * self.each..][..self.each];
+        match kind {
+            KvType::F16 => coded[at..at + len].fill(f16::NAN.to_bits()),
+            KvType::Q8_0 => {
+                coded[(values + at * 2 / GROUP) / 2..][..len / GROUP].fill(f16::NAN.to_bits())
+            }
+        }
+    }
+
+    fn block(&self, block: usize) -> *const u8 {
+        self.coded[block * self.each..].as_ptr().cast()
+    }
 }
 
 fn noise(seed: &mut u64) -> f32 {
@@ -39,6 +100,7 @@ fn noise(seed: &mut u64) -> f32 {
 impl Case {
     fn new(
         cfg: AttnConfig,
+        kind: KvType,
         block_tokens: usize,
         seqs: &[(usize, usize)],
         hole: u64,
@@ -53,11 +115,7 @@ impl Case {
                 total += rows;
                 let blocks = len.div_ceil(block_tokens);
                 let own = (len - rows) / block_tokens;
-                let mut fill = || {
-                    (0..blocks * block)
-                        .map(|_| f16::from_f32(noise(&mut seed)))
-                        .collect::<Vec<_>>()
-                };
+                let mut fill = || Blocks::random(kind, blocks, block, &mut seed);
                 let mut seq = Seq {
                     k: fill(),
                     v: fill(),
@@ -70,10 +128,10 @@ impl Case {
                 // What was never written may be anything.
                 for head in 0..cfg.kv_heads {
                     for token in len..blocks * block_tokens {
-                        let at = (token / block_tokens * cfg.kv_heads + head) * block_tokens
-                            + token % block_tokens;
-                        seq.k[at * cfg.head_dim..][..cfg.head_dim].fill(f16::NAN);
-                        seq.v[at * cfg.head_dim..][..cfg.head_dim].fill(f16::NAN);
+                        let at = (head * block_tokens + token % block_tokens) * cfg.head_dim;
+                        for side in [&mut seq.k, &mut seq.v] {
+                            side.spoil(kind, token / block_tokens, block, at, cfg.head_dim);
+                        }
                     }
                 }
                 seq
@@ -84,6 +142,7 @@ impl Case {
             .collect();
         Case {
             cfg,
+            kind,
             block_tokens,
             seqs,
             q,
@@ -92,15 +151,15 @@ impl Case {
 
     /// Output, and mass by span and view.
     fn run(&self, isa: Isa) -> (Vec<f32>, Vec<f32>) {
-        let block = self.cfg.kv_heads * self.block_tokens * self.cfg.head_dim;
         let mut views = Vec::new();
         let mut spans = Vec::new();
         for seq in &self.seqs {
             let from = views.len();
             for (b, _) in seq.live.iter().enumerate().filter(|(_, live)| **live) {
                 views.push(BlockView {
-                    k: seq.k[b * block..].as_ptr(),
-                    v: seq.v[b * block..].as_ptr(),
+                    k: seq.k.block(b),
+                    v: seq.v.block(b),
+                    kind: self.kind,
                     first_pos: b * self.block_tokens,
                     tokens: self.block_tokens.min(seq.len - b * self.block_tokens),
                     index: u32::try_from(b).unwrap(),
@@ -153,11 +212,11 @@ impl Case {
                     let scores: Vec<f64> = seen
                         .iter()
                         .map(|&t| {
-                            let k = &seq.k[at(t)..][..d];
+                            let k = &seq.k.values[at(t)..][..d];
                             let dot: f64 = q
                                 .iter()
                                 .zip(k)
-                                .map(|(q, k)| f64::from(*q) * k.to_f64())
+                                .map(|(q, k)| f64::from(*q) * f64::from(*k))
                                 .sum();
                             dot * f64::from(self.cfg.scale)
                         })
@@ -168,8 +227,8 @@ impl Case {
                     for (&t, s) in seen.iter().zip(&scores) {
                         let p = (s - max).exp() / sum;
                         mass[t / self.block_tokens] += p;
-                        for (acc, v) in acc.iter_mut().zip(&seq.v[at(t)..][..d]) {
-                            *acc += p * v.to_f64();
+                        for (acc, v) in acc.iter_mut().zip(&seq.v.values[at(t)..][..d]) {
+                            *acc += p * f64::from(*v);
                         }
                     }
                     out.extend(acc.iter().map(|a| *a as f32));
@@ -214,10 +273,12 @@ proptest! {
         hole in any::<u64>(),
         window in prop::option::of(1usize..200),
         seed in any::<u64>(),
+        q8 in any::<bool>(),
     ) {
+        let kind = if q8 && head_dim % GROUP == 0 { KvType::Q8_0 } else { KvType::F16 };
         let seqs: Vec<_> = seqs.iter().map(|(before, rows)| (before + rows, *rows)).collect();
         let cfg = config(kv_heads, group, head_dim, window);
-        let case = Case::new(cfg, block_tokens, &seqs, hole, seed);
+        let case = Case::new(cfg, kind, block_tokens, &seqs, hole, seed);
         let (want, want_mass) = case.naive();
         for isa in [Isa::Scalar, Isa::detect(head_dim)] {
             let (got, mass) = case.run(isa);
@@ -229,8 +290,11 @@ proptest! {
 
 #[test]
 fn a_long_sequence_split_over_jobs_equals_the_whole_matrix() {
-    for rows in [1, 2, 9, 40] {
-        let case = Case::new(config(3, 3, 64, None), 32, &[(3001, rows)], 0x5a5a, 7);
+    for (kind, rows) in [KvType::F16, KvType::Q8_0]
+        .into_iter()
+        .flat_map(|k| [1, 2, 9, 40].map(|r| (k, r)))
+    {
+        let case = Case::new(config(3, 3, 64, None), kind, 32, &[(3001, rows)], 0x5a5a, 7);
         let (want, want_mass) = case.naive();
         let (got, mass) = case.run(Isa::detect(64));
         assert_close(&got, &want, 1e-5);
@@ -241,11 +305,11 @@ fn a_long_sequence_split_over_jobs_equals_the_whole_matrix() {
 #[test]
 fn rows_one_by_one_equal_the_rows_together() {
     let cfg = config(2, 3, 64, Some(150));
-    let together = Case::new(cfg, 32, &[(333, 70)], 0, 11);
+    let together = Case::new(cfg, KvType::F16, 32, &[(333, 70)], 0, 11);
     let (all, _) = together.run(Isa::detect(64));
     let width = cfg.heads * cfg.head_dim;
     for row in 0..70 {
-        let mut alone = Case::new(cfg, 32, &[(333, 70)], 0, 11);
+        let mut alone = Case::new(cfg, KvType::F16, 32, &[(333, 70)], 0, 11);
         alone.seqs[0].len = 333 - 69 + row;
         alone.seqs[0].rows = 1;
         alone.seqs[0]
@@ -259,7 +323,7 @@ fn rows_one_by_one_equal_the_rows_together() {
 
 #[test]
 fn scores_far_apart_neither_overflow_nor_lose_the_greatest() {
-    let mut case = Case::new(config(1, 1, 64, None), 32, &[(100, 1)], 0, 3);
+    let mut case = Case::new(config(1, 1, 64, None), KvType::F16, 32, &[(100, 1)], 0, 3);
     case.q.iter_mut().for_each(|q| *q *= 1000.0);
     let (want, _) = case.naive();
     assert_close(&case.run(Isa::detect(64)).0, &want, 1e-3);
@@ -269,7 +333,14 @@ fn scores_far_apart_neither_overflow_nor_lose_the_greatest() {
 #[test]
 fn not_a_number_in_a_query_is_not_hidden() {
     for rows in [1, 40] {
-        let mut case = Case::new(config(1, 2, 64, None), 32, &[(100, rows)], 0, 3);
+        let mut case = Case::new(
+            config(1, 2, 64, None),
+            KvType::F16,
+            32,
+            &[(100, rows)],
+            0,
+            3,
+        );
         case.q[..64].fill(f32::NAN);
         let (out, _) = case.run(Isa::detect(64));
         assert!(out[..64].iter().all(|x| x.is_nan()));

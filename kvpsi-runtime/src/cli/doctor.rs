@@ -34,9 +34,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn report() -> Value {
     let config = SourceConfig::default();
-    let (bpf, programs, log_level) = match EbpfSource::open(&config) {
-        Ok(source) => ("usable".to_owned(), json!(source.programs()), "on request"),
-        Err(e) => (e.to_string(), json!([]), "none"),
+    let (bpf, rung, programs, log_level) = match EbpfSource::open(&config) {
+        Ok(source) => (
+            "usable".to_owned(),
+            source.rung().name(),
+            json!(source.programs()),
+            "on request",
+        ),
+        Err(e) => (e.to_string(), "none", json!([]), "none"),
     };
     let (chosen, notes) = match signal::open(Choice::Auto, &config) {
         Ok(o) => (o.source.name().to_owned(), o.notes),
@@ -56,6 +61,7 @@ fn report() -> Value {
             None => "none: built without it (cargo xtask build-ebpf)".into(),
         },
         "bpf": bpf,
+        "rung": rung,
         "bpf_log": log_level,
         "unprivileged_bpf_disabled": read_or("/proc/sys/kernel/unprivileged_bpf_disabled", "not known"),
         "btf": present("/sys/kernel/btf/vmlinux"),
@@ -180,6 +186,7 @@ fn as_text(report: &Value) -> String {
         "lockdown",
         "object",
         "bpf",
+        "rung",
         "unprivileged_bpf_disabled",
         "btf",
         "tracefs",
@@ -199,7 +206,8 @@ fn as_text(report: &Value) -> String {
         };
         let name = format!("  {}", p["name"].as_str().unwrap_or_default());
         let hook = p["hook"].as_str().unwrap_or_default();
-        line(&name, &json!(format!("{hook:<42} {state}")));
+        let by = p["by"].as_str().unwrap_or_default();
+        line(&name, &json!(format!("{by:<9} {hook:<39} {state}")));
     }
     for note in report["notes"].as_array().into_iter().flatten() {
         line("refused", note);

@@ -1,12 +1,12 @@
 //! `kvpsi perplexity`: how well the model predicts a text.
 
+use super::reading;
 use crate::{
-    engine::EngineError,
     eval::{self, Score},
-    model::{decoder::Decoder, default_model, gguf::Gguf, tokenizer::Tokenizer},
+    kv::KvType,
+    model::{default_model, gguf::Gguf, tokenizer::Tokenizer},
 };
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
     fs,
@@ -35,6 +35,9 @@ pub struct Args {
     /// Tokens of a chunk
     #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     ctx: usize,
+    /// How keys and values are written
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    kv_type: KvType,
     /// Stop after so many chunks [default: the whole text]
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
@@ -59,41 +62,35 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // What the tokenizer puts in front of nothing is the start token.
     let start = tokenizer.encode("", true)?.first().copied();
     let tokens = tokenizer.encode(&text, false)?;
-    let decoder = Decoder::load(&gguf)?;
+    let decoder = reading::decoder(&gguf)?;
 
     let all = tokens.len() / args.ctx.max(1);
     let all = args.chunks.map_or(all, |most| most.min(all));
-    let bar = bar(all);
-    let started = Instant::now();
-    let score = eval::perplexity(&decoder, &tokens, args.ctx, start, &mut |score| {
-        bar.set_message(format!("{:.4}", score.perplexity()));
-        bar.set_position(score.chunks as u64);
-        if score.chunks >= all {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    });
-    bar.finish_and_clear();
-    let score = score.map_err(|e| match e {
-        EngineError::TextTooShort { .. } => {
-            anyhow::anyhow!(
-                "{}: {e}; give a longer text or a smaller --ctx",
-                args.file.display()
-            )
-        }
-        e => e.into(),
-    })?;
-    report(args, &model, tokens.len(), &score, started.elapsed())
-}
-
-fn bar(chunks: usize) -> ProgressBar {
-    let bar = ProgressBar::new(chunks as u64);
+    let bar = reading::bar(
+        all as u64,
+        "perplexity {msg} {bar:30} chunk {pos}/{len}, {eta} left",
+    );
     bar.enable_steady_tick(Duration::from_millis(500));
-    match ProgressStyle::with_template("perplexity {msg} {bar:30} chunk {pos}/{len}, {eta} left") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    let started = Instant::now();
+    let score = eval::perplexity(
+        &decoder,
+        &tokens,
+        args.ctx,
+        args.kv_type,
+        start,
+        &mut |score| {
+            bar.set_message(format!("{:.4}", score.perplexity()));
+            bar.set_position(score.chunks as u64);
+            if score.chunks >= all {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        },
+    );
+    bar.finish_and_clear();
+    let score = score.with_context(|| args.file.display().to_string())?;
+    report(args, &model, tokens.len(), &score, started.elapsed())
 }
 
 fn report(
@@ -109,6 +106,7 @@ fn report(
         "file": args.file.file_name().map(|n| n.to_string_lossy()),
         "method": "llama.cpp chunks, second half scored",
         "ctx": args.ctx,
+        "kv": args.kv_type.name(),
         "text_tokens": tokens,
         "chunks": score.chunks,
         "scored_tokens": score.tokens,

@@ -3,7 +3,7 @@
 
 use crate::{
     control::{Governor, GovernorConfig, Prepared},
-    signal::{self, Choice, SourceConfig, privilege},
+    signal::{self, Choice, SourceConfig, privilege, programs::Rung},
 };
 use anyhow::Context;
 use std::{
@@ -28,9 +28,17 @@ pub struct Listening {
 ///
 /// # Errors
 /// No source works, or the reactor cannot be started.
-pub fn listen(choice: Choice, witness: bool, config: &GovernorConfig) -> anyhow::Result<Listening> {
-    let sources = SourceConfig::default();
-    let opened = signal::open(choice, &sources)?;
+pub fn listen(
+    choice: Choice,
+    rung: Rung,
+    witness: bool,
+    config: &GovernorConfig,
+) -> anyhow::Result<Listening> {
+    let sources = SourceConfig {
+        rung,
+        ..SourceConfig::default()
+    };
+    let opened = signal::open(choice.with_rung(rung), &sources)?;
     let mut notes = opened.notes;
     let mut watching = None;
     if witness && opened.source.name() != "ebpf" {

@@ -1,6 +1,13 @@
 //! Reading a model, with a bar for whoever would else wait in the dark.
 
-use crate::engine::{Engine, EngineConfig, EngineError};
+use crate::{
+    engine::{Engine, EngineConfig, EngineError},
+    model::{
+        decoder::Decoder,
+        gguf::{Gguf, ModelError},
+        load::Progress,
+    },
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::{Duration, Instant};
 
@@ -13,19 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// As [`Engine::load`].
 pub fn engine(config: &EngineConfig) -> Result<Engine, EngineError> {
     let started = Instant::now();
-    let mut bar: Option<ProgressBar> = None;
-    let engine = Engine::load_with(config, &mut |read, all| {
-        if bar.is_none() && started.elapsed() > PATIENCE {
-            bar = Some(new_bar(all.0));
-        }
-        if let Some(bar) = &bar {
-            bar.set_position(read.0);
-        }
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    let engine = engine?;
+    let engine = with_bar(|progress| Engine::load_with(config, progress))?;
     eprintln!(
         "kvpsi: read {} of weights in {:.2} s",
         engine.decoder().weights(),
@@ -34,10 +29,36 @@ pub fn engine(config: &EngineConfig) -> Result<Engine, EngineError> {
     Ok(engine)
 }
 
-/// Invisible where stderr is no terminal.
-fn new_bar(bytes: u64) -> ProgressBar {
-    let bar = ProgressBar::new(bytes).with_message("reading the model");
-    match ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}") {
+/// Reads the weights alone.
+///
+/// # Errors
+/// As [`Decoder::load`].
+pub fn decoder(gguf: &Gguf) -> Result<Decoder, ModelError> {
+    with_bar(|progress| Decoder::load_with(gguf, progress))
+}
+
+fn with_bar<T>(read: impl FnOnce(Progress<'_>) -> T) -> T {
+    let started = Instant::now();
+    let mut shown: Option<ProgressBar> = None;
+    let done = read(&mut |read, all| {
+        if shown.is_none() && started.elapsed() > PATIENCE {
+            let template = "reading the model {bar:40} {bytes}/{total_bytes} {eta}";
+            shown = Some(bar(all.0, template));
+        }
+        if let Some(bar) = &shown {
+            bar.set_position(read.0);
+        }
+    });
+    if let Some(bar) = shown {
+        bar.finish_and_clear();
+    }
+    done
+}
+
+/// A bar on stderr; invisible where that is no terminal.
+pub fn bar(len: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(len);
+    match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

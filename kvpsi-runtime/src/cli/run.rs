@@ -9,11 +9,12 @@ use crate::{
     cli::pressure::{self, HeldFile},
     control::{GovernorConfig, GovernorStats, Prepared},
     engine::{Engine, EngineConfig, Finish, GenStats, SamplingConfig, Session},
+    kv::KvType,
     model::{
         chat::{Message, Role},
         default_model,
     },
-    signal::Choice,
+    signal::{Choice, programs::Rung},
 };
 use anyhow::{Context, bail};
 use std::{
@@ -95,6 +96,9 @@ pub struct Args {
     /// Tokens that prompt and answers may have together [default: the model's, up to 8192]
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<usize>,
+    /// How keys and values are written: f16, or q8_0 in half the memory
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    kv_type: KvType,
     /// Instructions that come before the conversation
     #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
@@ -107,6 +111,9 @@ pub struct Args {
     /// Where to hear of memory pressure
     #[arg(long, value_enum, default_value = "auto")]
     signal: Signal,
+    /// How far up the ladder eBPF goes
+    #[arg(long, value_enum, default_value_t = Rung::Auto)]
+    rung: Rung,
 }
 
 /// Runs the command. Does not return when a signal ended it: the exit code is
@@ -123,10 +130,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.sampling();
     sampling.check()?;
     let held = HeldFile::open(&model);
-    let prepared = listen(args.signal)?;
+    let prepared = listen(args.signal, args.rung)?;
     let (turns, inbox) = mpsc::channel();
     let mut config = EngineConfig::new(held.path());
     config.context = args.ctx;
+    config.kv_type = args.kv_type;
     let caught = catch_signals(config.stop.clone(), turns.clone())?;
     let engine = reading::engine(&config)?;
     let governor = prepared.map(|p| p.start(engine.pool()));
@@ -155,11 +163,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Opens the signal and gives up privileges; `None` for `--signal none`.
-fn listen(signal: Signal) -> anyhow::Result<Option<Prepared>> {
+fn listen(signal: Signal, rung: Rung) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = signal.choice() else {
         return Ok(None);
     };
-    let listening = pressure::listen(choice, false, &GovernorConfig::default())?;
+    let listening = pressure::listen(choice, rung, false, &GovernorConfig::default())?;
     if !listening.notes.is_empty() {
         let why = listening.notes.join("; ");
         eprintln!("kvpsi: signal {}: {why}", listening.prepared.signal());

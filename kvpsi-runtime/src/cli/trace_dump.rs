@@ -6,8 +6,10 @@
 use crate::clock::monotonic_ns;
 use crate::signal::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
+    accounting::Accounting,
     ebpf::{EbpfSource, EbpfStats, EventRing},
-    privilege, programs,
+    privilege,
+    programs::{self, Rung},
 };
 use crate::trace::format::{Filter, Format, Writer};
 use anyhow::Context;
@@ -48,6 +50,9 @@ pub struct Args {
     /// Where the events come from
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     signal: Choice,
+    /// How far up the ladder eBPF goes
+    #[arg(long, value_enum, default_value_t = Rung::Auto)]
+    rung: Rung,
     /// What the runtime would see instead of every event
     #[arg(long)]
     coalesced: bool,
@@ -74,48 +79,57 @@ fn seconds(text: &str) -> Result<Duration, String> {
 enum Input {
     Trace {
         source: Box<EbpfSource>,
-        ring: EventRing,
+        ring: Box<EventRing>,
         stats: Arc<EbpfStats>,
+        since: Box<Accounting>,
     },
     Coalesced(Box<dyn PressureSource>),
 }
 
 impl Input {
     fn open(args: &Args) -> anyhow::Result<(Self, Vec<String>)> {
-        let mut config = SourceConfig::default();
+        let mut config = SourceConfig {
+            rung: args.rung,
+            ..SourceConfig::default()
+        };
         let mut notes = Vec::new();
-        if !args.coalesced && matches!(args.signal, Choice::Auto | Choice::Ebpf) {
+        let signal = args.signal.with_rung(args.rung);
+        if !args.coalesced && matches!(signal, Choice::Auto | Choice::Ebpf) {
             config.trace_ring_bytes = Some(TRACE_RING_BYTES);
             match EbpfSource::open(&config) {
                 Ok(mut source) => {
                     notes.extend(programs::missing(source.programs()));
-                    let ring = source.take_trace().context("no trace ring buffer")?;
+                    let ring = Box::new(source.take_trace().context("no trace ring buffer")?);
                     let stats = source.counters();
                     let source = Box::new(source);
+                    let since = Box::new(Accounting::start(&stats));
                     return Ok((
                         Self::Trace {
                             source,
                             ring,
                             stats,
+                            since,
                         },
                         notes,
                     ));
                 }
-                Err(e) if args.signal == Choice::Auto => {
+                Err(e) if signal == Choice::Auto => {
                     tracing::debug!("trace mode: {e}");
                     config.trace_ring_bytes = None;
                 }
                 Err(e) => return Err(e.into()),
             }
         }
-        let opened = signal::open(args.signal, &config)?;
+        let opened = signal::open(signal, &config)?;
         notes.extend(opened.notes);
         Ok((Self::Coalesced(opened.source), notes))
     }
 
     fn name(&self) -> String {
         match self {
-            Self::Trace { .. } => "ebpf, every event".into(),
+            Self::Trace { source, .. } => {
+                format!("ebpf, rung {}, every event", source.rung().name())
+            }
             Self::Coalesced(s) => format!("{}, coalesced", s.name()),
         }
     }
@@ -169,16 +183,24 @@ impl Input {
             )
         };
         match self {
-            Self::Trace { stats, .. } => {
+            Self::Trace {
+                source,
+                stats,
+                since,
+                ..
+            } => {
                 let c = stats.counters();
+                let account = since.read(stats, source.rung() != Rung::RawTp);
                 format!(
-                    "shown {shown}; traced {}, lost {}; {}; background {}, orphan ends {}, untracked {}",
+                    "shown {shown}; traced {}, lost {}; {}; background {}, orphan ends {}, lost ends {}, untracked {}, implausible {}\nkvpsi: {account}",
                     c.trace_delivered,
                     c.trace_dropped,
                     totals(stats.totals(), stats.some_ns()),
                     c.background,
                     c.orphan_ends,
-                    c.untracked
+                    c.lost_ends,
+                    c.untracked,
+                    c.implausible
                 )
             }
             Self::Coalesced(s) => {

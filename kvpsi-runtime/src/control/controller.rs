@@ -260,7 +260,12 @@ fn missing(kind: Kind, r: Reading) -> Option<Bytes> {
     match kind {
         Kind::MemcgReclaim => cgroup,
         // PSI does not say which wall: a full cgroup first.
-        Kind::Memstall | Kind::OomVictim | Kind::Throttled => cgroup.or(r.system_deficit),
+        Kind::Memstall
+        | Kind::Refault
+        | Kind::SwapIn
+        | Kind::MemcgThrottle
+        | Kind::OomVictim
+        | Kind::Throttled => cgroup.or(r.system_deficit),
         _ => r.system_deficit,
     }
 }

@@ -16,7 +16,7 @@ pub use session::Session;
 pub use stats::{Finish, GenStats};
 
 use crate::{
-    kv::{KvError, KvPool, PoolConfig},
+    kv::{KvError, KvPool, KvType, PoolConfig},
     model::{
         chat::ChatTemplate,
         decoder::Decoder,
@@ -69,14 +69,6 @@ pub enum EngineError {
         /// Tokens that the model was trained for.
         trained: usize,
     },
-    /// Nothing to measure.
-    #[error("the text has {tokens} tokens, fewer than one chunk of {context}")]
-    TextTooShort {
-        /// Tokens of the text.
-        tokens: usize,
-        /// Tokens of a chunk.
-        context: usize,
-    },
     /// Nothing to start from.
     #[error("the prompt is empty")]
     EmptyPrompt,
@@ -98,6 +90,8 @@ pub struct EngineConfig {
     pub model: PathBuf,
     /// Positions of a session; `None`: the model's, up to 8192.
     pub context: Option<usize>,
+    /// How keys and values are written.
+    pub kv_type: KvType,
     /// Most bytes of KV that may be resident; `None`: the whole pool.
     pub kv_budget: Option<Bytes>,
     /// Sessions that may be open at once.
@@ -118,6 +112,7 @@ impl EngineConfig {
         Self {
             model: model.into(),
             context: None,
+            kv_type: KvType::F16,
             kv_budget: None,
             max_sequences: 16,
             sink_tokens: 4,
@@ -178,7 +173,7 @@ impl Engine {
         let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?;
         let decoder = Decoder::load_with(&gguf, progress)?;
         let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(),
+            shape: decoder.kv_shape(config.kv_type),
             capacity_tokens: context,
             max_sequences: config.max_sequences,
             sink_tokens: config.sink_tokens,
@@ -188,7 +183,7 @@ impl Engine {
             pool.set_budget(budget);
         }
         Ok(Self {
-            step: Step::new(&decoder, &pool, MOST_ROWS),
+            step: Step::new(&decoder, &pool, MOST_ROWS)?,
             decoder,
             tokenizer,
             chat,

@@ -96,6 +96,7 @@ impl Engine {
             tokens: 0,
             ttft: Duration::ZERO,
             decode: Duration::ZERO,
+            sampling: Duration::ZERO,
             finish: Finish::Stopped,
         };
         if let Err(finish) = self.prefill(session)? {
@@ -114,7 +115,9 @@ impl Engine {
             if session.tokens.len() == self.context {
                 break Finish::Length;
             }
+            let since = Instant::now();
             let token = sampler.sample(self.step.logits(), &session.tokens)?;
+            stats.sampling += since.elapsed();
             let first = *first.get_or_insert_with(|| {
                 stats.ttft = started.elapsed();
                 Instant::now()

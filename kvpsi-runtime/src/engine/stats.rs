@@ -43,6 +43,8 @@ pub struct GenStats {
     pub ttft: Duration,
     /// From the first to the last token.
     pub decode: Duration,
+    /// Choosing tokens, part of both.
+    pub sampling: Duration,
     /// Why it ended.
     pub finish: Finish,
 }
@@ -59,6 +61,17 @@ impl GenStats {
     pub fn decode_rate(&self) -> f64 {
         rate(self.tokens.saturating_sub(1), self.decode)
     }
+
+    /// Choosing tokens as a share of [`GenStats::decode`]; 0 if there was no
+    /// time to measure.
+    #[must_use]
+    pub fn sampling_share(&self) -> f64 {
+        if self.decode.is_zero() {
+            0.0
+        } else {
+            self.sampling.as_secs_f64() / self.decode.as_secs_f64()
+        }
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
@@ -74,12 +87,13 @@ impl fmt::Display for GenStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "prompt {} tokens, {:.1} tokens/s; first token after {:.0} ms; {} tokens, {:.1} tokens/s; {}",
+            "prompt {} tokens, {:.1} tokens/s; first token after {:.0} ms; {} tokens, {:.1} tokens/s, {:.1} % of it sampling; {}",
             self.prompt_tokens,
             self.prefill_rate(),
             self.ttft.as_secs_f64() * 1e3,
             self.tokens,
             self.decode_rate(),
+            self.sampling_share() * 1e2,
             self.finish
         )
     }

@@ -13,12 +13,14 @@
 
 mod arena;
 mod bitmap;
+mod encoding;
 mod guard;
 mod pool;
 mod sequence;
 mod trim;
 mod types;
 
+pub use encoding::{GROUP, KvType};
 pub use guard::LayerGuard;
 pub use pool::{BlockView, KvPool};
 pub use sequence::SeqId;

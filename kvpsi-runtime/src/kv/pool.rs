@@ -6,6 +6,7 @@
 use super::{
     arena::Arena,
     bitmap::Bitmap,
+    encoding::{GROUP, KvType, encode_q8_0},
     guard::{Guards, LayerGuard},
     sequence::{SeqId, Slot},
     types::{Account, KvError, KvShape, PoolConfig},
@@ -26,10 +27,13 @@ use std::{
 /// One layer of one live block.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockView {
-    /// Keys after RoPE: `[kv_heads][block_tokens][head_dim]`.
-    pub k: *const f16,
+    /// Keys after RoPE: `[kv_heads][block_tokens][head_dim]`, and, of q8_0,
+    /// their scales `[kv_heads][block_tokens][head_dim / 32]` in f16 after them.
+    pub k: *const u8,
     /// Values, same shape.
-    pub v: *const f16,
+    pub v: *const u8,
+    /// How both are written.
+    pub kind: KvType,
     /// Position of the first token.
     pub first_pos: usize,
     /// Tokens that are there, 1 to `block_tokens`.
@@ -289,6 +293,7 @@ impl KvPool {
                 out.push(BlockView {
                     k,
                     v,
+                    kind: self.config.shape.kind,
                     first_pos: i * n,
                     tokens: self.tokens_in(slot, i),
                     index: u32::try_from(i).unwrap_or(u32::MAX),
@@ -298,18 +303,18 @@ impl KvPool {
     }
 
     /// Where K and V of one layer of a block begin.
-    fn layer_of(&self, block: usize, layer: usize) -> (*mut f16, *mut f16) {
+    fn layer_of(&self, block: usize, layer: usize) -> (*mut u8, *mut u8) {
         let s = &self.config.shape;
         assert!(layer < s.layers);
-        let base = self.arena.block(block).as_ptr().cast::<f16>();
-        // SAFETY: a block holds `layers` times `layer_elements`, checked above.
+        let base = self.arena.block(block).as_ptr();
+        // SAFETY: a block holds `layers` times `layer_bytes`, checked above.
         unsafe {
-            let k = base.add(layer * s.layer_elements());
-            (k, k.add(s.half_layer_elements()))
+            let k = base.add(layer * s.layer_bytes());
+            (k, k.add(s.half_layer_bytes()))
         }
     }
 
-    /// Stores keys and values of one position, as f16; `k` and `v` are
+    /// Stores keys and values of one position, encoded; `k` and `v` are
     /// `[kv_heads * head_dim]`. Each position of a layer is written by one
     /// thread, before it is read.
     ///
@@ -338,10 +343,12 @@ impl KvPool {
         for h in 0..s.kv_heads {
             let at = (h * s.block_tokens + pos % s.block_tokens) * s.head_dim;
             for (to, from) in [(kp, k), (vp, v)] {
-                // SAFETY: inside this layer of the block; the position is this
-                // thread's alone, and the guard keeps the block.
-                let row = unsafe { std::slice::from_raw_parts_mut(to.add(at), s.head_dim) };
-                row.convert_from_f32_slice(&from[h * s.head_dim..][..s.head_dim]);
+                let from = &from[h * s.head_dim..][..s.head_dim];
+                // SAFETY: row `at` of this layer of the block, and its scales
+                // behind all values; the position is this thread's alone, and
+                // the guard keeps the block. Blocks are aligned to pages, and
+                // all offsets are even.
+                unsafe { write_row(s, to, at, from) };
             }
         }
     }
@@ -395,6 +402,30 @@ impl KvPool {
             self_evicted: self.self_evicted.load(Relaxed),
             madvise_errors: self.madvise_errors.load(Relaxed),
             writes_lost: self.writes_lost.load(Relaxed),
+        }
+    }
+}
+
+/// Writes the row of values that begins at value `at`.
+///
+/// # Safety
+/// `to` is K or V of one layer of a block, aligned for f16; `at` and all of
+/// `row` lie within, and nobody else touches them or their scales.
+unsafe fn write_row(shape: &KvShape, to: *mut u8, at: usize, row: &[f32]) {
+    use std::slice::from_raw_parts_mut;
+    // SAFETY: the caller's promises.
+    unsafe {
+        match shape.kind {
+            KvType::F16 => {
+                let to = from_raw_parts_mut(to.cast::<f16>().add(at), row.len());
+                to.convert_from_f32_slice(row);
+            }
+            KvType::Q8_0 => {
+                let codes = from_raw_parts_mut(to.cast::<i8>().add(at), row.len());
+                let scales = to.add(shape.half_layer_values()).cast::<f16>();
+                let scales = from_raw_parts_mut(scales.add(at / GROUP), row.len() / GROUP);
+                encode_q8_0(row, codes, scales);
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ const SHAPE: KvShape = KvShape {
     kv_heads: 2,
     head_dim: 16,
     block_tokens: 16,
+    kind: KvType::F16,
 };
 
 fn pool(capacity_tokens: usize, max_sequences: usize) -> Arc<KvPool> {
@@ -69,7 +70,10 @@ fn check(p: &KvPool, tag: usize, seq: SeqId) -> usize {
                 for t in 0..b.tokens {
                     let at = (h * SHAPE.block_tokens + t) * SHAPE.head_dim;
                     // SAFETY: inside the block, and the guard keeps it.
-                    let (k, v) = unsafe { ((*b.k.add(at)).to_f32(), (*b.v.add(at + 15)).to_f32()) };
+                    let (k, v) = unsafe {
+                        let (k, v) = (b.k.cast::<half::f16>(), b.v.cast::<half::f16>());
+                        ((*k.add(at)).to_f32(), (*v.add(at + 15)).to_f32())
+                    };
                     let want = key(tag, b.first_pos + t, layer);
                     assert!(
                         k == want && v == want,
@@ -339,5 +343,84 @@ fn impossible_settings_are_refused_with_what_to_do() {
             wanted: 65,
             context: 64
         })
+    );
+}
+
+#[test]
+fn rows_of_every_encoding_are_read_back_where_they_were_written() {
+    for kind in [KvType::F16, KvType::Q8_0] {
+        let shape = KvShape {
+            head_dim: 64,
+            kind,
+            ..SHAPE
+        };
+        let p = KvPool::new(PoolConfig {
+            shape,
+            capacity_tokens: 100,
+            max_sequences: 1,
+            sink_tokens: 4,
+            recent_tokens: 40,
+        })
+        .unwrap();
+        let seq = p.open().unwrap();
+        let range = p.append(seq, 50).unwrap();
+        let guard = p.layer();
+        let value = |layer: usize, pos: usize, i: usize| {
+            ((layer * 50 + pos) * 128 + i) as f32 % 251.0 - 125.0
+        };
+        for (layer, pos) in (0..2).flat_map(|l| range.clone().map(move |p| (l, p))) {
+            let row: Vec<f32> = (0..128).map(|i| value(layer, pos, i)).collect();
+            let other: Vec<f32> = row.iter().map(|v| -v).collect();
+            p.write(&guard, seq, layer, pos, &row, &other);
+        }
+        let mut views = vec![];
+        for layer in 0..2 {
+            p.blocks(&guard, seq, layer, &mut views);
+            for (b, t) in views
+                .iter()
+                .flat_map(|b| (0..b.tokens).map(move |t| (b, t)))
+            {
+                for i in 0..128 {
+                    let at = ((i / 64) * 16 + t) * 64 + i % 64;
+                    let all = 2 * 16 * 64;
+                    // SAFETY: inside the block, by the layout of `BlockView`.
+                    let [k, v] = [b.k, b.v].map(|from| unsafe {
+                        match kind {
+                            KvType::F16 => (*from.cast::<half::f16>().add(at)).to_f32(),
+                            KvType::Q8_0 => {
+                                let scale = from.add(all).cast::<half::f16>().add(at / GROUP);
+                                f32::from(*from.cast::<i8>().add(at)) * (*scale).to_f32()
+                            }
+                        }
+                    });
+                    let want = value(layer, b.first_pos + t, i);
+                    assert!(
+                        (k - want).abs() < 0.6 && (v + want).abs() < 0.6,
+                        "{kind}: {k}, not {want}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_encoding_that_a_head_is_no_multiple_of_is_refused() {
+    let shape = KvShape {
+        head_dim: 48,
+        kind: KvType::Q8_0,
+        ..SHAPE
+    };
+    let config = PoolConfig {
+        shape,
+        capacity_tokens: 100,
+        max_sequences: 1,
+        sink_tokens: 4,
+        recent_tokens: 40,
+    };
+    let error = KvPool::new(config).unwrap_err().to_string();
+    assert!(
+        error.contains("48") && error.contains("q8_0") && error.contains("--kv-type"),
+        "{error}"
     );
 }

@@ -1,5 +1,6 @@
 //! Shapes, settings, accounts and errors of the KV memory.
 
+use super::encoding::KvType;
 use crate::units::Bytes;
 use thiserror::Error;
 
@@ -21,20 +22,27 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Tokens of one block.
     pub block_tokens: usize,
+    /// How they are written.
+    pub kind: KvType,
 }
 
 impl KvShape {
-    /// f16 elements of one layer of one block: K then V.
-    pub(super) fn layer_elements(&self) -> usize {
-        2 * self.half_layer_elements()
+    /// Bytes of one layer of one block: K then V.
+    pub(super) fn layer_bytes(&self) -> usize {
+        2 * self.half_layer_bytes()
     }
 
-    /// f16 elements of K (or V) of one layer of one block.
-    pub(super) fn half_layer_elements(&self) -> usize {
+    /// Bytes of K (or V) of one layer of one block.
+    pub(super) fn half_layer_bytes(&self) -> usize {
+        self.kind.bytes(self.half_layer_values())
+    }
+
+    /// Values of K (or V) of one layer of one block; scales follow them.
+    pub(super) fn half_layer_values(&self) -> usize {
         self.kv_heads * self.block_tokens * self.head_dim
     }
 
-    /// Bytes of one block: all layers, K and V, f16, rounded up to pages.
+    /// Bytes of one block: all layers, K and V, rounded up to pages.
     #[must_use]
     pub fn block_bytes(&self) -> Bytes {
         let page = rustix::param::page_size() as u64;
@@ -47,13 +55,15 @@ impl KvShape {
         )
     }
 
-    /// Bytes of one token: all layers, K and V, f16.
+    /// Bytes of one token: all layers, K and V.
     #[must_use]
     pub fn token_bytes(&self) -> Bytes {
-        let f16 = 2u64;
-        [self.layers, self.kv_heads, self.head_dim]
+        let row = self.kind.bytes(self.head_dim) as u64;
+        [self.layers, self.kv_heads]
             .into_iter()
-            .fold(Bytes(2 * f16), |b, n| Bytes(b.0.saturating_mul(n as u64)))
+            .fold(Bytes(row.saturating_mul(2)), |b, n| {
+                Bytes(b.0.saturating_mul(n as u64))
+            })
     }
 }
 
@@ -88,6 +98,9 @@ impl PoolConfig {
         {
             return Err(KvError::Shape(*s));
         }
+        if !s.head_dim.is_multiple_of(s.kind.group()) {
+            return Err(KvError::Encoding(*s));
+        }
         if !(1..=MAX_SEQUENCES).contains(&self.max_sequences) {
             return Err(KvError::Sequences(self.max_sequences));
         }
@@ -109,6 +122,12 @@ pub enum KvError {
     /// A dimension is zero.
     #[error("the KV shape {0:?} has a dimension of zero")]
     Shape(KvShape),
+    /// A head is not whole groups of the encoding.
+    #[error(
+        "heads of {} values cannot be written as {}, which takes {} at a time; choose --kv-type f16",
+        .0.head_dim, .0.kind, .0.kind.group()
+    )]
+    Encoding(KvShape),
     /// More sequences than a pool can hold.
     #[error("{0} sequences at once: choose 1 to {MAX_SEQUENCES}")]
     Sequences(usize),

@@ -13,7 +13,7 @@ use super::{
     rope::Rope,
 };
 use crate::units::Bytes;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use std::collections::HashSet;
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -61,18 +61,16 @@ impl Reader<'_> {
     }
 
     /// A vector, widened to f32.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<Box<[f32]>> {
         let t = self.gguf.tensor(name, &[len])?;
         self.done_with(name, t.storage_size_in_bytes());
-        let values = t
-            .dequantize(&Device::Cpu)
-            .and_then(|t| Ok((t.to_vec1::<f32>()?, t)));
-        let (values, t) = values.map_err(|e| {
+        let values = t.dequantize(&Device::Cpu).and_then(|t| t.to_vec1::<f32>());
+        let values = values.map_err(|e| {
             let message = e.to_string();
             self.bad(name, message.lines().next().unwrap_or_default())
         })?;
         match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(t),
+            None => Ok(values.into()),
             Some(at) => Err(self.bad(
                 name,
                 format!(
@@ -121,7 +119,7 @@ impl Reader<'_> {
         })
     }
 
-    fn post_norm(&mut self, c: &Config, name: &str) -> Result<Option<Tensor>> {
+    fn post_norm(&mut self, c: &Config, name: &str) -> Result<Option<Box<[f32]>>> {
         match c.post_norms {
             true => self.vector(name, c.hidden).map(Some),
             false => Ok(None),
@@ -129,13 +127,12 @@ impl Reader<'_> {
     }
 
     /// Llama 3.1 and later stretch the low frequencies by these factors.
-    fn rope_factors(&mut self, c: &Config) -> Result<Option<Vec<f32>>> {
+    fn rope_factors(&mut self, c: &Config) -> Result<Option<Box<[f32]>>> {
         let name = "rope_freqs.weight";
         if !self.gguf.has(name) {
             return Ok(None);
         }
-        let factors = self.vector(name, c.head_dim / 2)?.to_vec1::<f32>();
-        let factors = factors.map_err(|e| self.bad(name, e.to_string()))?;
+        let factors = self.vector(name, c.head_dim / 2)?;
         if let Some(by) = factors.iter().find(|&&by| !(1e-3..=1e6).contains(&by)) {
             return Err(self.bad(name, format!("divides a frequency by {by}")));
         }

@@ -5,9 +5,6 @@
 //! no table is sized by the context. Refuses to know which layers turn by which
 //! embedding.
 
-use super::step::ops::RopePairs;
-use crate::attention::RowSpan;
-use candle_core::{Device, Result, Tensor};
 use std::f64::consts::TAU;
 
 /// How a model was made to see further than it was first trained for. The
@@ -117,41 +114,6 @@ impl Rope {
             }
         }
     }
-
-    /// Cosines and sines, each `[rows, 1, half a head]`.
-    pub(super) fn tables(&self, rows: &[RowSpan]) -> Result<(Tensor, Tensor)> {
-        let count: usize = rows.iter().map(|s| s.rows).sum();
-        let half = self.frequencies.len();
-        let (mut cos, mut sin) = (vec![0.0; count * half], vec![0.0; count * half]);
-        let positions = rows.iter().flat_map(|s| s.first_pos..s.first_pos + s.rows);
-        let tables = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
-        for (pos, (cos, sin)) in positions.zip(tables) {
-            self.angles(pos, cos, sin);
-        }
-        let shape = (count, 1, half);
-        Ok((
-            Tensor::from_vec(cos, shape, &Device::Cpu)?,
-            Tensor::from_vec(sin, shape, &Device::Cpu)?,
-        ))
-    }
-}
-
-/// Turns `[rows, heads * head_dim]` by tables of [`Rope::tables`]: every row is
-/// a batch of its own, so rows of different sequences may stand at any
-/// positions and nothing is transposed.
-pub(super) fn rotate(
-    x: &Tensor,
-    heads: usize,
-    (cos, sin): &(Tensor, Tensor),
-    pairs: RopePairs,
-) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    let x = x.reshape((rows, heads, 1, width / heads))?;
-    let turned = match pairs {
-        RopePairs::Adjacent => candle_nn::rotary_emb::rope_i(&x, cos, sin)?,
-        RopePairs::Halves => candle_nn::rotary_emb::rope(&x, cos, sin)?,
-    };
-    turned.reshape((rows, width))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::signal::{
     EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats,
     mapped::MappedArray,
     plain,
-    programs::{self, Cost, ProgramReport, one_line, os_error},
+    programs::{self, Cost, HOOKS, Hook, ProgramReport, Rung, one_line, os_error},
 };
 use aya::{
     Ebpf, EbpfLoader,
@@ -167,14 +167,19 @@ impl EbpfSource {
     /// There is no object, it speaks another ABI, the kernel refuses BPF, or
     /// no program that hears stalls could be attached.
     pub fn open(config: &SourceConfig) -> Result<Self, SignalError> {
-        Self::open_object(object().ok_or(SignalError::NoObject)?, config)
+        Self::open_object(object().ok_or(SignalError::NoObject)?, &HOOKS, config)
     }
 
-    /// [`EbpfSource::open`] for an object from elsewhere.
+    /// [`EbpfSource::open`] for an object from elsewhere, attached to other
+    /// hooks.
     ///
     /// # Errors
     /// As [`EbpfSource::open`].
-    pub fn open_object(object: &[u8], config: &SourceConfig) -> Result<Self, SignalError> {
+    pub fn open_object(
+        object: &[u8],
+        hooks: &[Hook],
+        config: &SourceConfig,
+    ) -> Result<Self, SignalError> {
         check_abi(object)?;
         let mut ebpf = load(object, config)?;
         let mut take = |name: &str| {
@@ -194,22 +199,8 @@ impl EbpfSource {
             shared: mapped(&maps[1], 1)?,
             _maps: maps,
         });
-        let programs = programs::attach(&mut ebpf);
-        let hears = |name| programs.iter().any(|p| p.name == name && p.attached());
-        if !hears("direct_begin") && !hears("memcg_begin") {
-            let why = programs
-                .iter()
-                .find_map(|p| match &p.state {
-                    programs::State::NotLoaded(w) | programs::State::NotAttached(w) => {
-                        Some(format!("{}: {w}", p.name))
-                    }
-                    _ => None,
-                })
-                .unwrap_or_default();
-            return Err(SignalError::Refused(format!(
-                "no program that hears stalls could be attached: {why}"
-            )));
-        }
+        let programs = programs::attach(&mut ebpf, hooks, config.rung);
+        check_hearing(&programs, config.rung)?;
         Ok(Self {
             events,
             trace,
@@ -227,6 +218,12 @@ impl EbpfSource {
     #[must_use]
     pub fn programs(&self) -> &[ProgramReport] {
         &self.programs
+    }
+
+    /// The rung in use: never [`Rung::Auto`].
+    #[must_use]
+    pub fn rung(&self) -> Rung {
+        programs::reached(&self.programs)
     }
 
     /// What a program cost since it was loaded, while statistics were on
@@ -293,6 +290,36 @@ impl PressureSource for EbpfSource {
     }
 }
 
+/// Something hears stalls, and what was asked for is there.
+fn check_hearing(programs: &[ProgramReport], asked: Rung) -> Result<(), SignalError> {
+    let reached = programs::reached(programs);
+    if asked != Rung::Auto && asked != reached {
+        let why: Vec<String> = programs
+            .iter()
+            .filter(|p| p.by != programs::How::RawTp)
+            .filter_map(|p| Some(format!("{} on {}: {}", p.by.name(), p.hook, p.refusal()?)))
+            .take(2)
+            .collect();
+        return Err(SignalError::Refused(format!(
+            "rung {} is not to be had here ({}); --rung auto takes {}",
+            asked.name(),
+            why.join("; "),
+            reached.name()
+        )));
+    }
+    let hears = |name| programs.iter().any(|p| p.name == name && p.attached());
+    if reached == Rung::RawTp && !hears("direct_begin") && !hears("memcg_begin") {
+        let why = programs
+            .iter()
+            .find_map(|p| Some(format!("{}: {}", p.name, p.refusal()?)))
+            .unwrap_or_default();
+        return Err(SignalError::Refused(format!(
+            "no program that hears stalls could be attached: {why}"
+        )));
+    }
+    Ok(())
+}
+
 /// CPUs that may ever be there: a CPU's number is below it.
 fn cpus() -> Result<usize, SignalError> {
     aya::util::nr_cpus()
@@ -329,11 +356,18 @@ fn load(object: &[u8], config: &SourceConfig) -> Result<Ebpf, SignalError> {
         .unwrap_or(-1);
     let (events_full, trace_full) = (u64::from(ring / 2), u64::from(trace / 4));
     let trace_on = u8::from(config.trace_ring_bytes.is_some());
+    // More are there than this process may use, perhaps.
+    let online = aya::util::online_cpus().map_or(1, |cpus| cpus.len().max(1)) as u64;
+    let is_x86 = u8::from(cfg!(target_arch = "x86_64"));
     // The levels of `aya_log_common::Level`: 0 is none, 4 is debug.
     let log_level: u8 = if config.program_log { 4 } else { 0 };
     let log_bytes = if config.program_log { 128 << 10 } else { page };
     // aya raises RLIMIT_MEMLOCK by itself where a kernel before 5.11 needs it.
     EbpfLoader::new()
+        // The programs follow no kernel struct: nothing is relocated.
+        .btf(None)
+        .override_global("CPUS", &online, true)
+        .override_global("IS_X86", &is_x86, true)
         .override_global("INTERVAL_NS", &interval, true)
         .override_global("QUIET_NS", &quiet, true)
         .override_global("SCOPE_ID", &scope_id, true)

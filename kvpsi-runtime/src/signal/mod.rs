@@ -4,6 +4,7 @@
 //! them. Every source speaks [`Event`], whatever it reads. Refuses to know
 //! what is done about pressure: no KV block, no byte count of ours is here.
 
+pub mod accounting;
 pub mod ebpf;
 mod mapped;
 pub mod privilege;
@@ -83,6 +84,17 @@ pub enum Choice {
     PsiPoll,
 }
 
+impl Choice {
+    /// Who asks for a rung asks for eBPF.
+    #[must_use]
+    pub fn with_rung(self, rung: programs::Rung) -> Self {
+        match self {
+            Self::Auto if rung != programs::Rung::Auto => Self::Ebpf,
+            other => other,
+        }
+    }
+}
+
 /// The memory cgroup to watch instead of the whole system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupScope {
@@ -109,6 +121,8 @@ pub struct SourceConfig {
     pub ring_bytes: u32,
     /// Trace mode: size of the ring buffer that takes every event.
     pub trace_ring_bytes: Option<u32>,
+    /// How far up the ladder eBPF is to go.
+    pub rung: programs::Rung,
     /// The programs' own diagnostics, read by [`ebpf::EbpfSource::log`].
     pub program_log: bool,
     /// How often the polling source reads PSI.
@@ -128,6 +142,7 @@ impl Default for SourceConfig {
             cgroup: None,
             ring_bytes: 256 << 10,
             trace_ring_bytes: None,
+            rung: programs::Rung::Auto,
             program_log: false,
             poll_interval: Duration::from_millis(100),
             trigger_stall: Duration::from_millis(10),
@@ -221,7 +236,7 @@ pub fn open(choice: Choice, config: &SourceConfig) -> Result<Opened, SignalError
 
 fn open_ebpf(config: &SourceConfig) -> Result<Opened, SignalError> {
     let source = ebpf::EbpfSource::open(config)?;
-    let notes = programs::missing(source.programs()).into_iter().collect();
+    let notes = programs::missing(source.programs());
     Ok(Opened {
         source: Box::new(source),
         notes,

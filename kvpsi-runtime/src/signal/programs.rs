@@ -3,68 +3,165 @@
 //!
 //! Tries, and does not compare versions: a hook that a kernel lacks shows as a
 //! program that could not be attached. The end of a pair is attached before
-//! its begin, and a begin without its end is not attached at all: its tasks
-//! would seem to stall forever.
+//! its begin, and neither stays without the other: tasks would seem to stall
+//! forever, or ends to come from nowhere.
 
 use aya::{
-    Ebpf,
-    programs::{ProgramError, RawTracePoint},
+    Btf, Ebpf,
+    programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint},
 };
 use serde::Serialize;
 use std::{error::Error, io, os::fd::OwnedFd, time::Duration};
 
-/// A program and the raw tracepoint it goes to.
+/// By which means a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// A raw tracepoint.
+    RawTp,
+    /// The entry of a kernel function, by a trampoline.
+    Fentry,
+    /// Its return, by the same.
+    Fexit,
+    /// The entry of a kernel function, by a breakpoint or ftrace.
+    Kprobe,
+    /// Its return, by the same.
+    Kretprobe,
+}
+
+impl How {
+    /// Name in text and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RawTp => "raw_tp",
+            Self::Fentry => "fentry",
+            Self::Fexit => "fexit",
+            Self::Kprobe => "kprobe",
+            Self::Kretprobe => "kretprobe",
+        }
+    }
+
+    const fn rung(self) -> Rung {
+        match self {
+            Self::RawTp => Rung::RawTp,
+            Self::Fentry | Self::Fexit => Rung::Fentry,
+            Self::Kprobe | Self::Kretprobe => Rung::Kprobe,
+        }
+    }
+}
+
+/// How far up the ladder eBPF goes, as `--rung` takes it. The tracepoints are
+/// always there; a rung is what comes on top.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rung {
+    /// The highest that this kernel takes
+    #[default]
+    Auto,
+    /// Raw tracepoints alone: reclaim, compaction, kswapd, OOM
+    RawTp,
+    /// And psi_memstall_enter/leave by kprobe: refault waits, swap-in, throttling
+    Kprobe,
+    /// And the same by fentry, which costs less
+    Fentry,
+}
+
+impl Rung {
+    /// Name in text and JSON, and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::RawTp => "raw-tp",
+            Self::Kprobe => "kprobe",
+            Self::Fentry => "fentry",
+        }
+    }
+}
+
+/// A program and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Hook {
     /// Name of the program in the object.
     pub program: &'static str,
-    /// Name of the tracepoint.
-    pub tracepoint: &'static str,
+    /// By which means.
+    pub how: How,
+    /// Name of the tracepoint or function.
+    pub target: &'static str,
     /// Program that must be attached first.
     pub after: Option<&'static str>,
 }
 
-const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
+const fn hook(program: &'static str, how: How, target: &'static str) -> Hook {
     Hook {
         program,
-        tracepoint,
+        how,
+        target,
         after: None,
     }
 }
 
+const fn tp(program: &'static str, tracepoint: &'static str) -> Hook {
+    hook(program, How::RawTp, tracepoint)
+}
+
 const fn begin(program: &'static str, tracepoint: &'static str, end: &'static str) -> Hook {
-    Hook {
-        program,
-        tracepoint,
-        after: Some(end),
+    hook(program, How::RawTp, tracepoint).after(end)
+}
+
+impl Hook {
+    const fn after(self, first: &'static str) -> Self {
+        Self {
+            after: Some(first),
+            ..self
+        }
     }
 }
 
-/// Every program, ends before begins.
-pub const HOOKS: [Hook; 15] = [
-    hook("direct_end", "mm_vmscan_direct_reclaim_end"),
+/// The function that begins a stall as PSI counts it.
+const ENTER: &str = "psi_memstall_enter";
+const LEAVE: &str = "psi_memstall_leave";
+const SWAP_IN: &str = "do_swap_page";
+const OVER_HIGH: &str = "mem_cgroup_handle_over_high";
+
+/// Every program, ends before begins, the better rung first.
+pub const HOOKS: [Hook; 28] = [
+    tp("task_exit", "sched_process_exit"),
+    tp("direct_end", "mm_vmscan_direct_reclaim_end"),
     begin(
         "direct_begin",
         "mm_vmscan_direct_reclaim_begin",
         "direct_end",
     ),
-    hook("memcg_end", "mm_vmscan_memcg_reclaim_end"),
+    tp("memcg_end", "mm_vmscan_memcg_reclaim_end"),
     begin("memcg_begin", "mm_vmscan_memcg_reclaim_begin", "memcg_end"),
-    hook("soft_end", "mm_vmscan_memcg_softlimit_reclaim_end"),
+    tp("soft_end", "mm_vmscan_memcg_softlimit_reclaim_end"),
     begin(
         "soft_begin",
         "mm_vmscan_memcg_softlimit_reclaim_begin",
         "soft_end",
     ),
-    hook("node_end", "mm_vmscan_node_reclaim_end"),
+    tp("node_end", "mm_vmscan_node_reclaim_end"),
     begin("node_begin", "mm_vmscan_node_reclaim_begin", "node_end"),
-    hook("kswapd_wake", "mm_vmscan_kswapd_wake"),
-    hook("kswapd_sleep", "mm_vmscan_kswapd_sleep"),
-    hook("kswapd_asked", "mm_vmscan_wakeup_kswapd"),
-    hook("throttled", "mm_vmscan_throttled"),
-    hook("compact_end", "mm_compaction_end"),
+    tp("kswapd_wake", "mm_vmscan_kswapd_wake"),
+    tp("kswapd_sleep", "mm_vmscan_kswapd_sleep"),
+    tp("kswapd_asked", "mm_vmscan_wakeup_kswapd"),
+    tp("throttled", "mm_vmscan_throttled"),
+    tp("compact_end", "mm_compaction_end"),
     begin("compact_begin", "mm_compaction_begin", "compact_end"),
-    hook("oom_victim", "mark_victim"),
+    tp("oom_victim", "mark_victim"),
+    hook("memstall_leave", How::Fentry, LEAVE),
+    hook("memstall_enter", How::Fentry, ENTER).after("memstall_leave"),
+    hook("swap_in_done", How::Fexit, SWAP_IN).after("memstall_enter"),
+    hook("swap_in", How::Fentry, SWAP_IN).after("swap_in_done"),
+    hook("over_high_done", How::Fexit, OVER_HIGH).after("memstall_enter"),
+    hook("over_high", How::Fentry, OVER_HIGH).after("over_high_done"),
+    hook("memstall_leave_k", How::Kprobe, LEAVE),
+    hook("memstall_enter_k", How::Kprobe, ENTER).after("memstall_leave_k"),
+    hook("swap_in_done_k", How::Kretprobe, SWAP_IN).after("memstall_enter_k"),
+    hook("swap_in_k", How::Kprobe, SWAP_IN).after("swap_in_done_k"),
+    hook("over_high_done_k", How::Kretprobe, OVER_HIGH).after("memstall_enter_k"),
+    hook("over_high_k", How::Kprobe, OVER_HIGH).after("over_high_done_k"),
 ];
 
 /// What became of a program.
@@ -79,6 +176,8 @@ pub enum State {
     NotAttached(String),
     /// Not tried, because what it depends on is missing.
     NotTried(String),
+    /// Not tried, because another does its work or it was not asked for.
+    NotNeeded(String),
 }
 
 /// One program's report.
@@ -88,6 +187,8 @@ pub struct ProgramReport {
     pub name: &'static str,
     /// What it hooks.
     pub hook: &'static str,
+    /// By which means.
+    pub by: How,
     /// What became of it.
     #[serde(flatten)]
     pub state: State,
@@ -99,48 +200,159 @@ impl ProgramReport {
     pub fn attached(&self) -> bool {
         self.state == State::Attached
     }
+
+    /// Why it is missing, if it is.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        match &self.state {
+            State::Attached | State::NotNeeded(_) => None,
+            State::NotLoaded(why) | State::NotAttached(why) | State::NotTried(why) => Some(why),
+        }
+    }
 }
 
-/// Loads and attaches every program it can.
-pub(super) fn attach(ebpf: &mut Ebpf) -> Vec<ProgramReport> {
-    let mut reports: Vec<ProgramReport> = Vec::with_capacity(HOOKS.len());
-    for h in HOOKS {
-        let ready = h
-            .after
-            .is_none_or(|end| reports.iter().any(|r| r.name == end && r.attached()));
-        let state = if ready {
-            attach_one(ebpf, h)
+/// Loads and attaches every program of `hooks` that it can, up to `rung`.
+pub(super) fn attach(ebpf: &mut Ebpf, hooks: &[Hook], rung: Rung) -> Vec<ProgramReport> {
+    let mut btf = None;
+    let mut reports: Vec<ProgramReport> = Vec::with_capacity(hooks.len());
+    for h in hooks {
+        let attached = |name: &str| reports.iter().any(|r| r.name == name && r.attached());
+        let state = if let Some(why) = unwanted(h.how.rung(), rung, reached(&reports)) {
+            State::NotNeeded(why)
+        } else if let Some(first) = h.after.filter(|first| !attached(first)) {
+            State::NotTried(format!("{first} is missing"))
         } else {
-            State::NotTried(format!("{} is missing", h.after.unwrap_or_default()))
+            attach_one(ebpf, h, &mut btf)
         };
         reports.push(ProgramReport {
             name: h.program,
-            hook: h.tracepoint,
+            hook: h.target,
+            by: h.how,
             state,
         });
     }
+    part_widows(ebpf, hooks, &mut reports);
     reports
 }
 
-fn attach_one(ebpf: &mut Ebpf, h: Hook) -> State {
+/// Why a program of rung `its` is not for `asked`, if it is not.
+fn unwanted(its: Rung, asked: Rung, reached: Rung) -> Option<String> {
+    if its == Rung::RawTp {
+        return None;
+    }
+    match asked {
+        Rung::Auto if reached != Rung::RawTp && reached != its => {
+            Some(format!("{} does it", reached.name()))
+        }
+        Rung::Auto => None,
+        _ if asked == its => None,
+        _ => Some(format!("rung {} was asked for", asked.name())),
+    }
+}
+
+/// The rung that these programs make.
+pub(super) fn reached(reports: &[ProgramReport]) -> Rung {
+    reports
+        .iter()
+        .find(|r| r.hook == ENTER && r.attached())
+        .map_or(Rung::RawTp, |r| r.by.rung())
+}
+
+/// Detaches ends whose begin could not be attached.
+fn part_widows(ebpf: &mut Ebpf, hooks: &[Hook], reports: &mut [ProgramReport]) {
+    for h in hooks.iter().rev() {
+        let missing = |name: &str| reports.iter().any(|r| r.name == name && !r.attached());
+        let Some(end) = h.after.filter(|end| {
+            missing(h.program) && *end != "memstall_enter" && *end != "memstall_enter_k"
+        }) else {
+            continue;
+        };
+        let Some(report) = reports.iter_mut().find(|r| r.name == end && r.attached()) else {
+            continue;
+        };
+        // What cannot be unloaded costs time and counts orphans, no more.
+        let unloaded = ebpf.program_mut(end).is_some_and(|p| {
+            match p {
+                Program::RawTracePoint(p) => p.unload(),
+                Program::KProbe(p) => p.unload(),
+                Program::FEntry(p) => p.unload(),
+                Program::FExit(p) => p.unload(),
+                _ => return false,
+            }
+            .is_ok()
+        });
+        if unloaded {
+            report.state = State::NotAttached(format!("{} is missing", h.program));
+        }
+    }
+}
+
+fn attach_one(ebpf: &mut Ebpf, h: &Hook, btf: &mut Option<Result<Btf, String>>) -> State {
     let Some(program) = ebpf.program_mut(h.program) else {
         return State::NotLoaded("not in the object".into());
     };
-    let program: &mut RawTracePoint = match program.try_into() {
-        Ok(p) => p,
-        Err(e) => return State::NotLoaded(one_line(&e as &ProgramError)),
+    let loaded = match h.how {
+        How::RawTp => <&mut RawTracePoint>::try_from(&mut *program).and_then(RawTracePoint::load),
+        How::Kprobe | How::Kretprobe => {
+            <&mut KProbe>::try_from(&mut *program).and_then(KProbe::load)
+        }
+        How::Fentry | How::Fexit => {
+            let btf = btf.get_or_insert_with(|| Btf::from_sys_fs().map_err(|e| one_line(&e)));
+            let btf = match btf {
+                Ok(btf) => btf,
+                Err(e) => return State::NotLoaded(format!("no BTF of the kernel: {e}")),
+            };
+            if h.how == How::Fentry {
+                <&mut FEntry>::try_from(&mut *program).and_then(|p| p.load(h.target, btf))
+            } else {
+                <&mut FExit>::try_from(&mut *program).and_then(|p| p.load(h.target, btf))
+            }
+        }
     };
-    if let Err(e) = program.load() {
-        return State::NotLoaded(one_line(&e));
+    if let Err(e) = loaded {
+        return State::NotLoaded(refusal(h.how, &e));
     }
-    match program.attach(h.tracepoint) {
-        Ok(_) => State::Attached,
-        Err(e) => State::NotAttached(match os_error(&e) {
-            Some(2) => "this kernel has no such tracepoint".into(),
-            Some(22) => "the tracepoint has fewer arguments here".into(),
-            _ => one_line(&e),
-        }),
+    let attached = match h.how {
+        How::RawTp => {
+            <&mut RawTracePoint>::try_from(program).and_then(|p| p.attach(h.target).map(drop))
+        }
+        How::Kprobe | How::Kretprobe => {
+            <&mut KProbe>::try_from(program).and_then(|p| p.attach(h.target, 0).map(drop))
+        }
+        How::Fentry => <&mut FEntry>::try_from(program).and_then(|p| p.attach().map(drop)),
+        How::Fexit => <&mut FExit>::try_from(program).and_then(|p| p.attach().map(drop)),
+    };
+    match attached {
+        Ok(()) => State::Attached,
+        Err(e) => State::NotAttached(refusal(h.how, &e)),
     }
+}
+
+/// What the kernel's errno means for this kind of program.
+fn refusal(how: How, e: &ProgramError) -> String {
+    // The verifier has its own words, and the same errno.
+    if matches!(e, ProgramError::LoadError { verifier_log, .. } if !verifier_log.to_string().trim().is_empty())
+    {
+        return one_line(e);
+    }
+    let hint = match (how, os_error(e)) {
+        (How::RawTp, Some(2)) => "this kernel has no such tracepoint",
+        (How::RawTp, Some(22)) => "the tracepoint has fewer arguments here",
+        (How::Fentry | How::Fexit, Some(1)) => {
+            "Operation not permitted (kernel lockdown, or no CAP_PERFMON)"
+        }
+        (How::Fentry | How::Fexit, Some(524 | 95)) => {
+            "this kernel cannot attach fentry on this processor"
+        }
+        (How::Kprobe | How::Kretprobe, Some(2 | 19)) => {
+            "this kernel has no kprobes, or no such function"
+        }
+        (How::Kprobe | How::Kretprobe, Some(1 | 13)) => {
+            "not permitted (kernel lockdown, or no CAP_PERFMON)"
+        }
+        _ => return one_line(e),
+    };
+    hint.into()
 }
 
 /// What a program cost since it was loaded, while statistics were on.
@@ -168,22 +380,37 @@ pub fn enable_statistics() -> io::Result<OwnedFd> {
     aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|e| e.io_error)
 }
 
-/// One line about the programs that are missing, if any are.
+/// A line about the tracepoints that are missing, if any are, and one about
+/// the rung if it is the lowest although more was wanted.
 #[must_use]
-pub fn missing(reports: &[ProgramReport]) -> Option<String> {
-    let names: Vec<&str> = reports
-        .iter()
-        .filter(|r| !r.attached())
+pub fn missing(reports: &[ProgramReport]) -> Vec<String> {
+    let base = || reports.iter().filter(|r| r.by == How::RawTp);
+    let names: Vec<&str> = base()
+        .filter(|r| r.refusal().is_some())
         .map(|r| r.name)
         .collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "eBPF: {} of {} programs are not attached ({}); `kvpsi doctor` says why",
+    let mut lines = Vec::new();
+    if !names.is_empty() {
+        lines.push(format!(
+            "eBPF: {} of {} tracepoints are not attached ({}); `kvpsi doctor` says why",
             names.len(),
-            reports.len(),
+            base().count(),
             names.join(", ")
-        )
-    })
+        ));
+    }
+    let reasons: Vec<String> = reports
+        .iter()
+        .filter(|r| r.hook == LEAVE || r.hook == ENTER)
+        .filter(|r| !matches!(r.state, State::NotTried(_)))
+        .filter_map(|r| Some(format!("{}: {}", r.by.name(), r.refusal()?)))
+        .collect();
+    if reached(reports) == Rung::RawTp && !reasons.is_empty() {
+        lines.push(format!(
+            "eBPF: reclaim is heard, waits for evicted pages and swap are not ({})",
+            reasons.join("; ")
+        ));
+    }
+    lines
 }
 
 /// The errno at the root of an error, if there is one.
@@ -230,6 +457,57 @@ mod tests {
                 assert!(HOOKS[..i].iter().any(|e| e.program == end), "{end}");
             }
         }
+    }
+
+    fn report(name: &'static str, state: State) -> ProgramReport {
+        let h = HOOKS.iter().find(|h| h.program == name).expect(name);
+        ProgramReport {
+            name,
+            hook: h.target,
+            by: h.how,
+            state,
+        }
+    }
+
+    #[test]
+    fn the_rung_is_the_one_whose_begin_is_attached() {
+        let refused = || State::NotLoaded("no".into());
+        let mut all = vec![report("memstall_leave", State::Attached)];
+        assert_eq!(reached(&all), Rung::RawTp);
+        all.push(report("memstall_enter", refused()));
+        all.push(report("memstall_enter_k", State::Attached));
+        assert_eq!(reached(&all), Rung::Kprobe);
+        assert!(missing(&all).is_empty());
+    }
+
+    #[test]
+    fn a_rung_is_tried_only_if_it_is_wanted_and_nothing_better_works() {
+        use Rung::{Auto, Fentry, Kprobe, RawTp};
+        assert!(unwanted(RawTp, Fentry, RawTp).is_none());
+        assert!(unwanted(Fentry, Auto, RawTp).is_none());
+        assert!(unwanted(Fentry, Auto, Fentry).is_none());
+        assert!(unwanted(Kprobe, Auto, Fentry).is_some());
+        assert!(unwanted(Kprobe, Auto, RawTp).is_none());
+        assert!(unwanted(Fentry, Kprobe, RawTp).is_some());
+        assert!(unwanted(Kprobe, Kprobe, Fentry).is_none());
+        assert!(unwanted(Kprobe, RawTp, RawTp).is_some());
+    }
+
+    #[test]
+    fn a_missing_tracepoint_and_a_missing_rung_take_a_line_each() {
+        let no = |w: &str| State::NotLoaded(w.into());
+        let lines = missing(&[
+            report("throttled", no("x")),
+            report("memstall_leave", no("lockdown")),
+            report(
+                "memstall_enter",
+                State::NotTried("memstall_leave is missing".into()),
+            ),
+            report("memstall_leave_k", no("no kprobes")),
+        ]);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].contains("throttled"));
+        assert!(lines[1].contains("fentry: lockdown; kprobe: no kprobes"));
     }
 
     #[test]

@@ -19,9 +19,12 @@ use std::{
 
 /// Reads `total` of the `some` line, in µs.
 pub(crate) fn some_total_us(text: &[u8]) -> Option<u64> {
-    let line = text
-        .split(|b| *b == b'\n')
-        .find(|l| l.starts_with(b"some "))?;
+    total_us(text, b"some ")
+}
+
+/// Reads `total` of the line that begins with `word`, in µs.
+pub(crate) fn total_us(text: &[u8], word: &[u8]) -> Option<u64> {
+    let line = text.split(|b| *b == b'\n').find(|l| l.starts_with(word))?;
     let field = line
         .split(|b| *b == b' ')
         .find_map(|f| f.strip_prefix(b"total="))?;
@@ -163,6 +166,7 @@ mod tests {
     fn the_total_of_the_some_line_is_read() {
         let text = b"some avg10=1.50 avg60=0.00 avg300=0.00 total=12345\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=99\n";
         assert_eq!(some_total_us(text), Some(12345));
+        assert_eq!(total_us(text, b"full "), Some(99));
     }
 
     #[test]

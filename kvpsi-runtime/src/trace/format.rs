@@ -27,7 +27,8 @@ pub struct Filter {
 
 impl Filter {
     fn takes(&self, e: &Event) -> bool {
-        (self.kinds.is_empty() || e.kind().is_some_and(|k| self.kinds.contains(&k)))
+        let wanted = |kind: Option<Kind>| kind.is_some_and(|k| self.kinds.contains(&k));
+        (self.kinds.is_empty() || wanted(e.kind()) || wanted(e.settled()))
             && self.pid.is_none_or(|p| p == e.tgid)
     }
 }
@@ -117,9 +118,13 @@ impl<W: Write> Writer<W> {
             .chars()
             .map(|c| if c.is_control() { '?' } else { c })
             .collect();
+        let settled = match e.settled() {
+            Some(kind) => format!("  was {}", kind.name()),
+            None => String::new(),
+        };
         writeln!(
             self.out,
-            "{:>8}.{:03} {:<17} {:<7} {comm:<15} {:>8} {:>3} {stall:>11} {order:>5} {:>6} {:>6} {:>7}",
+            "{:>8}.{:03} {:<17} {:<7} {comm:<15} {:>8} {:>3} {stall:>11} {order:>5} {:>6} {:>6} {:>7}{settled}",
             us / 1000,
             us % 1000,
             e.kind().map_or("?", Kind::name),
@@ -137,6 +142,7 @@ impl<W: Write> Writer<W> {
             "t_ns": e.ts_ns.saturating_sub(self.start_ns),
             "ts_ns": e.ts_ns,
             "kind": e.kind().map_or("?", Kind::name),
+            "settled": e.settled().map(Kind::name),
             "phase": e.phase().map_or("?", Phase::name),
             "comm": e.comm_str(),
             "pid": e.tgid,

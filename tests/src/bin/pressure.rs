@@ -18,6 +18,22 @@ fn main() -> anyhow::Result<()> {
                 Duration::from_millis(pause.parse()?),
             )?;
         }
+        ["thrash", file, length, procs @ ..] => {
+            for p in procs {
+                fs::write(p, "0").with_context(|| format!("cannot join {p}"))?;
+            }
+            let length = Duration::from_millis(length.parse()?);
+            kvpsi_tests::storm::read_anywhere(&PathBuf::from(file), length)?;
+        }
+        ["grow", bytes, length, procs @ ..] => {
+            for p in procs {
+                fs::write(p, "0").with_context(|| format!("cannot join {p}"))?;
+            }
+            kvpsi_tests::storm::touch_anonymous(
+                bytes.parse()?,
+                Duration::from_millis(length.parse()?),
+            );
+        }
         ["open"] => {
             let opened = signal::open(Choice::Auto, &SourceConfig::default())?;
             println!("{}", opened.source.name());
@@ -25,7 +41,11 @@ fn main() -> anyhow::Result<()> {
                 println!("{note}");
             }
         }
-        _ => bail!("usage: pressure read FILE MS PAUSE_MS PROCS... | open"),
+        _ => {
+            bail!(
+                "usage: pressure read FILE MS PAUSE_MS PROCS... | thrash FILE MS PROCS... | grow BYTES MS PROCS... | open"
+            )
+        }
     }
     Ok(())
 }

@@ -46,7 +46,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
         observe_only: args.no_trim,
         ..Default::default()
     };
-    let listening = pressure::listen(args.signal, true, &config)?;
+    let listening = pressure::listen(
+        args.signal,
+        crate::signal::programs::Rung::Auto,
+        true,
+        &config,
+    )?;
     let mut engine = Engine::load(&EngineConfig::new(held.path()))?;
     let pool = engine.pool();
     let realtime = listening.prepared.hardening().realtime;

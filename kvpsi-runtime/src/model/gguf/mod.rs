@@ -1,11 +1,12 @@
 //! Opens a GGUF file without believing it.
 //!
 //! Owns the mapping of the file, the parsed header and the path in every
-//! error. A file that is cut short while it is read ends the process by
-//! SIGBUS, as with every program that maps its model. Invariants: the header was walked ([`scan`]) before candle parses it, each
-//! tensor lies inside the file, and all tensors together are no larger than
-//! the file, so that nothing is allocated from a number that the file's own
-//! size does not back. Refuses to know how a decoder uses a tensor.
+//! error. Invariants: the header was walked ([`scan`]) before candle parses it,
+//! each tensor lies inside the file, and all tensors together are no larger
+//! than the file, so that nothing is allocated from a number that the file's
+//! own size does not back. A file that is cut short while it is read ends the
+//! process by SIGBUS, as with every program that maps its model. Refuses to
+//! know how a decoder uses a tensor.
 
 mod config;
 mod keys;
@@ -126,9 +127,6 @@ impl Gguf {
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
             return Err(bad("is not a regular file".into()));
-        }
-        if meta.len() == 0 {
-            return Err(bad("is empty: the download failed, fetch it again".into()));
         }
         // SAFETY: the mapping is private and only read; that others do not
         // write to a model that is being loaded is asked of the user.

@@ -23,13 +23,6 @@ const MAX_DEPTH: u32 = 4;
 /// 2 `Q4_0`, 3 `Q4_1`, 6 `Q5_0`, 7 `Q5_1`, 8 `Q8_0`, 10..=14 `Q2_K` to `Q6_K`, 30 BF16.
 const TENSOR_TYPES: [u32; 13] = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
 
-/// What the walk found out.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    /// Bytes from the start of the file to the end of the last tensor entry.
-    pub len: u64,
-}
-
 /// Reads and counts; every read is checked against the end of the file.
 struct Walk<R> {
     from: R,
@@ -192,7 +185,7 @@ impl<R: BufRead> Walk<R> {
 ///
 /// # Errors
 /// What is wrong with it, to be shown after the file's name.
-pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<Header, String> {
+pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<(), String> {
     let mut walk = Walk {
         from,
         at: 0,
@@ -233,5 +226,5 @@ pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<Header, String> 
     for i in 0..tensors {
         walk.tensor(i)?;
     }
-    Ok(Header { len: walk.at })
+    Ok(())
 }

@@ -9,7 +9,7 @@
 use super::isa::Isa;
 use super::pack::{Format, QUANT, SUPER};
 use crate::crew::{FEW, crew};
-use crate::profile::{Part, timed};
+use crate::profile::{Part, clock};
 use half::f16;
 
 /// How activations are quantized for a weight format.
@@ -107,10 +107,7 @@ impl QuantizedRows {
     /// Replaces the rows by those of `x`; as [`QuantizedRows::new`], in the
     /// memory at hand.
     pub fn fill(&mut self, isa: Isa, kind: ActKind, x: &[f32], k: usize) {
-        timed(Part::Linear, || self.quantize(isa, kind, x, k));
-    }
-
-    fn quantize(&mut self, isa: Isa, kind: ActKind, x: &[f32], k: usize) {
+        let _clock = clock(Part::Linear);
         assert!(k > 0 && k.is_multiple_of(kind.block()) && x.len().is_multiple_of(k));
         let (rows, row_blocks) = (x.len() / k, k / QUANT);
         (self.kind, self.rows, self.row_blocks) = (kind, rows, row_blocks);
@@ -162,6 +159,11 @@ fn quantize(isa: Isa, kind: ActKind, x: &[f32], out: &mut [ActBlock]) {
             // SAFETY: these families are chosen only where AVX2, FMA and F16C
             // were detected.
             unsafe { super::acts_avx2::quantize(kind, x, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot => {
+            // SAFETY: every aarch64 processor has NEON.
+            unsafe { super::acts_neon::quantize(kind, x, out) }
         }
         _ => quantize_scalar(kind, x, out),
     }

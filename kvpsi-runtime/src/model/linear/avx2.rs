@@ -10,7 +10,7 @@ use super::pack::layout::*;
 use super::pack::{Format, QUANT, TILE_ROWS};
 use super::tile_kernels::tile_kernels;
 use super::x86_256::primitives_256;
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 primitives_256!("avx2,fma,f16c");
 tile_kernels!("avx2,fma,f16c");
@@ -24,7 +24,20 @@ const Q8_OFFSET: i32 = 0;
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot(acc: I, w: I, a: I) -> I {
-    _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, a))
+    pin(_mm256_add_epi16(acc, _mm256_maddubs_epi16(w, a)))
+}
+
+/// `v`, from a register, in the order of the program. Integer sums may be
+/// regrouped, and the compiler does: it holds back the sums of half a tile
+/// and spills all codes and activations meanwhile, at half the speed.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pin(mut v: I) -> I {
+    // SAFETY: no instruction.
+    unsafe {
+        asm!("/* {v} */", v = inout(ymm_reg) v, options(nomem, nostack, preserves_flags));
+    }
+    v
 }
 
 /// i16 pairs to i32.
@@ -52,8 +65,6 @@ fn prepare8(w: I) -> (I, I) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot8(acc: I, (w, magnitude): (I, I), a: I) -> I {
-    add(
-        acc,
-        fold(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w))),
-    )
+    let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
+    pin(add(acc, fold(pairs)))
 }

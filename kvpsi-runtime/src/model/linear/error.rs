@@ -30,11 +30,21 @@ pub enum LinearError {
         dtype: String,
     },
     /// `KVPSI_ISA` names no instruction set.
-    #[error("KVPSI_ISA={0}: not one of auto, scalar, avx2, avxvnni, avx512")]
+    #[error("KVPSI_ISA={0}: not one of auto, scalar, avx2, avxvnni, avx512, neon, neondot")]
     UnknownIsa(String),
     /// `KVPSI_ISA` names an instruction set that this processor lacks.
     #[error("KVPSI_ISA={}: this processor does not have it; unset the variable or choose another", .0.name())]
     IsaMissing(Isa),
+    /// candle's product would die of an illegal instruction.
+    #[error(
+        "tensor {tensor}: candle multiplies {dtype} by dot product instructions that this processor lacks (ARMv8.2 has them); take a Q4_0, Q8_0, Q4_K or Q6_K file"
+    )]
+    NeedsDotProduct {
+        /// The tensor's name in the file.
+        tensor: String,
+        /// The quantization.
+        dtype: String,
+    },
     /// candle refused the weight.
     #[error("tensor {tensor}: {source}")]
     Candle {

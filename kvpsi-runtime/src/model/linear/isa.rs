@@ -5,6 +5,7 @@
 //! error, never a silent fallback: a figure must say what it was made with.
 
 use super::error::LinearError;
+use candle_core::quantized::GgmlDType;
 use std::sync::OnceLock;
 
 /// A family of kernels.
@@ -124,6 +125,16 @@ impl Isa {
     }
 }
 
+/// Whether candle's product of this type runs here: on arm64 those of some K
+/// quantizations are written in `sdot` without asking for it (0.11.1,
+/// `quantized/neon.rs`).
+pub(super) fn candle_can_multiply(dtype: GgmlDType) -> bool {
+    use GgmlDType::{Q2K, Q3K, Q5K, Q8K};
+    !cfg!(target_arch = "aarch64")
+        || Isa::NeonDot.available()
+        || !matches!(dtype, Q2K | Q3K | Q5K | Q8K)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +157,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn without_the_dot_product_candles_k_quantizations_are_refused() {
+        let refused = cfg!(target_arch = "aarch64") && !Isa::NeonDot.available();
+        for dtype in [GgmlDType::Q2K, GgmlDType::Q3K, GgmlDType::Q5K] {
+            assert_eq!(candle_can_multiply(dtype), !refused);
+            let w = super::super::tests::weight(dtype, 4, 256, 1);
+            let linear = super::super::Linear::with_isa(Isa::best(), "blk.0.ffn_up.weight", w);
+            let error = linear.err().map(|e| e.to_string()).unwrap_or_default();
+            assert_eq!(error.contains("blk.0.ffn_up.weight"), refused, "{error}");
+        }
+        assert!(candle_can_multiply(GgmlDType::Q5_0) && candle_can_multiply(GgmlDType::F16));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::isa::Isa;
 use super::pack::{Packed, TILE_ROWS};
 use super::scalar;
 use crate::crew::{FEW, MANY, crew};
-use crate::profile::{Part, timed};
+use crate::profile::{Part, clock};
 
 /// A pointer that threads write disjoint parts of.
 pub(super) struct SendPtr<T>(pub *mut T);
@@ -34,24 +34,11 @@ const ALONE: usize = 192 * 1024;
 /// Rows from which a product takes long enough to be cut into many pieces.
 const LONG_ROWS: usize = 16;
 
-/// `acts` times the transposed weight: `[rows, n]`, row by row.
+/// `acts` times each transposed weight, to its `out`, `[rows, n]`. Their tiles
+/// are shared out together: the threads meet once, and small weights are no
+/// one thread's alone. Every weight is read once for all rows.
 ///
-/// The activations were quantized for the weight's format and have its `k`.
-pub fn matmul(isa: Isa, weight: &Packed, acts: &QuantizedRows) -> Vec<f32> {
-    let len = acts.rows() * weight.n();
-    let mut out = Vec::with_capacity(len);
-    // SAFETY: there is room for `[rows, n]`, and after the call every value is
-    // written.
-    unsafe {
-        products(isa, acts, [(weight, SendPtr(out.as_mut_ptr()))]);
-        out.set_len(len);
-    }
-    out
-}
-
-/// [`matmul`] with several weights, whose tiles are shared out together: the
-/// threads meet once, and small weights are no one thread's alone. Each `out`
-/// is `[rows, n]` of its weight, and every weight is read once for all rows.
+/// The activations were quantized for the weights' formats and have their `k`.
 pub fn matmul_into<const N: usize>(
     isa: Isa,
     acts: &QuantizedRows,
@@ -105,14 +92,13 @@ unsafe fn products<const N: usize>(
     };
     let tiles = jobs.iter().map(|(weight, _)| weight.tiles()).sum();
     let columns: usize = jobs.iter().map(|(weight, _)| weight.n()).sum();
-    timed(Part::Linear, || {
-        if rows * columns * acts.k() <= ALONE {
-            work(0..tiles);
-        } else {
-            let pieces = if rows < LONG_ROWS { FEW } else { MANY };
-            crew().spread_range(tiles, pieces, work);
-        }
-    });
+    let _clock = clock(Part::Linear);
+    if rows * columns * acts.k() <= ALONE {
+        work(0..tiles);
+    } else {
+        let pieces = if rows < LONG_ROWS { FEW } else { MANY };
+        crew().spread_range(tiles, pieces, work);
+    }
 }
 
 /// One tile against a range of rows, in steps of as many rows as the kernels
@@ -178,15 +164,15 @@ fn kernel<const MT: usize>(
     let (format, tile) = (weight.format(), weight.tile(tile));
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `matmul` checked that the processor has the family; a tile of
+        // SAFETY: `products` checked that the processor has the family; a tile of
         // `weight` is whole blocks, and `acts` are MT rows of its k.
         Isa::Avx2 => unsafe { super::avx2::tile_rows(format, tile, acts, out) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `matmul` checked that the processor has the family; a tile of
+        // SAFETY: `products` checked that the processor has the family; a tile of
         // `weight` is whole blocks, and `acts` are MT rows of its k.
         Isa::AvxVnni => unsafe { super::avxvnni::tile_rows(format, tile, acts, out) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `matmul` checked that the processor has the family; a tile of
+        // SAFETY: `products` checked that the processor has the family; a tile of
         // `weight` is whole blocks, and `acts` are MT rows of its k.
         Isa::Avx512Vnni => unsafe { super::avx512vnni::tile_rows(format, tile, acts, out) },
         #[cfg(target_arch = "aarch64")]

@@ -12,6 +12,8 @@
 pub mod acts;
 #[cfg(target_arch = "x86_64")]
 mod acts_avx2;
+#[cfg(target_arch = "aarch64")]
+mod acts_neon;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +23,7 @@ mod avxvnni;
 mod error;
 mod into;
 pub mod isa;
-pub mod matmul;
+mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -44,7 +46,7 @@ pub use into::products_into;
 pub use isa::Isa;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Result, Shape, Tensor};
+use candle_core::{Device, Result};
 use pack::{Format, Packed};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -147,6 +149,12 @@ impl Linear {
                 row: block * dtype.block_size() / k,
             });
         }
+        if !isa::candle_can_multiply(dtype) {
+            return Err(LinearError::NeedsDotProduct {
+                tensor: tensor.to_owned(),
+                dtype: format!("{dtype:?}"),
+            });
+        }
         drop(data);
         FALLBACKS.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(tensor, ?dtype, "no kernel of ours: candle's QMatMul");
@@ -160,143 +168,5 @@ impl Linear {
             Weight::Packed { packed, .. } => Some(packed.bytes()),
             Weight::Candle(_) => None,
         }
-    }
-
-    /// `x`: f32 `[.., in]`; returns f32 `[.., out]`.
-    ///
-    /// # Errors
-    /// The shapes do not fit, `x` is not f32 on the CPU.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Candle(weight) => weight.forward(x),
-            Weight::Packed { isa, packed } => {
-                let op = Product { isa: *isa, packed };
-                x.contiguous()?.apply_op1_no_bwd(&op)
-            }
-        }
-    }
-
-    /// Rows `ids` of the weight as f32 `[ids, in]`: the embedding lookup of a
-    /// model whose output weight is its embedding.
-    ///
-    /// # Errors
-    /// An id is not a row.
-    pub fn dequantize_rows(&self, ids: &[u32]) -> Result<Tensor> {
-        let packed = match &self.weight {
-            Weight::Candle(weight) => {
-                return weight.embedding(&Tensor::new(ids, &Device::Cpu)?);
-            }
-            Weight::Packed { packed, .. } => packed,
-        };
-        let k = packed.k();
-        let mut out = vec![0.0; ids.len() * k];
-        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(k)) {
-            let row = id as usize;
-            if row >= packed.n() {
-                candle_core::bail!("row {id} of a weight with {} rows", packed.n());
-            }
-            packed.dequantize_row(row, out);
-        }
-        Tensor::from_vec(out, (ids.len(), k), &Device::Cpu)
-    }
-}
-
-/// The products of one input with several weights, its rows quantized once for
-/// all weights of the same kind: q, k and v, or gate and up.
-///
-/// # Errors
-/// As [`Linear::forward`].
-pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
-    let x = x.contiguous()?;
-    let mut rows: Option<QuantizedRows> = None;
-    let mut out = Vec::with_capacity(N);
-    for layer in layers {
-        let Weight::Packed { isa, packed } = &layer.weight else {
-            out.push(layer.forward(&x)?);
-            continue;
-        };
-        let kind = ActKind::of(packed.format());
-        let reusable = rows.take().filter(|r| r.kind() == kind);
-        let quantized = match reusable {
-            Some(rows) => rows,
-            None => {
-                let (storage, layout) = x.storage_and_layout();
-                let candle_core::Storage::Cpu(storage) = &*storage else {
-                    candle_core::bail!("packed weights multiply tensors on the CPU");
-                };
-                quantize(*isa, packed, storage, layout)?
-            }
-        };
-        let dims = output_dims(packed, x.dims())?;
-        let product = matmul::matmul(*isa, packed, &quantized);
-        out.push(Tensor::from_vec(product, dims, &Device::Cpu)?);
-        rows = Some(quantized);
-    }
-    let count = out.len();
-    out.try_into()
-        .map_err(|_| candle_core::Error::Msg(format!("{count} products of {N} weights")))
-}
-
-/// `[.., in]` to `[.., out]`.
-fn output_dims(packed: &Packed, input: &[usize]) -> Result<Vec<usize>> {
-    let mut dims = input.to_vec();
-    match dims.last_mut() {
-        Some(last) if *last == packed.k() => *last = packed.n(),
-        _ => candle_core::bail!(
-            "input {input:?} does not fit a weight [{}, {}]",
-            packed.n(),
-            packed.k()
-        ),
-    }
-    Ok(dims)
-}
-
-/// Quantizes a contiguous f32 tensor whose last dimension is the weight's `k`.
-fn quantize(
-    isa: Isa,
-    packed: &Packed,
-    storage: &CpuStorage,
-    layout: &Layout,
-) -> Result<QuantizedRows> {
-    output_dims(packed, layout.dims())?;
-    let Some((from, until)) = layout.contiguous_offsets() else {
-        candle_core::bail!("packed weights multiply contiguous tensors");
-    };
-    if storage_dtype(storage) != DType::F32 {
-        candle_core::bail!(
-            "packed weights multiply f32, not {:?}",
-            storage_dtype(storage)
-        );
-    }
-    let x = &storage.as_slice::<f32>()?[from..until];
-    Ok(QuantizedRows::new(
-        isa,
-        ActKind::of(packed.format()),
-        x,
-        packed.k(),
-    ))
-}
-
-fn storage_dtype(storage: &CpuStorage) -> DType {
-    use candle_core::backend::BackendStorage;
-    storage.dtype()
-}
-
-/// The product as a candle operation.
-struct Product<'a> {
-    isa: Isa,
-    packed: &'a Packed,
-}
-
-impl CustomOp1 for Product<'_> {
-    fn name(&self) -> &'static str {
-        "packed-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let rows = quantize(self.isa, self.packed, storage, layout)?;
-        let dims = output_dims(self.packed, layout.dims())?;
-        let product = matmul::matmul(self.isa, self.packed, &rows);
-        Ok((CpuStorage::F32(product), Shape::from(dims)))
     }
 }

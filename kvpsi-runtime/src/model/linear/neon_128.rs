@@ -58,7 +58,7 @@ macro_rules! primitives_128 {
             unsafe {
                 let half = vreinterpret_u16_u8(vld1_u8(p));
                 asm!("fcvtl {wide:v}.4s, {half:v}.4h", wide = lateout(vreg) wide,
-                    half = in(vreg) half, options(pure, nomem, nostack, preserves_flags));
+                    half = in(vreg) half, options(pure, nomem, nostack));
             }
             wide
         }

@@ -58,30 +58,50 @@ macro_rules! tile_kernels {
             acts: *const ActBlock,
             stride: usize,
         ) -> [[I; PARTS]; MT] {
+            // SAFETY: the caller's promises.
+            unsafe {
+                let mut sums = [[zero(); PARTS]; MT];
+                // Written out: the compiler rolls it up otherwise.
+                eight_codes::<MT>(0, codes, acts, stride, &mut sums);
+                eight_codes::<MT>(1, codes, acts, stride, &mut sums);
+                eight_codes::<MT>(2, codes, acts, stride, &mut sums);
+                eight_codes::<MT>(3, codes, acts, stride, &mut sums);
+                sums
+            }
+        }
+
+        /// Adds the products of inputs `4 g` to `4 g + 3`, and 16 after them.
+        ///
+        /// # Safety
+        /// As [`nibbles`]; `g < 4`.
+        #[inline(always)]
+        unsafe fn eight_codes<const MT: usize>(
+            g: usize,
+            codes: *const u8,
+            acts: *const ActBlock,
+            stride: usize,
+            sums: &mut [[I; PARTS]; MT],
+        ) {
             // SAFETY: the features are there; g * 64 + 64 bytes are within the
             // group, and 4 * g + 20 codes within each block.
             unsafe {
-                let mut sums = [[zero(); PARTS]; MT];
-                for g in 0..4 {
-                    let mut low = [zero(); PARTS];
-                    let mut high = [zero(); PARTS];
+                let mut low = [zero(); PARTS];
+                let mut high = [zero(); PARTS];
+                for p in 0..PARTS {
+                    let v = load(codes.add(g * 64 + p * VECTOR));
+                    low[p] = low_nibbles(v);
+                    high[p] = high_nibbles(v);
+                }
+                for r in 0..MT {
+                    let (a, b) = {
+                        let q = (*acts.add(r * stride)).q.as_ptr();
+                        (splat4(q.add(4 * g)), splat4(q.add(16 + 4 * g)))
+                    };
                     for p in 0..PARTS {
-                        let v = load(codes.add(g * 64 + p * VECTOR));
-                        low[p] = low_nibbles(v);
-                        high[p] = high_nibbles(v);
-                    }
-                    for r in 0..MT {
-                        let (a, b) = {
-                            let q = (*acts.add(r * stride)).q.as_ptr();
-                            (splat4(q.add(4 * g)), splat4(q.add(16 + 4 * g)))
-                        };
-                        for p in 0..PARTS {
-                            sums[r][p] = dot(sums[r][p], low[p], a);
-                            sums[r][p] = dot(sums[r][p], high[p], b);
-                        }
+                        sums[r][p] = dot(sums[r][p], low[p], a);
+                        sums[r][p] = dot(sums[r][p], high[p], b);
                     }
                 }
-                sums
             }
         }
 

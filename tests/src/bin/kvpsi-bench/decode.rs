@@ -12,7 +12,7 @@ use crate::{
     models::{CHUNK, Ours},
 };
 use anyhow::Result;
-use kvpsi::profile;
+use kvpsi::{kv::KvType, profile};
 use serde_json::json;
 use std::{path::PathBuf, time::Instant};
 
@@ -30,6 +30,9 @@ pub struct Args {
     /// Sequences in a step; candle is measured with one
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4])]
     batches: Vec<usize>,
+    /// How kvpsi writes keys and values
+    #[arg(long, value_enum, default_value_t)]
+    kv_type: KvType,
     /// Tokens of a decode measurement
     #[arg(long, default_value_t = 128)]
     tokens: usize,
@@ -116,7 +119,7 @@ impl Pair {
         let (ours, candle) = (median(self.ours), median(self.candle));
         let ratio = ours.zip(candle).map(|(o, c)| o / c);
         let row = json!({
-            "what": what, "depth": depth, "threads": a.threads, "kv": "f16", "batch": batch,
+            "what": what, "depth": depth, "threads": a.threads, "kv": a.kv_type.name(), "batch": batch,
             "tok_s": ours, "tok_s_spread": ours_spread,
             "candle_depth": self.candle_depth, "candle_tok_s": candle, "candle_tok_s_spread": candle_spread,
             "ratio": ratio, "llama_tok_s": null,
@@ -141,7 +144,7 @@ fn bytes_a_second(step: u64, tokens: f64, batch: usize) -> f64 {
 
 pub fn run(a: &Args) -> Result<()> {
     profile::enable(true);
-    let mut ours = Ours::load(&a.model, capacity(a))?;
+    let mut ours = Ours::load(&a.model, a.kv_type, capacity(a))?;
     let mut candle = match &a.candle {
         Some(program) => Some(Candle::start(program, &a.model)?),
         None => None,

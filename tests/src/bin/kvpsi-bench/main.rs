@@ -9,10 +9,11 @@ mod decode;
 mod memory;
 mod models;
 mod quality;
-mod requantize;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use candle_core::quantized::GgmlDType;
 use clap::{Parser, Subcommand};
+use kvpsi_tests::requantize;
 use std::path::PathBuf;
 
 #[derive(Debug, Parser)]
@@ -70,6 +71,14 @@ fn main() -> Result<()> {
             memory::bandwidth(threads);
             Ok(())
         }
-        What::Requantize { model, to, out } => requantize::run(&model, &to, &out),
+        What::Requantize { model, to, out } => {
+            let kind = match to.as_str() {
+                "q4_0" => GgmlDType::Q4_0,
+                "q8_0" => GgmlDType::Q8_0,
+                "f16" => GgmlDType::F16,
+                _ => bail!("{to}: only q4_0, q8_0 and f16"),
+            };
+            requantize(&model, kind, &out)
+        }
     }
 }

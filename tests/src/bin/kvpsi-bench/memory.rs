@@ -2,6 +2,7 @@
 
 use crate::models::Ours;
 use anyhow::Result;
+use kvpsi::kv::KvType;
 use serde_json::json;
 use std::{fs, hint::black_box, path::Path, time::Instant};
 
@@ -21,7 +22,7 @@ fn status(field: &str) -> Option<u64> {
 /// kvpsi alone: a prompt of 512 and an answer of 128 tokens.
 pub fn resident(model: &Path) -> Result<()> {
     let before = status("VmRSS");
-    let mut ours = Ours::load(model, 4096)?;
+    let mut ours = Ours::load(model, KvType::F16, 4096)?;
     let loaded = status("VmRSS");
     let seq = ours.pool.open()?;
     ours.step(&[seq], 512)?;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use kvpsi::{
     attention::RowSpan,
-    kv::{KvPool, PoolConfig, SeqId},
+    kv::{KvPool, KvType, PoolConfig, SeqId},
     model::{
         decoder::Decoder,
         gguf::Gguf,
@@ -29,16 +29,16 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub fn load(path: &Path, capacity_tokens: usize) -> Result<Self> {
+    pub fn load(path: &Path, kv_type: KvType, capacity_tokens: usize) -> Result<Self> {
         let decoder = Decoder::load(&Gguf::open(path)?)?;
         let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(),
+            shape: decoder.kv_shape(kv_type),
             capacity_tokens,
             max_sequences: 8,
             sink_tokens: 4,
             recent_tokens: 256,
         })?;
-        let step = Step::new(&decoder, &pool, MOST_ROWS);
+        let step = Step::new(&decoder, &pool, MOST_ROWS)?;
         Ok(Self {
             decoder,
             pool,

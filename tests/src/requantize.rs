@@ -1,6 +1,6 @@
 //! The same model in another format, by candle's own quantization.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use candle_core::{
     Device,
     quantized::{GgmlDType, QTensor, gguf_file},
@@ -11,13 +11,11 @@ use std::{
     path::Path,
 };
 
-pub fn run(model: &Path, to: &str, out: &Path) -> Result<()> {
-    let kind = match to {
-        "q4_0" => GgmlDType::Q4_0,
-        "q8_0" => GgmlDType::Q8_0,
-        "f16" => GgmlDType::F16,
-        _ => bail!("{to}: only q4_0, q8_0 and f16"),
-    };
+/// Writes `model` with every matrix as `kind` to `out`.
+///
+/// # Errors
+/// A file cannot be read or written, or a matrix has no such format.
+pub fn requantize(model: &Path, kind: GgmlDType, out: &Path) -> Result<()> {
     let file = File::open(model).with_context(|| model.display().to_string())?;
     let mut file = BufReader::new(file);
     let content = gguf_file::Content::read(&mut file)?;

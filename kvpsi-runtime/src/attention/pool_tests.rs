@@ -1,8 +1,9 @@
-//! The operation on a real pool.
+//! Attention on a real pool, against softmax over the whole matrix in candle.
 
 use super::*;
-use crate::kv::{KvShape, PoolConfig, Steps};
-use candle_core::Device;
+use crate::kv::{KvPool, KvShape, KvType, PoolConfig, Steps};
+use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
 
 const CFG: AttnConfig = AttnConfig {
     heads: 6,
@@ -19,6 +20,7 @@ fn pool(capacity_tokens: usize) -> Arc<KvPool> {
             kv_heads: CFG.kv_heads,
             head_dim: CFG.head_dim,
             block_tokens: 32,
+            kind: KvType::F16,
         },
         capacity_tokens,
         max_sequences: 4,
@@ -62,25 +64,50 @@ fn whole([q, k, v]: &[Tensor; 3], dead: &dyn Fn(usize) -> bool) -> Result<Vec<f3
     p.matmul(&v)?.transpose(0, 1)?.flatten_all()?.to_vec1()
 }
 
-fn spans(spans: &[RowSpan]) -> Arc<[RowSpan]> {
-    spans.into()
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn attend(
+    [q, k, v]: &[Tensor; 3],
+    pool: &KvPool,
+    layer: usize,
+    rows: &[RowSpan],
+    cfg: AttnConfig,
+) -> Result<Vec<f32>> {
+    let [q, k, v] = [q, k, v].map(values);
+    let mut out = vec![f32::NAN; q.len()];
+    let qkv = Qkv {
+        q: &q,
+        k: &k,
+        v: &v,
+    };
+    attend_into(
+        qkv,
+        pool,
+        layer,
+        rows,
+        cfg,
+        &mut AttnMemory::default(),
+        &mut out,
+    )?;
+    Ok(out)
 }
 
 /// Appends `n` of the rows from `from` on to layer 1 and attends.
-fn feed(pool: &Arc<KvPool>, seq: SeqId, rows: &[Tensor; 3], from: usize, n: usize) -> Tensor {
+fn feed(pool: &KvPool, seq: SeqId, rows: &[Tensor; 3], from: usize, n: usize) -> Vec<f32> {
     let range = pool.append(seq, n).unwrap();
     assert_eq!(range.start, from);
-    let [q, k, v] = rows.clone().map(|t| t.narrow(0, from, n).unwrap());
+    let rows = rows.clone().map(|t| t.narrow(0, from, n).unwrap());
     let span = RowSpan {
         seq,
         first_pos: from,
         rows: n,
     };
-    attend(&q, &k, &v, pool, 1, &spans(&[span]), CFG).unwrap()
+    attend(&rows, pool, 1, &[span], CFG).unwrap()
 }
 
-fn assert_close(got: &Tensor, want: &[f32]) {
-    let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
+fn assert_close(got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len());
     for (g, w) in got.iter().zip(want) {
         assert!((g - w).abs() < 1e-4, "{g} is not {w}");
@@ -111,13 +138,11 @@ fn sequences_of_a_batch_do_not_see_each_other() {
     feed(&pool, b, &of_b, 0, 30);
     pool.append(a, 1).unwrap();
     pool.append(b, 41).unwrap();
-    let batch: Vec<Tensor> = (0..3)
-        .map(|i| {
-            let (a, b) = (of_a[i].narrow(0, 130, 1), of_b[i].narrow(0, 30, 41));
-            Tensor::cat(&[a.unwrap(), b.unwrap()], 0).unwrap()
-        })
-        .collect();
-    let rows = spans(&[
+    let batch = std::array::from_fn(|i| {
+        let (a, b) = (of_a[i].narrow(0, 130, 1), of_b[i].narrow(0, 30, 41));
+        Tensor::cat(&[a.unwrap(), b.unwrap()], 0).unwrap()
+    });
+    let rows = [
         RowSpan {
             seq: a,
             first_pos: 130,
@@ -128,8 +153,8 @@ fn sequences_of_a_batch_do_not_see_each_other() {
             first_pos: 30,
             rows: 41,
         },
-    ]);
-    let got = attend(&batch[0], &batch[1], &batch[2], &pool, 1, &rows, CFG).unwrap();
+    ];
+    let got = attend(&batch, &pool, 1, &rows, CFG).unwrap();
     let width = CFG.heads * CFG.head_dim;
     let mut want = whole(&of_a, &|_| false).unwrap()[130 * width..].to_vec();
     want.extend_from_slice(&whole(&of_b, &|_| false).unwrap()[30 * width..]);
@@ -164,35 +189,24 @@ fn input_that_does_not_fit_is_refused_with_what_was_expected() {
     let pool = pool(128);
     let seq = pool.open().unwrap();
     pool.append(seq, 4).unwrap();
-    let [q, k, v] = inputs(4);
+    let four = inputs(4);
     let span = |rows| {
-        spans(&[RowSpan {
+        [RowSpan {
             seq,
             first_pos: 0,
             rows,
-        }])
+        }]
     };
-    let refused = |q: &Tensor, rows: usize, layer: usize, cfg: AttnConfig| {
-        let error = attend(q, &k, &v, &pool, layer, &span(rows), cfg).unwrap_err();
+    let refused = |rows: usize, layer: usize, cfg: AttnConfig| {
+        let error = attend(&four, &pool, layer, &span(rows), cfg).unwrap_err();
         error.to_string()
     };
-    assert!(refused(&q, 3, 0, CFG).contains("expected [3, 384] of F32"));
-    assert!(refused(&q.to_dtype(DType::F64).unwrap(), 4, 0, CFG).contains("F64"));
-    assert!(refused(&q, 4, 2, CFG).contains("does not fit a pool of 2 layers"));
-    assert!(refused(&q, 4, 0, AttnConfig { heads: 5, ..CFG }).contains("cannot share"));
+    assert!(refused(3, 0, CFG).contains("q has 1536 values, expected [3, 384]"));
+    assert!(refused(4, 2, CFG).contains("does not fit a pool of 2 layers"));
+    assert!(refused(4, 0, AttnConfig { heads: 5, ..CFG }).contains("cannot share"));
     let window = Some(0);
-    assert!(refused(&q, 4, 0, AttnConfig { window, ..CFG }).contains("window of 0"));
-    let [q, k, v] = inputs(5);
-    let error = attend(&q, &k, &v, &pool, 0, &span(5), CFG).unwrap_err();
+    assert!(refused(4, 0, AttnConfig { window, ..CFG }).contains("window of 0"));
+    let error = attend(&inputs(5), &pool, 0, &span(5), CFG).unwrap_err();
     assert!(error.to_string().contains("position 5 was not appended"));
-    attend(
-        &q.narrow(0, 0, 4).unwrap(),
-        &k.narrow(0, 0, 4).unwrap(),
-        &v.narrow(0, 0, 4).unwrap(),
-        &pool,
-        0,
-        &span(4),
-        CFG,
-    )
-    .unwrap();
+    attend(&four, &pool, 0, &span(4), CFG).unwrap();
 }

@@ -1,0 +1,123 @@
+//! Keys and values as blocks hold them, by encoding.
+//!
+//! Owns how a slice of each encoding is read value by value; vector kernels
+//! add how they read eight. Refuses to know where blocks lie.
+
+use crate::kv::{BlockView, GROUP, KvType};
+use half::f16;
+use std::ops::Range;
+
+/// Rows of `head_dim` values of one head of one block.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Coded<'a> {
+    /// [`KvType::F16`].
+    F16(&'a [f16]),
+    /// [`KvType::Q8_0`].
+    Q8(Q8<'a>),
+}
+
+/// Codes, and a scale for each [`GROUP`] of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Q8<'a> {
+    pub(super) codes: &'a [i8],
+    pub(super) scales: &'a [f16],
+}
+
+/// What is read value by value.
+pub(super) trait Source: Copy {
+    /// Bytes that the codes of one value take.
+    const BYTES: usize;
+    /// Values.
+    fn len(self) -> usize;
+    /// One of them.
+    fn value(self, at: usize) -> f32;
+}
+
+impl Source for &[f16] {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        <[f16]>::len(self)
+    }
+
+    #[inline(always)]
+    fn value(self, at: usize) -> f32 {
+        self[at].to_f32()
+    }
+}
+
+impl Source for Q8<'_> {
+    const BYTES: usize = 1;
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        self.codes.len()
+    }
+
+    #[inline(always)]
+    fn value(self, at: usize) -> f32 {
+        f32::from(self.codes[at]) * self.scales[at / GROUP].to_f32()
+    }
+}
+
+impl<'a> Coded<'a> {
+    /// Values.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::F16(values) => values.len(),
+            Self::Q8(q) => q.len(),
+        }
+    }
+
+    /// The codes as they lie, to be fetched ahead.
+    pub(super) fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::F16(values) => bytemuck::cast_slice(half_bits(values)),
+            Self::Q8(q) => bytemuck::cast_slice(q.codes),
+        }
+    }
+
+    /// Keys and values of some tokens of one head.
+    ///
+    /// # Safety
+    /// `block` is one layer of a block whose heads have `head_dim` values,
+    /// whole groups of its encoding, and `block_tokens` tokens; it has so many
+    /// `kv_heads`, of which `head` is one. It is readable and nobody writes
+    /// those tokens for as long as `'a`.
+    pub(super) unsafe fn of(
+        block: &BlockView,
+        (kv_heads, block_tokens, head_dim): (usize, usize, usize),
+        head: usize,
+        tokens: Range<usize>,
+    ) -> (Self, Self) {
+        assert!(head < kv_heads && tokens.start <= tokens.end && tokens.end <= block_tokens);
+        let at = (head * block_tokens + tokens.start) * head_dim;
+        let len = tokens.len() * head_dim;
+        let all = kv_heads * block_tokens * head_dim;
+        let rows = |from: *const u8| {
+            // SAFETY: the values lie within the layer, and the scales, which
+            // follow all values, too; blocks are aligned for f16 and sizes
+            // are even.
+            unsafe {
+                match block.kind {
+                    KvType::F16 => {
+                        Self::F16(std::slice::from_raw_parts(from.cast::<f16>().add(at), len))
+                    }
+                    KvType::Q8_0 => {
+                        let codes = std::slice::from_raw_parts(from.cast::<i8>().add(at), len);
+                        let scales = from.add(all).cast::<f16>().add(at / GROUP);
+                        let scales = std::slice::from_raw_parts(scales, len / GROUP);
+                        Self::Q8(Q8 { codes, scales })
+                    }
+                }
+            }
+        };
+        (rows(block.k), rows(block.v))
+    }
+}
+
+fn half_bits(values: &[f16]) -> &[u16] {
+    use half::slice::HalfFloatSliceExt;
+    values.reinterpret_cast()
+}

@@ -1,0 +1,198 @@
+//! The way of some rows through the layers.
+//!
+//! Invariants: results do not depend on how many threads there are, nor do
+//! those of a row on the rows beside it, but for attention, which takes few
+//! rows and many by different kernels. Nothing is allocated here. Refuses to
+//! know what the logits are for.
+
+use super::{
+    ops,
+    rows::{Parts, Rows},
+};
+use crate::{
+    attention::{AttnMemory, Qkv, RowSpan, attend_into},
+    crew::crew,
+    kv::KvPool,
+    model::{
+        decoder::{Decoder, Layer},
+        gguf::Config,
+        linear::products_into,
+    },
+};
+use candle_core::Result;
+
+/// Rows on their way.
+pub(super) struct Pass<'a> {
+    pub(super) decoder: &'a Decoder,
+    pub(super) spans: &'a [RowSpan],
+    pub(super) pool: &'a KvPool,
+    pub(super) memory: &'a mut AttnMemory,
+}
+
+impl Pass<'_> {
+    /// Takes the rows of `tokens` through all layers, and those of `wanted`,
+    /// in ascending order, out of the last one: their final norms are then the
+    /// first rows of `h`. Keys and values of all rows are stored.
+    pub(super) fn run(
+        &mut self,
+        tokens: &[u32],
+        rows: &mut Rows,
+        mut wanted: impl Iterator<Item = usize>,
+    ) -> Result<()> {
+        let (decoder, c) = (self.decoder, self.decoder.config());
+        let mut p = rows.parts(tokens.len());
+        embed(decoder, tokens, p.x)?;
+        self.angles(&mut p);
+        let norms = decoder.layers.iter().map(|layer| &*layer.attn_norm);
+        let mut norms = norms.chain([&*decoder.norm]);
+        if let Some(first) = norms.next() {
+            norm(first, c, &mut p);
+        }
+        for (i, (layer, next)) in decoder.layers.iter().zip(norms).enumerate() {
+            self.attention(layer, i, &mut p)?;
+            if i + 1 == decoder.layers.len() {
+                // Nobody looks at the other rows any more.
+                keep(&mut p, c, &mut wanted);
+                if p.x.is_empty() {
+                    break;
+                }
+            }
+            let rows = p.x.len() / c.hidden;
+            products_into([&layer.out], p.attended, rows, p.acts, [p.h])?;
+            residual(layer.post_attn_norm.as_deref(), &layer.ffn_norm, c, &mut p);
+            products_into([&layer.gate, &layer.up], p.h, rows, p.acts, [p.gate, p.up])?;
+            let up = &*p.up;
+            crew().spread_rows(rows, [p.gate], |first, [gate]| {
+                let from = first * c.feed_forward;
+                ops::gated(gate, &up[from..from + gate.len()], c.gate);
+            });
+            products_into([&layer.down], p.gate, rows, p.acts, [p.h])?;
+            residual(layer.post_ffn_norm.as_deref(), next, c, &mut p);
+        }
+        Ok(())
+    }
+
+    /// Cosines and sines of the rows' positions, the same for all layers of a
+    /// rotary embedding.
+    fn angles(&self, p: &mut Parts<'_>) {
+        let half = self.decoder.config().head_dim / 2;
+        let each = p.cos.len() / self.decoder.ropes.len();
+        let of_ropes = p
+            .cos
+            .chunks_exact_mut(each)
+            .zip(p.sin.chunks_exact_mut(each));
+        for (rope, (cos, sin)) in self.decoder.ropes.iter().zip(of_ropes) {
+            let positions = self
+                .spans
+                .iter()
+                .flat_map(|s| s.first_pos..s.first_pos + s.rows);
+            let tables = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
+            for (pos, (cos, sin)) in positions.zip(tables) {
+                rope.angles(pos, cos, sin);
+            }
+        }
+    }
+
+    /// From the norms in `h` to `attended`.
+    fn attention(&mut self, layer: &Layer, index: usize, p: &mut Parts<'_>) -> Result<()> {
+        let c = self.decoder.config();
+        let rows = p.h.len() / c.hidden;
+        let linears = [&layer.q, &layer.k, &layer.v];
+        products_into(linears, p.h, rows, p.acts, [p.q, p.k, p.v])?;
+        let half = c.head_dim / 2;
+        let from = layer.rope * rows * half;
+        let (cos, sin) = (&p.cos[from..], &p.sin[from..]);
+        crew().spread_rows(rows, [p.q, p.k, p.v], |first, [q, k, v]| {
+            if let Some(biases) = &layer.qkv_bias {
+                for (x, bias) in [&mut *q, &mut *k, v].into_iter().zip(biases) {
+                    x.chunks_exact_mut(bias.len()).for_each(|x| add(x, bias));
+                }
+            }
+            if let Some([of_q, of_k]) = &layer.qk_norm {
+                ops::rms_norm_in_place(q, of_q, c.rms_eps);
+                ops::rms_norm_in_place(k, of_k, c.rms_eps);
+            }
+            let tables = cos
+                .chunks_exact(half)
+                .zip(sin.chunks_exact(half))
+                .skip(first);
+            let rows = q
+                .chunks_exact_mut(c.heads * c.head_dim)
+                .zip(k.chunks_exact_mut(c.kv_heads * c.head_dim));
+            for ((q, k), (cos, sin)) in rows.zip(tables) {
+                ops::rotate(q, cos, sin, c.pairs);
+                ops::rotate(k, cos, sin, c.pairs);
+            }
+        });
+        let qkv = Qkv {
+            q: p.q,
+            k: p.k,
+            v: p.v,
+        };
+        attend_into(
+            qkv,
+            self.pool,
+            index,
+            self.spans,
+            layer.attn,
+            self.memory,
+            p.attended,
+        )
+    }
+}
+
+fn embed(decoder: &Decoder, tokens: &[u32], x: &mut [f32]) -> Result<()> {
+    let c = decoder.config();
+    for (&token, row) in tokens.iter().zip(x.chunks_exact_mut(c.hidden)) {
+        decoder.embedding.row_into(token, row)?;
+        if c.embedding_scale != 1.0 {
+            row.iter_mut().for_each(|x| *x *= c.embedding_scale);
+        }
+    }
+    Ok(())
+}
+
+/// Leaves the norm of `x` in `h`.
+fn norm(weight: &[f32], c: &Config, p: &mut Parts<'_>) {
+    let x = &*p.x;
+    crew().spread_rows(x.len() / c.hidden, [p.h], |first, [h]| {
+        let x = x.chunks_exact(c.hidden).skip(first);
+        for (x, h) in x.zip(h.chunks_exact_mut(c.hidden)) {
+            ops::rms_norm(x, weight, c.rms_eps, h);
+        }
+    });
+}
+
+/// Adds `h`, or its norm by `post`, to `x`, and leaves the norm of `x` by
+/// `next` in `h`.
+fn residual(post: Option<&[f32]>, next: &[f32], c: &Config, p: &mut Parts<'_>) {
+    crew().spread_rows(p.x.len() / c.hidden, [p.x, p.h], |_, [x, h]| {
+        if let Some(post) = post {
+            ops::rms_norm_in_place(h, post, c.rms_eps);
+        }
+        let rows = x
+            .chunks_exact_mut(c.hidden)
+            .zip(h.chunks_exact_mut(c.hidden));
+        for (x, h) in rows {
+            add(x, h);
+            ops::rms_norm(x, next, c.rms_eps, h);
+        }
+    });
+}
+
+fn add(x: &mut [f32], h: &[f32]) {
+    x.iter_mut().zip(h).for_each(|(x, h)| *x += h);
+}
+
+/// Moves the rows that are `wanted` to the front and leaves the others.
+fn keep(p: &mut Parts<'_>, c: &Config, wanted: &mut dyn Iterator<Item = usize>) {
+    let width = c.heads * c.head_dim;
+    let mut kept = 0;
+    for row in wanted {
+        p.x.copy_within(row * c.hidden..(row + 1) * c.hidden, kept * c.hidden);
+        p.attended
+            .copy_within(row * width..(row + 1) * width, kept * width);
+        kept += 1;
+    }
+    p.shorten(kept);
+}

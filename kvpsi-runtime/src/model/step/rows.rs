@@ -1,0 +1,148 @@
+//! Memory for the rows of a step.
+//!
+//! Owns one mapping, cut into what the rows go through. Invariants: the kernel
+//! has the pages back as soon as it is dropped, whatever an allocator would
+//! keep; its size is that of the rows, never of the context. Refuses to know
+//! what is computed.
+
+use crate::model::{gguf::Config, linear::QuantizedRows};
+use candle_core::{Result, bail};
+use memmap2::MmapMut;
+
+/// Memory for up to so many rows; what it holds between steps means nothing.
+#[derive(Debug)]
+pub(super) struct Rows {
+    most: usize,
+    widths: Widths,
+    memory: MmapMut,
+    acts: QuantizedRows,
+}
+
+/// Values of a row.
+#[derive(Clone, Copy, Debug)]
+struct Widths {
+    hidden: usize,
+    q: usize,
+    kv: usize,
+    feed_forward: usize,
+    /// Half a head for each rotary embedding.
+    angles: usize,
+}
+
+impl Widths {
+    fn all(self) -> [usize; 10] {
+        let Self {
+            hidden,
+            q,
+            kv,
+            feed_forward,
+            angles,
+        } = self;
+        [
+            hidden,
+            hidden,
+            q,
+            kv,
+            kv,
+            q,
+            feed_forward,
+            feed_forward,
+            angles,
+            angles,
+        ]
+    }
+}
+
+/// What the rows at hand go through, each `[rows, ..]`.
+pub(super) struct Parts<'a> {
+    /// The residual stream `[rows, hidden]`.
+    pub(super) x: &'a mut [f32],
+    /// Its norm, or what is to be added to it.
+    pub(super) h: &'a mut [f32],
+    pub(super) q: &'a mut [f32],
+    pub(super) k: &'a mut [f32],
+    pub(super) v: &'a mut [f32],
+    pub(super) attended: &'a mut [f32],
+    pub(super) gate: &'a mut [f32],
+    pub(super) up: &'a mut [f32],
+    /// `[ropes, rows, half a head]`.
+    pub(super) cos: &'a mut [f32],
+    pub(super) sin: &'a mut [f32],
+    pub(super) acts: &'a mut QuantizedRows,
+    rows: usize,
+}
+
+impl Rows {
+    /// For models with so many rotary embeddings.
+    pub(super) fn new(c: &Config, ropes: usize, most: usize) -> Result<Self> {
+        let widths = Widths {
+            hidden: c.hidden,
+            q: c.heads * c.head_dim,
+            kv: c.kv_heads * c.head_dim,
+            feed_forward: c.feed_forward,
+            angles: ropes * c.head_dim / 2,
+        };
+        let values = widths.all().into_iter().sum::<usize>() * most;
+        let bytes = (values * size_of::<f32>()).max(1);
+        let memory = match MmapMut::map_anon(bytes) {
+            Ok(memory) => memory,
+            Err(e) => bail!("no memory for a step of {most} rows ({bytes} bytes): {e}"),
+        };
+        let widest = c.hidden.max(c.feed_forward).max(widths.q);
+        Ok(Self {
+            most,
+            widths,
+            memory,
+            acts: QuantizedRows::with_room(most * widest),
+        })
+    }
+
+    /// Rows that there is memory for.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// The parts of so many rows; they lie where they lay on the last call
+    /// with as many.
+    pub(super) fn parts(&mut self, rows: usize) -> Parts<'_> {
+        assert!(rows <= self.most, "{rows} rows in memory for {}", self.most);
+        let mut rest = bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory);
+        let [x, h, q, k, v, attended, gate, up, cos, sin] = self.widths.all().map(|width| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(rows * width);
+            rest = after;
+            part
+        });
+        Parts {
+            x,
+            h,
+            q,
+            k,
+            v,
+            attended,
+            gate,
+            up,
+            cos,
+            sin,
+            acts: &mut self.acts,
+            rows,
+        }
+    }
+}
+
+impl Parts<'_> {
+    /// Leaves the first rows of what the end of a layer looks at.
+    pub(super) fn shorten(&mut self, rows: usize) {
+        let before = self.rows;
+        for part in [
+            &mut self.x,
+            &mut self.h,
+            &mut self.attended,
+            &mut self.gate,
+            &mut self.up,
+        ] {
+            let width = part.len() / before.max(1);
+            *part = &mut std::mem::take(part)[..rows * width];
+        }
+        self.rows = rows;
+    }
+}
