@@ -8,7 +8,7 @@
 //! with two busy neighbours on two cores a token took 40 times as long.
 //!
 //! Invariants: a job is over when [`Crew::spread`] returns, however it
-//! returns; nothing is allocated for a job; a job from within a job, or beside
+//! returns; no thread allocates for a job; a job from within a job, or beside
 //! another one, runs on the thread that asks. Refuses to know what is computed.
 
 use rustix::thread::futex;
@@ -229,9 +229,10 @@ impl Crew {
         let spawn = |i: usize| {
             let shared = shared.clone();
             let name = format!("kvpsi-crew-{i}");
-            let spawned = thread::Builder::new()
-                .name(name)
-                .spawn(move || shared.serve(i));
+            let spawned = thread::Builder::new().name(name).spawn(move || {
+                shared.report(1);
+                shared.serve(i);
+            });
             match spawned {
                 Ok(handle) => Some(handle.thread().clone()),
                 Err(e) => {
@@ -240,7 +241,9 @@ impl Crew {
                 }
             }
         };
-        let workers = (0..workers).map_while(spawn).collect();
+        let workers: Box<[Thread]> = (0..workers).map_while(spawn).collect();
+        // A thread allocates before it comes to its work, and nothing after.
+        shared.wait_for(u32::try_from(workers.len()).unwrap_or(u32::MAX));
         Self {
             shared,
             workers,

@@ -178,8 +178,10 @@ fn as_shipped_the_difference_is_what_quantized_activations_make_of_it() {
     let c = compare("as shipped", &path, &tokens(&path));
     // Activations are rounded to 8 bits before every matrix: a difference in
     // the last bit, in either program, becomes one of a step. Where the two
-    // prefer different tokens, both must have been nearly as likely.
+    // prefer different tokens, both must have been nearly as likely: by no
+    // more than the reference's own logits differ from each other.
     assert!(c.decode.mean() < 0.4 && c.prefill.mean() < 0.4);
-    assert!(c.decode.lost_margin < 0.5 && c.prefill.lost_margin < 0.5);
+    let noise = c.noise.max_abs;
+    assert!(c.decode.lost_margin < noise && c.prefill.lost_margin < noise);
     assert!(c.decode.argmax * 10 < c.decode.steps);
 }
