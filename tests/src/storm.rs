@@ -1,7 +1,8 @@
 //! Real memory pressure: a child in a small cgroup that reads a mapped file
 //! larger than the cgroup's limit.
 
-use kvpsi::control::cgroup::OwnedCgroup;
+use crate::skip;
+use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
 use std::{
     fs::File,
     io::{self, Write},
@@ -14,6 +15,23 @@ use std::{
 pub const FILE_BYTES: usize = 48 << 20;
 /// A limit that the file does not fit in.
 pub const LIMIT_BYTES: u64 = 16 << 20;
+
+/// A cgroup with a limit, or a skip of `test`.
+#[must_use]
+pub fn limited(test: &str, limit_bytes: u64) -> Option<OwnedCgroup> {
+    let name = format!("kvpsi-test-{test}-{}", std::process::id());
+    let made = OwnedCgroup::create(&name).and_then(|c| {
+        c.set_limit(Bytes(limit_bytes))?;
+        Ok(c)
+    });
+    match made {
+        Ok(c) => Some(c),
+        Err(why) => {
+            skip(test, why);
+            None
+        }
+    }
+}
 
 /// The child; killed and reaped on drop.
 #[derive(Debug)]

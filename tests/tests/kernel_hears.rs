@@ -10,12 +10,12 @@ use kvpsi::signal::{
     programs::{Rung, State},
     psi_poll::PsiPoll,
     psi_trigger::PsiTrigger,
+    vmstat::Vmstat,
 };
-use kvpsi::units::Bytes;
 use kvpsi_common::{Counters, Kind, KindCounters};
 use kvpsi_tests::{
     emulated, figure, skip,
-    storm::{LIMIT_BYTES, Storm, fill_page_cache, meminfo},
+    storm::{LIMIT_BYTES, Storm, fill_page_cache, limited, meminfo},
 };
 use rustix::event::{PollFd, Timespec, poll};
 use serde_json::{Value, json};
@@ -42,11 +42,8 @@ struct Plain {
 }
 
 fn plain(test: &str) -> Vec<Plain> {
-    let config = SourceConfig {
-        poll_interval: Duration::from_millis(10),
-        ..SourceConfig::default()
-    };
-    let opened: [(&str, Result<Box<dyn PressureSource>, _>); 2] = [
+    let config = SourceConfig::default();
+    let opened: [(&str, Result<Box<dyn PressureSource>, _>); 3] = [
         (
             "psi-trigger",
             PsiTrigger::open(&config).map(|(s, _)| Box::new(s) as Box<dyn PressureSource>),
@@ -54,6 +51,10 @@ fn plain(test: &str) -> Vec<Plain> {
         (
             "psi-poll",
             PsiPoll::open(&config).map(|s| Box::new(s) as Box<dyn PressureSource>),
+        ),
+        (
+            "vmstat",
+            Vmstat::open(&config).map(|s| Box::new(s) as Box<dyn PressureSource>),
         ),
     ];
     let mut all = Vec::new();
@@ -143,11 +144,8 @@ const MEMSTALL: [Kind; 4] = [
 #[test]
 fn every_source_hears_the_shortages_that_it_is_there_for() {
     let test = "every_source_hears";
-    let name = format!("kvpsi-test-hears-{}", std::process::id());
-    let made = OwnedCgroup::create(&name).and_then(|c| c.set_limit(Bytes(LIMIT_BYTES)).map(|()| c));
-    let cgroup = match made {
-        Ok(c) => c,
-        Err(why) => return skip(test, why),
+    let Some(cgroup) = limited(test, LIMIT_BYTES) else {
+        return;
     };
     let mut sources: Vec<(Rung, EbpfSource)> = Vec::new();
     for rung in [Rung::RawTp, Rung::Kprobe, Rung::Fentry] {
@@ -180,7 +178,11 @@ fn every_source_hears_the_shortages_that_it_is_there_for() {
                 None => true,
             };
             if fired {
-                o.source.drain(&mut |_| o.events[which] += 1).unwrap();
+                let mut stalls = 0;
+                o.source
+                    .drain(&mut |e| stalls += u64::from(e.kind().is_some_and(Kind::is_stall)))
+                    .unwrap();
+                o.events[which] += stalls;
             }
         }
     };

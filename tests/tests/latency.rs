@@ -4,16 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi::clock::monotonic_ns;
-use kvpsi::control::cgroup::OwnedCgroup;
 use kvpsi::signal::{
     PressureSource, SourceConfig, ebpf::EbpfSource, programs::Rung, psi_poll::PsiPoll,
     psi_trigger::PsiTrigger,
 };
-use kvpsi::units::Bytes;
 use kvpsi_common::{Event, Kind};
 use kvpsi_tests::{
     figure, skip,
-    storm::{LIMIT_BYTES, Storm},
+    storm::{LIMIT_BYTES, Storm, limited},
 };
 use rustix::event::{PollFd, Timespec, poll};
 use serde_json::json;
@@ -86,6 +84,7 @@ fn listeners(test: &str) -> Vec<Listener> {
     }
     let config = SourceConfig {
         poll_interval: Duration::from_millis(10),
+        poll_calm: Duration::from_millis(10),
         ..SourceConfig::default()
     };
     match PsiPoll::open(&config) {
@@ -165,11 +164,8 @@ fn percentile(sorted: &[u64], p: usize) -> u64 {
 #[test]
 fn ebpf_tells_of_an_onset_before_the_best_psi_trigger_does() {
     let test = "ebpf_tells_of_an_onset_before_the_best_psi_trigger_does";
-    let name = format!("kvpsi-test-latency-{}", std::process::id());
-    let made = OwnedCgroup::create(&name).and_then(|c| c.set_limit(Bytes(LIMIT_BYTES)).map(|()| c));
-    let cgroup = match made {
-        Ok(c) => c,
-        Err(why) => return skip(test, why),
+    let Some(cgroup) = limited(test, LIMIT_BYTES) else {
+        return;
     };
     let mut listeners = listeners(test);
     if !listeners.iter().any(|l| l.ebpf) {

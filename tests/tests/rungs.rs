@@ -8,11 +8,10 @@ use kvpsi::signal::{
     ebpf::{EbpfSource, EbpfStats},
     programs::Rung,
 };
-use kvpsi::units::Bytes;
 use kvpsi_common::{Counters, Event, Kind, Phase};
 use kvpsi_tests::{
     skip,
-    storm::{LIMIT_BYTES, Storm},
+    storm::{LIMIT_BYTES, Storm, limited},
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::{
@@ -46,18 +45,6 @@ fn open(test: &str, rung: Rung, trace: Option<u32>) -> Option<EbpfSource> {
         }
         Err(why) => {
             skip(&format!("{test}, rung {}", rung.name()), why);
-            None
-        }
-    }
-}
-
-fn cgroup(test: &str, limit: u64) -> Option<OwnedCgroup> {
-    let name = format!("kvpsi-test-{test}-{}", std::process::id());
-    let made = OwnedCgroup::create(&name).and_then(|c| c.set_limit(Bytes(limit)).map(|()| c));
-    match made {
-        Ok(c) => Some(c),
-        Err(why) => {
-            skip(test, why);
             None
         }
     }
@@ -142,7 +129,7 @@ fn each_rung_counts_a_stall_once_and_its_books_balance() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     for rung in [Rung::RawTp, Rung::Kprobe, Rung::Fentry] {
         let test = "each_rung_counts_a_stall_once";
-        let Some(cgroup) = cgroup(test, LIMIT_BYTES) else {
+        let Some(cgroup) = limited(test, LIMIT_BYTES) else {
             return;
         };
         let Some(mut source) = open(test, rung, None) else {
@@ -192,7 +179,7 @@ fn each_rung_counts_a_stall_once_and_its_books_balance() {
 fn stall_time_of_the_memstall_rung_is_within_5_percent_of_psi() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let test = "stall_time_is_within_5_percent";
-    let Some(cgroup) = cgroup("stall_time", LIMIT_BYTES) else {
+    let Some(cgroup) = limited("stall_time", LIMIT_BYTES) else {
         return;
     };
     let length = Duration::from_secs(5);
@@ -243,7 +230,7 @@ fn compare(test: &str, rung: Rung, what: &str, pressure: impl FnOnce(&EbpfStats)
 fn waits_for_evicted_pages_show_as_refaults() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let test = "waits_for_evicted_pages";
-    let Some(cgroup) = cgroup("refault", 8 << 20) else {
+    let Some(cgroup) = limited("refault", 8 << 20) else {
         return;
     };
     for rung in MEMSTALL {
@@ -276,7 +263,7 @@ fn waits_for_evicted_pages_show_as_refaults() {
 fn a_task_that_must_wait_for_memory_high_shows_as_throttled() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let test = "a_task_that_must_wait_for_memory_high";
-    let Some(cgroup) = cgroup("high", 256 << 20) else {
+    let Some(cgroup) = limited("high", 256 << 20) else {
         return;
     };
     // With swap there is something to reclaim, and nobody waits.
@@ -310,7 +297,7 @@ fn waits_for_pages_from_swap_show_as_swap_in() {
     if swaps.lines().count() < 2 {
         return skip(test, "no swap is on");
     }
-    let Some(cgroup) = cgroup("swap", 8 << 20) else {
+    let Some(cgroup) = limited("swap", 8 << 20) else {
         return;
     };
     for rung in MEMSTALL {

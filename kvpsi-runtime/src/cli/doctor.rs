@@ -2,7 +2,7 @@
 //!
 //! Nothing that is missing is an error here: to say so is the command's job.
 
-use crate::signal::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege};
+use crate::signal::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs};
 use serde_json::{Value, json};
 use std::{fs, io::Write, path::Path};
 
@@ -34,14 +34,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn report() -> Value {
     let config = SourceConfig::default();
-    let (bpf, rung, programs, log_level) = match EbpfSource::open(&config) {
+    let (bpf, rung, programs, unheard, log_level) = match EbpfSource::open(&config) {
         Ok(source) => (
             "usable".to_owned(),
             source.rung().name(),
             json!(source.programs()),
+            programs::unheard(source.programs()),
             "on request",
         ),
-        Err(e) => (e.to_string(), "none", json!([]), "none"),
+        Err(e) => (e.to_string(), "none", json!([]), None, "none"),
     };
     let (chosen, notes) = match signal::open(Choice::Auto, &config) {
         Ok(o) => (o.source.name().to_owned(), o.notes),
@@ -62,6 +63,7 @@ fn report() -> Value {
         },
         "bpf": bpf,
         "rung": rung,
+        "unheard": unheard,
         "bpf_log": log_level,
         "unprivileged_bpf_disabled": read_or("/proc/sys/kernel/unprivileged_bpf_disabled", "not known"),
         "btf": present("/sys/kernel/btf/vmlinux"),
@@ -208,6 +210,9 @@ fn as_text(report: &Value) -> String {
         let hook = p["hook"].as_str().unwrap_or_default();
         let by = p["by"].as_str().unwrap_or_default();
         line(&name, &json!(format!("{by:<9} {hook:<39} {state}")));
+    }
+    if report["unheard"].is_string() {
+        line("unheard", &report["unheard"]);
     }
     for note in report["notes"].as_array().into_iter().flatten() {
         line("refused", note);

@@ -14,7 +14,7 @@ use crate::{
         chat::{Message, Role},
         default_model,
     },
-    signal::{Choice, programs::Rung},
+    signal::{Choice, SignalError, privilege, programs::Rung},
 };
 use anyhow::{Context, bail};
 use std::{
@@ -46,6 +46,10 @@ pub enum Signal {
     PsiTrigger,
     /// Polling PSI totals
     PsiPoll,
+    /// Polling /proc/vmstat: the whole system's reclaim alone
+    Vmstat,
+    /// What a service manager names in MEMORY_PRESSURE_WATCH
+    Systemd,
     /// Never trim
     None,
 }
@@ -57,6 +61,8 @@ impl Signal {
             Self::Ebpf => Some(Choice::Ebpf),
             Self::PsiTrigger => Some(Choice::PsiTrigger),
             Self::PsiPoll => Some(Choice::PsiPoll),
+            Self::Vmstat => Some(Choice::Vmstat),
+            Self::Systemd => Some(Choice::Systemd),
             Self::None => None,
         }
     }
@@ -162,12 +168,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Opens the signal and gives up privileges; `None` for `--signal none`.
+/// Opens the signal and gives up privileges; `None` for `--signal none`, and
+/// where the service manager wants nobody to listen.
 fn listen(signal: Signal, rung: Rung) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = signal.choice() else {
+        privilege::drop_all().context("cannot give up privileges")?;
         return Ok(None);
     };
-    let listening = pressure::listen(choice, rung, false, &GovernorConfig::default())?;
+    let listening = match pressure::listen(choice, rung, false, &GovernorConfig::default()) {
+        Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
+            eprintln!("kvpsi: nothing will be trimmed: {e}");
+            privilege::drop_all().context("cannot give up privileges")?;
+            return Ok(None);
+        }
+        other => other?,
+    };
     if !listening.notes.is_empty() {
         let why = listening.notes.join("; ");
         eprintln!("kvpsi: signal {}: {why}", listening.prepared.signal());
@@ -188,6 +203,9 @@ fn report_trims(stats: &GovernorStats) {
             "kvpsi: {} events were lost: the ring buffer was full",
             stats.events.dropped
         );
+    }
+    if let Some(note) = &stats.source_note {
+        eprintln!("kvpsi: {note}");
     }
     if let Some(e) = &stats.source_error {
         eprintln!(

@@ -99,6 +99,7 @@ impl Input {
             match EbpfSource::open(&config) {
                 Ok(mut source) => {
                     notes.extend(programs::missing(source.programs()));
+                    notes.extend(programs::unheard(source.programs()));
                     let ring = Box::new(source.take_trace().context("no trace ring buffer")?);
                     let stats = source.counters();
                     let source = Box::new(source);
@@ -172,14 +173,20 @@ impl Input {
     }
 
     fn summary(&self, shown: u64) -> String {
-        let totals = |t: signal::EventTotals, some_ns: u64| {
+        let totals = |stats: &dyn SourceStats| {
+            let t = stats.totals();
+            let some = stats.some_ns().map_or_else(
+                || "not known".into(),
+                |ns| format!("{:.3} ms", Duration::from_nanos(ns).as_secs_f64() * 1e3),
+            );
+            let note = stats.note().map(|n| format!("\nkvpsi: {n}"));
             format!(
-                "seen {}, delivered {}, coalesced {}, dropped {}; some {:.3} ms",
+                "seen {}, delivered {}, coalesced {}, dropped {}; some {some}{}",
                 t.seen,
                 t.delivered,
                 t.coalesced,
                 t.dropped,
-                Duration::from_nanos(some_ns).as_secs_f64() * 1e3
+                note.unwrap_or_default()
             )
         };
         match self {
@@ -195,7 +202,7 @@ impl Input {
                     "shown {shown}; traced {}, lost {}; {}; background {}, orphan ends {}, lost ends {}, untracked {}, implausible {}\nkvpsi: {account}",
                     c.trace_delivered,
                     c.trace_dropped,
-                    totals(stats.totals(), stats.some_ns()),
+                    totals(&**stats),
                     c.background,
                     c.orphan_ends,
                     c.lost_ends,
@@ -204,8 +211,7 @@ impl Input {
                 )
             }
             Self::Coalesced(s) => {
-                let stats = s.stats();
-                format!("shown {shown}; {}", totals(stats.totals(), stats.some_ns()))
+                format!("shown {shown}; {}", totals(&*s.stats()))
             }
         }
     }

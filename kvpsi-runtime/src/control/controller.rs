@@ -4,7 +4,8 @@
 //! - The first slice of a burst is small, so that a stalled allocation is
 //!   served in a fraction of a millisecond; each next slice of the burst is
 //!   twice as large, until the deficit seen at the last event is met.
-//! - A stall in a cgroup that is not at its limit is somebody else's.
+//! - A stall in a cgroup that is not at its limit is somebody else's; so is one
+//!   of unknown cause while neither our cgroup nor the system is short.
 //! - kswapd's wake is early warning: only what is lossless goes.
 //! - After a trim the budget is what is left. When calm, it grows back by a
 //!   constant per period (additive), so that two tenants do not oscillate.
@@ -259,13 +260,14 @@ fn missing(kind: Kind, r: Reading) -> Option<Bytes> {
     let cgroup = r.cgroup_deficit.filter(|d| *d > Bytes::ZERO);
     match kind {
         Kind::MemcgReclaim => cgroup,
-        // PSI does not say which wall: a full cgroup first.
+        // These do not say which wall: a full cgroup first. A neighbour that
+        // thrashes below its own limit is helped by nothing of ours.
         Kind::Memstall
         | Kind::Refault
         | Kind::SwapIn
         | Kind::MemcgThrottle
         | Kind::OomVictim
-        | Kind::Throttled => cgroup.or(r.system_deficit),
+        | Kind::Throttled => cgroup.or(r.system_deficit.filter(|_| r.system_tight)),
         _ => r.system_deficit,
     }
 }
@@ -295,6 +297,7 @@ mod tests {
         Reading {
             cgroup_deficit: Some(deficit),
             system_deficit: Some(Bytes::ZERO),
+            system_tight: false,
         }
     }
 
@@ -336,6 +339,28 @@ mod tests {
         c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
         assert_eq!(c.decide(2, cgroup(Bytes::ZERO)), None);
         assert_eq!(c.ignored(), 1);
+    }
+
+    #[test]
+    fn a_stall_of_unknown_cause_is_ours_only_where_memory_is_short() {
+        let mut c = controller();
+        c.observe(&event(Kind::Memstall, Phase::Onset, 1));
+        assert_eq!(c.decide(2, cgroup(Bytes::ZERO)), None);
+        assert_eq!(c.ignored(), 1);
+        for (reading, want) in [
+            (cgroup(Bytes::mib(1)), Tuning::default().first_slice),
+            (
+                Reading {
+                    system_tight: true,
+                    ..cgroup(Bytes::ZERO)
+                },
+                Tuning::default().first_slice,
+            ),
+        ] {
+            let mut c = controller();
+            c.observe(&event(Kind::Memstall, Phase::Onset, 1));
+            assert_eq!(c.decide(2, reading).unwrap().want, want);
+        }
     }
 
     #[test]

@@ -26,15 +26,20 @@ pub struct Reading {
     pub cgroup_deficit: Option<Bytes>,
     /// Bytes missing in the system: sum of high watermarks - free.
     pub system_deficit: Option<Bytes>,
+    /// The whole system may be short: below this the kernel reclaims for
+    /// everybody, above it only for a cgroup at its limit.
+    pub system_tight: bool,
 }
 
 impl Gauges {
     /// Reads both. A gauge that fails reads as absent.
     #[must_use]
     pub fn read(&self) -> Reading {
+        let free = self.system.as_ref().map(|g| (g, free()));
         Reading {
             cgroup_deficit: self.cgroup.as_ref().and_then(|g| g.deficit().ok()),
-            system_deficit: self.system.as_ref().map(SystemGauge::deficit),
+            system_deficit: free.map(|(g, free)| g.high.saturating_sub(free)),
+            system_tight: free.is_some_and(|(g, free)| free < g.tight),
         }
     }
 }
@@ -106,9 +111,15 @@ fn read_number(file: &File) -> io::Result<Option<u64>> {
 /// over zones, which the doubling of steps makes up for.
 /// MemAvailable is no signal here: it counts the model's own mapped weights
 /// as free.
+///
+/// Lower zones keep a reserve from allocations that could have come from a
+/// higher one (`lowmem_reserve` in mm/page_alloc.c). While any zone still has
+/// free pages beyond its high watermark and that reserve, nobody reclaims for
+/// want of memory.
 #[derive(Debug)]
 pub struct SystemGauge {
     high: Bytes,
+    tight: Bytes,
 }
 
 impl SystemGauge {
@@ -120,38 +131,66 @@ impl SystemGauge {
         let path = Path::new("/proc/zoneinfo");
         let text = std::fs::read_to_string(path)
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-        let pages = sum_high_watermarks(&text).ok_or_else(|| {
+        let pages = Watermarks::read(&text).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 "/proc/zoneinfo names no high watermark",
             )
         })?;
+        let bytes = |pages: u64| Bytes(pages.saturating_mul(rustix::param::page_size() as u64));
         Ok(Self {
-            high: Bytes(pages.saturating_mul(rustix::param::page_size() as u64)),
+            high: bytes(pages.high),
+            tight: bytes(pages.high.saturating_add(pages.reserve)),
         })
     }
 
     /// High watermarks - free, at least zero.
     #[must_use]
     pub fn deficit(&self) -> Bytes {
-        let info = rustix::system::sysinfo();
-        let free = (info.freeram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
-        self.high.saturating_sub(Bytes(free))
+        self.high.saturating_sub(free())
     }
 }
 
-/// Sum of every zone's `high` line, in pages.
-fn sum_high_watermarks(zoneinfo: &str) -> Option<u64> {
-    let mut sum = None;
-    for line in zoneinfo.lines() {
-        // Per-CPU page sets have a line "high: N", with a colon.
-        if let Some(n) = line.trim_start().strip_prefix("high ")
-            && let Ok(n) = n.trim().parse::<u64>()
-        {
-            sum = Some(sum.unwrap_or(0u64).saturating_add(n));
+/// Free pages of all zones, in bytes.
+fn free() -> Bytes {
+    let info = rustix::system::sysinfo();
+    Bytes((info.freeram as u64).saturating_mul(u64::from(info.mem_unit.max(1))))
+}
+
+/// What all zones together keep, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Watermarks {
+    high: u64,
+    reserve: u64,
+}
+
+impl Watermarks {
+    /// Sums every zone's `high` and the largest of its `protection`, which is
+    /// no more than the zone has. `None` if no zone has a `high`.
+    fn read(zoneinfo: &str) -> Option<Self> {
+        let mut sum = Self::default();
+        let mut found = false;
+        let mut managed = 0u64;
+        for line in zoneinfo.lines() {
+            let line = line.trim_start();
+            let number = |key: &str| line.strip_prefix(key)?.trim().parse::<u64>().ok();
+            // Per-CPU page sets have a line "high: N", with a colon.
+            if let Some(n) = number("high ") {
+                sum.high = sum.high.saturating_add(n);
+                found = true;
+            } else if let Some(n) = number("managed ") {
+                managed = n;
+            } else if let Some(list) = line.strip_prefix("protection:") {
+                let largest = list
+                    .split(|c: char| !c.is_ascii_digit())
+                    .filter_map(|n| n.parse::<u64>().ok())
+                    .max();
+                let reserve = largest.unwrap_or(0).min(managed);
+                sum.reserve = sum.reserve.saturating_add(reserve);
+            }
         }
+        found.then_some(sum)
     }
-    sum
 }
 
 #[cfg(test)]
@@ -160,12 +199,17 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn high_watermarks_are_summed_and_page_sets_are_not() {
+    fn watermarks_and_reserves_are_summed_and_page_sets_are_not() {
         let text = "Node 0, zone DMA\n  pages free 100\n  min 1\n  low 2\n  high     3\n\
+                    managed  3840\n  protection: (0, 2932, 23900, 23900)\n\
                     pagesets\n    cpu: 0\n   count: 5\n   high:  700\n\
-                    Node 0, zone Normal\n  high     40\n";
-        assert_eq!(sum_high_watermarks(text), Some(43));
-        assert_eq!(sum_high_watermarks("nothing"), None);
+                    Node 0, zone Normal\n  high     40\n managed 9000\n  protection: (0, 0)\n";
+        let want = Watermarks {
+            high: 43,
+            reserve: 3840,
+        };
+        assert_eq!(Watermarks::read(text), Some(want));
+        assert_eq!(Watermarks::read("nothing"), None);
     }
 
     #[test]

@@ -92,8 +92,9 @@ pub struct GovernorStats {
     pub signal: &'static str,
     /// What the source saw.
     pub events: EventTotals,
-    /// Nanoseconds in which at least one task stalled.
-    pub some_ns: u64,
+    /// Nanoseconds in which at least one task stalled; `None` where the source
+    /// cannot tell.
+    pub some_ns: Option<u64>,
     /// Trims that gave something back.
     pub trims: u64,
     /// Bytes given back.
@@ -106,6 +107,8 @@ pub struct GovernorStats {
     pub records_lost: u64,
     /// The source broke with this error; nothing is trimmed any more.
     pub source_error: Option<String>,
+    /// What became of the source since it was opened, if anything did.
+    pub source_note: Option<String>,
 }
 
 /// Threads that are told to stop, and joined, when this is dropped.
@@ -297,6 +300,7 @@ impl Governor {
             ignored: s.ignored.load(Relaxed),
             wakeups: s.wakeups.load(Relaxed),
             records_lost: s.records_lost.load(Relaxed),
+            source_note: self.stats.note(),
             source_error: (errno != 0).then(|| io::Error::from_raw_os_error(errno).to_string()),
         }
     }

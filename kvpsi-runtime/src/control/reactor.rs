@@ -97,13 +97,14 @@ impl Reactor {
             let due = interval.is_some() && now >= next_drain_ns;
             if ready || due {
                 self.shared.wakeups.fetch_add(1, Relaxed);
-                if let Some(interval) = interval {
-                    let step = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
-                    next_drain_ns = now.saturating_add(step);
-                }
                 if let Err(e) = self.respond() {
                     self.shared.source_errno.store(e, Relaxed);
                     break;
+                }
+                // As the source wants it now: a burst may have begun.
+                if let Some(interval) = self.source.readiness().interval {
+                    let step = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+                    next_drain_ns = now.saturating_add(step);
                 }
             }
             self.grow();

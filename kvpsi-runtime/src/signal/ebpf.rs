@@ -96,8 +96,15 @@ impl SourceStats for EbpfStats {
         }
     }
 
-    fn some_ns(&self) -> u64 {
-        self.shared().scopes[shared::SYSTEM].some_ns(monotonic_ns())
+    fn some_ns(&self) -> Option<u64> {
+        Some(self.shared().scopes[shared::SYSTEM].some_ns(monotonic_ns()))
+    }
+
+    fn note(&self) -> Option<String> {
+        let n = self.counters().implausible;
+        (n > 0).then(|| {
+            format!("{n} arguments of hooks cannot be what they were taken for, and were not believed: this kernel passes others (please report `kvpsi doctor`)")
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! what is done about pressure: no KV block, no byte count of ours is here.
 
 pub mod accounting;
+mod burst;
 pub mod ebpf;
 mod mapped;
 pub mod privilege;
@@ -12,6 +13,9 @@ pub mod programs;
 mod psi;
 pub mod psi_poll;
 pub mod psi_trigger;
+pub mod systemd;
+pub mod vmstat;
+pub mod watchdog;
 
 use kvpsi_common::Event;
 use rustix::event::PollFlags;
@@ -46,8 +50,14 @@ pub struct EventTotals {
 pub trait SourceStats: Send + Sync {
     /// Totals since the source was opened.
     fn totals(&self) -> EventTotals;
-    /// Nanoseconds in which at least one task stalled, system-wide.
-    fn some_ns(&self) -> u64;
+    /// Nanoseconds in which at least one task stalled, system-wide; `None`
+    /// where the source cannot tell.
+    fn some_ns(&self) -> Option<u64>;
+    /// A line for people, if the source has come to work otherwise than it was
+    /// opened.
+    fn note(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A source of pressure events, drained by one thread.
@@ -82,6 +92,10 @@ pub enum Choice {
     PsiTrigger,
     /// Reading PSI's `total` at an interval
     PsiPoll,
+    /// Reading /proc/vmstat at an interval: the whole system's reclaim alone
+    Vmstat,
+    /// What a service manager names in MEMORY_PRESSURE_WATCH
+    Systemd,
 }
 
 impl Choice {
@@ -125,8 +139,10 @@ pub struct SourceConfig {
     pub rung: programs::Rung,
     /// The programs' own diagnostics, read by [`ebpf::EbpfSource::log`].
     pub program_log: bool,
-    /// How often the polling source reads PSI.
+    /// How often a polling source looks while pressure is recent.
     pub poll_interval: Duration,
+    /// And while it is not.
+    pub poll_calm: Duration,
     /// Stall time within the trigger's window that fires it.
     pub trigger_stall: Duration,
     /// The trigger's window, 0.5 to 10 s; becomes 2 s where the kernel grants
@@ -144,9 +160,20 @@ impl Default for SourceConfig {
             trace_ring_bytes: None,
             rung: programs::Rung::Auto,
             program_log: false,
-            poll_interval: Duration::from_millis(100),
+            // As Android's lmkd does (PSI_POLL_PERIOD_SHORT_MS and _LONG_MS).
+            poll_interval: Duration::from_millis(10),
+            poll_calm: Duration::from_millis(100),
             trigger_stall: Duration::from_millis(10),
             trigger_window: Duration::from_millis(500),
+        }
+    }
+}
+
+impl SourceConfig {
+    fn pace(&self) -> burst::Pace {
+        burst::Pace {
+            busy: self.poll_interval,
+            calm: self.poll_calm,
         }
     }
 }
@@ -175,9 +202,9 @@ pub enum SignalError {
     /// The kernel refused.
     #[error("eBPF: {0}")]
     Refused(String),
-    /// A PSI file cannot be used.
+    /// A file that tells of pressure cannot be used.
     #[error("{name}: {path}: {why}")]
-    Psi {
+    File {
         /// Source, as `--signal` names it.
         name: &'static str,
         /// File that was tried.
@@ -188,6 +215,11 @@ pub enum SignalError {
     /// `auto` found nothing.
     #[error("no source of memory pressure works here: {0}")]
     Nothing(String),
+    /// The service manager wants nobody to watch.
+    #[error(
+        "MEMORY_PRESSURE_WATCH=/dev/null says not to watch memory pressure (unset it, or name a --signal)"
+    )]
+    Unwanted,
 }
 
 /// An open source and what was refused on the way to it.
@@ -207,55 +239,75 @@ impl std::fmt::Debug for Opened {
     }
 }
 
-/// Opens the chosen source. `Auto` tries eBPF, then a PSI trigger, then
-/// polling PSI.
+/// Opens the chosen source. `Auto` takes the first that works: eBPF, with the
+/// kernel's own account beside it in case the programs are silent; what a
+/// service manager names; a PSI trigger; polling PSI; polling /proc/vmstat.
 ///
 /// # Errors
-/// The chosen source does not work here, or with `Auto` none does.
+/// The chosen source does not work here, or with `Auto` none does; or the
+/// service manager wants nobody to watch.
 pub fn open(choice: Choice, config: &SourceConfig) -> Result<Opened, SignalError> {
+    let quietly = |source: Box<dyn PressureSource>| Opened {
+        source,
+        notes: Vec::new(),
+    };
     match choice {
-        Choice::Ebpf => open_ebpf(config),
-        Choice::PsiTrigger => open_trigger(config),
-        Choice::PsiPoll => open_poll(config),
-        Choice::Auto => {
-            let mut notes = Vec::new();
-            for attempt in [open_ebpf, open_trigger, open_poll] {
-                match attempt(config) {
-                    Ok(mut opened) => {
-                        notes.append(&mut opened.notes);
-                        opened.notes = notes;
-                        return Ok(opened);
-                    }
-                    Err(e) => notes.push(e.to_string()),
-                }
-            }
-            Err(SignalError::Nothing(notes.join("; ")))
+        Choice::Ebpf => {
+            let source = ebpf::EbpfSource::open(config)?;
+            let note = programs::missing(source.programs());
+            Ok(Opened {
+                source: Box::new(source),
+                notes: note.into_iter().collect(),
+            })
         }
+        Choice::Systemd => Ok(quietly(Box::new(systemd::Systemd::open(config)?))),
+        Choice::PsiTrigger => {
+            let (source, note) = psi_trigger::PsiTrigger::open(config)?;
+            Ok(Opened {
+                source: Box::new(source),
+                notes: note.into_iter().collect(),
+            })
+        }
+        Choice::PsiPoll => Ok(quietly(Box::new(psi_poll::PsiPoll::open(config)?))),
+        Choice::Vmstat => Ok(quietly(Box::new(vmstat::Vmstat::open(config)?))),
+        Choice::Auto => open_best(config),
     }
 }
 
-fn open_ebpf(config: &SourceConfig) -> Result<Opened, SignalError> {
-    let source = ebpf::EbpfSource::open(config)?;
-    let notes = programs::missing(source.programs());
-    Ok(Opened {
-        source: Box::new(source),
-        notes,
-    })
+fn open_best(config: &SourceConfig) -> Result<Opened, SignalError> {
+    let mut order = vec![Choice::Ebpf];
+    match systemd::asked() {
+        Ok(systemd::Asked::Off) => return Err(SignalError::Unwanted),
+        Ok(systemd::Asked::Nothing) => {}
+        // What cannot be read is refused by name when it is its turn.
+        Ok(systemd::Asked::Watch(_)) | Err(_) => order.push(Choice::Systemd),
+    }
+    order.extend([Choice::PsiTrigger, Choice::PsiPoll, Choice::Vmstat]);
+    let mut notes = Vec::new();
+    for choice in order {
+        match open(choice, config) {
+            Ok(mut opened) => {
+                notes.append(&mut opened.notes);
+                opened.notes = notes;
+                if choice == Choice::Ebpf {
+                    opened.source = watched(opened.source, config);
+                }
+                return Ok(opened);
+            }
+            Err(e) => notes.push(e.to_string()),
+        }
+    }
+    Err(SignalError::Nothing(notes.join("; ")))
 }
 
-fn open_trigger(config: &SourceConfig) -> Result<Opened, SignalError> {
-    let (source, note) = psi_trigger::PsiTrigger::open(config)?;
-    Ok(Opened {
-        source: Box::new(source),
-        notes: note.into_iter().collect(),
-    })
-}
-
-fn open_poll(config: &SourceConfig) -> Result<Opened, SignalError> {
-    Ok(Opened {
-        source: Box::new(psi_poll::PsiPoll::open(config)?),
-        notes: Vec::new(),
-    })
+/// `source` with the kernel's own account beside it, where it keeps one.
+fn watched(source: Box<dyn PressureSource>, config: &SourceConfig) -> Box<dyn PressureSource> {
+    for choice in [Choice::PsiPoll, Choice::Vmstat] {
+        if let Ok(other) = open(choice, config) {
+            return Box::new(watchdog::Watched::new(source, other.source));
+        }
+    }
+    source
 }
 
 /// An I/O error without Rust's "(os error N)".

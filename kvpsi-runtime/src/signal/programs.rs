@@ -380,37 +380,41 @@ pub fn enable_statistics() -> io::Result<OwnedFd> {
     aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|e| e.io_error)
 }
 
-/// A line about the tracepoints that are missing, if any are, and one about
-/// the rung if it is the lowest although more was wanted.
+/// A line about the tracepoints that are missing, if any are.
 #[must_use]
-pub fn missing(reports: &[ProgramReport]) -> Vec<String> {
+pub fn missing(reports: &[ProgramReport]) -> Option<String> {
     let base = || reports.iter().filter(|r| r.by == How::RawTp);
     let names: Vec<&str> = base()
         .filter(|r| r.refusal().is_some())
         .map(|r| r.name)
         .collect();
-    let mut lines = Vec::new();
-    if !names.is_empty() {
-        lines.push(format!(
+    (!names.is_empty()).then(|| {
+        format!(
             "eBPF: {} of {} tracepoints are not attached ({}); `kvpsi doctor` says why",
             names.len(),
             base().count(),
             names.join(", ")
-        ));
-    }
+        )
+    })
+}
+
+/// A line about what the lowest rung does not hear and why it is no higher, if
+/// it is the lowest although more was wanted. Many kernels have no more: it is
+/// for who asks.
+#[must_use]
+pub fn unheard(reports: &[ProgramReport]) -> Option<String> {
     let reasons: Vec<String> = reports
         .iter()
         .filter(|r| r.hook == LEAVE || r.hook == ENTER)
         .filter(|r| !matches!(r.state, State::NotTried(_)))
         .filter_map(|r| Some(format!("{}: {}", r.by.name(), r.refusal()?)))
         .collect();
-    if reached(reports) == Rung::RawTp && !reasons.is_empty() {
-        lines.push(format!(
+    (reached(reports) == Rung::RawTp && !reasons.is_empty()).then(|| {
+        format!(
             "eBPF: reclaim is heard, waits for evicted pages and swap are not ({})",
             reasons.join("; ")
-        ));
-    }
-    lines
+        )
+    })
 }
 
 /// The errno at the root of an error, if there is one.
@@ -477,7 +481,7 @@ mod tests {
         all.push(report("memstall_enter", refused()));
         all.push(report("memstall_enter_k", State::Attached));
         assert_eq!(reached(&all), Rung::Kprobe);
-        assert!(missing(&all).is_empty());
+        assert_eq!((missing(&all), unheard(&all)), (None, None));
     }
 
     #[test]
@@ -496,7 +500,7 @@ mod tests {
     #[test]
     fn a_missing_tracepoint_and_a_missing_rung_take_a_line_each() {
         let no = |w: &str| State::NotLoaded(w.into());
-        let lines = missing(&[
+        let reports = [
             report("throttled", no("x")),
             report("memstall_leave", no("lockdown")),
             report(
@@ -504,10 +508,10 @@ mod tests {
                 State::NotTried("memstall_leave is missing".into()),
             ),
             report("memstall_leave_k", no("no kprobes")),
-        ]);
-        assert_eq!(lines.len(), 2, "{lines:?}");
-        assert!(lines[0].contains("throttled"));
-        assert!(lines[1].contains("fentry: lockdown; kprobe: no kprobes"));
+        ];
+        assert!(missing(&reports).unwrap().contains("(throttled)"));
+        let unheard = unheard(&reports).unwrap();
+        assert!(unheard.contains("fentry: lockdown; kprobe: no kprobes"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Owns one open file and its last `total`. Does not allocate after opening.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{EventTotals, SignalError, SourceConfig, SourceStats, plain};
+use crate::signal::{EventTotals, SignalError, SourceConfig, SourceStats, burst::Burst, plain};
 use bytemuck::Zeroable;
 use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
 use std::{
@@ -15,6 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 /// Reads `total` of the `some` line, in µs.
@@ -49,8 +50,9 @@ impl SourceStats for PsiStats {
         }
     }
 
-    fn some_ns(&self) -> u64 {
-        total_of(&self.file).map_or(0, |us| us.saturating_sub(self.base_us) * 1000)
+    fn some_ns(&self) -> Option<u64> {
+        let total_us = total_of(&self.file).ok()?;
+        Some(total_us.saturating_sub(self.base_us) * 1000)
     }
 }
 
@@ -58,9 +60,8 @@ impl SourceStats for PsiStats {
 #[derive(Debug)]
 pub(crate) struct PsiFile {
     pub(crate) stats: Arc<PsiStats>,
+    pub(crate) burst: Burst,
     last_us: u64,
-    quiet_ns: u64,
-    last_growth_ns: Option<u64>,
     cgroup_id: u64,
 }
 
@@ -69,12 +70,12 @@ impl PsiFile {
     pub(crate) fn open(
         name: &'static str,
         config: &SourceConfig,
-        quiet_ns: u64,
+        quiet: Duration,
         write: bool,
     ) -> Result<(Self, PathBuf), SignalError> {
         let path = match &config.cgroup {
             None => PathBuf::from("/proc/pressure/memory"),
-            Some(c) => c.pressure.clone().ok_or_else(|| SignalError::Psi {
+            Some(c) => c.pressure.clone().ok_or_else(|| SignalError::File {
                 name,
                 path: PathBuf::from("memory.pressure"),
                 why: "this cgroup has none (cgroup v1 has no PSI; use --signal ebpf, or the scope system)"
@@ -88,7 +89,7 @@ impl PsiFile {
                 Some(13 | 1) => " (needs write permission: run as root)",
                 _ => "",
             };
-            SignalError::Psi {
+            SignalError::File {
                 name,
                 path: path.clone(),
                 why: format!("{}{hint}", plain(&e)),
@@ -99,21 +100,23 @@ impl PsiFile {
             .write(write)
             .open(&path)
             .map_err(refused)?;
-        let base_us = total_of(&file).map_err(refused)?;
-        Ok((
-            Self {
-                stats: Arc::new(PsiStats {
-                    file,
-                    base_us,
-                    events: AtomicU64::new(0),
-                }),
-                last_us: base_us,
-                quiet_ns,
-                last_growth_ns: None,
-                cgroup_id: config.cgroup.as_ref().map_or(0, |c| c.id),
-            },
-            path,
-        ))
+        let psi = Self::over(file, quiet, config).map_err(refused)?;
+        Ok((psi, path))
+    }
+
+    /// Over a file that is open already. A burst ends after a `quiet` spell.
+    pub(crate) fn over(file: File, quiet: Duration, config: &SourceConfig) -> io::Result<Self> {
+        let base_us = total_of(&file)?;
+        Ok(Self {
+            stats: Arc::new(PsiStats {
+                file,
+                base_us,
+                events: AtomicU64::new(0),
+            }),
+            burst: Burst::new(quiet),
+            last_us: base_us,
+            cgroup_id: config.cgroup.as_ref().map_or(0, |c| c.id),
+        })
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -129,24 +132,25 @@ impl PsiFile {
         }
         self.last_us = total;
         let now = monotonic_ns();
-        let onset = self
-            .last_growth_ns
-            .is_none_or(|t| now.saturating_sub(t) > self.quiet_ns);
-        self.last_growth_ns = Some(now);
-        let phase = if onset { Phase::Onset } else { Phase::Summary };
-        // Which task stalled PSI does not say; nor when the stall began.
-        let mut event = Event::zeroed();
-        event.ts_ns = now;
-        event.stall_ns = grown * 1000;
-        event.count = 1;
-        event.cgroup_id = self.cgroup_id;
-        event.order = ORDER_UNKNOWN;
-        event.kind = Kind::Memstall as u16;
-        event.phase = phase as u16;
-        sink(&event);
+        let phase = self.burst.stall(now);
+        sink(&event(now, grown * 1000, self.cgroup_id, phase));
         self.stats.events.fetch_add(1, Relaxed);
         Ok(())
     }
+}
+
+/// A stall that nobody knows more of: which task stalled PSI does not say, nor
+/// when that began.
+pub(crate) fn event(ts_ns: u64, stall_ns: u64, cgroup_id: u64, phase: Phase) -> Event {
+    let mut event = Event::zeroed();
+    event.ts_ns = ts_ns;
+    event.stall_ns = stall_ns;
+    event.count = 1;
+    event.cgroup_id = cgroup_id;
+    event.order = ORDER_UNKNOWN;
+    event.kind = Kind::Memstall as u16;
+    event.phase = phase as u16;
+    event
 }
 
 fn total_of(file: &File) -> io::Result<u64> {

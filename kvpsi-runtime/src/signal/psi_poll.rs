@@ -1,18 +1,20 @@
 //! Pressure by reading PSI's `total` at an interval: the fallback that needs
-//! nothing, and the comparison. It is late by up to the interval and cannot
-//! say who stalled.
+//! nothing, and the comparison. It looks often while pressure is recent and
+//! seldom while it is not, is late by up to that interval and cannot say who
+//! stalled.
 
+use crate::clock::monotonic_ns;
 use crate::signal::{
-    PressureSource, Readiness, SignalError, SourceConfig, SourceStats, psi::PsiFile,
+    PressureSource, Readiness, SignalError, SourceConfig, SourceStats, burst::Pace, psi::PsiFile,
 };
 use kvpsi_common::Event;
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 /// Reads `total` each interval.
 #[derive(Debug)]
 pub struct PsiPoll {
     psi: PsiFile,
-    interval: Duration,
+    pace: Pace,
 }
 
 impl PsiPoll {
@@ -21,12 +23,9 @@ impl PsiPoll {
     /// # Errors
     /// There is no such file, or it cannot be read.
     pub fn open(config: &SourceConfig) -> Result<Self, SignalError> {
-        let interval = config.poll_interval;
-        // A reading without growth ends a burst.
-        let quiet = interval.as_nanos().saturating_mul(3) / 2;
-        let quiet = u64::try_from(quiet).unwrap_or(u64::MAX);
-        let (psi, _) = PsiFile::open("psi-poll", config, quiet, false)?;
-        Ok(Self { psi, interval })
+        let pace = config.pace();
+        let (psi, _) = PsiFile::open("psi-poll", config, pace.quiet(), false)?;
+        Ok(Self { psi, pace })
     }
 }
 
@@ -38,7 +37,7 @@ impl PressureSource for PsiPoll {
     fn readiness(&self) -> Readiness<'_> {
         Readiness {
             fd: None,
-            interval: Some(self.interval),
+            interval: Some(self.pace.interval(&self.psi.burst, monotonic_ns())),
         }
     }
 

@@ -31,7 +31,7 @@ impl PsiTrigger {
     pub fn open(config: &SourceConfig) -> Result<(Self, Option<String>), SignalError> {
         let window = config.trigger_window;
         match Self::with_window(config, window) {
-            Err(SignalError::Psi { .. }) if window != FREE_WINDOW => {
+            Err(SignalError::File { .. }) if window != FREE_WINDOW => {
                 let source = Self::with_window(config, FREE_WINDOW)?;
                 let note = format!(
                     "psi-trigger: a window of {window:?} was refused (needs CAP_SYS_RESOURCE), {FREE_WINDOW:?} is used"
@@ -43,8 +43,7 @@ impl PsiTrigger {
     }
 
     fn with_window(config: &SourceConfig, window: Duration) -> Result<Self, SignalError> {
-        let quiet = u64::try_from(window.as_nanos().saturating_mul(2)).unwrap_or(u64::MAX);
-        let (psi, path) = PsiFile::open("psi-trigger", config, quiet, true)?;
+        let (psi, path) = PsiFile::open("psi-trigger", config, window * 2, true)?;
         let trigger = format!(
             "some {} {}\0",
             config.trigger_stall.as_micros(),
@@ -52,7 +51,7 @@ impl PsiTrigger {
         );
         let mut file = psi.file();
         file.write_all(trigger.as_bytes())
-            .map_err(|e| SignalError::Psi {
+            .map_err(|e| SignalError::File {
                 name: "psi-trigger",
                 path,
                 why: format!("trigger refused: {}", plain(&e)),

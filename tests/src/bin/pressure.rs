@@ -1,6 +1,7 @@
 //! The children of the kernel tests.
 
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 use kvpsi::signal::{self, Choice, SourceConfig};
 use std::{env, fs, path::PathBuf, time::Duration};
 
@@ -34,8 +35,9 @@ fn main() -> anyhow::Result<()> {
                 Duration::from_millis(length.parse()?),
             );
         }
-        ["open"] => {
-            let opened = signal::open(Choice::Auto, &SourceConfig::default())?;
+        ["open", signal] => {
+            let choice = Choice::from_str(signal, false).map_err(anyhow::Error::msg)?;
+            let opened = signal::open(choice, &SourceConfig::default())?;
             println!("{}", opened.source.name());
             for note in opened.notes {
                 println!("{note}");
@@ -43,7 +45,7 @@ fn main() -> anyhow::Result<()> {
         }
         _ => {
             bail!(
-                "usage: pressure read FILE MS PAUSE_MS PROCS... | thrash FILE MS PROCS... | grow BYTES MS PROCS... | open"
+                "usage: pressure read FILE MS PAUSE_MS PROCS... | thrash FILE MS PROCS... | grow BYTES MS PROCS... | open SIGNAL"
             )
         }
     }
