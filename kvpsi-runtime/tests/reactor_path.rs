@@ -10,12 +10,14 @@ use kvpsi::{
         gauge::{CgroupGauge, Gauges, Reading, SystemGauge},
     },
     kv::{KvPool, KvShape, PoolConfig},
+    signal::{self, Choice, PressureSource, SourceConfig, vmstat::Vmstat, watchdog::Watched},
     units::Bytes,
 };
 use kvpsi_common::{Event, Kind, Phase};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    time::{Duration, Instant},
 };
 
 thread_local! { static COUNT: Cell<u64> = const { Cell::new(0) }; }
@@ -105,4 +107,28 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
     // The counter counts: this allocates.
     let v = std::hint::black_box(vec![0u8; 100]);
     assert!(count() > before, "{}", v.len());
+}
+
+#[test]
+fn no_source_allocates_while_it_is_listened_to() {
+    let config = SourceConfig::default();
+    let open = |choice| signal::open(choice, &config).ok().map(|o| o.source);
+    // Whatever opens here: /proc/vmstat at least, and twice, one to watch the
+    // other.
+    let vmstat = || -> Box<dyn PressureSource> { Box::new(Vmstat::open(&config).unwrap()) };
+    let mut sources = vec![Box::new(Watched::new(vmstat(), vmstat())) as Box<dyn PressureSource>];
+    for choice in [Choice::Auto, Choice::PsiTrigger, Choice::PsiPoll] {
+        sources.extend(open(choice));
+    }
+    let mut events = 0u64;
+    // Longer than the watchdog waits before it looks.
+    let begun = Instant::now();
+    let before = count();
+    while begun.elapsed() < Duration::from_millis(1300) {
+        for source in &mut sources {
+            let _ready = source.readiness().interval;
+            source.drain(&mut |e| events += e.count).unwrap();
+        }
+    }
+    assert_eq!(count() - before, 0, "{events} stalls and marks");
 }

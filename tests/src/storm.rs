@@ -1,13 +1,18 @@
 //! Real memory pressure: a child in a small cgroup that reads a mapped file
 //! larger than the cgroup's limit.
 
-use crate::skip;
+use crate::{emulated, skip};
 use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
 use std::{
     fs::File,
     io::{self, Write},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -124,6 +129,46 @@ impl Drop for Storm {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Keeps every core awake while it lives, as a model that decodes does, and
+/// gives way to everybody: a core of a virtual machine that sleeps is woken by
+/// its host, which takes longer than anything that is measured here. On an
+/// emulated machine it does nothing.
+#[derive(Debug)]
+pub struct Awake {
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Awake {
+    /// From now on.
+    #[must_use]
+    pub fn start() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (0..if emulated() { 0 } else { cores }).map(|_| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                // Of this thread alone, on Linux. Without, it only gives way later.
+                let _ = rustix::process::nice(19);
+                while !over.load(Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        });
+        let threads = threads.collect();
+        Self { over, threads }
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.over.store(true, Relaxed);
+        for t in self.threads.drain(..) {
+            let _ = t.join();
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use kvpsi::units::Bytes;
 use kvpsi_common::{Counters, Event, Kind, Phase};
 use kvpsi_tests::{
     emulated, skip,
-    storm::{LIMIT_BYTES, Storm},
+    storm::{Awake, LIMIT_BYTES, Storm},
 };
 use object::{Object, ObjectSection, ObjectSymbol};
 use rustix::event::{PollFd, Timespec, poll};
@@ -205,6 +205,7 @@ fn an_onset_is_read_soon_after_the_stall_begins() {
     let Some((cgroup, mut source)) = set_up("an_onset_is_read_soon", |_| {}) else {
         return;
     };
+    let _awake = Awake::start();
     let events = follow(&mut source, &mut start(&cgroup, 15));
     let mut late: Vec<u64> = events
         .iter()

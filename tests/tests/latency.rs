@@ -11,7 +11,7 @@ use kvpsi::signal::{
 use kvpsi_common::{Event, Kind};
 use kvpsi_tests::{
     figure, skip,
-    storm::{LIMIT_BYTES, Storm, limited},
+    storm::{Awake, LIMIT_BYTES, Storm, limited},
 };
 use rustix::event::{PollFd, Timespec, poll};
 use serde_json::json;
@@ -172,6 +172,7 @@ fn ebpf_tells_of_an_onset_before_the_best_psi_trigger_does() {
         // Named above; the onset's own time is not to be had without.
         return;
     }
+    let _awake = Awake::start();
     let over = AtomicBool::new(false);
     let heard: Vec<(String, bool, Vec<Said>)> = std::thread::scope(|scope| {
         let threads: Vec<_> = listeners

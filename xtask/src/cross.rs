@@ -135,8 +135,11 @@ pub fn clippy(sh: &Shell, args: &[&str]) -> Result<()> {
     Ok(cargo(sh, &Rustc::Own, &clippy).args(strict).run()?)
 }
 
+/// To the compiler: with a libc of its own.
+const STATIC: [&str; 2] = ["-C", "target-feature=+crt-static"];
+
 /// `cargo xtask build --target aarch64-unknown-linux-gnu`: the runtime in
-/// release; prints where it is.
+/// release, static; prints where it is.
 ///
 /// # Errors
 /// Something is missing, or it does not build.
@@ -149,14 +152,17 @@ pub fn build(sh: &Shell, target: &str) -> Result<()> {
     }
     let rustc = Rustc::find(sh).context("no rustc")?;
     let args = [
-        "build",
+        "rustc",
         "--release",
         "--package",
         "kvpsi-runtime",
         "--bin",
         "kvpsi",
     ];
-    cargo(sh, &rustc, &args).run()?;
+    // The libc here is newer than the one of JetPack 6 (Ubuntu 22.04).
+    cargo(sh, &rustc, &args)
+        .args(["--", STATIC[0], STATIC[1]])
+        .run()?;
     let built = rustc.target_dir().join(TARGET).join("release/kvpsi");
     println!("{}", built.display());
     Ok(())
@@ -181,7 +187,7 @@ pub fn test(sh: &Shell) -> Result<Vec<String>> {
     ];
     // Static: qemu-user has been seen to hang in the dynamic linker.
     let told = cargo(sh, &rustc, &args)
-        .args(["--", "-C", "target-feature=+crt-static"])
+        .args(["--", STATIC[0], STATIC[1]])
         .read()?;
     let program = told
         .lines()

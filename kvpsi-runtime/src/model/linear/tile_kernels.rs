@@ -16,6 +16,17 @@ macro_rules! tile_kernels {
         /// Bytes of codes in one vector: 4 inputs of `LANES` rows.
         const VECTOR: usize = 4 * LANES;
 
+        /// Asks for the cache lines of as many bytes as are at hand, further on. The
+        /// processor's own prefetch stops at pages, and a tile's row is soon
+        /// through one.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn fetch_ahead(p: *const u8, bytes: usize) {
+            for line in (0..bytes).step_by(64) {
+                prefetch(p.wrapping_add(AHEAD + line));
+            }
+        }
+
         /// Products of the tile's 16 rows with `MT` rows of activations.
         ///
         /// # Safety
@@ -122,7 +133,7 @@ macro_rules! tile_kernels {
                 // SAFETY: b is a block of the tile and of each row.
                 unsafe {
                     let (t, a) = (tile.add(b * bytes), acts.add(b));
-                    prefetch(t.wrapping_add(AHEAD));
+                    fetch_ahead(t, bytes);
                     let sums = nibbles::<MT>(t, a, blocks);
                     for p in 0..PARTS {
                         let d = load_f16(t.add(NIBBLES + p * 2 * LANES));
@@ -165,7 +176,7 @@ macro_rules! tile_kernels {
                 // SAFETY: b is a block of the tile and of each row.
                 unsafe {
                     let (t, a) = (tile.add(b * bytes), acts.add(b));
-                    prefetch(t.wrapping_add(AHEAD));
+                    fetch_ahead(t, bytes);
                     let mut sums = [[zero(); PARTS]; MT];
                     for g in 0..8 {
                         let mut w = [prepare8(zero()); PARTS];
@@ -212,7 +223,7 @@ macro_rules! tile_kernels {
                     let mut dots = [[zero(); PARTS]; MT];
                     let mut mins = [[zero(); PARTS]; MT];
                     for group in 0..8 {
-                        prefetch(t.wrapping_add(group * NIBBLES + AHEAD));
+                        fetch_ahead(t.wrapping_add(group * NIBBLES), NIBBLES);
                         let a = a.add(group);
                         let sums = nibbles::<MT>(t.add(group * NIBBLES), a, stride);
                         for p in 0..PARTS {
@@ -260,7 +271,7 @@ macro_rules! tile_kernels {
                     let mut dots = [[zero(); PARTS]; MT];
                     for group in 0..8 {
                         let (t_group, a) = (t.add(group * Q6K_GROUP), a.add(group));
-                        prefetch(t_group.wrapping_add(AHEAD));
+                        fetch_ahead(t_group, Q6K_GROUP);
                         for p in 0..PARTS {
                             let at = Q6K_SCALES + 2 * group * TILE_ROWS + p * LANES;
                             let scales = [load_i8(t.add(at)), load_i8(t.add(at + TILE_ROWS))];

@@ -184,7 +184,7 @@ fn at_depth(
     if let Some(c) = &mut candle {
         c.order("fill", warm(depth))?;
     }
-    let kv = ours.pool.account().resident.0;
+    let kv = ours.pool.account().in_use.0;
     let mut pair = Pair {
         candle_depth: depth,
         step_bytes: Some(ours.decoder.weights().0 + kv),
