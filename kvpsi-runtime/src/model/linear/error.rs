@@ -35,6 +35,12 @@ pub enum LinearError {
     /// `KVPSI_ISA` names an instruction set that this processor lacks.
     #[error("KVPSI_ISA={}: this processor does not have it; unset the variable or choose another", .0.name())]
     IsaMissing(Isa),
+    /// The family's kernels do not compute what the reference does.
+    #[error(
+        "the {} kernels compute something else than the reference on this processor, and are not used: please report it with /proc/cpuinfo",
+        .0.name()
+    )]
+    IsaWrong(Isa),
     /// candle's product would die of an illegal instruction.
     #[error(
         "tensor {tensor}: candle multiplies {dtype} by dot product instructions that this processor lacks (ARMv8.2 has them); take a Q4_0, Q8_0, Q4_K or Q6_K file"

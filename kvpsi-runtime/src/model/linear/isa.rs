@@ -1,10 +1,11 @@
 //! Which instruction set the kernels use.
 //!
-//! Decided once per process from what the processor reports, or forced by
-//! `KVPSI_ISA` for tests and comparisons. A forced set that is missing is an
-//! error, never a silent fallback: a figure must say what it was made with.
+//! Decided once per process from what the processor reports and from what the
+//! kernels then compute ([`super::agrees`]), or forced by `KVPSI_ISA` for tests
+//! and comparisons. A forced set that is missing is an error, never a silent
+//! fallback: a figure must say what it was made with.
 
-use super::error::LinearError;
+use super::{agrees::agrees, error::LinearError};
 use candle_core::quantized::GgmlDType;
 use std::sync::OnceLock;
 
@@ -110,18 +111,37 @@ impl Isa {
         }
     }
 
-    /// The family of this process: `KVPSI_ISA` if set, else [`Isa::best`].
-    /// The environment is read once.
+    /// The family of this process: `KVPSI_ISA` if set, else the fastest one
+    /// that computes what the reference does. The environment is read once.
     ///
     /// # Errors
-    /// As [`Isa::from_choice`].
+    /// As [`Isa::from_choice`]; or the family that `KVPSI_ISA` names computes
+    /// something else here.
     pub fn active() -> Result<Isa, LinearError> {
         static ACTIVE: OnceLock<Isa> = OnceLock::new();
         if let Some(isa) = ACTIVE.get() {
             return Ok(*isa);
         }
-        let isa = Isa::from_choice(std::env::var("KVPSI_ISA").ok().as_deref())?;
+        let choice = std::env::var("KVPSI_ISA").ok();
+        let mut isa = Isa::from_choice(choice.as_deref())?;
+        let forced = choice.is_some_and(|c| c == isa.name());
+        while !agrees(isa) {
+            if forced {
+                return Err(LinearError::IsaWrong(isa));
+            }
+            tracing::error!("{}", LinearError::IsaWrong(isa));
+            isa = isa.slower();
+        }
         Ok(*ACTIVE.get_or_init(|| isa))
+    }
+
+    /// The next family down that this processor has.
+    fn slower(self) -> Isa {
+        let slower = Isa::ALL.into_iter().take_while(|isa| *isa != self);
+        slower
+            .filter(|isa| isa.available())
+            .last()
+            .unwrap_or(Isa::Scalar)
     }
 }
 
@@ -144,6 +164,16 @@ mod tests {
         let isa = Isa::from_choice(Some("auto")).unwrap();
         assert!(isa.available());
         assert_eq!(isa, Isa::from_choice(None).unwrap());
+    }
+
+    #[test]
+    fn below_a_family_comes_the_next_that_is_there_and_scalar_last() {
+        let best = Isa::best();
+        let slower = best.slower();
+        assert!(slower.available());
+        assert!(slower != best || best == Isa::Scalar);
+        assert_eq!(Isa::Scalar.slower(), Isa::Scalar);
+        assert!(Isa::active().is_ok_and(agrees));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::acts::{ActBlock, QuantizedRows};
 use super::isa::Isa;
-use super::pack::{Packed, TILE_ROWS};
+use super::pack::{Format, Packed, QUANT, TILE_ROWS};
 use super::scalar;
 use crate::crew::{FEW, MANY, crew};
 use crate::profile::{Part, clock};
@@ -141,7 +141,8 @@ unsafe fn step<const MT: usize>(
     out: *mut f32,
 ) -> usize {
     let mut products = [[0.0; TILE_ROWS]; MT];
-    kernel(isa, weight, tile, acts.blocks(row, MT), &mut products);
+    let acts = acts.blocks(row, MT);
+    kernel(isa, weight.format(), weight.tile(tile), acts, &mut products);
     let columns = TILE_ROWS.min(weight.n() - tile * TILE_ROWS);
     for (r, products) in products.iter().enumerate() {
         // SAFETY: the row and the tile's columns lie within `out`.
@@ -153,15 +154,21 @@ unsafe fn step<const MT: usize>(
     MT
 }
 
-/// Runs the family's kernel.
-fn kernel<const MT: usize>(
+/// Runs the family's kernel: one tile of `format`, whole blocks, with `MT` rows
+/// of activations that have its inputs. Callers have checked that the processor
+/// has the family.
+pub(super) fn kernel<const MT: usize>(
     isa: Isa,
-    weight: &Packed,
-    tile: usize,
+    format: Format,
+    tile: &[u8],
     acts: &[ActBlock],
     out: &mut [[f32; TILE_ROWS]; MT],
 ) {
-    let (format, tile) = (weight.format(), weight.tile(tile));
+    debug_assert!(isa.available());
+    debug_assert_eq!(
+        acts.len() * QUANT * format.tile_block_bytes(),
+        MT * tile.len() * format.block_weights()
+    );
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `products` checked that the processor has the family; a tile of

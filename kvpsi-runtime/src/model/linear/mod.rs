@@ -14,6 +14,7 @@ pub mod acts;
 mod acts_avx2;
 #[cfg(target_arch = "aarch64")]
 mod acts_neon;
+mod agrees;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
