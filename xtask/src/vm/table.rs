@@ -196,7 +196,8 @@ fn page(places: &[(String, Vec<Value>)]) -> String {
     out.push_str(
         "\n## From onset to user space\n\n\
          Every source at once, in the same storms; from the moment the first task stalled to the moment a thread that \
-         waits for the source runs. A storm that a source did not tell of before the next one is missed.\n\n\
+         waits for the source runs. A storm that a source did not tell of before the next one is missed. Where nothing is \
+         emulated, threads that give way to everybody keep the cores awake, as a model that decodes does.\n\n\
          | kernel | source | p50 | p99 | storms | missed |\n|---|---|---|---|---|---|\n",
     );
     for (place, figures) in places {
