@@ -66,8 +66,7 @@ impl Here {
         Some(Self {
             counters: maps::counters()?,
             shared: maps::shared()?,
-            // SAFETY: a helper without arguments.
-            now: unsafe { bpf_ktime_get_ns() },
+            now: now(),
             ids: bpf_get_current_pid_tgid(),
             cpus: maps::cpus(),
         })
@@ -77,6 +76,13 @@ impl Here {
     pub const fn tid(&self) -> u32 {
         (self.ids & 0xffff_ffff) as u32
     }
+}
+
+/// `CLOCK_MONOTONIC`, in ns.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Adds to a counter of this CPU. An addition without a result is one `lock
@@ -130,6 +136,15 @@ pub fn end<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts) {
 #[inline(always)]
 pub fn enter<C: EbpfContext>(ctx: &C, at: u64) {
     let Some(here) = Here::now() else { return };
+    if follow(ctx, &here, at) {
+        // Last, and by a clock read anew: PSI's own starts when this is through.
+        here.shared.scopes[MEMSTALL].enter(now(), here.cpus);
+    }
+}
+
+/// True if the task is followed from here on and was not before.
+#[inline(always)]
+fn follow<C: EbpfContext>(ctx: &C, here: &Here, at: u64) -> bool {
     let found = task::find(here.tid());
     if let Some(task) = found {
         // SAFETY: the entry belongs to the current task, which is here.
@@ -137,7 +152,7 @@ pub fn enter<C: EbpfContext>(ctx: &C, at: u64) {
         if outer != 0 {
             if at < outer {
                 bump!(here.counters, kinds[Kind::Memstall.index()].nested);
-                return;
+                return false;
             }
             // That frame has returned: its leave was missed. The stall under
             // way becomes this one.
@@ -147,21 +162,20 @@ pub fn enter<C: EbpfContext>(ctx: &C, at: u64) {
                 (*task).memstall_at = at;
                 (*task).begin_ns = here.now;
             }
-            return;
+            return false;
         }
         // SAFETY: as above.
         unsafe { (*task).memstall_at = at };
-        here.shared.scopes[MEMSTALL].enter(here.now, here.cpus);
         // SAFETY: as above.
         let (flags, open) = unsafe { ((*task).flags, (*task).open) };
         if flags & BACKGROUND != 0 {
             bump!(here.counters, background);
         } else if open != 0 {
-            nested(&here, task, Kind::Memstall, Facts::NONE);
+            nested(here, task, Kind::Memstall, Facts::NONE);
         } else {
-            outermost(ctx, &here, found, Kind::Memstall, at, Facts::NONE);
+            outermost(ctx, here, found, Kind::Memstall, at, Facts::NONE);
         }
-        return;
+        return true;
     }
     if is_background() {
         let task = Task {
@@ -169,13 +183,10 @@ pub fn enter<C: EbpfContext>(ctx: &C, at: u64) {
             flags: BACKGROUND,
             ..Task::default()
         };
-        if task::insert(here.tid(), &task) {
-            here.shared.scopes[MEMSTALL].enter(here.now, here.cpus);
-        }
         bump!(here.counters, background);
-        return;
+        return task::insert(here.tid(), &task);
     }
-    outermost(ctx, &here, None, Kind::Memstall, at, Facts::NONE);
+    outermost(ctx, here, None, Kind::Memstall, at, Facts::NONE)
 }
 
 /// A task leaves by `psi_memstall_leave`; `at` as in [`enter`].
@@ -198,13 +209,13 @@ pub fn leave<C: EbpfContext>(ctx: &C, at: u64) {
     }
     // SAFETY: as above.
     unsafe { (*entry).memstall_at = 0 };
-    here.shared.scopes[MEMSTALL].leave(here.now, here.cpus);
-    if task.open & bit(Kind::Memstall) == 0 {
-        return;
+    if task.open & bit(Kind::Memstall) != 0 {
+        let watched = task.watched != 0;
+        here.shared.streams[stream(Kind::Memstall, watched)].touch(here.now, 0);
+        close(&here, entry, &task, Kind::Memstall, Facts::NONE);
     }
-    let watched = task.watched != 0;
-    here.shared.streams[stream(Kind::Memstall, watched)].touch(here.now, 0);
-    close(&here, entry, &task, Kind::Memstall, Facts::NONE);
+    // As in `enter`.
+    here.shared.scopes[MEMSTALL].leave(now(), here.cpus);
 }
 
 /// A stall that the kernel reports when it is over.
@@ -269,7 +280,7 @@ pub fn is_background() -> bool {
 }
 
 /// The task did not stall until now. `at` is what [`Task::memstall_at`] is to
-/// be.
+/// be. False if there was no room to follow it.
 #[inline(always)]
 fn outermost<C: EbpfContext>(
     ctx: &C,
@@ -278,7 +289,7 @@ fn outermost<C: EbpfContext>(
     kind: Kind,
     at: u64,
     facts: Facts,
-) {
+) -> bool {
     let watched = is_watched();
     let tracked = if let Some(task) = found {
         // SAFETY: the entry belongs to the current task, which is here.
@@ -299,11 +310,7 @@ fn outermost<C: EbpfContext>(
             watched: u8::from(watched),
             ..Task::default()
         };
-        let room = task::insert(here.tid(), &task);
-        if room && at != 0 {
-            here.shared.scopes[MEMSTALL].enter(here.now, here.cpus);
-        }
-        room
+        task::insert(here.tid(), &task)
     };
     let busy = if tracked {
         let others = here.shared.scopes[SYSTEM].enter(here.now, here.cpus);
@@ -320,6 +327,7 @@ fn outermost<C: EbpfContext>(
     bump!(here.counters, kinds[kind.index()].seen);
     announce(ctx, here, kind, facts, watched, busy);
     trace(here, kind, Phase::Begin, 0, 1, facts);
+    tracked
 }
 
 /// The task stalls already.

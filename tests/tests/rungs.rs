@@ -10,13 +10,13 @@ use kvpsi::signal::{
 };
 use kvpsi_common::{Counters, Event, Kind, Phase};
 use kvpsi_tests::{
-    skip,
+    emulated, skip,
     storm::{LIMIT_BYTES, Storm, limited},
 };
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Mutex,
     time::Duration,
@@ -88,14 +88,39 @@ fn grow(cgroup: &OwnedCgroup, bytes: u64, mut enough: impl FnMut() -> bool) {
     child.wait().expect("the child ends");
 }
 
-/// This thread, and children it starts, on the first CPU alone. PSI averages
-/// over CPUs that are not idle: with one of them it has nothing to average.
-fn on_one_cpu() -> CpuSet {
-    let all = rustix::thread::sched_getaffinity(None).expect("affinity");
-    let mut one = CpuSet::new();
-    one.set(0);
-    sched_setaffinity(None, &one).expect("CPU 0 is there");
-    all
+/// This thread, and children it starts, on the first CPU alone; and no other
+/// CPU at all where the machine is ours. PSI averages over CPUs that are not
+/// idle: with one of them it has nothing to average.
+struct OneCpu {
+    before: CpuSet,
+    offline: Vec<PathBuf>,
+}
+
+impl OneCpu {
+    fn start() -> Self {
+        let before = sched_getaffinity(None).expect("affinity");
+        let mut one = CpuSet::new();
+        one.set(0);
+        sched_setaffinity(None, &one).expect("CPU 0 is there");
+        let others = (1..64).map(|n| format!("/sys/devices/system/cpu/cpu{n}/online"));
+        let offline = others
+            .map(PathBuf::from)
+            .take_while(|_| emulated())
+            .filter(|file| file.exists() && fs::write(file, "0").is_ok());
+        Self {
+            before,
+            offline: offline.collect(),
+        }
+    }
+}
+
+impl Drop for OneCpu {
+    fn drop(&mut self) {
+        for file in &self.offline {
+            fs::write(file, "1").expect("the CPU comes back");
+        }
+        sched_setaffinity(None, &self.before).expect("as before");
+    }
 }
 
 fn settled(c: &Counters) -> String {
@@ -200,7 +225,7 @@ fn compare(test: &str, rung: Rung, what: &str, pressure: impl FnOnce(&EbpfStats)
         return;
     };
     let base = open(test, Rung::RawTp, None).expect("the base rung is below every other");
-    let all = on_one_cpu();
+    let one_cpu = OneCpu::start();
     let (stats, base_stats) = (source.counters(), base.counters());
     let (since, base_since) = (Accounting::start(&stats), Accounting::start(&base_stats));
     pressure(&stats);
@@ -208,7 +233,7 @@ fn compare(test: &str, rung: Rung, what: &str, pressure: impl FnOnce(&EbpfStats)
         since.read(&stats, true),
         base_since.read(&base_stats, false),
     );
-    sched_setaffinity(None, &all).expect("as before");
+    drop(one_cpu);
     eprintln!("{what}, rung {}: {account}", rung.name());
     eprintln!("{what}, rung raw-tp: {base}");
     let ours = account.memstall.expect("the rung is in use").some_ns;
