@@ -11,7 +11,7 @@ use crate::{
     candle::Candle,
     models::{CHUNK, Ours},
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use kvpsi::{kv::KvType, profile};
 use serde_json::json;
 use std::{path::PathBuf, time::Instant};
@@ -47,10 +47,13 @@ pub struct Args {
     candle: Option<PathBuf>,
 }
 
-/// Longest context: the deepest depth and what is measured there.
+/// Tokens of all sequences at once: those of the largest batch, and the one
+/// that prefill is measured with, each as deep as can be and what is measured
+/// there.
 fn capacity(a: &Args) -> usize {
     let deepest = a.depths.iter().max().copied().unwrap_or(0);
-    (deepest + a.rounds * a.tokens.max(CHUNK)) * a.batches.iter().max().copied().unwrap_or(1)
+    let sequences = a.batches.iter().max().copied().unwrap_or(1) + 1;
+    (deepest + a.rounds * a.tokens.max(CHUNK)) * sequences
 }
 
 fn median(mut v: Vec<f64>) -> Option<f64> {
@@ -203,6 +206,12 @@ fn at_depth(
     for seq in seqs {
         ours.pool.close(seq);
     }
+    // Attention over less than the depth would flatter.
+    let evicted = ours.pool.account().self_evicted;
+    ensure!(
+        evicted == 0,
+        "{evicted} blocks were evicted at depth {depth}"
+    );
     Ok(())
 }
 
