@@ -10,7 +10,8 @@ use crate::signal::{
     EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats,
     mapped::MappedArray,
     plain,
-    programs::{self, Cost, HOOKS, Hook, ProgramReport, Rung, one_line, os_error},
+    programs::{self, Cost, HOOKS, Hook, ProgramReport, Rung},
+    refusal::{one_line, os_error},
 };
 use aya::{
     Ebpf, EbpfLoader,

@@ -13,6 +13,7 @@ pub mod programs;
 mod psi;
 pub mod psi_poll;
 pub mod psi_trigger;
+mod refusal;
 pub mod systemd;
 pub mod vmstat;
 pub mod watchdog;
