@@ -265,6 +265,7 @@ impl PressureSource for Systemd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signal::{vmstat::Vmstat, watchdog::Watched};
     use kvpsi_common::{Kind, Phase};
     use std::{io::Write, os::unix::net::UnixListener};
 
@@ -347,6 +348,33 @@ mod tests {
         drop(other);
         let broken = source.drain(&mut |_| {}).unwrap_err();
         assert_eq!(broken.raw_os_error(), Some(Errno::PIPE.raw_os_error()));
+    }
+
+    #[test]
+    fn of_two_sources_the_one_that_is_left_is_listened_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let watch = Watch {
+            path,
+            write: Vec::new(),
+        };
+        let gone = || {
+            let source = Systemd::watch(&watch, &config()).unwrap();
+            drop(listener.accept().unwrap());
+            Box::new(source)
+        };
+        let works = || Box::new(Vmstat::open(&config()).unwrap());
+        let mut without_account = Watched::new(works(), gone());
+        let mut without_first = Watched::new(gone(), works());
+        // Until the other account is looked at.
+        std::thread::sleep(Duration::from_millis(1100));
+        without_account.drain(&mut |_| {}).unwrap();
+        assert_eq!(without_account.stats().note(), None);
+        without_first.drain(&mut |_| {}).unwrap();
+        let note = without_first.stats().note().unwrap();
+        assert!(note.contains("vmstat speaks in its place"), "{note}");
+        assert!(without_first.readiness().fd.is_none());
     }
 
     #[test]

@@ -215,13 +215,18 @@ impl PressureSource for Watched {
         let look = now >= self.next_look_ns;
         if look || self.rule.silent {
             let (rule, stats) = (&mut self.rule, &*self.stats);
-            self.other.drain(&mut |e| {
+            let drained = self.other.drain(&mut |e| {
                 rule.counted(e);
                 if rule.silent {
                     stats.delivered.fetch_add(1, Relaxed);
                     sink(e);
                 }
-            })?;
+            });
+            // An account that cannot be read is no reason to stop listening to
+            // a source that works.
+            if self.broken {
+                drained?;
+            }
         }
         if look {
             self.next_look_ns = now.saturating_add(LOOK_NS);
