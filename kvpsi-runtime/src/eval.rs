@@ -5,20 +5,197 @@
 //! starts from an empty cache (with the start token in its first place, where
 //! the model wants one), and the tokens of its second half are predicted, each
 //! from all before it in the chunk. What is left over at the end is not
-//! counted. Refuses to know of sampling and of files.
+//! counted. The cache may be held to a share of what it would take: after each
+//! few rows the ladder's slow steps bring it down to that share of what the
+//! tokens so far take in f16, so that every prediction is made from a cache of
+//! that size. Refuses to know of sampling and of files.
 
 use crate::{
     attention::RowSpan,
-    kv::{KvError, KvPool, KvType, PoolConfig, SeqId},
+    kv::{
+        KvError, KvPool, KvType, Ladder, LadderConfig, PoolConfig, SeqId, Step as Rung, Steps,
+        evict::Evict,
+    },
     model::{
         decoder::Decoder,
         step::{MOST_ROWS, Step},
     },
+    units::Bytes,
 };
 use std::ops::ControlFlow;
 
 /// Rows of one forward pass.
 const BATCH: usize = 512;
+/// Rows after which a cache is held to its share again.
+const HELD_BATCH: usize = 128;
+/// First tokens that are always kept.
+const SINKS: usize = 4;
+/// Last tokens that are always kept: few, so that a share of an eighth is one.
+const RECENT: usize = 64;
+
+/// How the cache is written, and held down.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KvSetting {
+    /// How keys and values are written at first.
+    pub kv_type: KvType,
+    /// What they are packed down to before tokens are dropped; as `kv_type`
+    /// for not at all.
+    pub pack_to: KvType,
+    /// Which tokens are dropped.
+    pub evict: Evict,
+    /// Share of the bytes that the tokens so far take in f16; 1 or more: the
+    /// cache is left alone.
+    pub budget: f64,
+}
+
+impl KvSetting {
+    /// A whole cache in one encoding.
+    #[must_use]
+    pub fn whole(kv_type: KvType) -> Self {
+        Self {
+            kv_type,
+            pack_to: kv_type,
+            evict: Evict::default(),
+            budget: 1.0,
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        self.budget < 1.0
+    }
+
+    /// Bytes that the cache may have.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share"
+    )]
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a cache")]
+    fn bytes(&self, pool: &KvPool, tokens: usize) -> Bytes {
+        let full = pool.shape().token_bytes_as(KvType::F16).0 * tokens as u64;
+        Bytes((full as f64 * self.budget) as u64)
+    }
+}
+
+/// A sequence whose cache is held to a share of its size.
+#[derive(Debug)]
+pub struct Held {
+    /// Where it lives.
+    pub pool: std::sync::Arc<KvPool>,
+    /// The memory of steps.
+    pub step: Step,
+    ladder: Ladder,
+    setting: KvSetting,
+    /// Tokens dropped, of all heads alike.
+    pub dropped: u64,
+    /// Most that the cache took, as a share of f16.
+    pub share: f64,
+}
+
+impl Held {
+    /// Room for sequences of `context` tokens.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn new(decoder: &Decoder, context: usize, setting: KvSetting) -> Result<Self, EvalError> {
+        let mut shape = decoder.kv_shape(setting.kv_type);
+        shape.row_mass = setting.is_held() && setting.evict.needs_row_mass();
+        let pool = KvPool::new(PoolConfig {
+            shape,
+            capacity_tokens: context,
+            max_sequences: 1,
+            sink_tokens: SINKS,
+            recent_tokens: if setting.is_held() { RECENT } else { context },
+            floor_tokens: 0,
+        })?;
+        let step = Step::new(decoder, &pool, MOST_ROWS)?;
+        let config = LadderConfig {
+            evict: setting.evict,
+            pack_to: setting.pack_to,
+            // Memory is not what is short here: the best choice there is.
+            group: usize::MAX,
+            window: decoder.longest_window(),
+            ..LadderConfig::default()
+        };
+        Ok(Self {
+            ladder: Ladder::new(pool.clone(), config, step.queries()),
+            pool,
+            step,
+            setting,
+            dropped: 0,
+            share: 0.0,
+        })
+    }
+
+    /// Takes the next tokens of a sequence through the decoder and holds the
+    /// cache to its share; `tell` gets the logits of the rows `wanted` of them.
+    ///
+    /// # Errors
+    /// There is no room, or a step fails.
+    pub fn feed(
+        &mut self,
+        decoder: &Decoder,
+        seq: SeqId,
+        tokens: &[u32],
+        wanted: std::ops::Range<usize>,
+        tell: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EvalError> {
+        let batch = if self.setting.is_held() {
+            HELD_BATCH
+        } else {
+            BATCH
+        };
+        for (i, rows) in tokens.chunks(batch).enumerate() {
+            let before = i * batch;
+            let at = self.pool.append(seq, rows.len())?;
+            let span = RowSpan {
+                seq,
+                first_pos: at.start,
+                rows: rows.len(),
+            };
+            // Perhaps none: the keys and values are wanted all the same.
+            let from = wanted.start.clamp(before, before + rows.len());
+            let until = wanted.end.clamp(from, before + rows.len());
+            let wanted = from - before..until - before;
+            decoder.step_through(
+                rows,
+                span,
+                &self.pool,
+                &mut self.step,
+                wanted,
+                &mut |row, logits| tell(before + row, logits),
+            )?;
+            self.hold(at.end);
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a cache")]
+    fn hold(&mut self, tokens: usize) {
+        if !self.setting.is_held() {
+            self.share = self.share_now(tokens);
+            return;
+        }
+        let mut steps = Steps::NONE.with(Rung::Thin);
+        if self.setting.pack_to != self.setting.kv_type {
+            steps = steps.with(Rung::Pack);
+        }
+        let bytes = self.setting.bytes(&self.pool, tokens);
+        let dropped = &mut self.dropped;
+        self.ladder
+            .fit(bytes, steps, &mut |done| *dropped += done.tokens);
+        if tokens >= 1024 {
+            self.share = self.share.max(self.share_now(tokens));
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a cache")]
+    fn share_now(&self, tokens: usize) -> f64 {
+        let full = self.pool.shape().token_bytes_as(KvType::F16).0 * tokens as u64;
+        self.pool.account().in_use.0 as f64 / full as f64
+    }
+}
+
 /// Why a text could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
@@ -59,6 +236,10 @@ pub struct Score {
     pub nll: f64,
     /// Sum of the squares.
     pub nll_squared: f64,
+    /// Tokens dropped from the cache.
+    pub dropped: u64,
+    /// Most that the cache took in a chunk's second half, as a share of f16.
+    pub share: f64,
 }
 
 impl Score {
@@ -128,7 +309,7 @@ pub fn perplexity(
     decoder: &Decoder,
     tokens: &[u32],
     context: usize,
-    kv_type: KvType,
+    setting: KvSetting,
     start: Option<u32>,
     tell: &mut dyn FnMut(&Score) -> ControlFlow<()>,
 ) -> Result<Score, EvalError> {
@@ -143,53 +324,24 @@ pub fn perplexity(
             context,
         });
     }
-    let pool = KvPool::new(PoolConfig {
-        shape: decoder.kv_shape(kv_type),
-        capacity_tokens: context,
-        max_sequences: 1,
-        sink_tokens: 0,
-        recent_tokens: context,
-    })?;
-    let mut step = Step::new(decoder, &pool, MOST_ROWS)?;
+    let mut held = Held::new(decoder, context, setting)?;
     let mut score = Score::default();
     for chunk in chunks(tokens, context, start) {
-        let seq = pool.open()?;
-        let done = one_chunk(decoder, &pool, &mut step, seq, &chunk, &mut score);
-        pool.close(seq);
+        let seq = held.pool.open()?;
+        let scored = first_scored(chunk.len())..chunk.len() - 1;
+        let done = held.feed(decoder, seq, &chunk, scored, &mut |row, logits| {
+            score.add(logits, chunk[row + 1]);
+        });
+        held.pool.close(seq);
         done?;
         score.chunks += 1;
+        score.dropped = held.dropped;
+        score.share = held.share;
         if tell(&score).is_break() {
             break;
         }
     }
     Ok(score)
-}
-
-fn one_chunk(
-    decoder: &Decoder,
-    pool: &KvPool,
-    step: &mut Step,
-    seq: SeqId,
-    chunk: &[u32],
-    score: &mut Score,
-) -> Result<(), EvalError> {
-    let scored = first_scored(chunk.len())..chunk.len() - 1;
-    for tokens in chunk.chunks(BATCH) {
-        let at = pool.append(seq, tokens.len())?;
-        let span = RowSpan {
-            seq,
-            first_pos: at.start,
-            rows: tokens.len(),
-        };
-        // Perhaps none: the keys and values are wanted all the same.
-        let from = scored.start.clamp(at.start, at.end);
-        let until = scored.end.clamp(from, at.end);
-        let wanted = from - at.start..until - at.start;
-        decoder.step_through(tokens, span, pool, step, wanted, &mut |row, logits| {
-            score.add(logits, chunk[at.start + row + 1]);
-        })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

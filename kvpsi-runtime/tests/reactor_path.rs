@@ -54,6 +54,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
         head_dim: 64,
         block_tokens: 32,
         kind: kvpsi::kv::KvType::F16,
+        row_mass: false,
     };
     let pool = KvPool::new(PoolConfig {
         shape,
@@ -61,6 +62,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
         max_sequences: 4,
         sink_tokens: 4,
         recent_tokens: 64,
+        floor_tokens: 0,
     })
     .unwrap();
     let seq = pool.open().unwrap();

@@ -30,6 +30,7 @@ impl Ours {
             max_sequences: 2,
             sink_tokens: 4,
             recent_tokens: capacity_tokens,
+            floor_tokens: 0,
         })
         .unwrap();
         let step = Step::new(&decoder, &pool, 1).unwrap();

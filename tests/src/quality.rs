@@ -92,7 +92,7 @@ impl Both {
             self.ours.decoder(),
             tokens,
             context,
-            KvType::F16,
+            eval::KvSetting::whole(KvType::F16),
             None,
             &mut |_| ControlFlow::Continue(()),
         )?;

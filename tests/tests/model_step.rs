@@ -62,6 +62,7 @@ impl Model {
             max_sequences: 8,
             sink_tokens: 4,
             recent_tokens: 4096,
+            floor_tokens: 0,
         })
         .unwrap();
         let step = Step::new(&decoder, &pool, 4).unwrap();

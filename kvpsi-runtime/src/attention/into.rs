@@ -3,7 +3,9 @@
 //! Invariant: a call asks for no memory once [`AttnMemory`] and the threads' own
 //! scratch are as large as the context at hand wants; they grow by doubling.
 
+use super::job::Job;
 use super::kernels::Isa;
+use super::observe::observe;
 use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};
 use crate::kv::{BlockView, KvPool};
@@ -120,8 +122,30 @@ pub fn attend_into(
     split::attend(&batch, of_split, out, &|span, view, mass| {
         pool.add_mass(rows[span].seq, views[view].index, mass);
     });
+    if pool.shape().row_mass {
+        observe_spans(&batch, rows);
+    }
     drop(guard);
     Ok(())
+}
+
+/// Leaves the attention mass of every token with the pool, by a sample.
+fn observe_spans(batch: &Batch<'_>, rows: &[RowSpan]) {
+    let width = batch.cfg.heads * batch.cfg.head_dim;
+    let mut row = 0;
+    for (span, blocks) in rows.iter().zip(batch.spans) {
+        observe(&Job {
+            isa: batch.isa,
+            cfg: batch.cfg,
+            block_tokens: batch.block_tokens,
+            q: &batch.q[row * width..][..span.rows * width],
+            first_pos: span.first_pos,
+            rows: span.rows,
+            kv_head: 0,
+            blocks: &batch.views[blocks.blocks.clone()],
+        });
+        row += span.rows;
+    }
 }
 
 /// Whether a layer's heads and rows fit the pool.

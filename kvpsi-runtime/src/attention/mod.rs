@@ -12,6 +12,7 @@ mod decode;
 mod into;
 mod job;
 mod kernels;
+mod observe;
 mod prefill;
 mod scalar;
 mod split;

@@ -21,11 +21,13 @@ fn pool(capacity_tokens: usize) -> Arc<KvPool> {
             head_dim: CFG.head_dim,
             block_tokens: 32,
             kind: KvType::F16,
+            row_mass: false,
         },
         capacity_tokens,
         max_sequences: 4,
         sink_tokens: 4,
         recent_tokens: 64,
+        floor_tokens: 0,
     })
     .unwrap()
 }

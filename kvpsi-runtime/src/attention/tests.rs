@@ -163,6 +163,7 @@ impl Case {
                     first_pos: b * self.block_tokens,
                     tokens: self.block_tokens.min(seq.len - b * self.block_tokens),
                     index: u32::try_from(b).unwrap(),
+                    row_mass: std::ptr::null(),
                 });
             }
             spans.push(SpanBlocks {

@@ -7,16 +7,19 @@
 //! Refuses to know of memory pressure: the pool may lose blocks at any time
 //! and the text goes on.
 
+mod history;
+mod recompute;
 mod sampling;
 mod session;
 mod stats;
 
+pub use recompute::Healed;
 pub use sampling::SamplingConfig;
 pub use session::Session;
 pub use stats::{Finish, GenStats};
 
 use crate::{
-    kv::{KvError, KvPool, KvType, PoolConfig},
+    kv::{KvError, KvPool, KvType, Ladder, LadderConfig, PoolConfig, Profile, evict::Evict},
     model::{
         chat::ChatTemplate,
         decoder::Decoder,
@@ -100,6 +103,12 @@ pub struct EngineConfig {
     pub sink_tokens: usize,
     /// Last tokens of a session that are never evicted.
     pub recent_tokens: usize,
+    /// What may be given up for memory.
+    pub profile: Profile,
+    /// Which tokens go first.
+    pub evict: Evict,
+    /// Tokens below which a session's KV does not go, but all at once.
+    pub floor_tokens: usize,
     /// Set it to true, from any thread, to end the running generation within
     /// one prefill chunk or token. It stays set.
     pub stop: Arc<AtomicBool>,
@@ -117,6 +126,9 @@ impl EngineConfig {
             max_sequences: 16,
             sink_tokens: 4,
             recent_tokens: 256,
+            profile: Profile::default(),
+            evict: Evict::default(),
+            floor_tokens: 0,
             stop: Arc::default(),
         }
     }
@@ -136,9 +148,10 @@ pub struct Piece<'a> {
 pub struct Engine {
     decoder: Decoder,
     step: Step,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     chat: Option<ChatTemplate>,
     pool: Arc<KvPool>,
+    ladder: Arc<Ladder>,
     context: usize,
     stop: Arc<AtomicBool>,
 }
@@ -168,22 +181,33 @@ impl Engine {
                 trained,
             });
         }
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         let (bos, eos) = tokenizer.bos_eos();
         let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?;
         let decoder = Decoder::load_with(&gguf, progress)?;
+        let mut shape = decoder.kv_shape(config.kv_type);
+        shape.row_mass = config.evict.needs_row_mass();
         let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(config.kv_type),
+            shape,
             capacity_tokens: context,
             max_sequences: config.max_sequences,
             sink_tokens: config.sink_tokens,
             recent_tokens: config.recent_tokens,
+            floor_tokens: config.floor_tokens,
         })?;
         if let Some(budget) = config.kv_budget {
             pool.set_budget(budget);
         }
+        let step = Step::new(&decoder, &pool, MOST_ROWS)?;
+        let ladder = LadderConfig {
+            profile: config.profile,
+            evict: config.evict,
+            window: decoder.longest_window(),
+            ..LadderConfig::default()
+        };
         Ok(Self {
-            step: Step::new(&decoder, &pool, MOST_ROWS)?,
+            ladder: Arc::new(Ladder::new(pool.clone(), ladder, step.queries())),
+            step,
             decoder,
             tokenizer,
             chat,
@@ -197,6 +221,12 @@ impl Engine {
     #[must_use]
     pub fn pool(&self) -> Arc<KvPool> {
         self.pool.clone()
+    }
+
+    /// The slow steps over the pool, for whoever reclaims in the background.
+    #[must_use]
+    pub fn ladder(&self) -> Arc<Ladder> {
+        self.ladder.clone()
     }
 
     /// The model.

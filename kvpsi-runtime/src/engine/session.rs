@@ -1,10 +1,13 @@
 //! One sequence and how it goes on.
 
-use super::{Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, sampling::Sampler};
+use super::{
+    Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, history::History,
+    sampling::Sampler,
+};
 use crate::{
     attention::RowSpan,
-    kv::{KvError, KvPool, SeqId},
-    model::{decoder::Decoder, step::Step},
+    kv::{BlockHash, KvError, KvPool, SeqId},
+    units::Bytes,
 };
 use std::{
     ops::ControlFlow,
@@ -15,18 +18,27 @@ use std::{
 /// Rows of one prefill step: large enough for the matrix kernels, small
 /// enough that a stop request is obeyed soon.
 const CHUNK: usize = 256;
+/// Time between two tries to compute a preempted session anew.
+const RESUME_EVERY: Duration = Duration::from_millis(5);
 /// Rows to retry with when the pool has no room for a whole chunk: one block.
 const SMALL_CHUNK: usize = 32;
 
-/// A sequence that keeps its KV between generations; dropping it gives the
-/// KV back to the pool.
+/// A sequence that keeps its KV between generations; dropping it leaves its
+/// blocks cached.
 #[derive(Debug)]
 pub struct Session {
     pool: Arc<KvPool>,
-    seq: SeqId,
+    /// None while it is parked: then its blocks are in the cache alone.
+    pub(super) seq: Option<SeqId>,
     /// Every token of the sequence. The pool holds positions for the first
-    /// `pool.len(seq)` of them; the rest is computed when it goes on.
-    tokens: Vec<u32>,
+    /// of them; the rest is computed when it goes on.
+    pub(super) tokens: Vec<u32>,
+    /// How the positions were computed.
+    pub(super) history: History,
+    /// Of its whole blocks, as far as they were asked for.
+    pub(super) hashes: Vec<BlockHash>,
+    /// Times that it was preempted and computed anew.
+    preemptions: u64,
 }
 
 impl Session {
@@ -34,8 +46,11 @@ impl Session {
         let seq = pool.open()?;
         Ok(Self {
             pool,
-            seq,
+            seq: Some(seq),
             tokens: Vec::new(),
+            history: History::default(),
+            hashes: Vec::new(),
+            preemptions: 0,
         })
     }
 
@@ -45,22 +60,90 @@ impl Session {
         &self.tokens
     }
 
-    /// The sequence in the pool.
+    /// The sequence in the pool; none while the session is parked.
     #[must_use]
-    pub fn seq(&self) -> SeqId {
+    pub fn seq(&self) -> Option<SeqId> {
         self.seq
+    }
+
+    /// Tokens that the session lost and that were not computed anew.
+    #[must_use]
+    pub fn lost_tokens(&self) -> u64 {
+        self.seq.map_or(0, |seq| self.pool.lost_tokens(seq))
+    }
+
+    /// Times that it was preempted and computed anew.
+    #[must_use]
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// Positions that the pool has handed out.
+    fn computed(&self) -> usize {
+        self.seq.map_or(0, |seq| self.pool.len(seq))
     }
 
     /// Tokens whose rows are not computed yet.
     fn waiting(&self) -> usize {
-        self.tokens.len() - self.pool.len(self.seq)
+        self.tokens.len() - self.computed()
+    }
+
+    /// Makes the whole blocks known that were computed without a loss.
+    fn publish(&mut self) {
+        let Some(seq) = self.seq else { return };
+        let computed = &self.tokens[..self.computed()];
+        self.pool.hash_blocks(computed, &mut self.hashes);
+        self.pool.publish(seq, &self.hashes);
+    }
+
+    /// Leaves the session's blocks to the cache until it goes on: memory that
+    /// costs nothing to give up but the time to compute it again. Of a session
+    /// that lost tokens it would be all of it, so that one stays as it is; say
+    /// so.
+    pub fn park(&mut self) -> bool {
+        self.publish();
+        let lost = self.lost_tokens() > 0;
+        if let Some(seq) = self.seq.filter(|_| !lost) {
+            self.pool.close(seq);
+            self.seq = None;
+        }
+        !lost
+    }
+
+    /// Takes a parked or new session up again: its sequence has then what the
+    /// cache still has of its tokens, all but the last at most.
+    fn take_up(&mut self) -> Result<(), EngineError> {
+        let seq = match self.seq {
+            Some(seq) if !self.pool.is_empty(seq) => return Ok(()),
+            Some(seq) => seq,
+            None => self.pool.open()?,
+        };
+        self.seq = Some(seq);
+        self.pool.hash_blocks(&self.tokens, &mut self.hashes);
+        let block = self.pool.shape().block_tokens;
+        let most = self.tokens.len().saturating_sub(1) / block;
+        let has = self.pool.adopt(seq, &self.hashes[..most], false);
+        self.history = History::default();
+        self.history.push(has);
+        Ok(())
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.pool.close(self.seq);
+        self.publish();
+        if let Some(seq) = self.seq {
+            self.pool.close(seq);
+        }
     }
+}
+
+/// What came of a step.
+enum Went {
+    On,
+    NoRoom,
+    /// The sequence lost all its memory: what was computed means nothing.
+    Preempted,
 }
 
 impl Engine {
@@ -91,6 +174,7 @@ impl Engine {
         }
         let started = Instant::now();
         session.tokens.extend_from_slice(prompt);
+        session.take_up()?;
         let mut stats = GenStats {
             prompt_tokens: session.waiting(),
             tokens: 0,
@@ -106,7 +190,8 @@ impl Engine {
         }
         let mut sampler = Sampler::new(sampling);
         let mut first = None;
-        let mut stream = self.tokenizer.stream();
+        let tokenizer = self.tokenizer.clone();
+        let mut stream = tokenizer.stream();
         stats.finish = loop {
             if stats.tokens == sampling.max_tokens {
                 break Finish::MaxTokens;
@@ -139,10 +224,13 @@ impl Engine {
             if stats.tokens == sampling.max_tokens {
                 break Finish::MaxTokens;
             }
-            if !go_on(&self.decoder, &mut self.step, session, 1)? {
-                break Finish::Exhausted;
+            match self.advance(session, 1)? {
+                Went::On => {}
+                Went::NoRoom => break Finish::Exhausted,
+                Went::Preempted => break Finish::Stopped,
             }
         };
+        session.publish();
         let rest = stream.finish()?;
         if !rest.is_empty() {
             // The answer is over: whether the sink wants more does not matter.
@@ -155,41 +243,86 @@ impl Engine {
     }
 
     /// Computes every waiting row, or says why not.
-    fn prefill(&mut self, session: &Session) -> Result<Result<(), Finish>, EngineError> {
+    fn prefill(&mut self, session: &mut Session) -> Result<Result<(), Finish>, EngineError> {
         let mut chunk = CHUNK;
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(Err(Finish::Stopped));
             }
             let rows = session.waiting().min(chunk);
-            match go_on(&self.decoder, &mut self.step, session, rows)? {
-                true if session.waiting() == 0 => return Ok(Ok(())),
-                true => {}
-                false if chunk > SMALL_CHUNK => chunk = SMALL_CHUNK,
-                false => return Ok(Err(Finish::Exhausted)),
+            match self.advance(session, rows)? {
+                Went::On if session.waiting() == 0 => {
+                    session.publish();
+                    return Ok(Ok(()));
+                }
+                Went::On => {}
+                Went::NoRoom if chunk > SMALL_CHUNK => chunk = SMALL_CHUNK,
+                Went::NoRoom => return Ok(Err(Finish::Exhausted)),
+                Went::Preempted => return Ok(Err(Finish::Stopped)),
             }
         }
     }
-}
 
-/// Computes the next `rows` waiting rows; the logits of the last one are then
-/// the step's. False when the pool has no room for them.
-fn go_on(
-    decoder: &Decoder,
-    step: &mut Step,
-    session: &Session,
-    rows: usize,
-) -> Result<bool, EngineError> {
-    let at = match session.pool.append(session.seq, rows) {
-        Ok(at) => at,
-        Err(KvError::Exhausted { .. }) => return Ok(false),
-        Err(e) => return Err(e.into()),
-    };
-    let span = RowSpan {
-        seq: session.seq,
-        first_pos: at.start,
-        rows,
-    };
-    decoder.step(&session.tokens[at], &[span], &session.pool, step)?;
-    Ok(true)
+    /// [`Engine::go_on`], and again after every preemption, as soon as there is
+    /// memory; [`Went::Preempted`] only when a stop was asked for meanwhile.
+    fn advance(&mut self, session: &mut Session, rows: usize) -> Result<Went, EngineError> {
+        let mut went = self.go_on(session, rows)?;
+        while matches!(went, Went::Preempted) {
+            session.preemptions += 1;
+            while !self.resume(session)? {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Ok(Went::Preempted);
+                }
+                std::thread::sleep(RESUME_EVERY);
+            }
+            // The step that was lost may have been among them.
+            went = match session.waiting() {
+                0 => Went::On,
+                left => self.go_on(session, left.min(rows))?,
+            };
+        }
+        Ok(went)
+    }
+
+    /// Computes the next `rows` waiting rows; the logits of the last one are
+    /// then the step's.
+    fn go_on(&mut self, session: &mut Session, rows: usize) -> Result<Went, EngineError> {
+        let Some(seq) = session.seq else {
+            return Ok(Went::NoRoom);
+        };
+        self.make_room(rows);
+        let at = match session.pool.append(seq, rows) {
+            Ok(at) => at,
+            Err(KvError::Exhausted { .. }) => return Ok(Went::NoRoom),
+            Err(KvError::Preempted) => return Ok(Went::Preempted),
+            Err(e) => return Err(e.into()),
+        };
+        let span = RowSpan {
+            seq,
+            first_pos: at.start,
+            rows,
+        };
+        session.history.push(rows);
+        let (decoder, step) = (&self.decoder, &mut self.step);
+        decoder.step(&session.tokens[at], &[span], &session.pool, step)?;
+        Ok(if session.pool.preempted(seq) {
+            Went::Preempted
+        } else {
+            Went::On
+        })
+    }
+
+    /// Before new rows go beyond the budget, the ladder's slow steps: better
+    /// than the sequence's own oldest blocks.
+    fn make_room(&mut self, rows: usize) {
+        let pool = &self.pool;
+        let (a, block) = (pool.account(), pool.shape().block_bytes().0);
+        let needed = rows.div_ceil(pool.shape().block_tokens) as u64 * block;
+        let over = (a.in_use.0 + needed).saturating_sub(pool.budget().0);
+        if over > 0 && rows > 0 {
+            let allowed = self.ladder.config().profile.steps(false);
+            let most = Bytes(a.in_use.0.saturating_sub(over));
+            self.ladder.fit(most, allowed, &mut |_| ());
+        }
+    }
 }

@@ -101,6 +101,24 @@ impl Arena {
         Ok(())
     }
 
+    /// Gives back the pages of block `i` behind its first `bytes`.
+    ///
+    /// # Safety
+    /// Nobody reads or writes them until the block is handed out again.
+    pub unsafe fn give_back_tail(&self, i: usize, bytes: usize) -> Result<(), rustix::io::Errno> {
+        assert!(bytes <= self.block_bytes);
+        // SAFETY: within the block, checked above.
+        let at = unsafe { self.block(i).add(bytes) };
+        // SAFETY: our own mapping, whole pages, unused as the caller says.
+        unsafe {
+            mm::madvise(
+                at.as_ptr().cast(),
+                self.block_bytes - bytes,
+                Advice::LinuxDontNeed,
+            )
+        }
+    }
+
     fn protect(&self, first: usize, n: usize, flags: MprotectFlags) {
         let at = self.block(first).as_ptr().cast();
         // SAFETY: our own mapping; blocks change hands only between owners.

@@ -21,6 +21,9 @@ pub enum KvType {
 }
 
 impl KvType {
+    /// All of them, by their number, and the widest first.
+    pub const ALL: [Self; 2] = [Self::F16, Self::Q8_0];
+
     /// Name in text and JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -79,6 +82,62 @@ pub(super) fn encode_q8_0(row: &[f32], codes: &mut [i8], scales: &mut [f16]) {
         *scale = f16::from_f32(if sum.is_nan() { f32::NAN } else { step });
     }
 }
+
+pub(super) unsafe fn encode_row(kind: KvType, to: *mut u8, values: usize, at: usize, row: &[f32]) {
+    use half::slice::HalfFloatSliceExt;
+    use std::slice::from_raw_parts_mut;
+    unsafe {
+        match kind {
+            KvType::F16 => {
+                let to = from_raw_parts_mut(to.cast::<f16>().add(at), row.len());
+                to.convert_from_f32_slice(row);
+            }
+            KvType::Q8_0 => {
+                let codes = from_raw_parts_mut(to.cast::<i8>().add(at), row.len());
+                let scales = to.add(values).cast::<f16>();
+                let scales = from_raw_parts_mut(scales.add(at / GROUP), row.len() / GROUP);
+                encode_q8_0(row, codes, scales);
+            }
+        }
+    }
+}
+pub(super) unsafe fn decode_row(
+    kind: KvType,
+    from: *const u8,
+    values: usize,
+    at: usize,
+    out: &mut [f32],
+) {
+    unsafe {
+        for (i, o) in out.iter_mut().enumerate() {
+            let at = at + i;
+            *o = match kind {
+                KvType::F16 => (*from.cast::<f16>().add(at)).to_f32(),
+                KvType::Q8_0 => {
+                    let scale = *from.add(values).cast::<f16>().add(at / GROUP);
+                    f32::from(*from.cast::<i8>().add(at)) * scale.to_f32()
+                }
+            };
+        }
+    }
+}
+pub(super) unsafe fn recode_plane(
+    from: KvType,
+    src: *const u8,
+    to: KvType,
+    dst: *mut u8,
+    values: usize,
+) {
+    let mut row = [0f32; GROUP];
+    for at in (0..values).step_by(GROUP) {
+        let n = GROUP.min(values - at);
+        unsafe {
+            decode_row(from, src, values, at, &mut row[..n]);
+            encode_row(to, dst, values, at, &row[..n]);
+        }
+    }
+}
+pub fn to_head_basis(_row: &mut [f32]) {}
 
 #[cfg(all(test, feature = "llm"))]
 mod tests {

@@ -1,59 +1,40 @@
 //! The block pool: who has which block, and how many bytes that is.
 //!
 //! All state is atomic; towards the reactor it is lock-free. The engine's
-//! thread opens, appends, writes and closes; the reactor trims ([`super::trim`]).
+//! thread opens, appends, writes and closes; the reactor trims ([`super::trim`]);
+//! a thread in the background re-encodes and thins ([`super::pack`],
+//! [`super::thin`]). Counts are of pages: a block may hold fewer than its place
+//! has room for.
 
 use super::{
     arena::Arena,
     bitmap::Bitmap,
-    encoding::{GROUP, KvType, encode_q8_0},
-    guard::{Guards, LayerGuard},
+    block::{Block, Let},
+    encoding::KvType,
+    guard::Guards,
+    prefix::Registry,
     sequence::{SeqId, Slot},
-    types::{Account, KvError, KvShape, PoolConfig},
+    types::{Account, KvError, KvShape, PoolConfig, slots},
 };
 use crate::units::Bytes;
-use half::{f16, slice::HalfFloatSliceExt};
 use std::{
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
+            AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
 };
 
-/// One layer of one live block.
-#[derive(Clone, Copy, Debug)]
-pub struct BlockView {
-    /// Keys after RoPE: `[kv_heads][block_tokens][head_dim]`, and, of q8_0,
-    /// their scales `[kv_heads][block_tokens][head_dim / 32]` in f16 after them.
-    pub k: *const u8,
-    /// Values, same shape.
-    pub v: *const u8,
-    /// How both are written.
-    pub kind: KvType,
-    /// Position of the first token.
-    pub first_pos: usize,
-    /// Tokens that are there, 1 to `block_tokens`.
-    pub tokens: usize,
-    /// Place in the sequence's table.
-    pub index: u32,
-}
-
-// SAFETY: a view is an address; it is valid while the guard it was taken
-// under lives, on whatever thread.
-unsafe impl Send for BlockView {}
-// SAFETY: as above; views are only read through.
-unsafe impl Sync for BlockView {}
-
 /// The KV memory of a model.
 #[derive(Debug)]
 pub struct KvPool {
     pub(super) arena: Arena,
-    config: PoolConfig,
+    pub(super) config: PoolConfig,
     pub(super) slots: Box<[Slot]>,
+    pub(super) blocks: Box<[Block]>,
     pub(super) guards: Guards,
     /// Free blocks with pages.
     pub(super) slack: Bitmap,
@@ -61,16 +42,28 @@ pub struct KvPool {
     pub(super) returned: Bitmap,
     /// Unlinked, pages not yet back. Only the trimmer's.
     pub(super) draining: Bitmap,
-    /// Blocks with pages; reserved before a returned block is taken.
+    /// Pages of blocks; reserved before a block is taken that has none.
     pub(super) resident: AtomicUsize,
+    /// Pages of blocks in tables.
     pub(super) in_use: AtomicUsize,
+    /// Pages of cached blocks.
+    pub(super) cached: AtomicUsize,
     pub(super) live_tokens: AtomicU64,
-    /// Most blocks that may be resident.
+    /// Most pages that may be resident.
     budget: AtomicUsize,
-    pub(super) trimming: AtomicBool,
+    /// The trimmer's: cached blocks by age. Nobody else locks it, and who
+    /// finds it locked goes away.
+    pub(super) trimming: Mutex<Vec<(u64, u32)>>,
     pub(super) madvise_errors: AtomicU64,
+    pub(super) preempted: AtomicU64,
+    pub(super) cache_evicted: AtomicU64,
+    pub(super) cache_hit_tokens: AtomicU64,
     self_evicted: AtomicU64,
-    writes_lost: AtomicU64,
+    pub(super) writes_lost: AtomicU64,
+    /// Blocks by their content. The trimmer never looks here.
+    pub(super) registry: Registry,
+    /// Counts what is opened and closed.
+    pub(super) tick: AtomicU64,
 }
 
 impl KvPool {
@@ -79,27 +72,37 @@ impl KvPool {
     /// # Errors
     /// The settings are impossible or the kernel refused the address space.
     pub fn new(config: PoolConfig) -> Result<Arc<Self>, KvError> {
-        let blocks = config.blocks()?;
+        let entries = config.blocks()?;
+        let blocks = slots(entries);
         let block_bytes = usize::try_from(config.shape.block_bytes().0).unwrap_or(usize::MAX);
-        Ok(Arc::new(Self {
+        let pool = Self {
             arena: Arena::reserve(block_bytes, blocks)?,
             config,
             slots: (0..config.max_sequences)
-                .map(|_| Slot::new(blocks))
+                .map(|_| Slot::new(entries))
                 .collect(),
+            blocks: (0..blocks).map(|_| Block::new()).collect(),
             guards: Guards::new(),
             slack: Bitmap::new(blocks, false),
             returned: Bitmap::new(blocks, true),
             draining: Bitmap::new(blocks, false),
             resident: AtomicUsize::new(0),
             in_use: AtomicUsize::new(0),
+            cached: AtomicUsize::new(0),
             live_tokens: AtomicU64::new(0),
-            budget: AtomicUsize::new(blocks),
-            trimming: AtomicBool::new(false),
+            budget: AtomicUsize::new(0),
+            trimming: Mutex::new(Vec::with_capacity(blocks)),
             madvise_errors: AtomicU64::new(0),
+            preempted: AtomicU64::new(0),
+            cache_evicted: AtomicU64::new(0),
+            cache_hit_tokens: AtomicU64::new(0),
             self_evicted: AtomicU64::new(0),
             writes_lost: AtomicU64::new(0),
-        }))
+            registry: Registry::new(),
+            tick: AtomicU64::new(1),
+        };
+        pool.set_budget(pool.capacity());
+        Ok(Arc::new(pool))
     }
 
     /// Shape of keys and values.
@@ -114,8 +117,26 @@ impl KvPool {
         &self.config
     }
 
-    pub(super) fn bytes(&self, blocks: usize) -> Bytes {
+    /// Bytes of all the tokens that it was made for, as they are first written:
+    /// the largest budget.
+    #[must_use]
+    pub fn capacity(&self) -> Bytes {
+        let blocks = self
+            .config
+            .capacity_tokens
+            .div_ceil(self.config.shape.block_tokens);
         Bytes((blocks * self.arena.block_bytes()) as u64)
+    }
+
+    #[expect(clippy::unused_self, reason = "of this pool's pages")]
+    pub(super) fn bytes(&self, pages: usize) -> Bytes {
+        Bytes((pages * rustix::param::page_size()) as u64)
+    }
+
+    /// Pages of a block in that encoding.
+    pub(super) fn pages(&self, kind: KvType) -> usize {
+        let bytes = self.config.shape.block_bytes_as(kind).0;
+        usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()
     }
 
     /// Begins a sequence.
@@ -123,34 +144,74 @@ impl KvPool {
     /// # Errors
     /// All are in use.
     pub fn open(&self) -> Result<SeqId, KvError> {
-        let free = self.slots.iter().position(Slot::open);
+        let born = self.tick.fetch_add(1, Relaxed);
+        let free = self.slots.iter().position(|s| s.open(born));
         free.map(SeqId).ok_or(KvError::NoSequence(self.slots.len()))
     }
 
-    /// Ends a sequence; its blocks become slack. Ending it twice is nothing.
+    /// Who is preempted last has the highest priority; 0 unless it is set.
+    pub fn set_priority(&self, seq: SeqId, priority: i32) {
+        self.slots[seq.0].set_priority(priority);
+    }
+
+    /// Ends a sequence. Its blocks stay as cached ones where their content is
+    /// known ([`KvPool::publish`]), the others become slack. Ending it twice
+    /// is nothing.
     pub fn close(&self, seq: SeqId) {
         let slot = &self.slots[seq.0];
         if !slot.close() {
             return;
         }
-        let entries = 0..slot.len().div_ceil(self.config.shape.block_tokens);
-        let blocks: Vec<_> = entries
-            .filter_map(|i| Some((slot.unlink(i)?, self.tokens_in(slot, i))))
-            .collect();
+        self.let_go(slot);
         slot.free();
+    }
+
+    /// Lets every block of a slot go, which is the caller's alone.
+    fn let_go(&self, slot: &Slot) {
+        let tick = self.tick.fetch_add(1, Relaxed);
+        let mut free = Vec::new();
+        for i in 0..slot.entries() {
+            let Some(b) = slot.unlink(i) else { continue };
+            // Of one sequence the last block goes first: those before it are
+            // of use without it.
+            let age = u64::from(u16::MAX) - (i as u64).min(u64::from(u16::MAX));
+            self.blocks[b].set_used(tick << 16 | age);
+            if self.let_one_go(b, true) == Let::Free {
+                free.push(b);
+            }
+        }
+        let tokens = slot.lose_all();
+        self.live_tokens.fetch_sub(tokens as u64, Relaxed);
+        if free.is_empty() {
+            return;
+        }
         // Another thread may still read them.
         self.guards.quiesce();
-        for (block, tokens) in blocks {
-            self.live_tokens.fetch_sub(tokens as u64, Relaxed);
-            self.in_use.fetch_sub(1, Relaxed);
-            self.slack.insert(block);
+        for b in free {
+            self.slack.insert(b);
         }
     }
 
-    /// Tokens of entry `i`.
-    pub(super) fn tokens_in(&self, slot: &Slot, i: usize) -> usize {
+    /// One reference less, and the counts that follow. A free block is the
+    /// caller's, with its pages.
+    pub(super) fn let_one_go(&self, block: usize, may_cache: bool) -> Let {
+        let b = &self.blocks[block];
+        let held = b.held();
+        let what = b.release(may_cache);
+        if what != Let::Shared {
+            self.in_use.fetch_sub(held, SeqCst);
+        }
+        if what == Let::Cached {
+            self.cached.fetch_add(held, SeqCst);
+        }
+        what
+    }
+
+    /// Tokens of entry `i`, which has that block.
+    pub(super) fn tokens_in(&self, slot: &Slot, i: usize, block: usize) -> usize {
         let n = self.config.shape.block_tokens;
-        slot.len().saturating_sub(i * n).min(n)
+        let by_position = slot.len().saturating_sub(i * n).min(n);
+        self.blocks[block].rows().unwrap_or(by_position)
     }
 
     /// Entries at the front that are always kept.
@@ -161,17 +222,21 @@ impl KvPool {
     }
 
     /// Hands out the next `tokens` positions, with blocks behind them. To
-    /// stay within the budget the sequence gives up its own oldest blocks;
-    /// sinks and the recent window are never given up, so below that floor
-    /// the budget is passed over. Not to be called under a guard.
+    /// stay within the budget cached blocks are let go, then the sequence's
+    /// own oldest; sinks and the recent window are never given up, so below
+    /// that floor the budget is passed over. Not to be called under a guard.
     ///
     /// # Errors
-    /// Beyond the context, or no block is left at all; then nothing changed.
+    /// Beyond the context, preempted, or no block is left at all; then
+    /// nothing changed.
     pub fn append(&self, seq: SeqId, tokens: usize) -> Result<Range<usize>, KvError> {
         let slot = &self.slots[seq.0];
         let n = self.config.shape.block_tokens;
         let start = slot.len();
         let end = start.saturating_add(tokens);
+        if slot.preempted() {
+            return Err(KvError::Preempted);
+        }
         if end > self.config.capacity_tokens {
             let context = self.config.capacity_tokens;
             return Err(KvError::Context {
@@ -180,16 +245,13 @@ impl KvPool {
             });
         }
         let (first_new, last_new) = (start.div_ceil(n), end.div_ceil(n));
-        // Counted from the last token, not from the end: a window that ends
-        // with a block would else be a block shorter for one token's time,
-        // and a trim would take what the next token must take back.
-        let recent = (end.saturating_sub(1)).saturating_sub(self.config.recent_tokens) / n;
-        slot.protect_from((start / n).min(recent));
+        self.protect(slot, start, end);
         for i in first_new..last_new {
             let Some(block) = self.block_for(slot) else {
                 for j in first_new..i {
-                    if let Some(b) = slot.unlink(j) {
-                        self.in_use.fetch_sub(1, Relaxed);
+                    if let Some(b) = slot.unlink(j)
+                        && self.let_one_go(b, false) == Let::Free
+                    {
                         self.slack.insert(b);
                     }
                 }
@@ -198,53 +260,154 @@ impl KvPool {
             slot.link(i, block);
         }
         self.live_tokens.fetch_add(tokens as u64, Relaxed);
+        slot.gain(tokens);
         slot.set_len(end);
         Ok(start..end)
     }
 
-    /// A block for `slot`: within the budget, else its own oldest, else
-    /// beyond the budget.
-    fn block_for(&self, slot: &Slot) -> Option<usize> {
-        let budget = self.budget.load(Relaxed);
-        self.take(budget)
-            .or_else(|| {
-                self.evict_own(slot);
-                self.take(budget)
-            })
-            .or_else(|| self.take(self.arena.blocks()))
+    /// Protects what is being written and the recent window. Counted from the
+    /// last token, not from the end: a window that ends with a block would
+    /// else be a block shorter for one token's time, and a trim would take
+    /// what the next token must take back.
+    pub(super) fn protect(&self, slot: &Slot, start: usize, end: usize) {
+        let n = self.config.shape.block_tokens;
+        let recent = (end.saturating_sub(1)).saturating_sub(self.config.recent_tokens) / n;
+        slot.protect_from(recent, start / n);
     }
 
-    /// Takes a free block, a resident one first; a returned one only while
-    /// fewer than `most` are resident.
-    fn take(&self, most: usize) -> Option<usize> {
-        let block = self.slack.take_low().or_else(|| {
-            let grow = |r: usize| (r < most).then_some(r + 1);
-            self.resident.fetch_update(SeqCst, SeqCst, grow).ok()?;
-            let block = self.returned.take_low();
-            match block {
-                Some(b) => self.arena.unseal(b),
-                None => {
-                    self.resident.fetch_sub(1, SeqCst);
+    /// A block for `slot`: within the budget, else a cached one's place, else
+    /// its own oldest, else beyond the budget.
+    fn block_for(&self, slot: &Slot) -> Option<usize> {
+        let (budget, kind) = (self.budget.load(Relaxed), self.config.shape.kind);
+        self.take(kind, budget)
+            .or_else(|| {
+                while self.evict_cached() {
+                    if let Some(b) = self.take(kind, budget) {
+                        return Some(b);
+                    }
                 }
+                None
+            })
+            .or_else(|| {
+                self.evict_own(slot);
+                self.take(kind, budget)
+            })
+            .or_else(|| self.take(kind, usize::MAX))
+    }
+
+    /// Takes a free block, a resident one first, as long as no more than
+    /// `most` pages are resident then.
+    pub(super) fn take(&self, kind: KvType, most: usize) -> Option<usize> {
+        let need = self.pages(kind);
+        let (block, held) = match self.slack.take_low() {
+            Some(b) => (b, self.blocks[b].held()),
+            None => (usize::MAX, 0),
+        };
+        let more = need.saturating_sub(held);
+        let grow = |r: usize| (r + more <= most || more == 0).then_some(r + more);
+        if self.resident.fetch_update(SeqCst, SeqCst, grow).is_err() {
+            if held > 0 {
+                self.slack.insert(block);
             }
+            return None;
+        }
+        let block = if held > 0 {
+            self.shorten(block, held, need);
             block
-        })?;
-        self.in_use.fetch_add(1, Relaxed);
+        } else if let Some(b) = self.returned.take_low() {
+            self.arena.unseal(b);
+            b
+        } else {
+            self.resident.fetch_sub(more, SeqCst);
+            return None;
+        };
+        let held = need.max(if held > need {
+            self.blocks[block].held()
+        } else {
+            0
+        });
+        self.blocks[block].begin(kind, u32::try_from(held).unwrap_or(u32::MAX));
+        self.in_use.fetch_add(held, SeqCst);
         Some(block)
+    }
+
+    /// A free block that is to hold fewer pages gives the others back.
+    fn shorten(&self, block: usize, held: usize, need: usize) {
+        if held <= need {
+            return;
+        }
+        let page = rustix::param::page_size();
+        // SAFETY: a free block that the caller took: nobody reads it.
+        match unsafe { self.arena.give_back_tail(block, need * page) } {
+            Ok(()) => {
+                self.blocks[block].set_held(need);
+                self.resident.fetch_sub(held - need, SeqCst);
+            }
+            Err(_) => {
+                self.madvise_errors.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// Gives the pages of a block back that is the caller's alone; no guard
+    /// that could have seen it is open.
+    pub(super) fn give_back(&self, block: usize) -> Bytes {
+        let held = self.blocks[block].held();
+        // SAFETY: the block is in no table, and every guard that could have
+        // seen it in one has ended, as the caller says.
+        if unsafe { self.arena.give_back(block, 1) }.is_ok() {
+            self.resident.fetch_sub(held, SeqCst);
+            self.returned.insert(block);
+            self.bytes(held)
+        } else {
+            self.madvise_errors.fetch_add(1, Relaxed);
+            self.slack.insert(block);
+            Bytes::ZERO
+        }
+    }
+
+    /// Turns the cached block that was used least recently into slack.
+    fn evict_cached(&self) -> bool {
+        loop {
+            let oldest = self
+                .blocks
+                .iter()
+                .enumerate()
+                .filter(|(_, b)| b.is_cached());
+            let Some((i, b)) = oldest.min_by_key(|(_, b)| b.used()) else {
+                return false;
+            };
+            if b.take_cached() {
+                self.cached.fetch_sub(b.held(), SeqCst);
+                self.cache_evicted.fetch_add(1, Relaxed);
+                self.guards.quiesce();
+                self.slack.insert(i);
+                return true;
+            }
+        }
     }
 
     /// Turns the sequence's oldest block that may go into slack.
     fn evict_own(&self, slot: &Slot) {
         let range = self.sink_entries()..slot.protected_from();
-        let Some((i, b)) = range.into_iter().find_map(|i| Some((i, slot.unlink(i)?))) else {
-            return;
-        };
-        self.guards.quiesce();
-        self.live_tokens
-            .fetch_sub(self.tokens_in(slot, i) as u64, Relaxed);
-        self.in_use.fetch_sub(1, Relaxed);
-        self.self_evicted.fetch_add(1, Relaxed);
-        self.slack.insert(b);
+        for i in range {
+            let floor = self.config.floor_tokens;
+            let Some(tokens) = slot.entry(i).map(|b| self.tokens_in(slot, i, b)) else {
+                continue;
+            };
+            if slot.live() < floor + tokens {
+                return;
+            }
+            let Some(b) = slot.unlink(i) else { continue };
+            slot.lose(i * self.config.shape.block_tokens, tokens);
+            self.live_tokens.fetch_sub(tokens as u64, Relaxed);
+            self.self_evicted.fetch_add(1, Relaxed);
+            if self.let_one_go(b, false) == Let::Free {
+                self.guards.quiesce();
+                self.slack.insert(b);
+                return;
+            }
+        }
     }
 
     /// Positions handed out, holes included.
@@ -262,103 +425,27 @@ impl KvPool {
     /// Positions that still have keys and values.
     #[must_use]
     pub fn live_tokens(&self, seq: SeqId) -> usize {
-        let slot = &self.slots[seq.0];
-        let entries = slot.len().div_ceil(self.config.shape.block_tokens);
-        (0..entries)
-            .filter(|i| slot.entry(*i).is_some())
-            .map(|i| self.tokens_in(slot, i))
-            .sum()
+        self.slots[seq.0].live()
     }
 
-    /// Guards the blocks against trims for the time of one layer.
-    pub fn layer(&self) -> LayerGuard<'_> {
-        self.guards.enter()
+    /// Positions that had keys and values and lost them.
+    #[must_use]
+    pub fn lost_tokens(&self, seq: SeqId) -> u64 {
+        self.slots[seq.0].lost()
     }
 
-    /// The live blocks of a sequence for one layer, in order of position.
-    /// Valid while the guard lives.
-    pub fn blocks(
-        &self,
-        _guard: &LayerGuard<'_>,
-        seq: SeqId,
-        layer: usize,
-        out: &mut Vec<BlockView>,
-    ) {
-        let slot = &self.slots[seq.0];
-        let n = self.config.shape.block_tokens;
-        out.clear();
-        for i in 0..slot.len().div_ceil(n) {
-            if let Some(b) = slot.entry(i) {
-                let (k, v) = self.layer_of(b, layer);
-                out.push(BlockView {
-                    k,
-                    v,
-                    kind: self.config.shape.kind,
-                    first_pos: i * n,
-                    tokens: self.tokens_in(slot, i),
-                    index: u32::try_from(i).unwrap_or(u32::MAX),
-                });
-            }
-        }
+    /// The first position that lost its keys and values; those after it were
+    /// computed, or are used, without it.
+    #[must_use]
+    pub fn lost_from(&self, seq: SeqId) -> Option<usize> {
+        self.slots[seq.0].lost_from()
     }
 
-    /// Where K and V of one layer of a block begin.
-    fn layer_of(&self, block: usize, layer: usize) -> (*mut u8, *mut u8) {
-        let s = &self.config.shape;
-        assert!(layer < s.layers);
-        let base = self.arena.block(block).as_ptr();
-        // SAFETY: a block holds `layers` times `layer_bytes`, checked above.
-        unsafe {
-            let k = base.add(layer * s.layer_bytes());
-            (k, k.add(s.half_layer_bytes()))
-        }
-    }
-
-    /// Stores keys and values of one position, encoded; `k` and `v` are
-    /// `[kv_heads * head_dim]`. Each position of a layer is written by one
-    /// thread, before it is read.
-    ///
-    /// # Panics
-    /// `k` or `v` are not of that length.
-    pub fn write(
-        &self,
-        _guard: &LayerGuard<'_>,
-        seq: SeqId,
-        layer: usize,
-        pos: usize,
-        k: &[f32],
-        v: &[f32],
-    ) {
-        let s = &self.config.shape;
-        assert!(k.len() == s.kv_heads * s.head_dim && v.len() == k.len());
-        let slot = &self.slots[seq.0];
-        let Some(block) = slot.entry(pos / s.block_tokens) else {
-            // Positions being written are protected; a hole here is a bug
-            // that must be seen, not a crash of somebody's robot.
-            debug_assert!(false, "no block behind position {pos}");
-            self.writes_lost.fetch_add(1, Relaxed);
-            return;
-        };
-        let (kp, vp) = self.layer_of(block, layer);
-        for h in 0..s.kv_heads {
-            let at = (h * s.block_tokens + pos % s.block_tokens) * s.head_dim;
-            for (to, from) in [(kp, k), (vp, v)] {
-                let from = &from[h * s.head_dim..][..s.head_dim];
-                // SAFETY: row `at` of this layer of the block, and its scales
-                // behind all values; the position is this thread's alone, and
-                // the guard keeps the block. Blocks are aligned to pages, and
-                // all offsets are even.
-                unsafe { write_row(s, to, at, from) };
-            }
-        }
-    }
-
-    /// Adds to the attention mass that fell on a block.
-    pub fn add_mass(&self, seq: SeqId, index: u32, mass: f32) {
-        let slot = &self.slots[seq.0];
-        if (index as usize) < slot.entries() {
-            slot.add_mass(index as usize, mass);
-        }
+    /// All memory of the sequence was taken: what was computed for it since
+    /// means nothing, and it can only be closed.
+    #[must_use]
+    pub fn preempted(&self, seq: SeqId) -> bool {
+        self.slots[seq.0].preempted()
     }
 
     /// Most bytes that may be resident.
@@ -367,65 +454,58 @@ impl KvPool {
         self.bytes(self.budget.load(Relaxed))
     }
 
-    /// Sets the most bytes that may be resident, in whole blocks, at most all.
+    /// Sets the most bytes that may be resident, in whole pages, at most
+    /// [`KvPool::capacity`].
     pub fn set_budget(&self, budget: Bytes) {
-        let blocks = usize::try_from(budget.0).unwrap_or(usize::MAX) / self.arena.block_bytes();
-        self.budget.store(blocks.min(self.arena.blocks()), Relaxed);
+        let bytes = budget.0.min(self.capacity().0);
+        let pages = usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size();
+        self.budget.store(pages, Relaxed);
     }
 
     /// The account. Counters are read one after the other: while the pool is
     /// at work they may be a block apart, at rest they are exact.
     #[must_use]
     pub fn account(&self) -> Account {
-        let all = self.arena.blocks();
+        let reserved = self.arena.blocks() * self.arena.block_bytes();
+        let all = reserved / rustix::param::page_size();
         let resident = self.resident.load(SeqCst).min(all);
-        let in_use = self.in_use.load(SeqCst);
-        let sinks = self.sink_entries();
-        let floor: usize = self
-            .slots
-            .iter()
-            .filter(|s| s.is_open())
-            .map(|s| {
-                let entries = s.len().div_ceil(self.config.shape.block_tokens);
-                let recent = s.protected_from().min(entries);
-                entries - recent + sinks.min(recent)
-            })
-            .sum();
+        let in_use = self.in_use.load(SeqCst).min(all);
+        let cached = self.cached.load(SeqCst).min(all);
         Account {
             reserved: self.bytes(all),
             resident: self.bytes(resident),
             returned: self.bytes(all - resident),
             in_use: self.bytes(in_use),
-            slack: self.bytes(resident.saturating_sub(in_use)),
+            cached: self.bytes(cached),
+            slack: self.bytes(resident.saturating_sub(in_use + cached)),
             live_tokens: self.live_tokens.load(Relaxed),
-            floor: self.bytes(floor),
+            floor: self.bytes(in_use.saturating_sub(self.droppable())),
             self_evicted: self.self_evicted.load(Relaxed),
             madvise_errors: self.madvise_errors.load(Relaxed),
+            preempted: self.preempted.load(Relaxed),
+            cache_evicted: self.cache_evicted.load(Relaxed),
+            cache_hit_tokens: self.cache_hit_tokens.load(Relaxed),
             writes_lost: self.writes_lost.load(Relaxed),
         }
     }
-}
 
-/// Writes the row of values that begins at value `at`.
-///
-/// # Safety
-/// `to` is K or V of one layer of a block, aligned for f16; `at` and all of
-/// `row` lie within, and nobody else touches them or their scales.
-unsafe fn write_row(shape: &KvShape, to: *mut u8, at: usize, row: &[f32]) {
-    use std::slice::from_raw_parts_mut;
-    // SAFETY: the caller's promises.
-    unsafe {
-        match shape.kind {
-            KvType::F16 => {
-                let to = from_raw_parts_mut(to.cast::<f16>().add(at), row.len());
-                to.convert_from_f32_slice(row);
+    /// Pages that the window step could take.
+    fn droppable(&self) -> usize {
+        let of_slot = |slot: &Slot| {
+            let (mut pages, mut live) = (0, slot.live());
+            for i in self.sink_entries()..slot.protected_from() {
+                let Some(b) = slot.entry(i) else { continue };
+                let tokens = self.tokens_in(slot, i, b);
+                if live < self.config.floor_tokens + tokens {
+                    break;
+                }
+                live -= tokens;
+                if self.blocks[b].is_sole() {
+                    pages += self.blocks[b].held();
+                }
             }
-            KvType::Q8_0 => {
-                let codes = from_raw_parts_mut(to.cast::<i8>().add(at), row.len());
-                let scales = to.add(shape.half_layer_values()).cast::<f16>();
-                let scales = from_raw_parts_mut(scales.add(at / GROUP), row.len() / GROUP);
-                encode_q8_0(row, codes, scales);
-            }
-        }
+            pages
+        };
+        self.slots.iter().filter(|s| s.is_open()).map(of_slot).sum()
     }
 }

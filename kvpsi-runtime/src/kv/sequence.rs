@@ -5,8 +5,9 @@
 //! hands by atomic swap, so that a trim and a close never both get a block.
 
 use std::sync::atomic::{
-    AtomicU8, AtomicU32, AtomicUsize,
+    AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
+    fence,
 };
 
 /// A sequence of a pool.
@@ -18,7 +19,8 @@ pub(super) const HOLE: u32 = u32::MAX;
 
 const FREE: u8 = 0;
 const OPEN: u8 = 1;
-/// The reactor is choosing victims here; it takes microseconds.
+/// Somebody takes blocks out or changes them for others; it takes
+/// microseconds.
 const PICKING: u8 = 2;
 /// Being opened or ended: its fields are one thread's alone.
 const CHANGING: u8 = 3;
@@ -31,6 +33,22 @@ pub(super) struct Slot {
     /// Entries from here on are being written or recent. Only grows while
     /// the sequence is open, so a stale value protects more, never less.
     protected_from: AtomicUsize,
+    /// Entries from here on are being written. Only grows, as above.
+    writing_from: AtomicUsize,
+    /// Positions that have keys and values.
+    live: AtomicUsize,
+    /// First position that lost any, or [`usize::MAX`].
+    lost_from: AtomicUsize,
+    /// Positions that lost theirs.
+    lost: AtomicU64,
+    /// All blocks were taken: what is computed now means nothing.
+    preempted: AtomicBool,
+    /// When it was opened, counted in sequences.
+    born: AtomicU64,
+    /// Who goes last has the highest.
+    priority: AtomicI32,
+    /// Odd while several entries change together.
+    version: AtomicU32,
     table: Box<[AtomicU32]>,
     /// Attention mass by entry, f32 bits.
     mass: Box<[AtomicU32]>,
@@ -42,17 +60,32 @@ impl Slot {
             state: AtomicU8::new(FREE),
             len: AtomicUsize::new(0),
             protected_from: AtomicUsize::new(0),
+            writing_from: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
+            lost_from: AtomicUsize::new(usize::MAX),
+            lost: AtomicU64::new(0),
+            preempted: AtomicBool::new(false),
+            born: AtomicU64::new(0),
+            priority: AtomicI32::new(0),
+            version: AtomicU32::new(0),
             table: (0..entries).map(|_| AtomicU32::new(HOLE)).collect(),
             mass: (0..entries).map(|_| AtomicU32::new(0)).collect(),
         }
     }
 
     /// Takes a free slot; false if it is taken.
-    pub fn open(&self) -> bool {
+    pub fn open(&self, born: u64) -> bool {
         let taken = self.state.compare_exchange(FREE, CHANGING, SeqCst, Relaxed);
         if taken.is_ok() {
             self.len.store(0, Relaxed);
             self.protected_from.store(0, Relaxed);
+            self.writing_from.store(0, Relaxed);
+            self.live.store(0, Relaxed);
+            self.lost_from.store(usize::MAX, Relaxed);
+            self.lost.store(0, Relaxed);
+            self.preempted.store(false, Relaxed);
+            self.born.store(born, Relaxed);
+            self.priority.store(0, Relaxed);
             for mass in &self.mass {
                 mass.store(0, Relaxed);
             }
@@ -89,6 +122,44 @@ impl Slot {
         Some(t)
     }
 
+    /// [`Slot::picking`], waiting for whoever is at it; not for the reactor.
+    pub fn picking_now<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+        loop {
+            match self.state.compare_exchange(OPEN, PICKING, SeqCst, SeqCst) {
+                Ok(_) => break,
+                Err(PICKING) => std::thread::yield_now(),
+                Err(_) => return None,
+            }
+        }
+        let t = f();
+        self.state.store(OPEN, Release);
+        Some(t)
+    }
+
+    /// Changes several entries so that no reader sees a part of it. Only while
+    /// picking.
+    pub fn changing<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.version.fetch_add(1, SeqCst);
+        let t = f();
+        self.version.fetch_add(1, SeqCst);
+        t
+    }
+
+    /// Reads entries, again if they were changed together meanwhile.
+    pub fn consistent<T>(&self, mut f: impl FnMut() -> T) -> T {
+        loop {
+            let before = self.version.load(SeqCst);
+            if before.is_multiple_of(2) {
+                let t = f();
+                fence(SeqCst);
+                if self.version.load(SeqCst) == before {
+                    return t;
+                }
+            }
+            std::thread::yield_now();
+        }
+    }
+
     pub fn is_open(&self) -> bool {
         matches!(self.state.load(Acquire), OPEN | PICKING)
     }
@@ -105,8 +176,65 @@ impl Slot {
         self.protected_from.load(SeqCst)
     }
 
-    pub fn protect_from(&self, entry: usize) {
-        self.protected_from.store(entry, SeqCst);
+    pub fn protect_from(&self, recent: usize, writing: usize) {
+        self.protected_from.store(recent.min(writing), SeqCst);
+        self.writing_from.store(writing, SeqCst);
+    }
+
+    pub fn writing_from(&self) -> usize {
+        self.writing_from.load(SeqCst)
+    }
+
+    pub fn live(&self) -> usize {
+        self.live.load(SeqCst)
+    }
+
+    pub fn gain(&self, tokens: usize) {
+        self.live.fetch_add(tokens, SeqCst);
+    }
+
+    /// Takes positions off; `from` is the first of them.
+    pub fn lose(&self, from: usize, tokens: usize) {
+        if tokens > 0 {
+            self.live.fetch_sub(tokens, SeqCst);
+            self.lost.fetch_add(tokens as u64, SeqCst);
+            self.lost_from.fetch_min(from, SeqCst);
+        }
+    }
+
+    /// All positions that are left, to whoever takes them.
+    pub fn lose_all(&self) -> usize {
+        let tokens = self.live.swap(0, SeqCst);
+        self.lost.fetch_add(tokens as u64, SeqCst);
+        self.lost_from.store(0, SeqCst);
+        tokens
+    }
+
+    pub fn lost(&self) -> u64 {
+        self.lost.load(SeqCst)
+    }
+
+    pub fn lost_from(&self) -> Option<usize> {
+        let from = self.lost_from.load(SeqCst);
+        (from != usize::MAX).then_some(from)
+    }
+
+    pub fn preempted(&self) -> bool {
+        self.preempted.load(SeqCst)
+    }
+
+    pub fn set_preempted(&self) {
+        self.preempted.store(true, SeqCst);
+    }
+
+    /// Who is to be preempted first has the least.
+    pub fn rank(&self) -> (i32, std::cmp::Reverse<u64>) {
+        let born = std::cmp::Reverse(self.born.load(Relaxed));
+        (self.priority.load(Relaxed), born)
+    }
+
+    pub fn set_priority(&self, priority: i32) {
+        self.priority.store(priority, Relaxed);
     }
 
     pub fn entry(&self, i: usize) -> Option<usize> {
@@ -126,12 +254,24 @@ impl Slot {
         (b != HOLE).then_some(b as usize)
     }
 
+    /// Puts another block into an entry, if it still has the one expected.
+    pub fn exchange(&self, i: usize, from: usize, to: usize) -> bool {
+        let [from, to] = [from, to].map(|b| u32::try_from(b).unwrap_or(HOLE));
+        self.table[i]
+            .compare_exchange(from, to, SeqCst, SeqCst)
+            .is_ok()
+    }
+
     pub fn entries(&self) -> usize {
         self.table.len()
     }
 
     pub fn mass(&self, i: usize) -> f32 {
         f32::from_bits(self.mass[i].load(Relaxed))
+    }
+
+    pub fn set_mass(&self, i: usize, mass: f32) {
+        self.mass[i].store(mass.to_bits(), Relaxed);
     }
 
     /// One writer: the thread that runs the layer.

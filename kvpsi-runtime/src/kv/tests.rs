@@ -1,11 +1,9 @@
 //! The pool's invariants: under any order of calls, under real threads, and
 //! as the kernel sees them.
 
-use super::{types::MAX_SEQUENCES, *};
+use super::{model_tests, types::MAX_SEQUENCES, *};
 use crate::units::Bytes;
-use proptest::prelude::*;
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -13,33 +11,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-const SHAPE: KvShape = KvShape {
+pub(super) const SHAPE: KvShape = KvShape {
     layers: 2,
     kv_heads: 2,
-    head_dim: 16,
+    head_dim: 64,
     block_tokens: 16,
     kind: KvType::F16,
+    row_mass: false,
 };
 
-fn pool(capacity_tokens: usize, max_sequences: usize) -> Arc<KvPool> {
+pub(super) fn pool(capacity_tokens: usize, max_sequences: usize) -> Arc<KvPool> {
     KvPool::new(PoolConfig {
         shape: SHAPE,
         capacity_tokens,
         max_sequences,
         sink_tokens: 4,
         recent_tokens: 40,
+        floor_tokens: 0,
     })
     .unwrap()
 }
 
 /// The keys of a position: recognisable, never zero, exact in f16.
-fn key(seq: usize, pos: usize, layer: usize) -> f32 {
+pub(super) fn key(seq: usize, pos: usize, layer: usize) -> f32 {
     (1 + seq * 400 + layer * 200 + pos % 97) as f32
 }
 
 /// Appends and fills in steps, as an engine does: what one call handed out
 /// stays protected until the next.
-fn grow(p: &KvPool, tag: usize, seq: SeqId, tokens: usize) {
+pub(super) fn grow(p: &KvPool, tag: usize, seq: SeqId, tokens: usize) {
     for _ in 0..tokens / SHAPE.block_tokens {
         let r = p.append(seq, SHAPE.block_tokens).unwrap();
         fill(p, tag, seq, r);
@@ -48,7 +48,7 @@ fn grow(p: &KvPool, tag: usize, seq: SeqId, tokens: usize) {
     fill(p, tag, seq, r);
 }
 
-fn fill(p: &KvPool, tag: usize, seq: SeqId, range: std::ops::Range<usize>) {
+pub(super) fn fill(p: &KvPool, tag: usize, seq: SeqId, range: std::ops::Range<usize>) {
     let guard = p.layer();
     for pos in range {
         for layer in 0..SHAPE.layers {
@@ -59,7 +59,7 @@ fn fill(p: &KvPool, tag: usize, seq: SeqId, range: std::ops::Range<usize>) {
 }
 
 /// Reads every live position under one guard per layer and checks it.
-fn check(p: &KvPool, tag: usize, seq: SeqId) -> usize {
+pub(super) fn check(p: &KvPool, tag: usize, seq: SeqId) -> usize {
     let (mut views, mut live) = (vec![], 0);
     for layer in 0..SHAPE.layers {
         let guard = p.layer();
@@ -86,87 +86,6 @@ fn check(p: &KvPool, tag: usize, seq: SeqId) -> usize {
         }
     }
     live
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    Open,
-    Append(usize, usize),
-    Trim(u64, bool),
-    Budget(u64),
-    Close(usize),
-}
-
-fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let op = prop_oneof![
-        Just(Op::Open),
-        (0usize..4, 1usize..70).prop_map(|(s, n)| Op::Append(s, n)),
-        (0u64..200_000, any::<bool>()).prop_map(|(b, all)| Op::Trim(b, all)),
-        (0u64..200_000).prop_map(Op::Budget),
-        (0usize..4).prop_map(Op::Close),
-    ];
-    prop::collection::vec(op, 1..80)
-}
-
-fn exact(p: &KvPool) {
-    let a = p.account();
-    assert_eq!(a.resident.0 + a.returned.0, a.reserved.0);
-    assert_eq!(a.in_use.0 + a.slack.0, a.resident.0);
-    assert_eq!(p.bytes(p.slack.len()), a.slack);
-    assert_eq!(p.bytes(p.returned.len()), a.returned);
-    assert_eq!(p.draining.len(), 0);
-    assert_eq!(a.writes_lost, 0);
-    let mut owners = HashMap::new();
-    for (s, slot) in p.slots.iter().enumerate() {
-        for b in (0..slot.entries()).filter_map(|i| slot.entry(i)) {
-            assert_eq!(owners.insert(b, s), None, "block {b} has two owners");
-        }
-    }
-    assert_eq!(p.bytes(owners.len()), a.in_use);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-    #[test]
-    fn no_block_is_lost_or_owned_twice_and_live_keys_are_the_ones_written(ops in ops()) {
-        let p = pool(640, 4);
-        let mut seqs: Vec<Option<(usize, SeqId)>> = vec![None; 4];
-        let mut tags = 0;
-        for op in ops {
-            match op {
-                Op::Open => if let Some(free) = seqs.iter_mut().find(|s| s.is_none()) {
-                    *free = Some((tags % 4, p.open().unwrap()));
-                    tags += 1;
-                },
-                Op::Append(s, n) => if let Some((tag, seq)) = seqs[s] {
-                    let before = p.account();
-                    match p.append(seq, n) {
-                        Ok(r) => { prop_assert_eq!(r.len(), n); fill(&p, tag, seq, r); }
-                        Err(KvError::Context { .. }) => prop_assert_eq!(before, p.account()),
-                        Err(e) => prop_assert!(matches!(e, KvError::Exhausted(_)), "{}", e),
-                    }
-                },
-                Op::Trim(b, all) => {
-                    let before = p.account();
-                    let t = p.trim(Bytes(b), if all { Steps::ALL } else { Steps::SLACK });
-                    let after = p.account();
-                    prop_assert_eq!(before.resident.0 - after.resident.0, t.bytes.0);
-                    prop_assert_eq!(t.kv_tokens_before - t.kv_tokens_after, t.tokens);
-                    let could = if all { before.resident.0 - before.floor.0 } else { before.slack.0 };
-                    prop_assert!(t.bytes.0 >= b.min(could) || t.bytes.0 >= could, "{t:?} of {could}");
-                }
-                Op::Budget(b) => p.set_budget(Bytes(b)),
-                Op::Close(s) => if let Some((_, seq)) = seqs[s].take() { p.close(seq); p.close(seq); },
-            }
-            exact(&p);
-            let live: usize = seqs.iter().flatten().map(|(tag, s)| {
-                let live = check(&p, *tag, *s);
-                assert_eq!(live, p.live_tokens(*s));
-                live
-            }).sum();
-            prop_assert_eq!(p.account().live_tokens, live as u64);
-        }
-    }
 }
 
 #[test]
@@ -207,7 +126,7 @@ fn a_trim_during_reading_and_writing_never_takes_a_block_from_under_a_guard() {
         trimmer.join().unwrap()
     });
     assert!(cfg!(not(feature = "trim")) || trims > 10, "{trims} trims");
-    exact(&p);
+    model_tests::exact(&p);
 }
 
 #[test]
@@ -227,7 +146,7 @@ fn sequences_opened_and_ended_by_several_threads_never_share_a_slot() {
             });
         }
     });
-    exact(&p);
+    model_tests::exact(&p);
     assert_eq!(p.account().in_use, Bytes(0));
 }
 
@@ -276,7 +195,7 @@ fn adjacent_victims_go_in_one_call() {
     let p = pool(1600, 1);
     let seq = p.open().unwrap();
     grow(&p, 0, seq, 1600);
-    let t = p.trim(p.bytes(20), Steps::ALL);
+    let t = p.trim(Bytes(20 * SHAPE.block_bytes().0), Steps::ALL);
     assert_eq!(
         (t.blocks, t.madvise_calls, t.deepest),
         (20, 1, Some(Step::Window))
@@ -302,11 +221,12 @@ fn sinks_and_the_recent_window_are_never_trimmed() {
 fn below_its_budget_a_sequence_gives_up_its_own_oldest_blocks_and_goes_on() {
     let p = pool(1600, 1);
     let seq = p.open().unwrap();
-    p.set_budget(p.bytes(10));
+    let ten = Bytes(10 * SHAPE.block_bytes().0);
+    p.set_budget(ten);
     for _ in 0..100 {
         let r = p.append(seq, 16).unwrap();
         fill(&p, 0, seq, r);
-        assert!(p.account().resident <= p.bytes(10));
+        assert!(p.account().resident <= ten);
     }
     assert_eq!(p.account().self_evicted, 90);
     check(&p, 0, seq);
@@ -320,6 +240,7 @@ fn impossible_settings_are_refused_with_what_to_do() {
         max_sequences,
         sink_tokens: 4,
         recent_tokens: 8,
+        floor_tokens: 0,
     };
     let refused = |c| KvPool::new(c).map(|_| ()).unwrap_err();
     assert!(matches!(
@@ -360,6 +281,7 @@ fn rows_of_every_encoding_are_read_back_where_they_were_written() {
             max_sequences: 1,
             sink_tokens: 4,
             recent_tokens: 40,
+            floor_tokens: 0,
         })
         .unwrap();
         let seq = p.open().unwrap();
@@ -417,6 +339,7 @@ fn an_encoding_that_a_head_is_no_multiple_of_is_refused() {
         max_sequences: 1,
         sink_tokens: 4,
         recent_tokens: 40,
+        floor_tokens: 0,
     };
     let error = KvPool::new(config).unwrap_err().to_string();
     assert!(

@@ -22,19 +22,22 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Tokens of one block.
     pub block_tokens: usize,
-    /// How they are written.
+    /// How they are written at first.
     pub kind: KvType,
+    /// Whether the attention mass of every token is kept beside it, by layer
+    /// and KV head (f32): for policies that ask for it.
+    pub row_mass: bool,
 }
 
 impl KvShape {
-    /// Bytes of one layer of one block: K then V.
-    pub(super) fn layer_bytes(&self) -> usize {
-        2 * self.half_layer_bytes()
+    /// Bytes of one layer of one block written as `kind`: K then V.
+    pub(super) fn layer_bytes(&self, kind: KvType) -> usize {
+        2 * self.half_layer_bytes(kind)
     }
 
     /// Bytes of K (or V) of one layer of one block.
-    pub(super) fn half_layer_bytes(&self) -> usize {
-        self.kind.bytes(self.half_layer_values())
+    pub(super) fn half_layer_bytes(&self, kind: KvType) -> usize {
+        kind.bytes(self.half_layer_values())
     }
 
     /// Values of K (or V) of one layer of one block; scales follow them.
@@ -42,23 +45,44 @@ impl KvShape {
         self.kv_heads * self.block_tokens * self.head_dim
     }
 
-    /// Bytes of one block: all layers, K and V, rounded up to pages.
+    /// Bytes of a block as it begins: all layers, K and V, and what is counted
+    /// by token, rounded up to pages.
     #[must_use]
     pub fn block_bytes(&self) -> Bytes {
+        self.block_bytes_as(self.kind)
+    }
+
+    /// The same once it is re-encoded.
+    #[must_use]
+    pub fn block_bytes_as(&self, kind: KvType) -> Bytes {
         let page = rustix::param::page_size() as u64;
+        let token = self.token_bytes_as(kind).0 + self.row_mass_bytes() as u64;
         Bytes(
-            (self
-                .token_bytes()
-                .0
-                .saturating_mul(self.block_tokens as u64))
-            .next_multiple_of(page),
+            token
+                .saturating_mul(self.block_tokens as u64)
+                .next_multiple_of(page),
         )
+    }
+
+    /// Bytes of the attention mass of one token, where it is kept.
+    fn row_mass_bytes(&self) -> usize {
+        if self.row_mass {
+            self.layers.saturating_mul(self.kv_heads).saturating_mul(4)
+        } else {
+            0
+        }
     }
 
     /// Bytes of one token: all layers, K and V.
     #[must_use]
     pub fn token_bytes(&self) -> Bytes {
-        let row = self.kind.bytes(self.head_dim) as u64;
+        self.token_bytes_as(self.kind)
+    }
+
+    /// The same in another encoding.
+    #[must_use]
+    pub fn token_bytes_as(&self, kind: KvType) -> Bytes {
+        let row = kind.bytes(self.head_dim) as u64;
         [self.layers, self.kv_heads]
             .into_iter()
             .fold(Bytes(row.saturating_mul(2)), |b, n| {
@@ -81,6 +105,8 @@ pub struct PoolConfig {
     pub sink_tokens: usize,
     /// Last tokens of a sequence that are always kept.
     pub recent_tokens: usize,
+    /// Tokens below which no step but preemption takes a sequence.
+    pub floor_tokens: usize,
 }
 
 impl PoolConfig {
@@ -101,11 +127,21 @@ impl PoolConfig {
         if !s.head_dim.is_multiple_of(s.kind.group()) {
             return Err(KvError::Encoding(*s));
         }
+        // Masses are read as f32 behind the planes.
+        if s.row_mass && !s.half_layer_bytes(s.kind).is_multiple_of(4) {
+            return Err(KvError::Shape(*s));
+        }
+        if self.floor_tokens > self.capacity_tokens {
+            return Err(KvError::Floor {
+                floor: self.floor_tokens,
+                context: self.capacity_tokens,
+            });
+        }
         if !(1..=MAX_SEQUENCES).contains(&self.max_sequences) {
             return Err(KvError::Sequences(self.max_sequences));
         }
         let blocks = self.capacity_tokens.div_ceil(s.block_tokens);
-        let bytes = s.block_bytes().0.saturating_mul(blocks as u64);
+        let bytes = s.block_bytes().0.saturating_mul(slots(blocks) as u64);
         if bytes > MAX_RESERVED || u32::try_from(blocks).is_err() {
             return Err(KvError::TooLarge {
                 tokens: self.capacity_tokens,
@@ -114,6 +150,13 @@ impl PoolConfig {
         }
         Ok(blocks)
     }
+}
+
+/// Blocks of address space for so many blocks of tokens. Address space is
+/// free, and twice as much lets a sequence be recomputed beside what is left
+/// of it, and a block be written anew before the old one goes.
+pub(super) fn slots(blocks: usize) -> usize {
+    blocks.saturating_mul(2).saturating_add(8)
 }
 
 /// What can go wrong.
@@ -128,6 +171,14 @@ pub enum KvError {
         .0.head_dim, .0.kind, .0.kind.group()
     )]
     Encoding(KvShape),
+    /// A floor that no context can hold.
+    #[error("--kv-floor {floor}: more than the context of {context} tokens")]
+    Floor {
+        /// Asked for.
+        floor: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
     /// More sequences than a pool can hold.
     #[error("{0} sequences at once: choose 1 to {MAX_SEQUENCES}")]
     Sequences(usize),
@@ -161,6 +212,9 @@ pub enum KvError {
     /// No block is free and nothing may be evicted.
     #[error("the KV cache is full: {0} in use and nothing may be evicted; choose a larger --ctx")]
     Exhausted(Bytes),
+    /// All memory of the sequence was taken; its tokens must be computed anew.
+    #[error("the sequence was preempted: its memory went to whoever was short of it")]
+    Preempted,
 }
 
 /// A step of the reclaim ladder (design.md), cheapest loss first.
@@ -169,17 +223,41 @@ pub enum KvError {
 pub enum Step {
     /// Free blocks whose pages are resident. Lossless.
     Slack = 1,
+    /// Blocks of ended and idle sequences, least recently used. Lossless:
+    /// they are computed anew when asked for.
+    Cached = 2,
+    /// Cold blocks, written in fewer bits. In the background.
+    Pack = 3,
+    /// The tokens of cold blocks that matter least, by layer and KV head. In
+    /// the background.
+    Thin = 4,
     /// Whole cold blocks; sinks and the recent window are kept.
     Window = 5,
+    /// A whole sequence, back to its token ids. Lossless, but late.
+    Preempt = 6,
 }
 
 impl Step {
+    /// All of them, in order.
+    pub const ALL: [Self; 6] = [
+        Self::Slack,
+        Self::Cached,
+        Self::Pack,
+        Self::Thin,
+        Self::Window,
+        Self::Preempt,
+    ];
+
     /// Name in text and JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Slack => "slack",
+            Self::Cached => "cached",
+            Self::Pack => "pack",
+            Self::Thin => "thin",
             Self::Window => "window",
+            Self::Preempt => "preempt",
         }
     }
 }
@@ -189,10 +267,31 @@ impl Step {
 pub struct Steps(u8);
 
 impl Steps {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
     /// Only what nobody would miss.
-    pub const SLACK: Self = Self(1 << Step::Slack as u8);
+    pub const SLACK: Self = Self::NONE.with(Step::Slack);
+    /// What is lost without a token being lost, at once.
+    pub const FREE: Self = Self::SLACK.with(Step::Cached);
+    /// All that is quick and takes no sequence as a whole.
+    pub const WINDOW: Self = Self::FREE.with(Step::Window);
     /// The whole ladder.
-    pub const ALL: Self = Self(1 << Step::Slack as u8 | 1 << Step::Window as u8);
+    pub const ALL: Self = Self::WINDOW
+        .with(Step::Pack)
+        .with(Step::Thin)
+        .with(Step::Preempt);
+
+    /// With that step as well.
+    #[must_use]
+    pub const fn with(self, step: Step) -> Self {
+        Self(self.0 | 1 << step as u8)
+    }
+
+    /// Without that step.
+    #[must_use]
+    pub const fn without(self, step: Step) -> Self {
+        Self(self.0 & !(1 << step as u8))
+    }
 
     /// The step may be taken.
     #[must_use]
@@ -210,18 +309,27 @@ pub struct Account {
     pub resident: Bytes,
     /// Blocks whose pages the kernel has.
     pub returned: Bytes,
-    /// Blocks of sequences.
+    /// Blocks of open sequences; one that several share counts once.
     pub in_use: Bytes,
+    /// Blocks of ended and idle sequences, kept to be used again.
+    pub cached: Bytes,
     /// Resident blocks of nobody.
     pub slack: Bytes,
     /// Positions of all sequences that have keys and values.
     pub live_tokens: u64,
-    /// What a trim cannot take: sinks and recent windows of open sequences.
+    /// What the steps up to the window cannot take: sinks, recent windows and
+    /// floors of open sequences.
     pub floor: Bytes,
     /// Blocks that sequences gave up to stay within the budget.
     pub self_evicted: u64,
     /// `madvise` calls that failed; their blocks stayed resident.
     pub madvise_errors: u64,
+    /// Sequences that lost all their memory and went back to their tokens.
+    pub preempted: u64,
+    /// Cached blocks that gave way to blocks in use, or to trims.
+    pub cache_evicted: u64,
+    /// Tokens that a sequence found in the cache and did not compute.
+    pub cache_hit_tokens: u64,
     /// Rows of keys and values that found no block: always 0, or a bug.
     pub writes_lost: u64,
 }

@@ -6,10 +6,13 @@
 //! which differ by what [`Config`] and the layers hold; nothing here is sized
 //! by the context. Refuses to know where KV lives.
 
-use super::{gguf::Config, linear::Linear, rope::Rope};
+use super::{gguf::Config, linear::Linear, rope::Rope, step::ops::RopePairs};
 use crate::{
     attention::AttnConfig,
-    kv::{KvShape, KvType},
+    kv::{
+        KvShape, KvType,
+        evict::{QueryStats, RopeOf},
+    },
     units::Bytes,
 };
 
@@ -64,6 +67,26 @@ impl Decoder {
         self.weights
     }
 
+    /// Statistics of this decoder's queries, of which nothing is known yet.
+    #[must_use]
+    pub fn query_stats(&self) -> QueryStats {
+        let c = &self.config;
+        let of_layer = |layer: &Layer| RopeOf {
+            frequencies: self.ropes[layer.rope].frequencies().into(),
+            adjacent: c.pairs == RopePairs::Adjacent,
+            scale: layer.attn.scale,
+        };
+        let layers = self.layers.iter().map(of_layer).collect();
+        QueryStats::new(c.heads, c.kv_heads, c.head_dim, layers)
+    }
+
+    /// The longest sliding window of any layer, in tokens; 0: none has one.
+    #[must_use]
+    pub fn longest_window(&self) -> usize {
+        let windows = self.layers.iter().filter_map(|layer| layer.attn.window);
+        windows.max().unwrap_or(0)
+    }
+
     /// The shape of the KV that this decoder writes, in that encoding.
     #[must_use]
     pub fn kv_shape(&self, kind: KvType) -> KvShape {
@@ -73,6 +96,7 @@ impl Decoder {
             head_dim: self.config.head_dim,
             block_tokens: BLOCK_TOKENS,
             kind,
+            row_mass: false,
         }
     }
 }

@@ -101,6 +101,11 @@ impl Rope {
         }
     }
 
+    /// Radians per position, by pair.
+    pub(super) fn frequencies(&self) -> &[f64] {
+        &self.frequencies
+    }
+
     /// Cosines and sines of a position, half a head each.
     pub(super) fn angles(&self, pos: usize, cos: &mut [f32], sin: &mut [f32]) {
         for ((f, cos), sin) in self.frequencies.iter().zip(cos).zip(sin) {

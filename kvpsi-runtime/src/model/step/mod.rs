@@ -14,16 +14,25 @@ mod rows;
 use super::{decoder::Decoder, linear::products_into};
 use crate::{
     attention::{AttnMemory, RowSpan},
-    kv::KvPool,
+    kv::{KvPool, evict::QueryStats},
 };
 use candle_core::{Result, bail};
 use pass::Pass;
 use rows::Rows;
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// Rows that a step has memory for at all times unless the caller says
 /// otherwise.
 pub const MOST_ROWS: usize = 8;
+
+/// A step ended between two layers because it was told to: what it stored is
+/// incomplete, and it has no logits.
+#[derive(Debug, thiserror::Error)]
+#[error("the step was interrupted")]
+pub struct Interrupted;
 
 /// The memory of steps, for one decoder and one pool.
 #[derive(Debug)]
@@ -35,6 +44,8 @@ pub struct Step {
     logits: Vec<f32>,
     /// Rows that there are logits of.
     spans: usize,
+    queries: Arc<QueryStats>,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Step {
@@ -52,7 +63,21 @@ impl Step {
             vocab: c.vocab,
             logits: vec![0.0; most_rows * c.vocab],
             spans: 0,
+            queries: Arc::new(decoder.query_stats()),
+            stop: None,
         })
+    }
+
+    /// What is known of the queries that went through.
+    #[must_use]
+    pub fn queries(&self) -> &Arc<QueryStats> {
+        &self.queries
+    }
+
+    /// From now on a step ends with [`Interrupted`] at the next layer once
+    /// this is set; `None`: steps are not interrupted.
+    pub fn interrupt_by(&mut self, stop: Option<Arc<AtomicBool>>) {
+        self.stop = stop;
     }
 
     /// Rows of which there can be logits at once.
@@ -130,6 +155,21 @@ impl Decoder {
         Ok(())
     }
 
+    /// [`Decoder::step`] for keys and values alone: of any number of spans, and
+    /// without logits.
+    ///
+    /// # Errors
+    /// As [`Decoder::step`].
+    pub fn store(
+        &self,
+        tokens: &[u32],
+        spans: &[RowSpan],
+        pool: &KvPool,
+        step: &mut Step,
+    ) -> Result<()> {
+        self.pass(tokens, spans, pool, step, std::iter::empty())
+    }
+
     /// Takes the rows through the layers; the final norms of those `wanted`
     /// are then the first rows of `h`.
     fn pass(
@@ -155,6 +195,8 @@ impl Decoder {
             spans,
             pool,
             memory,
+            queries: &step.queries,
+            stop: step.stop.as_deref(),
         };
         pass.run(tokens, rows, wanted)
     }

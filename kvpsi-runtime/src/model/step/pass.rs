@@ -6,13 +6,13 @@
 //! know what the logits are for.
 
 use super::{
-    ops,
+    Interrupted, ops,
     rows::{Parts, Rows},
 };
 use crate::{
     attention::{AttnMemory, Qkv, RowSpan, attend_into},
     crew::crew,
-    kv::KvPool,
+    kv::{KvPool, evict::QueryStats},
     model::{
         decoder::{Decoder, Layer},
         gguf::Config,
@@ -20,6 +20,7 @@ use crate::{
     },
 };
 use candle_core::Result;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Rows on their way.
 pub(super) struct Pass<'a> {
@@ -27,7 +28,12 @@ pub(super) struct Pass<'a> {
     pub(super) spans: &'a [RowSpan],
     pub(super) pool: &'a KvPool,
     pub(super) memory: &'a mut AttnMemory,
+    pub(super) queries: &'a QueryStats,
+    pub(super) stop: Option<&'a AtomicBool>,
 }
+
+/// One position in so many is noted for what queries are like.
+const NOTE_EVERY: usize = 16;
 
 impl Pass<'_> {
     /// Takes the rows of `tokens` through all layers, and those of `wanted`,
@@ -49,6 +55,9 @@ impl Pass<'_> {
             norm(first, c, &mut p);
         }
         for (i, (layer, next)) in decoder.layers.iter().zip(norms).enumerate() {
+            if self.stop.is_some_and(|stop| stop.load(Relaxed)) {
+                return Err(candle_core::Error::wrap(Interrupted));
+            }
             self.attention(layer, i, &mut p)?;
             if i + 1 == decoder.layers.len() {
                 // Nobody looks at the other rows any more.
@@ -124,6 +133,17 @@ impl Pass<'_> {
                 ops::rotate(k, cos, sin, c.pairs);
             }
         });
+        let mut row = 0;
+        for span in self.spans {
+            let first = span.first_pos.next_multiple_of(NOTE_EVERY) - span.first_pos;
+            for r in (row + first..row + span.rows).step_by(NOTE_EVERY) {
+                let width = c.heads * c.head_dim;
+                let (cos, sin) = (&cos[r * half..][..half], &sin[r * half..][..half]);
+                self.queries
+                    .note(index, &p.q[r * width..][..width], cos, sin);
+            }
+            row += span.rows;
+        }
         let qkv = Qkv {
             q: p.q,
             k: p.k,

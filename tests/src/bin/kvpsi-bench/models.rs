@@ -37,6 +37,7 @@ impl Ours {
             max_sequences: 8,
             sink_tokens: 4,
             recent_tokens: 256,
+            floor_tokens: 0,
         })?;
         let step = Step::new(&decoder, &pool, MOST_ROWS)?;
         Ok(Self {

@@ -1,0 +1,150 @@
+//! The slow steps of the ladder, and which steps a user allows.
+//!
+//! Owns the order of re-encoding and thinning, the eviction policy and its
+//! memory. Whoever calls may wait for another's step: never the reactor.
+//! Refuses to know why memory is wanted.
+
+use super::{
+    encoding::KvType,
+    evict::{Evict, Expected, Heavy, KeyDiff, Policy, QueryStats, Window},
+    pack::Reclaimed,
+    pool::KvPool,
+    thin::{ThinMemory, ThinOrder},
+    types::{Step, Steps},
+};
+use crate::units::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What may be given up for memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// No token and no bit: free and cached blocks, then whole sequences, which
+    /// are computed anew later
+    Lossless,
+    /// Fewer bits first, then the tokens that matter least; whole blocks of old
+    /// tokens only when there is no time for that
+    #[default]
+    Balanced,
+    /// Whole blocks of old tokens at once: no work in the background
+    Latency,
+}
+
+impl Profile {
+    /// Name in text and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lossless => "lossless",
+            Self::Balanced => "balanced",
+            Self::Latency => "latency",
+        }
+    }
+
+    /// Steps that may be taken. Only what is quick and lossless, and the slow
+    /// ones, unless it is urgent.
+    #[must_use]
+    pub const fn steps(self, urgent: bool) -> Steps {
+        let slow = Steps::FREE.with(Step::Pack).with(Step::Thin);
+        match self {
+            Self::Lossless if urgent => Steps::FREE.with(Step::Preempt),
+            Self::Lossless => Steps::FREE,
+            Self::Balanced if urgent => slow.with(Step::Window).with(Step::Preempt),
+            Self::Balanced => slow,
+            Self::Latency => Steps::WINDOW.with(Step::Preempt),
+        }
+    }
+}
+
+/// How the slow steps are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LadderConfig {
+    /// What may be given up.
+    pub profile: Profile,
+    /// Which tokens go first.
+    pub evict: Evict,
+    /// The encoding that cold blocks may be packed down to.
+    pub pack_to: KvType,
+    /// Blocks that are thinned together.
+    pub group: usize,
+    /// Longest sliding window of any layer, in tokens; 0: none has one.
+    pub window: usize,
+}
+
+impl Default for LadderConfig {
+    fn default() -> Self {
+        Self {
+            profile: Profile::default(),
+            evict: Evict::default(),
+            pack_to: KvType::ALL[KvType::ALL.len() - 1],
+            group: 32,
+            window: 0,
+        }
+    }
+}
+
+/// The slow steps over one pool.
+#[derive(Debug)]
+pub struct Ladder {
+    pool: Arc<KvPool>,
+    config: LadderConfig,
+    policy: Box<dyn Policy>,
+    /// One step at a time.
+    memory: Mutex<ThinMemory>,
+}
+
+impl Ladder {
+    /// A ladder over `pool`; `queries` are what the policy looks ahead by.
+    #[must_use]
+    pub fn new(pool: Arc<KvPool>, config: LadderConfig, queries: &Arc<QueryStats>) -> Self {
+        let policy: Box<dyn Policy> = match config.evict {
+            Evict::Window => Box::new(Window),
+            Evict::Heavy => Box::new(Heavy),
+            Evict::Keydiff => Box::new(KeyDiff),
+            Evict::Expected => Box::new(Expected(queries.clone())),
+        };
+        Self {
+            pool,
+            config,
+            policy,
+            memory: Mutex::default(),
+        }
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub fn config(&self) -> &LadderConfig {
+        &self.config
+    }
+
+    /// Takes the cheapest slow step that is left and allowed: one block
+    /// re-encoded, or one group thinned by about `want` bytes. `None`: there
+    /// is none.
+    pub fn step(&self, want: Bytes, allowed: Steps) -> Option<Reclaimed> {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let pack = || self.pool.pack_one(self.config.pack_to);
+        let packed = allowed.has(Step::Pack).then(pack).flatten();
+        if packed.is_some() || !allowed.has(Step::Thin) {
+            return packed;
+        }
+        let order = ThinOrder {
+            group: self.config.group,
+            window: self.config.window,
+        };
+        self.pool.thin_one(&*self.policy, order, want, &mut memory)
+    }
+
+    /// Takes slow steps until the blocks in use have at most `bytes`, or
+    /// nothing is left to take; tells each.
+    pub fn fit(&self, bytes: Bytes, allowed: Steps, tell: &mut dyn FnMut(Reclaimed)) {
+        loop {
+            let over = self.pool.account().in_use.saturating_sub(bytes);
+            if over == Bytes::ZERO {
+                return;
+            }
+            match self.step(over, allowed) {
+                Some(done) => tell(done),
+                None => return,
+            }
+        }
+    }
+}

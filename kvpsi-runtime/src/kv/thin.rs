@@ -1,0 +1,366 @@
+//! Thinning: of cold blocks, the tokens that matter, gathered into fewer.
+//!
+//! Owns the gathering: of each layer and KV head the rows that a [`Policy`]
+//! finds worth most are copied, in their order, into new blocks, which then
+//! take the old ones' place in the table at once. Heads keep different tokens,
+//! and as many of them. Keys carry their positions (RoPE), so none is kept;
+//! what is gathered must lie before every window that any row looks through.
+//! It runs beside attention and the reactor, as [`super::pack`] does. Refuses
+//! to know what a row is worth.
+
+use super::{
+    block::Let,
+    copy::{At, copy_row},
+    encoding::{KvType, decode_row, to_head_basis},
+    evict::{HeadRows, Policy},
+    pack::Reclaimed,
+    pool::KvPool,
+    sequence::{SeqId, Slot},
+    types::Step,
+};
+use crate::units::Bytes;
+use std::{ops::Range, sync::atomic::Ordering::Relaxed};
+
+/// Memory of thinning, kept between calls; contents mean nothing.
+#[derive(Debug, Default)]
+pub struct ThinMemory {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    mass: Vec<f32>,
+    scores: Vec<f32>,
+    order: Vec<u32>,
+    old: Vec<(usize, usize, usize)>,
+    new: Vec<usize>,
+}
+
+/// What to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThinOrder {
+    /// Entries that may be gathered together: the larger, the better the
+    /// choice, and the more memory it takes while both are there.
+    pub group: usize,
+    /// Tokens at the end that any layer's window looks through, and that are
+    /// left alone beside the recent ones.
+    pub window: usize,
+}
+
+impl KvPool {
+    /// Gathers the cold group that lost least so far, to one block less or to
+    /// so many fewer as give `want` bytes, but keeps at least half of it.
+    /// `None`: there is nothing to thin above the floors.
+    pub fn thin_one(
+        &self,
+        policy: &dyn Policy,
+        order: ThinOrder,
+        want: Bytes,
+        memory: &mut ThinMemory,
+    ) -> Option<Reclaimed> {
+        let slots = self.slots.iter().enumerate().filter(|(_, s)| s.is_open());
+        let groups = slots.filter_map(|(id, s)| Some((id, self.fullest(s, order)?)));
+        let (id, group) = groups.min_by(|a, b| a.1.thinned.total_cmp(&b.1.thinned))?;
+        self.thin(SeqId(id), &group, policy, want, memory)
+    }
+
+    /// The group of a sequence that was thinned least.
+    fn fullest(&self, slot: &Slot, order: ThinOrder) -> Option<Group> {
+        let n = self.config.shape.block_tokens;
+        let clear = slot.len().saturating_sub(order.window) / n;
+        let end = slot
+            .protected_from()
+            .min(if order.window == 0 { usize::MAX } else { clear });
+        let mut best: Option<Group> = None;
+        let mut from = self.sink_entries();
+        while from < end {
+            let group = self.group_from(slot, from, end, order.group);
+            from = group.entries.end;
+            if group.blocks >= 2 && best.as_ref().is_none_or(|b| group.thinned < b.thinned) {
+                best = Some(group);
+            }
+        }
+        best
+    }
+
+    /// The next group of at most `most` blocks.
+    fn group_from(&self, slot: &Slot, from: usize, end: usize, most: usize) -> Group {
+        let n = self.config.shape.block_tokens;
+        let (mut blocks, mut rows, mut until) = (0, 0, from);
+        while until < end && blocks < most {
+            if let Some(b) = slot.entry(until) {
+                blocks += 1;
+                rows += self.tokens_in(slot, until, b);
+            }
+            until += 1;
+        }
+        Group {
+            thinned: 1.0 - rows as f32 / ((until - from) * n).max(1) as f32,
+            entries: from..until,
+            blocks,
+        }
+    }
+
+    fn thin(
+        &self,
+        seq: SeqId,
+        group: &Group,
+        policy: &dyn Policy,
+        want: Bytes,
+        memory: &mut ThinMemory,
+    ) -> Option<Reclaimed> {
+        let slot = &self.slots[seq.0];
+        let n = self.config.shape.block_tokens;
+        memory.old.clear();
+        for i in group.entries.clone() {
+            if let Some(b) = slot.entry(i) {
+                memory.old.push((i, b, self.tokens_in(slot, i, b)));
+            }
+        }
+        let rows: usize = memory.old.iter().map(|o| o.2).sum();
+        // Written as the narrowest of them: nothing is gained by more bits.
+        let kind = memory
+            .old
+            .iter()
+            .map(|o| self.blocks[o.1].kind())
+            .max_by_key(|k| *k as u8)?;
+        let spare = slot.live().saturating_sub(self.config.floor_tokens);
+        let keep = self
+            .keep(rows, memory.old.len(), kind, want)
+            .max(rows.saturating_sub(spare));
+        let blocks = keep.div_ceil(n);
+        if blocks == 0 || blocks >= memory.old.len() {
+            return None;
+        }
+        let keep = rows.min(blocks * n);
+        memory.new.clear();
+        while memory.new.len() < blocks {
+            match self.take(kind, usize::MAX) {
+                Some(b) => {
+                    let left = keep - memory.new.len() * n;
+                    self.blocks[b].set_rows(left.min(n));
+                    memory.new.push(b);
+                }
+                None => return self.undo(memory),
+            }
+        }
+        let mut fell = 0.0;
+        for layer in 0..self.config.shape.layers {
+            let _guard = self.layer();
+            // What left the table may have lost its pages.
+            if memory
+                .old
+                .iter()
+                .any(|(i, b, _)| slot.entry(*i) != Some(*b))
+            {
+                return self.undo(memory);
+            }
+            for head in 0..self.config.shape.kv_heads {
+                fell += self.gather(slot, layer, head, (rows, keep), policy, memory);
+            }
+        }
+        let planes = self.config.shape.layers * self.config.shape.kv_heads;
+        let fell = fell / planes as f32;
+        if slot.picking_now(|| self.put(slot, memory, rows - keep, fell)) != Some(true) {
+            return self.undo(memory);
+        }
+        let mass = self.share_of_group(slot, memory, fell);
+        let before = self.freed(memory);
+        let held = blocks * self.pages(kind);
+        Some(Reclaimed {
+            step: Step::Thin,
+            bytes: Bytes(before.0.saturating_sub(self.bytes(held).0)),
+            tokens: (rows - keep) as u64,
+            mass_dropped: mass,
+        })
+    }
+
+    /// Rows to keep so that `want` bytes come free: whole blocks, at least
+    /// half of them.
+    fn keep(&self, rows: usize, blocks: usize, kind: KvType, want: Bytes) -> usize {
+        let n = self.config.shape.block_tokens;
+        let pages = self.bytes(self.pages(kind)).0.max(1);
+        let fewer = usize::try_from(want.0.div_ceil(pages))
+            .unwrap_or(usize::MAX)
+            .max(1);
+        let whole = rows.div_ceil(n).min(blocks);
+        whole.saturating_sub(fewer).max(blocks.div_ceil(2)) * n
+    }
+
+    /// Copies the rows of one head that are worth most; returns the share of
+    /// attention that fell on the others, as far as the policy knows.
+    fn gather(
+        &self,
+        slot: &Slot,
+        layer: usize,
+        head: usize,
+        (rows, keep): (usize, usize),
+        policy: &dyn Policy,
+        memory: &mut ThinMemory,
+    ) -> f32 {
+        let s = &self.config.shape;
+        let (n, d, values) = (s.block_tokens, s.head_dim, s.half_layer_values());
+        let m = memory;
+        m.keys.resize(rows * d, 0.0);
+        m.values.resize(rows * d, 0.0);
+        m.mass.clear();
+        let mut row = 0;
+        for (_, b, tokens) in &m.old {
+            let ((k, v), kind) = (self.layer_of(*b, layer), self.blocks[*b].kind());
+            let masses = self.row_mass(*b, layer);
+            for t in 0..*tokens {
+                let at = (head * n + t) * d;
+                let key = &mut m.keys[row * d..][..d];
+                let value = &mut m.values[row * d..][..d];
+                // SAFETY: a row of this layer of a block that the guard of
+                // the caller keeps, written before and by nobody now.
+                unsafe {
+                    decode_row(kind, k, values, at, key);
+                    decode_row(kind, v, values, at, value);
+                }
+                to_head_basis(key);
+                if !masses.is_null() {
+                    // SAFETY: one of the layer's masses; as above.
+                    let mass = unsafe { &*masses.add(head * n + t) }.load(Relaxed);
+                    m.mass.push(f32::from_bits(mass));
+                }
+                row += 1;
+            }
+        }
+        m.scores.clear();
+        m.scores.resize(rows, 0.0);
+        let of_head = HeadRows {
+            layer,
+            kv_head: head,
+            head_dim: d,
+            keys: &m.keys,
+            values: &m.values,
+            mass: &m.mass,
+            next_pos: slot.len(),
+        };
+        policy.score(&of_head, &mut m.scores);
+        best(&m.scores, keep, &mut m.order);
+        for (to, from) in m.order.iter().enumerate() {
+            let (block, t) = place(&m.old, *from as usize);
+            let (from_kv, from_kind) = (self.layer_of(block, layer), self.blocks[block].kind());
+            let new = m.new[to / n];
+            let (to_kv, to_kind) = (self.layer_of(new, layer), self.blocks[new].kind());
+            let from_at = At {
+                kind: from_kind,
+                value: (head * n + t) * d,
+            };
+            let to_at = At {
+                kind: to_kind,
+                value: (head * n + to % n) * d,
+            };
+            for (src, dst) in [(from_kv.0, to_kv.0), (from_kv.1, to_kv.1)] {
+                // SAFETY: rows of two planes of this layer; the old one is kept
+                // by the guard, the new one is ours alone.
+                unsafe { copy_row((src, from_at), (dst, to_at), values, d) };
+            }
+            let (from_mass, to_mass) = (self.row_mass(block, layer), self.row_mass(new, layer));
+            if !from_mass.is_null() {
+                // SAFETY: masses of this layer; as above.
+                unsafe {
+                    let mass = (*from_mass.add(head * n + t)).load(Relaxed);
+                    (*to_mass.add(head * n + to % n)).store(mass, Relaxed);
+                }
+            }
+        }
+        policy.fell(&of_head, &m.order)
+    }
+
+    /// Puts the new blocks in the old ones' place; false if these are no
+    /// longer all there. Only while picking.
+    fn put(&self, slot: &Slot, memory: &ThinMemory, lost: usize, fell: f32) -> bool {
+        if memory
+            .old
+            .iter()
+            .any(|(i, b, _)| slot.entry(*i) != Some(*b))
+        {
+            return false;
+        }
+        let mass: f32 = memory.old.iter().map(|(i, ..)| slot.mass(*i)).sum();
+        let each = mass * (1.0 - fell) / memory.new.len() as f32;
+        slot.changing(|| {
+            for (place, (i, ..)) in memory.old.iter().enumerate() {
+                slot.unlink(*i);
+                slot.set_mass(*i, 0.0);
+                if let Some(new) = memory.new.get(place) {
+                    slot.link(*i, *new);
+                    slot.set_mass(*i, each);
+                }
+            }
+        });
+        let first = memory.old.first().map_or(0, |o| o.0);
+        slot.lose(first * self.config.shape.block_tokens, lost);
+        self.live_tokens.fetch_sub(lost as u64, Relaxed);
+        true
+    }
+
+    /// What fell on the dropped rows of a group, as a share of all that fell
+    /// on the sequence.
+    #[expect(clippy::unused_self, reason = "beside the others")]
+    fn share_of_group(&self, slot: &Slot, memory: &ThinMemory, fell: f32) -> f32 {
+        let all: f32 = (0..slot.entries()).map(|i| slot.mass(i)).sum();
+        let kept: f32 = memory.old.iter().map(|(i, ..)| slot.mass(*i)).sum();
+        let dropped = kept * fell / (1.0 - fell).max(1e-6);
+        if all + dropped > 0.0 {
+            dropped / (all + dropped)
+        } else {
+            0.0
+        }
+    }
+
+    /// Gives the old blocks' pages back.
+    fn freed(&self, memory: &ThinMemory) -> Bytes {
+        let old = memory.old.iter();
+        // The whole list before the wait, so that there is one wait.
+        let free: Vec<usize> = old
+            .map(|o| o.1)
+            .filter(|b| self.let_one_go(*b, false) == Let::Free)
+            .collect();
+        self.guards.quiesce();
+        Bytes(free.into_iter().map(|b| self.give_back(b).0).sum())
+    }
+
+    /// The old ones stay, the new ones go.
+    fn undo(&self, memory: &ThinMemory) -> Option<Reclaimed> {
+        for b in &memory.new {
+            if self.let_one_go(*b, false) == Let::Free {
+                self.give_back(*b);
+            }
+        }
+        None
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Group {
+    entries: Range<usize>,
+    blocks: usize,
+    /// Share of its tokens that is gone.
+    thinned: f32,
+}
+
+/// Which block a row of the group is in, and where.
+fn place(old: &[(usize, usize, usize)], mut row: usize) -> (usize, usize) {
+    for (_, block, tokens) in old {
+        if row < *tokens {
+            return (*block, row);
+        }
+        row -= tokens;
+    }
+    unreachable!("rows are counted from these blocks")
+}
+
+/// The `keep` rows with the highest scores, in their order. What is no number
+/// counts as highest: it is not hidden.
+fn best(scores: &[f32], keep: usize, order: &mut Vec<u32>) {
+    order.clear();
+    order.extend((0u32..).take(scores.len()));
+    if keep < order.len() {
+        order.select_nth_unstable_by(keep, |a, b| {
+            scores[*b as usize].total_cmp(&scores[*a as usize])
+        });
+        order.truncate(keep);
+    }
+    order.sort_unstable();
+}
