@@ -80,7 +80,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
             .and_then(|c| CgroupGauge::open(&c, Bytes::mib(16)).ok()),
         system: Some(SystemGauge::open().unwrap()),
     };
-    let mut controller = Controller::new(Tuning::default(), 4096);
+    let mut controller = Controller::new(Tuning::default(), kvpsi::kv::Profile::Latency, 4096);
     let before = count();
     let mut returned = 0;
     for t in 1..20u64 {
@@ -97,7 +97,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
         };
         while let Some(d) = controller.decide(t * 20_000_000, reading) {
             let trimmed = pool.trim(d.want, d.steps);
-            controller.trimmed(&d, trimmed.bytes);
+            controller.trimmed(&d, trimmed.bytes, false);
             let account = pool.account();
             pool.set_budget(account.resident.max(account.floor));
             returned += trimmed.bytes.0;

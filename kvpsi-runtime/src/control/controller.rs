@@ -7,13 +7,21 @@
 //! - A stall in a cgroup that is not at its limit is somebody else's; so is one
 //!   of unknown cause while neither our cgroup nor the system is short.
 //! - kswapd's wake is early warning: only what is lossless goes.
+//! - Where reclaim has other pages to turn to, what costs text waits for the
+//!   slow steps, which lose less; not longer than a patience while stalls go on.
+//!   A stall in a cgroup at its limit, or a victim of the OOM killer, is urgent:
+//!   one slice by quick steps at once, the rest of the deficit by slow ones.
 //! - After a trim the budget is what is left. When calm, it grows back by a
-//!   constant per period (additive), so that two tenants do not oscillate.
+//!   constant per period (additive), as far as it is used and there is room,
+//!   so that two tenants settle and do not oscillate.
 //!
 //! Refuses to know blocks, rings and clocks.
 
 use super::{gauge::Reading, record::Trigger};
-use crate::{kv::Steps, units::Bytes};
+use crate::{
+    kv::{Profile, Step, Steps},
+    units::Bytes,
+};
 use kvpsi_common::{Event, Kind, Phase};
 use std::time::Duration;
 
@@ -26,6 +34,9 @@ pub struct Tuning {
     pub max_slice: Bytes,
     /// A burst ends after this long without a stall.
     pub quiet: Duration,
+    /// How long stalls may go on before quick steps take what slow ones were
+    /// asked for.
+    pub patience: Duration,
     /// No stall for this long: the budget starts to grow.
     pub calm: Duration,
     /// Growth step.
@@ -40,6 +51,7 @@ impl Default for Tuning {
             first_slice: Bytes::mib(2),
             max_slice: Bytes::mib(64),
             quiet: Duration::from_millis(10),
+            patience: Duration::from_millis(5),
             calm: Duration::from_secs(2),
             grow_by: Bytes::mib(4),
             grow_every: Duration::from_millis(250),
@@ -52,6 +64,9 @@ impl Default for Tuning {
 pub struct Decision {
     /// At least this much, if there is as much.
     pub want: Bytes,
+    /// All that is missing; what the quick steps do not give of it may be
+    /// asked of the slow ones.
+    pub missing: Bytes,
     /// What may be given up.
     pub steps: Steps,
     /// Why.
@@ -69,6 +84,9 @@ struct Burst {
     slice: Bytes,
     /// Still to be returned for the deficit seen at the last event.
     target: Bytes,
+    /// When the slow steps were first asked, and nothing quick was left that
+    /// is free.
+    ordered_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,9 +101,10 @@ struct Pending {
 #[derive(Debug)]
 pub struct Controller {
     tuning: Tuning,
+    profile: Profile,
     page: u64,
     pending: Option<Pending>,
-    warned: Option<u64>,
+    warned: Option<(u64, bool)>,
     burst: Option<Burst>,
     last_stall_ns: u64,
     next_grow_ns: u64,
@@ -99,9 +118,10 @@ fn ns(d: Duration) -> u64 {
 impl Controller {
     /// A calm controller. `page_bytes` is the kernel's page size.
     #[must_use]
-    pub fn new(tuning: Tuning, page_bytes: u64) -> Self {
+    pub fn new(tuning: Tuning, profile: Profile, page_bytes: u64) -> Self {
         Self {
             tuning,
+            profile,
             page: page_bytes,
             pending: None,
             warned: None,
@@ -124,7 +144,7 @@ impl Controller {
             return;
         };
         if kind == Kind::KswapdWake {
-            self.warned = Some(e.ts_ns);
+            self.warned = Some((e.ts_ns, false));
         } else if kind.is_stall() || kind == Kind::OomVictim {
             let order = u32::try_from(e.order).unwrap_or(0).min(10);
             let asked = Bytes((self.page << order).saturating_mul(u64::from(e.stalled_now.max(1))));
@@ -162,29 +182,67 @@ impl Controller {
             self.warned = None;
             return Some(Decision {
                 want: b.slice.min(b.target).max(p.asked),
-                steps: Steps::ALL,
+                missing: b.target.max(p.asked),
+                steps: self.steps(&b, now_ns),
                 trigger,
                 onset_ns: p.ts_ns,
             });
         }
-        if let Some(onset_ns) = self.warned.take() {
-            return Some(Decision {
-                want: Bytes(u64::MAX),
-                steps: Steps::SLACK,
-                trigger: Trigger::EarlyWarning,
-                onset_ns,
-            });
+        if let Some(warning) = self.early(reading) {
+            return Some(warning);
         }
         let b = self.burst?;
-        if b.target == Bytes::ZERO || missing(b.kind, reading)? == Bytes::ZERO {
+        // What was asked of the slow steps is theirs until somebody stalls
+        // again.
+        if b.ordered_ns.is_some()
+            || b.target == Bytes::ZERO
+            || missing(b.kind, reading)? == Bytes::ZERO
+        {
             return None;
         }
         Some(Decision {
             want: b.slice.min(b.target),
-            steps: Steps::ALL,
+            missing: b.target,
+            steps: self.steps(&b, now_ns),
             trigger: Trigger::FollowUp(b.kind),
             onset_ns: b.onset_ns,
         })
+    }
+
+    /// All slack, then what is cached as far as free memory is short.
+    fn early(&mut self, reading: Reading) -> Option<Decision> {
+        let (onset_ns, slack_gone) = self.warned?;
+        let deficit = reading.system_deficit.unwrap_or(Bytes::ZERO);
+        self.warned = (!slack_gone).then_some((onset_ns, true));
+        if slack_gone && deficit == Bytes::ZERO {
+            return None;
+        }
+        Some(Decision {
+            want: if slack_gone { deficit } else { Bytes(u64::MAX) },
+            missing: Bytes::ZERO,
+            steps: if slack_gone {
+                Steps::FREE
+            } else {
+                Steps::SLACK
+            },
+            trigger: Trigger::EarlyWarning,
+            onset_ns,
+        })
+    }
+
+    /// There is no time for the slow steps: the wall is hard, or they were
+    /// asked and stalls went on.
+    fn urgent(&self, b: &Burst, now_ns: u64) -> bool {
+        let hard = matches!(
+            b.kind,
+            Kind::MemcgReclaim | Kind::MemcgThrottle | Kind::OomVictim | Kind::Throttled
+        );
+        let late = |asked: u64| now_ns.saturating_sub(asked) > ns(self.tuning.patience);
+        hard || b.ordered_ns.is_some_and(late)
+    }
+
+    fn steps(&self, b: &Burst, now_ns: u64) -> Steps {
+        self.profile.steps(self.urgent(b, now_ns))
     }
 
     /// Starts a burst or goes on with it; `None` for somebody else's stall.
@@ -210,34 +268,58 @@ impl Controller {
                 last_stall_ns: now_ns,
                 slice: self.tuning.first_slice,
                 target,
+                ordered_ns: None,
             },
         });
         self.burst
     }
 
     /// Takes in what a decision gave back; `bytes` 0 means there is nothing
-    /// left to give.
-    pub fn trimmed(&mut self, decision: &Decision, bytes: Bytes) {
+    /// left to give, unless the rest was `ordered` of the slow steps.
+    pub fn trimmed(&mut self, decision: &Decision, bytes: Bytes, ordered: bool) {
         if decision.trigger == Trigger::EarlyWarning {
             return;
         }
-        if let Some(b) = &mut self.burst {
-            b.slice = Bytes(b.slice.0.saturating_mul(2)).min(self.tuning.max_slice);
-            b.target = if bytes == Bytes::ZERO {
-                Bytes::ZERO
-            } else {
-                b.target.saturating_sub(bytes)
-            };
+        let Some(b) = &mut self.burst else { return };
+        b.slice = Bytes(b.slice.0.saturating_mul(2)).min(self.tuning.max_slice);
+        let urgent = decision.steps.has(Step::Window);
+        let waits = ordered && !urgent;
+        if ordered && b.ordered_ns.is_none() {
+            b.ordered_ns = Some(b.last_stall_ns);
         }
+        b.target = if bytes == Bytes::ZERO && !waits {
+            Bytes::ZERO
+        } else {
+            b.target.saturating_sub(bytes)
+        };
     }
 
-    /// The next budget, when it is time to grow.
-    pub fn grow(&mut self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Option<Bytes> {
-        if budget >= capacity || now_ns < self.next_growth() {
+    /// It is time to think of growing.
+    #[must_use]
+    pub fn may_grow(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> bool {
+        budget < capacity && now_ns >= self.next_growth()
+    }
+
+    /// The next budget, when it is time to grow: at most a step above what is
+    /// resident, and only while there is room for two.
+    pub fn grow(
+        &mut self,
+        now_ns: u64,
+        budget: Bytes,
+        resident: Bytes,
+        capacity: Bytes,
+        reading: Reading,
+    ) -> Option<Bytes> {
+        if !self.may_grow(now_ns, budget, capacity) {
             return None;
         }
         self.next_grow_ns = now_ns.saturating_add(ns(self.tuning.grow_every));
-        Some(Bytes(budget.0.saturating_add(self.tuning.grow_by.0)).min(capacity))
+        let step = self.tuning.grow_by.0;
+        let unused = budget.0 > resident.0.saturating_add(step);
+        if unused || reading.room.0 < 2 * step {
+            return None;
+        }
+        Some(Bytes(budget.0.saturating_add(step)).min(capacity))
     }
 
     fn next_growth(&self) -> u64 {
@@ -290,7 +372,7 @@ mod tests {
     }
 
     fn controller() -> Controller {
-        Controller::new(Tuning::default(), 4096)
+        Controller::new(Tuning::default(), Profile::Latency, 4096)
     }
 
     fn cgroup(deficit: Bytes) -> Reading {
@@ -298,6 +380,7 @@ mod tests {
             cgroup_deficit: Some(deficit),
             system_deficit: Some(Bytes::ZERO),
             system_tight: false,
+            room: Bytes::mib(100),
         }
     }
 
@@ -313,7 +396,7 @@ mod tests {
             wants.push(d.want.0 >> 20);
             assert_eq!(d.onset_ns, 5);
             left = left.saturating_sub(d.want);
-            c.trimmed(&d, d.want);
+            c.trimmed(&d, d.want, false);
         }
         assert_eq!(wants, [2, 4, 8, 2]);
     }
@@ -324,7 +407,7 @@ mod tests {
         let first = |c: &mut Controller, phase, t| {
             c.observe(&event(Kind::MemcgReclaim, phase, t));
             let d = c.decide(t, cgroup(Bytes::mib(100))).unwrap();
-            c.trimmed(&d, d.want);
+            c.trimmed(&d, d.want, false);
             d.want.0 >> 20
         };
         assert_eq!(first(&mut c, Phase::Onset, MS), 2);
@@ -369,7 +452,7 @@ mod tests {
         c.observe(&event(Kind::DirectReclaim, Phase::Onset, 1));
         let d = c.decide(2, cgroup(Bytes::ZERO)).unwrap();
         assert_eq!(d.want, Tuning::default().first_slice);
-        c.trimmed(&d, d.want);
+        c.trimmed(&d, d.want, false);
         assert_eq!(c.decide(3, cgroup(Bytes::ZERO)), None);
     }
 
@@ -379,8 +462,52 @@ mod tests {
         c.observe(&event(Kind::KswapdWake, Phase::Mark, 1));
         let d = c.decide(2, Reading::default()).unwrap();
         assert_eq!(d.steps, Steps::SLACK);
-        c.trimmed(&d, Bytes::ZERO);
+        c.trimmed(&d, Bytes::ZERO, false);
         assert_eq!(c.decide(3, Reading::default()), None);
+        // And what is cached, as far as memory is short.
+        c.observe(&event(Kind::KswapdWake, Phase::Mark, 1));
+        let short = Reading {
+            system_deficit: Some(Bytes::mib(3)),
+            ..Reading::default()
+        };
+        assert_eq!(c.decide(2, short).unwrap().steps, Steps::SLACK);
+        let d = c.decide(3, short).unwrap();
+        assert_eq!((d.steps, d.want), (Steps::FREE, Bytes::mib(3)));
+        assert_eq!(c.decide(4, short), None);
+    }
+
+    #[test]
+    fn what_costs_text_waits_for_the_slow_steps_but_not_for_long() {
+        let mut c = Controller::new(Tuning::default(), Profile::Balanced, 4096);
+        let reading = Reading {
+            system_deficit: Some(Bytes::mib(8)),
+            ..cgroup(Bytes::ZERO)
+        };
+        c.observe(&event(Kind::DirectReclaim, Phase::Onset, MS));
+        let d = c.decide(MS, reading).unwrap();
+        assert!(!d.steps.has(Step::Window) && d.steps.has(Step::Thin));
+        assert_eq!(d.missing, Bytes::mib(8));
+        c.trimmed(&d, Bytes::ZERO, true);
+        assert_eq!(c.decide(2 * MS, reading), None);
+        // Stalls go on: free blocks at once, the window not yet.
+        c.observe(&event(Kind::DirectReclaim, Phase::Summary, 3 * MS));
+        let d = c.decide(3 * MS, reading).unwrap();
+        assert!(!d.steps.has(Step::Window));
+        c.trimmed(&d, Bytes::ZERO, true);
+        c.observe(&event(Kind::DirectReclaim, Phase::Summary, 7 * MS));
+        let d = c.decide(7 * MS, reading).unwrap();
+        assert!(d.steps.has(Step::Window));
+    }
+
+    #[test]
+    fn a_cgroup_at_its_limit_is_urgent_and_lossless_stays_lossless() {
+        for (profile, window) in [(Profile::Balanced, true), (Profile::Lossless, false)] {
+            let mut c = Controller::new(Tuning::default(), profile, 4096);
+            c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
+            let d = c.decide(2, cgroup(Bytes::mib(9))).unwrap();
+            assert_eq!(d.steps.has(Step::Window), window);
+            assert!(d.steps.has(Step::Preempt));
+        }
     }
 
     #[test]
@@ -388,7 +515,7 @@ mod tests {
         let mut c = controller();
         c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
         let d = c.decide(2, cgroup(Bytes::mib(50))).unwrap();
-        c.trimmed(&d, Bytes::ZERO);
+        c.trimmed(&d, Bytes::ZERO, false);
         assert_eq!(c.decide(3, cgroup(Bytes::mib(50))), None);
     }
 
@@ -397,11 +524,25 @@ mod tests {
         let (mut c, cap) = (controller(), Bytes::mib(100));
         c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
         let d = c.decide(MS, cgroup(Bytes::mib(2))).unwrap();
-        c.trimmed(&d, d.want);
-        assert_eq!(c.grow(1000 * MS, Bytes::mib(50), cap), None);
-        assert_eq!(c.grow(2002 * MS, Bytes::mib(50), cap), Some(Bytes::mib(54)));
-        assert_eq!(c.grow(2003 * MS, Bytes::mib(54), cap), None);
-        assert_eq!(c.grow(2252 * MS, Bytes::mib(98), cap), Some(cap));
+        c.trimmed(&d, d.want, false);
+        let mut grow = |ms: u64, mib: u64, used: u64| {
+            let used = Bytes::mib(used);
+            let room = cgroup(Bytes::ZERO);
+            c.grow(ms * MS, Bytes::mib(mib), used, cap, room)
+        };
+        assert_eq!(grow(1000, 50, 50), None);
+        assert_eq!(grow(2002, 50, 50), Some(Bytes::mib(54)));
+        assert_eq!(grow(2003, 54, 54), None);
+        assert_eq!(grow(2252, 98, 98), Some(cap));
+        // What is not used does not grow.
+        assert_eq!(grow(2600, 60, 50), None);
+        assert_eq!(grow(2900, 60, 58), Some(Bytes::mib(64)));
+        let tight = Reading {
+            room: Bytes::mib(7),
+            ..cgroup(Bytes::ZERO)
+        };
+        let at = Bytes::mib(64);
+        assert_eq!(c.grow(4000 * MS, at, at, cap, tight), None);
         assert_eq!(c.sleep(2252 * MS, cap, cap), None);
     }
 
@@ -419,7 +560,7 @@ mod tests {
                 let mut calls = 0;
                 while let Some(d) = c.decide(t, cgroup(Bytes(deficit))) {
                     prop_assert!(d.want <= Tuning::default().max_slice);
-                    c.trimmed(&d, Bytes(give.min(d.want.0)));
+                    c.trimmed(&d, Bytes(give.min(d.want.0)), false);
                     calls += 1;
                     prop_assert!(calls < 1_000_000);
                 }

@@ -26,6 +26,8 @@ pub struct Reading {
     pub cgroup_deficit: Option<Bytes>,
     /// Bytes missing in the system: sum of high watermarks - free.
     pub system_deficit: Option<Bytes>,
+    /// Bytes free of both walls, less what is to stay free: the smaller.
+    pub room: Bytes,
     /// The whole system may be short: below this the kernel reclaims for
     /// everybody, above it only for a cgroup at its limit.
     pub system_tight: bool,
@@ -36,8 +38,12 @@ impl Gauges {
     #[must_use]
     pub fn read(&self) -> Reading {
         let free = self.system.as_ref().map(|g| (g, free()));
+        let of_cgroup = self.cgroup.as_ref().and_then(|g| g.distance().ok());
+        let of_system = free.map(|(g, free)| free.saturating_sub(g.tight));
+        let rooms = of_cgroup.map(|d| d.1).into_iter().chain(of_system);
         Reading {
-            cgroup_deficit: self.cgroup.as_ref().and_then(|g| g.deficit().ok()),
+            cgroup_deficit: of_cgroup.map(|d| d.0),
+            room: rooms.min().unwrap_or(Bytes(u64::MAX)),
             system_deficit: free.map(|(g, free)| g.high.saturating_sub(free)),
             system_tight: free.is_some_and(|(g, free)| free < g.tight),
         }
@@ -70,18 +76,21 @@ impl CgroupGauge {
         })
     }
 
-    /// usage + headroom - limit, at least zero.
+    /// usage + headroom - limit, and limit - headroom - usage, each at least
+    /// zero: what is missing, and what there is room for.
     ///
     /// # Errors
     /// The cgroup is gone.
-    pub fn deficit(&self) -> io::Result<Bytes> {
+    pub fn distance(&self) -> io::Result<(Bytes, Bytes)> {
         let usage = read_number(&self.usage)?.unwrap_or(0);
         // "max" is not a number: no limit, nothing missing.
         let Some(limit) = read_number(&self.limit)? else {
-            return Ok(Bytes::ZERO);
+            return Ok((Bytes::ZERO, Bytes(u64::MAX)));
         };
-        Ok(Bytes(
-            usage.saturating_add(self.headroom.0).saturating_sub(limit),
+        let full = usage.saturating_add(self.headroom.0);
+        Ok((
+            Bytes(full.saturating_sub(limit)),
+            Bytes(limit.saturating_sub(full)),
         ))
     }
 }

@@ -10,9 +10,10 @@ use super::{
     harden::{self, Hardening},
     reactor::{Reactor, Shared},
     record::TrimRecord,
+    worker::{Order, Worker},
 };
 use crate::{
-    kv::KvPool,
+    kv::{Ladder, Profile, Step},
     signal::{EventTotals, PressureSource, SourceStats, privilege},
     units::Bytes,
 };
@@ -22,7 +23,11 @@ use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     thread::JoinHandle,
 };
 use thiserror::Error;
@@ -49,6 +54,8 @@ pub struct GovernorConfig {
     pub scope: Scope,
     /// Constants of the rule.
     pub tuning: Tuning,
+    /// What may be given up; the ladder that it is started with has the same.
+    pub profile: Profile,
     /// Bytes to keep free below a cgroup's limit.
     pub headroom: Bytes,
     /// Measure the resident set around each trim (two reads of `statm`).
@@ -62,6 +69,7 @@ impl Default for GovernorConfig {
         Self {
             scope: Scope::Auto,
             tuning: Tuning::default(),
+            profile: Profile::default(),
             headroom: Bytes::mib(16),
             measure_rss: false,
             observe_only: false,
@@ -99,6 +107,10 @@ pub struct GovernorStats {
     pub trims: u64,
     /// Bytes given back.
     pub trimmed_bytes: Bytes,
+    /// The same by step.
+    pub by_step: std::collections::BTreeMap<&'static str, Bytes>,
+    /// Positions that lost keys and values.
+    pub dropped_tokens: u64,
     /// Stalls of other cgroups, let pass.
     pub ignored: u64,
     /// Times the reactor was woken by its source.
@@ -149,7 +161,8 @@ pub struct Prepared {
     stats: Arc<dyn SourceStats>,
     hardening: Hardening,
     /// Before `threads`: dropped first, it ends the wait of the reactor.
-    pool: mpsc::SyncSender<Arc<KvPool>>,
+    pool: mpsc::SyncSender<Arc<Ladder>>,
+    order: Arc<Order>,
     threads: Threads,
 }
 
@@ -166,18 +179,35 @@ impl Prepared {
         &self.hardening
     }
 
-    /// Lets the reactor run over `pool`.
-    #[must_use]
-    pub fn start(self, pool: Arc<KvPool>) -> Governor {
+    /// Lets the reactor run over the pool of `ladder`, and another thread take
+    /// its slow steps.
+    ///
+    /// # Errors
+    /// That thread could not be made.
+    pub fn start(mut self, ladder: Arc<Ladder>) -> Result<Governor, GovernorError> {
+        let slow = ladder.config().profile != Profile::Latency;
+        if slow {
+            let (order, shared) = (self.order, Arc::clone(&self.shared));
+            let ladder = Arc::clone(&ladder);
+            self.threads.spawn("kvpsi-reclaim", move |stop| {
+                Worker {
+                    ladder,
+                    order,
+                    shared,
+                    stop,
+                }
+                .run();
+            })?;
+        }
         // The thread ends only when this sender is dropped or told to stop.
-        let _ = self.pool.send(pool);
-        Governor {
+        let _ = self.pool.send(ladder);
+        Ok(Governor {
             signal: self.signal,
             shared: self.shared,
             stats: self.stats,
             hardening: self.hardening,
             _threads: self.threads,
-        }
+        })
     }
 }
 
@@ -228,14 +258,18 @@ impl Governor {
         } else {
             None
         };
-        let controller = Controller::new(config.tuning, page_bytes);
+        let controller = Controller::new(config.tuning, config.profile, page_bytes);
+        let wake =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
+        let order = Arc::new(Order::new(wake));
+        let of_reactor = Arc::clone(&order);
         let mut threads = Threads::default();
         if let Some(w) = witness {
             let shared = Arc::clone(&shared);
             threads.spawn("kvpsi-witness", move |stop| watch(w, &shared, &stop))?;
         }
         let (tell, told) = mpsc::sync_channel(1);
-        let (pool_tx, pool_rx) = mpsc::sync_channel::<Arc<KvPool>>(1);
+        let (pool_tx, pool_rx) = mpsc::sync_channel::<Arc<Ladder>>(1);
         let in_thread = Arc::clone(&shared);
         threads.spawn("kvpsi-reactor", move |stop| {
             let hardening = harden::current_thread();
@@ -244,7 +278,8 @@ impl Governor {
                 tracing::warn!("the reactor's thread keeps its capabilities: {e}");
             }
             let _ = tell.send(hardening);
-            let Ok(pool) = pool_rx.recv() else { return };
+            let Ok(ladder) = pool_rx.recv() else { return };
+            let pool = Arc::clone(ladder.pool());
             let capacity = pool.budget();
             let shared = in_thread;
             Reactor {
@@ -252,6 +287,7 @@ impl Governor {
                 gauges,
                 pool,
                 controller,
+                order: of_reactor,
                 shared,
                 stop,
                 statm,
@@ -271,6 +307,7 @@ impl Governor {
             hardening,
             threads,
             pool: pool_tx,
+            order,
         })
     }
 
@@ -286,6 +323,13 @@ impl Governor {
         &self.hardening
     }
 
+    /// Set with every trim; whoever does work that can wait clears it first
+    /// and stops when it is set.
+    #[must_use]
+    pub fn pressure(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.shared.pressure)
+    }
+
     /// Totals so far.
     #[must_use]
     pub fn stats(&self) -> GovernorStats {
@@ -297,6 +341,13 @@ impl Governor {
             some_ns: self.stats.some_ns(),
             trims: s.trims.load(Relaxed),
             trimmed_bytes: Bytes(s.trimmed_bytes.load(Relaxed)),
+            by_step: Step::ALL
+                .iter()
+                .zip(&s.by_step)
+                .map(|(step, b)| (step.name(), Bytes(b.load(Relaxed))))
+                .filter(|(_, b)| *b > Bytes::ZERO)
+                .collect(),
+            dropped_tokens: s.dropped_tokens.load(Relaxed),
             ignored: s.ignored.load(Relaxed),
             wakeups: s.wakeups.load(Relaxed),
             records_lost: s.records_lost.load(Relaxed),

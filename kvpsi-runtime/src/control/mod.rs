@@ -15,6 +15,7 @@ pub mod governor;
 pub mod harden;
 pub mod reactor;
 pub mod record;
+mod worker;
 
 pub use controller::{Controller, Decision, Tuning};
 pub use governor::{Governor, GovernorConfig, GovernorError, GovernorStats, Prepared, Scope};

@@ -9,8 +9,14 @@ use super::{
     controller::{Controller, Decision},
     gauge::Gauges,
     record::{Trigger, TrimRecord},
+    worker::Order,
 };
-use crate::{clock::monotonic_ns, kv::KvPool, signal::PressureSource, units::Bytes};
+use crate::{
+    clock::monotonic_ns,
+    kv::{KvPool, Step, Trimmed},
+    signal::PressureSource,
+    units::Bytes,
+};
 use crossbeam_queue::ArrayQueue;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -41,6 +47,11 @@ pub(super) struct Shared {
     /// Start of the last burst as an independent witness saw it, ns; 0: none.
     pub witness_onset_ns: AtomicU64,
     pub paused: AtomicBool,
+    /// Set with every trim, for work that can wait: it is to stop.
+    pub pressure: Arc<AtomicBool>,
+    /// Bytes by step, in the order of [`Step::ALL`].
+    pub by_step: [AtomicU64; Step::ALL.len()],
+    pub dropped_tokens: AtomicU64,
 }
 
 impl Shared {
@@ -55,6 +66,23 @@ impl Shared {
             source_errno: AtomicI32::new(0),
             witness_onset_ns: AtomicU64::new(0),
             paused: AtomicBool::new(false),
+            pressure: Arc::default(),
+            by_step: Default::default(),
+            dropped_tokens: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts what was given back, and leaves it for who wants to know.
+    pub fn tell(&self, record: TrimRecord) {
+        let t = &record.trimmed;
+        self.trims.fetch_add(1, Relaxed);
+        self.trimmed_bytes.fetch_add(t.bytes.0, Relaxed);
+        self.dropped_tokens.fetch_add(t.tokens, Relaxed);
+        for (sum, bytes) in self.by_step.iter().zip(t.by_step) {
+            sum.fetch_add(bytes.0, Relaxed);
+        }
+        if self.records.push(record).is_err() {
+            self.records_lost.fetch_add(1, Relaxed);
         }
     }
 }
@@ -64,6 +92,7 @@ pub(super) struct Reactor {
     pub gauges: Gauges,
     pub pool: Arc<KvPool>,
     pub controller: Controller,
+    pub order: Arc<Order>,
     pub shared: Arc<Shared>,
     /// Readable: stop.
     pub stop: OwnedFd,
@@ -146,7 +175,7 @@ impl Reactor {
                 return Ok(());
             };
             if self.shared.paused.load(Relaxed) {
-                self.controller.trimmed(&decision, Bytes::ZERO);
+                self.controller.trimmed(&decision, Bytes::ZERO, false);
                 continue;
             }
             self.trim(&decision, noticed_ns);
@@ -161,9 +190,11 @@ impl Reactor {
     }
 
     fn trim(&mut self, decision: &Decision, noticed_ns: u64) {
+        self.shared.pressure.store(true, Relaxed);
         let rss_before = self.rss();
         let trimmed = self.pool.trim(decision.want, decision.steps);
-        self.controller.trimmed(decision, trimmed.bytes);
+        let ordered = self.order_rest(decision, &trimmed);
+        self.controller.trimmed(decision, trimmed.bytes, ordered);
         if trimmed.bytes == Bytes::ZERO {
             return;
         }
@@ -178,11 +209,7 @@ impl Reactor {
         } else {
             witness
         };
-        self.shared.trims.fetch_add(1, Relaxed);
-        self.shared
-            .trimmed_bytes
-            .fetch_add(trimmed.bytes.0, Relaxed);
-        let record = TrimRecord {
+        self.shared.tell(TrimRecord {
             trigger: decision.trigger,
             onset_ns,
             noticed_ns,
@@ -190,15 +217,33 @@ impl Reactor {
             trimmed,
             rss_before,
             rss_after,
-        };
-        if self.shared.records.push(record).is_err() {
-            self.shared.records_lost.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// What the quick steps did not give is ordered of the slow ones, where
+    /// they are allowed.
+    fn order_rest(&self, decision: &Decision, trimmed: &Trimmed) -> bool {
+        let slow = decision.steps.has(Step::Pack) || decision.steps.has(Step::Thin);
+        let left = decision.missing.saturating_sub(trimmed.bytes);
+        if !slow || left == Bytes::ZERO {
+            return false;
         }
+        self.order
+            .place(left, decision.trigger.kind(), decision.onset_ns);
+        true
     }
 
     fn grow(&mut self) {
         let budget = self.pool.budget();
-        if let Some(b) = self.controller.grow(monotonic_ns(), budget, self.capacity) {
+        let now = monotonic_ns();
+        if !self.controller.may_grow(now, budget, self.capacity) {
+            return;
+        }
+        let (resident, reading) = (self.pool.account().resident, self.gauges.read());
+        if let Some(b) = self
+            .controller
+            .grow(now, budget, resident, self.capacity, reading)
+        {
             self.pool.set_budget(b);
         }
     }

@@ -18,6 +18,8 @@ pub enum Trigger {
     FollowUp(Kind),
     /// The low watermark was crossed, nobody has stalled: lossless only.
     EarlyWarning,
+    /// A slow step that such a stall had ordered.
+    Background(Kind),
 }
 
 impl Trigger {
@@ -29,6 +31,7 @@ impl Trigger {
             Self::Ongoing(_) => "ongoing",
             Self::FollowUp(_) => "follow_up",
             Self::EarlyWarning => "early_warning",
+            Self::Background(_) => "background",
         }
     }
 
@@ -36,7 +39,7 @@ impl Trigger {
     #[must_use]
     pub const fn kind(self) -> Kind {
         match self {
-            Self::Onset(k) | Self::Ongoing(k) | Self::FollowUp(k) => k,
+            Self::Onset(k) | Self::Ongoing(k) | Self::FollowUp(k) | Self::Background(k) => k,
             Self::EarlyWarning => Kind::KswapdWake,
         }
     }

@@ -123,8 +123,12 @@ impl Session {
         let block = self.pool.shape().block_tokens;
         let most = self.tokens.len().saturating_sub(1) / block;
         let has = self.pool.adopt(seq, &self.hashes[..most], false);
+        // How those were computed is not known: as a prefill would.
         self.history = History::default();
-        self.history.push(has);
+        for _ in 0..has / CHUNK {
+            self.history.push(CHUNK);
+        }
+        self.history.push(has % CHUNK);
         Ok(())
     }
 }
@@ -240,6 +244,45 @@ impl Engine {
             });
         }
         Ok(stats)
+    }
+
+    /// Appends `tokens` to the session and computes them; `tell` gets the logits
+    /// after each of them, in order. For whoever measures.
+    ///
+    /// # Errors
+    /// As [`Engine::generate_in`]; or there is no memory for them.
+    pub fn read_in(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+        tell: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        let before = session.tokens.len();
+        session.tokens.extend_from_slice(tokens);
+        session.take_up()?;
+        while session.waiting() > 0 {
+            let rows = session.waiting().min(CHUNK);
+            self.make_room(rows);
+            let Some(seq) = session.seq else { break };
+            let at = session.pool.append(seq, rows)?;
+            session.history.push(rows);
+            let span = RowSpan {
+                seq,
+                first_pos: at.start,
+                rows,
+            };
+            let wanted = before.clamp(at.start, at.end) - at.start..rows;
+            let first = at.start;
+            let (decoder, step) = (&self.decoder, &mut self.step);
+            let rows = &session.tokens[at];
+            let mut told = |row: usize, logits: &[f32]| tell(first + row - before, logits);
+            decoder.step_through(rows, span, &session.pool, step, wanted, &mut told)?;
+        }
+        session.publish();
+        Ok(())
     }
 
     /// Computes every waiting row, or says why not.

@@ -110,6 +110,12 @@ impl Ladder {
         }
     }
 
+    /// The pool that it is over.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
     /// Its settings.
     #[must_use]
     pub fn config(&self) -> &LadderConfig {

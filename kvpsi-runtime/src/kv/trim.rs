@@ -53,7 +53,7 @@ impl Trimmed {
         self.by_step[step as usize - 1]
     }
 
-    pub(super) fn add(&mut self, step: Step, bytes: Bytes) {
+    pub(crate) fn add(&mut self, step: Step, bytes: Bytes) {
         if bytes > Bytes::ZERO {
             let sum = &mut self.by_step[step as usize - 1];
             *sum = Bytes(sum.0 + bytes.0);

@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut engine = Engine::load(&EngineConfig::new(held.path()))?;
     let pool = engine.pool();
     let realtime = listening.prepared.hardening().realtime;
-    let governor = listening.prepared.start(pool.clone());
+    let governor = listening.prepared.start(engine.ladder())?;
     let mut session = engine.open()?;
     let stats = talk(
         args,

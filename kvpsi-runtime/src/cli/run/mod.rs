@@ -1,32 +1,32 @@
 //! `kvpsi run`: text of the model on stdout, figures on stderr.
 //!
-//! Owns the prompt's way into tokens, the conversation on stdin and the way
-//! out: a signal or a closed pipe ends it cleanly. Refuses to know how tokens
-//! are made.
+//! Owns the flags, the signals and what is said at the end; `talk` holds the
+//! conversation. A signal or a closed pipe ends it cleanly. Refuses to know how
+//! tokens are made.
+
+mod talk;
 
 use super::reading;
 use crate::{
     cli::pressure::{self, HeldFile},
-    control::{GovernorConfig, GovernorStats, Prepared},
-    engine::{Engine, EngineConfig, Finish, GenStats, SamplingConfig, Session},
-    kv::KvType,
-    model::{
-        chat::{Message, Role},
-        default_model,
-    },
+    control::{Governor, GovernorConfig, GovernorStats, Prepared},
+    engine::{EngineConfig, SamplingConfig},
+    kv::{KvType, Profile, evict::Evict},
+    model::default_model,
     signal::{Choice, SignalError, privilege, programs::Rung},
+    units::Bytes,
 };
 use anyhow::{Context, bail};
 use std::{
-    io::{BufRead, ErrorKind, IsTerminal, Write},
-    ops::ControlFlow,
+    io::BufRead,
     path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI32, Ordering},
-        mpsc::{self, Receiver, Sender},
+        mpsc::{self, Sender},
     },
 };
+use talk::Talk;
 use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "Examples:
@@ -102,9 +102,21 @@ pub struct Args {
     /// Tokens that prompt and answers may have together [default: the model's, up to 8192]
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<usize>,
-    /// How keys and values are written: f16, or q8_0 in half the memory
+    /// How keys and values are written at first: q8_0 takes half the memory of f16, q4_0 a quarter
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     kv_type: KvType,
+    /// What may be given up for memory
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+    /// Which tokens go first where some must
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    evict: Evict,
+    /// Tokens below which the conversation's cache does not go
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    kv_floor: usize,
+    /// Most memory of keys and values, in MiB [default: all of --ctx]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    kv_budget: Option<u32>,
     /// Instructions that come before the conversation
     #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
@@ -136,25 +148,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.sampling();
     sampling.check()?;
     let held = HeldFile::open(&model);
-    let prepared = listen(args.signal, args.rung)?;
+    let prepared = listen(args.signal, args.rung, args.profile)?;
     let (turns, inbox) = mpsc::channel();
     let mut config = EngineConfig::new(held.path());
     config.context = args.ctx;
     config.kv_type = args.kv_type;
+    config.profile = args.profile;
+    config.evict = args.evict;
+    config.floor_tokens = args.kv_floor;
+    config.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
     let caught = catch_signals(config.stop.clone(), turns.clone())?;
     let engine = reading::engine(&config)?;
-    let governor = prepared.map(|p| p.start(engine.pool()));
+    let governor = prepared.map(|p| p.start(engine.ladder())).transpose()?;
 
     let mut talk = Talk {
         engine,
         sampling,
         out: std::io::stdout(),
         closed: false,
+        hold: governor
+            .as_ref()
+            .map(Governor::pressure)
+            .unwrap_or_default(),
     };
     match &args.prompt {
         Some(prompt) => talk.once(prompt, &args)?,
         None => {
-            std::thread::spawn(move || read_turns(&turns));
+            let hold = talk.hold.clone();
+            std::thread::spawn(move || read_turns(&turns, &hold));
             talk.chat(&inbox, args.system.as_deref())?;
         }
     }
@@ -170,12 +191,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Opens the signal and gives up privileges; `None` for `--signal none`, and
 /// where the service manager wants nobody to listen.
-fn listen(signal: Signal, rung: Rung) -> anyhow::Result<Option<Prepared>> {
+fn listen(signal: Signal, rung: Rung, profile: Profile) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = signal.choice() else {
         privilege::drop_all().context("cannot give up privileges")?;
         return Ok(None);
     };
-    let listening = match pressure::listen(choice, rung, false, &GovernorConfig::default()) {
+    let config = GovernorConfig {
+        profile,
+        ..GovernorConfig::default()
+    };
+    let listening = match pressure::listen(choice, rung, false, &config) {
         Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
             eprintln!("kvpsi: nothing will be trimmed: {e}");
             privilege::drop_all().context("cannot give up privileges")?;
@@ -193,9 +218,15 @@ fn listen(signal: Signal, rung: Rung) -> anyhow::Result<Option<Prepared>> {
 /// What was given back, where anything was; and what was lost, if anything.
 fn report_trims(stats: &GovernorStats) {
     if stats.trims > 0 {
+        let steps = stats.by_step.iter().map(|(step, b)| format!("{step} {b}"));
         eprintln!(
-            "kvpsi: {} trims gave back {} (signal {}, {} stalls seen)",
-            stats.trims, stats.trimmed_bytes, stats.signal, stats.events.seen
+            "kvpsi: {} trims gave back {} ({}), {} tokens dropped (signal {}, {} stalls seen)",
+            stats.trims,
+            stats.trimmed_bytes,
+            steps.collect::<Vec<_>>().join(", "),
+            stats.dropped_tokens,
+            stats.signal,
+            stats.events.seen
         );
     }
     if stats.events.dropped > 0 {
@@ -291,7 +322,7 @@ fn catch_signals(stop: Arc<AtomicBool>, turns: Sender<Turn>) -> anyhow::Result<A
     Ok(caught)
 }
 
-fn read_turns(turns: &Sender<Turn>) {
+fn read_turns(turns: &Sender<Turn>, hold: &AtomicBool) {
     for line in std::io::stdin().lock().lines() {
         match line {
             Ok(line) if line.trim().is_empty() => {}
@@ -299,6 +330,8 @@ fn read_turns(turns: &Sender<Turn>) {
                 if turns.send(Turn::Line(line)).is_err() {
                     return;
                 }
+                // After the line is there: who holds on looks for it.
+                hold.store(true, Ordering::Relaxed);
             }
             Err(e) => {
                 eprintln!("kvpsi: stdin: {e}");
@@ -308,131 +341,4 @@ fn read_turns(turns: &Sender<Turn>) {
     }
     // The conversation may be over already.
     let _ = turns.send(Turn::End);
-}
-
-/// An engine and where its text goes.
-struct Talk {
-    engine: Engine,
-    sampling: SamplingConfig,
-    out: std::io::Stdout,
-    /// Nobody reads stdout any more.
-    closed: bool,
-}
-
-impl Talk {
-    fn once(&mut self, prompt: &str, args: &Args) -> anyhow::Result<()> {
-        let tokens = if args.raw {
-            self.engine.tokenizer().encode(prompt, true)?
-        } else {
-            let mut messages = system(args.system.as_deref());
-            messages.push(Message::new(Role::User, prompt));
-            let text = self.template(&messages)?;
-            self.engine.tokenizer().encode(&text, false)?
-        };
-        let mut session = self.engine.open()?;
-        if args.raw {
-            self.write(prompt)?;
-        }
-        self.answer(&mut session, &tokens)?;
-        Ok(())
-    }
-
-    /// One answer a turn. The KV of earlier turns is kept: only the text that
-    /// the template adds is prefilled.
-    fn chat(&mut self, inbox: &Receiver<Turn>, first: Option<&str>) -> anyhow::Result<()> {
-        let mut messages = system(first);
-        let mut session = self.engine.open()?;
-        // What the session holds, as text.
-        let mut held = String::new();
-        let people = std::io::stdin().is_terminal();
-        loop {
-            if people {
-                eprint!("> ");
-            }
-            let Ok(Turn::Line(line)) = inbox.recv() else {
-                return Ok(());
-            };
-            messages.push(Message::new(Role::User, line));
-            let text = self.template(&messages)?;
-            let added = match text.strip_prefix(&held) {
-                Some(added) => added,
-                // The template rewrote what came before.
-                None => {
-                    drop(session);
-                    session = self.engine.open()?;
-                    &text
-                }
-            };
-            let tokens = self.engine.tokenizer().encode(added, false)?;
-            let (answer, finish) = self.answer(&mut session, &tokens)?;
-            if self.closed || finish == Finish::Stopped {
-                return Ok(());
-            }
-            held = text + &answer;
-            messages.push(Message::new(Role::Assistant, answer));
-        }
-    }
-
-    fn template(&self, messages: &[Message]) -> anyhow::Result<String> {
-        let chat = self
-            .engine
-            .chat()
-            .context("this model has no chat template: use --raw with -p")?;
-        Ok(chat.render(messages, true)?)
-    }
-
-    /// Streams one answer and prints its figures.
-    fn answer(
-        &mut self,
-        session: &mut Session,
-        tokens: &[u32],
-    ) -> anyhow::Result<(String, Finish)> {
-        let Self {
-            engine,
-            sampling,
-            out,
-            closed,
-        } = self;
-        let mut answer = String::new();
-        let mut broken = None;
-        let stats = engine.generate_in(session, tokens, sampling, &mut |piece| {
-            answer.push_str(piece.text);
-            match write(out, piece.text) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(e) => {
-                    broken = Some(e);
-                    ControlFlow::Break(())
-                }
-            }
-        })?;
-        match broken.map_or_else(|| write(out, "\n"), Err) {
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => *closed = true,
-            other => other.context("writing to stdout")?,
-        }
-        report(&stats);
-        Ok((answer, stats.finish))
-    }
-
-    fn write(&mut self, text: &str) -> anyhow::Result<()> {
-        match write(&mut self.out, text) {
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => self.closed = true,
-            other => other.context("writing to stdout")?,
-        }
-        Ok(())
-    }
-}
-
-fn write(out: &mut std::io::Stdout, text: &str) -> std::io::Result<()> {
-    out.write_all(text.as_bytes())?;
-    out.flush()
-}
-
-fn report(stats: &GenStats) {
-    eprintln!("kvpsi: {stats}");
-}
-
-fn system(text: Option<&str>) -> Vec<Message> {
-    text.map(|t| Message::new(Role::System, t))
-        .into_iter()
-        .collect()
 }

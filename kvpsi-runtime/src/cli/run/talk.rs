@@ -1,0 +1,185 @@
+//! The conversation of `kvpsi run`: a prompt's way into tokens, and out.
+//!
+//! Between two turns the conversation's cache is given to whoever needs memory;
+//! what was lost of it is computed anew while nobody waits. Refuses to know of
+//! signals and flags.
+
+use super::{Args, Turn};
+use crate::{
+    engine::{Engine, Finish, GenStats, Healed, SamplingConfig, Session},
+    model::chat::{Message, Role},
+};
+use anyhow::Context;
+use std::{
+    io::{ErrorKind, IsTerminal, Write},
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+/// Time without pressure before a conversation that lost tokens is healed.
+const HEAL_EVERY: Duration = Duration::from_millis(500);
+
+/// An engine and where its text goes.
+pub(super) struct Talk {
+    pub(super) engine: Engine,
+    pub(super) sampling: SamplingConfig,
+    pub(super) out: std::io::Stdout,
+    /// Nobody reads stdout any more.
+    pub(super) closed: bool,
+    /// Memory is short, or somebody waits for an answer: what can wait stops.
+    pub(super) hold: Arc<AtomicBool>,
+}
+
+impl Talk {
+    pub(super) fn once(&mut self, prompt: &str, args: &Args) -> anyhow::Result<()> {
+        let tokens = if args.raw {
+            self.engine.tokenizer().encode(prompt, true)?
+        } else {
+            let mut messages = system(args.system.as_deref());
+            messages.push(Message::new(Role::User, prompt));
+            let text = self.template(&messages)?;
+            self.engine.tokenizer().encode(&text, false)?
+        };
+        let mut session = self.engine.open()?;
+        if args.raw {
+            self.write(prompt)?;
+        }
+        self.answer(&mut session, &tokens)?;
+        Ok(())
+    }
+
+    /// One answer a turn. The KV of earlier turns is kept: only the text that
+    /// the template adds is prefilled.
+    pub(super) fn chat(
+        &mut self,
+        inbox: &Receiver<Turn>,
+        first: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let mut messages = system(first);
+        let mut session = self.engine.open()?;
+        // What the session holds, as text.
+        let mut held = String::new();
+        let people = std::io::stdin().is_terminal();
+        loop {
+            if people {
+                eprint!("> ");
+            }
+            let Turn::Line(line) = self.next_turn(inbox, &mut session)? else {
+                return Ok(());
+            };
+            messages.push(Message::new(Role::User, line));
+            let text = self.template(&messages)?;
+            let added = match text.strip_prefix(&held) {
+                Some(added) => added,
+                // The template rewrote what came before.
+                None => {
+                    drop(session);
+                    session = self.engine.open()?;
+                    &text
+                }
+            };
+            let tokens = self.engine.tokenizer().encode(added, false)?;
+            let (answer, finish) = self.answer(&mut session, &tokens)?;
+            if self.closed || finish == Finish::Stopped {
+                return Ok(());
+            }
+            held = text + &answer;
+            messages.push(Message::new(Role::Assistant, answer));
+        }
+    }
+
+    /// The next turn. Until it comes the conversation is the cache's to keep;
+    /// one that lost tokens is healed.
+    fn next_turn(&mut self, inbox: &Receiver<Turn>, session: &mut Session) -> anyhow::Result<Turn> {
+        let mut whole = session.park();
+        loop {
+            let wait = if whole { Duration::MAX } else { HEAL_EVERY };
+            match inbox.recv_timeout(wait) {
+                Ok(turn) => return Ok(turn),
+                Err(RecvTimeoutError::Disconnected) => return Ok(Turn::End),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Calm for as long as it took to wait.
+            if self.hold.swap(false, Ordering::Relaxed) {
+                continue;
+            }
+            match self.engine.heal(session, &self.hold)? {
+                Healed::Whole => whole = session.park(),
+                Healed::Done(tokens) => {
+                    eprintln!("kvpsi: {tokens} tokens computed anew: nothing is missing now");
+                    whole = session.park();
+                }
+                Healed::Interrupted | Healed::NoRoom => {}
+            }
+        }
+    }
+
+    fn template(&self, messages: &[Message]) -> anyhow::Result<String> {
+        let chat = self
+            .engine
+            .chat()
+            .context("this model has no chat template: use --raw with -p")?;
+        Ok(chat.render(messages, true)?)
+    }
+
+    /// Streams one answer and prints its figures.
+    fn answer(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+    ) -> anyhow::Result<(String, Finish)> {
+        let Self {
+            engine,
+            sampling,
+            out,
+            closed,
+            ..
+        } = self;
+        let mut answer = String::new();
+        let mut broken = None;
+        let stats = engine.generate_in(session, tokens, sampling, &mut |piece| {
+            answer.push_str(piece.text);
+            match write(out, piece.text) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    broken = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        match broken.map_or_else(|| write(out, "\n"), Err) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => *closed = true,
+            other => other.context("writing to stdout")?,
+        }
+        report(&stats);
+        Ok((answer, stats.finish))
+    }
+
+    fn write(&mut self, text: &str) -> anyhow::Result<()> {
+        match write(&mut self.out, text) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => self.closed = true,
+            other => other.context("writing to stdout")?,
+        }
+        Ok(())
+    }
+}
+
+fn write(out: &mut std::io::Stdout, text: &str) -> std::io::Result<()> {
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+fn report(stats: &GenStats) {
+    eprintln!("kvpsi: {stats}");
+}
+
+fn system(text: Option<&str>) -> Vec<Message> {
+    text.map(|t| Message::new(Role::System, t))
+        .into_iter()
+        .collect()
+}

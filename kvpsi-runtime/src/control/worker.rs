@@ -1,0 +1,143 @@
+//! The thread behind the reactor: re-encodes and thins, on the reactor's order.
+//!
+//! Owns the order and the thread's life. An order is a number of bytes; a newer
+//! one replaces it if it is larger. After every block the reactor may have
+//! given what is missing itself, or stalls may be over: what was ordered is
+//! carried out all the same, for the budget will not have grown by then.
+//! Refuses to decide.
+
+use super::{
+    reactor::Shared,
+    record::{Trigger, TrimRecord},
+};
+use crate::{
+    clock::monotonic_ns,
+    kv::{Ladder, Reclaimed, Trimmed},
+    units::Bytes,
+};
+use kvpsi_common::Kind;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fd::OwnedFd,
+    io::{Errno, read, write},
+};
+use std::sync::{
+    Arc,
+    atomic::{
+        AtomicU16, AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+    },
+};
+
+/// What the reactor wants of the worker.
+#[derive(Debug)]
+pub(super) struct Order {
+    bytes: AtomicU64,
+    onset_ns: AtomicU64,
+    kind: AtomicU16,
+    /// An eventfd that wakes the worker.
+    wake: OwnedFd,
+}
+
+impl Order {
+    pub fn new(wake: OwnedFd) -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            onset_ns: AtomicU64::new(0),
+            kind: AtomicU16::new(0),
+            wake,
+        }
+    }
+
+    /// Asks for so many bytes; does not wait.
+    pub fn place(&self, bytes: Bytes, kind: Kind, onset_ns: u64) {
+        self.onset_ns.store(onset_ns, Relaxed);
+        self.kind.store(kind as u16, Relaxed);
+        self.bytes.fetch_max(bytes.0, SeqCst);
+        // An eventfd is full after 2^64 orders; then the worker is awake.
+        let _ = write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+pub(super) struct Worker {
+    pub ladder: Arc<Ladder>,
+    pub order: Arc<Order>,
+    pub shared: Arc<Shared>,
+    /// Readable: stop.
+    pub stop: OwnedFd,
+}
+
+impl Worker {
+    /// Runs until told to stop.
+    pub fn run(&self) {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.stop, PollFlags::IN),
+                PollFd::new(&self.order.wake, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            if !fds[0].revents().is_empty() {
+                return;
+            }
+            let mut count = [0u8; 8];
+            let _ = read(&self.order.wake, &mut count);
+            self.carry_out();
+        }
+    }
+
+    fn carry_out(&self) {
+        let allowed = self.ladder.config().profile.steps(false);
+        let mut freed = false;
+        loop {
+            let left = self.order.bytes.load(SeqCst);
+            if left == 0 {
+                break;
+            }
+            let started_ns = monotonic_ns();
+            let Some(done) = self.ladder.step(Bytes(left), allowed) else {
+                self.order.bytes.store(0, SeqCst);
+                break;
+            };
+            freed = true;
+            let less = |b: u64| Some(b.saturating_sub(done.bytes.0.max(1)));
+            let _ = self.order.bytes.fetch_update(SeqCst, SeqCst, less);
+            self.tell(&done, Bytes(left), started_ns);
+        }
+        if freed {
+            let pool = self.ladder.pool();
+            let a = pool.account();
+            let most = a.resident.max(a.floor);
+            if pool.budget() > most {
+                pool.set_budget(most);
+            }
+        }
+    }
+
+    fn tell(&self, done: &Reclaimed, wanted: Bytes, started_ns: u64) {
+        let after = self.ladder.pool().account().live_tokens;
+        let mut trimmed = Trimmed {
+            tokens: done.tokens,
+            mass_dropped: done.mass_dropped,
+            started_ns,
+            returned_ns: monotonic_ns(),
+            kv_tokens_before: after + done.tokens,
+            kv_tokens_after: after,
+            ..Trimmed::default()
+        };
+        trimmed.add(done.step, done.bytes);
+        let kind = Kind::from_raw(self.order.kind.load(Relaxed)).unwrap_or(Kind::DirectReclaim);
+        let onset_ns = self.order.onset_ns.load(Relaxed);
+        self.shared.tell(TrimRecord {
+            trigger: Trigger::Background(kind),
+            onset_ns,
+            noticed_ns: started_ns,
+            wanted,
+            trimmed,
+            rss_before: None,
+            rss_after: None,
+        });
+    }
+}
