@@ -79,7 +79,10 @@ fn a_preempted_session_goes_on_with_the_same_text() {
     let got = answer(&mut e, &mut younger, &prompt, 60, &mut |n| {
         if n == 7 || n == 41 {
             let t = pool.trim(Bytes(u64::MAX), PREEMPT);
-            assert!((t.preempted, t.tokens) == (1, 0) && t.bytes > Bytes::ZERO, "{t:?}");
+            assert!(
+                (t.preempted, t.tokens) == (1, 0) && t.bytes > Bytes::ZERO,
+                "{t:?}"
+            );
         }
     });
     assert_eq!(got, want);
@@ -145,7 +148,10 @@ fn a_healed_session_is_as_if_it_had_never_been_trimmed() {
         let most = l.iter().zip(logits).map(|(a, b)| (a - b).abs());
         let most = most.fold(0f32, f32::max);
         eprintln!("perplexity {p:.5} healed, {ppl:.5} untouched; logits differ by {most}");
-        assert!(most <= 1e-2 && (p / ppl - 1.0).abs() < 1e-4, "{most} {p} {ppl}");
+        assert!(
+            most <= 1e-2 && (p / ppl - 1.0).abs() < 1e-4,
+            "{most} {p} {ppl}"
+        );
     }
 }
 
@@ -169,12 +175,18 @@ fn healing_stops_within_a_layer_and_loses_nothing_by_it() {
     });
     assert_eq!(e.heal(&mut session, &stop).unwrap(), Healed::Interrupted);
     let late = alarm.join().unwrap().elapsed();
-    assert!(late < Duration::from_millis(60), "{late:?} after it was told to");
+    assert!(
+        late < Duration::from_millis(60),
+        "{late:?} after it was told to"
+    );
     assert_eq!(session.lost_tokens(), lost);
     assert_eq!(pool.account().live_tokens, live);
     // What it came to is there to go on from, and the first to go.
     stop.store(false, SeqCst);
-    assert!(matches!(e.heal(&mut session, &stop).unwrap(), Healed::Done(_)));
+    assert!(matches!(
+        e.heal(&mut session, &stop).unwrap(),
+        Healed::Done(_)
+    ));
     assert!(pool.account().cache_hit_tokens > 0);
     assert_eq!(session.lost_tokens(), 0);
 }
@@ -189,7 +201,9 @@ fn a_second_turn_prefills_only_what_is_new() {
     let mut ttft = vec![];
     for text in [&prompt, &more] {
         let sink = &mut |_: kvpsi::engine::Piece<'_>| ControlFlow::Continue(());
-        let stats = e.generate_in(&mut session, text, &sampling(8), sink).unwrap();
+        let stats = e
+            .generate_in(&mut session, text, &sampling(8), sink)
+            .unwrap();
         assert!(session.park() && session.seq().is_none());
         ttft.push((stats.prompt_tokens, stats.ttft));
     }
@@ -203,7 +217,9 @@ fn a_second_turn_prefills_only_what_is_new() {
     assert_eq!((t.of(Step::Cached), t.tokens), (a.cached, 0));
     // And computed anew when it is asked for again.
     let sink = &mut |_: kvpsi::engine::Piece<'_>| ControlFlow::Continue(());
-    let stats = e.generate_in(&mut session, &more, &sampling(8), sink).unwrap();
+    let stats = e
+        .generate_in(&mut session, &more, &sampling(8), sink)
+        .unwrap();
     assert!(stats.prompt_tokens > 2000);
 }
 
@@ -226,7 +242,10 @@ fn two_sessions_share_the_blocks_of_a_common_beginning() {
     drop((a, b));
     e.pool().trim(Bytes(u64::MAX), Steps::FREE);
     let mut alone = e.open().unwrap();
-    assert_eq!(answer(&mut e, &mut alone, &prompt, 20, &mut |_| ()).len(), with.len());
+    assert_eq!(
+        answer(&mut e, &mut alone, &prompt, 20, &mut |_| ()).len(),
+        with.len()
+    );
 }
 
 #[test]
@@ -278,7 +297,11 @@ fn pressure_at_any_time_leaves_every_page_counted() {
             while !stop.load(SeqCst) {
                 std::thread::sleep(Duration::from_millis(23));
                 n += 1;
-                let steps = if n.is_multiple_of(9) { Steps::ALL } else { Steps::WINDOW };
+                let steps = if n.is_multiple_of(9) {
+                    Steps::ALL
+                } else {
+                    Steps::WINDOW
+                };
                 given += pool.trim(Bytes::mib(3), steps).bytes.0;
                 hold.store(true, SeqCst);
             }
@@ -304,7 +327,10 @@ fn pressure_at_any_time_leaves_every_page_counted() {
         let text = &texts[kept.len() % texts.len()];
         answer(&mut e, &mut session, text, 20, &mut |_| ());
         hold.store(false, SeqCst);
-        heals += usize::from(matches!(e.heal(&mut session, &hold).unwrap(), Healed::Done(_)));
+        heals += usize::from(matches!(
+            e.heal(&mut session, &hold).unwrap(),
+            Healed::Done(_)
+        ));
         kept.push(session);
         if kept.len() > 3 {
             drop(kept.remove(0));

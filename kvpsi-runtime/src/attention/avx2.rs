@@ -11,7 +11,7 @@
     reason = "indices name registers of several arrays at once"
 )]
 
-use super::coded::{Q8, Source};
+use super::coded::{Q4, Q8, Source};
 use super::kernels::LANES;
 use crate::kv::GROUP;
 use half::f16;
@@ -39,15 +39,16 @@ pub(super) trait Eights: Source {
     /// Eight values, widened.
     ///
     /// # Safety
-    /// Features present; there are eight from `at`, a multiple of 8.
-    unsafe fn eight(self, at: usize) -> __m256;
+    /// Features present; there are eight from `at`, a multiple of 8, which is
+    /// channel `channel` of its head.
+    unsafe fn eight(self, at: usize, channel: usize) -> __m256;
 }
 
 // The methods have no `target_feature`, which `inline(always)` excludes: they
 // become part of kernels that have it.
 impl Eights for &[f16] {
     #[inline(always)]
-    unsafe fn eight(self, at: usize) -> __m256 {
+    unsafe fn eight(self, at: usize, _channel: usize) -> __m256 {
         // SAFETY: the caller's promise; f16 is 16 bits wide.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(self.as_ptr().add(at).cast())) }
     }
@@ -55,7 +56,7 @@ impl Eights for &[f16] {
 
 impl Eights for Q8<'_> {
     #[inline(always)]
-    unsafe fn eight(self, at: usize) -> __m256 {
+    unsafe fn eight(self, at: usize, _channel: usize) -> __m256 {
         // SAFETY: the caller's promise; eight values from a multiple of 8 have
         // one scale.
         unsafe {
@@ -63,6 +64,33 @@ impl Eights for Q8<'_> {
             let scale = self.scales.as_ptr().add(at / GROUP).cast::<i16>();
             let scale = _mm256_cvtph_ps(_mm_set1_epi16(scale.read()));
             _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale)
+        }
+    }
+}
+
+impl Eights for Q4<'_> {
+    #[inline(always)]
+    unsafe fn eight(self, at: usize, channel: usize) -> __m256 {
+        // SAFETY: the caller's promise; eight values from a multiple of 8 have
+        // one scale and lie in four bytes, and there are as many offsets as
+        // channels.
+        unsafe {
+            let word = self.codes.as_ptr().add(at / 2).cast::<i32>();
+            let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+            let codes = _mm256_srlv_epi32(_mm256_set1_epi32(word.read_unaligned()), shifts);
+            let codes = _mm256_cvtepi32_ps(_mm256_and_si256(codes, _mm256_set1_epi32(15)));
+            let levels = _mm256_sub_ps(codes, _mm256_set1_ps(Self::MIDDLE));
+            // The upper half of an f16.
+            let scale = i16::from(*self.scales.as_ptr().add(at / GROUP)) << 7;
+            let scale = _mm256_cvtph_ps(_mm_set1_epi16(scale));
+            // Sign, exponent and mantissa to their places in an f32, of which
+            // the exponent is then 120 too small.
+            let offsets = _mm_loadl_epi64(self.offsets.as_ptr().add(channel).cast());
+            let offsets = _mm256_slli_epi32::<20>(_mm256_cvtepi8_epi32(offsets));
+            let kept = _mm256_set1_epi32(0x87f0_0000_u32.cast_signed());
+            let offsets = _mm256_castsi256_ps(_mm256_and_si256(offsets, kept));
+            let offsets = _mm256_mul_ps(offsets, _mm256_set1_ps(f32::from_bits((127 + 120) << 23)));
+            _mm256_fmadd_ps(levels, scale, offsets)
         }
     }
 }
@@ -195,7 +223,7 @@ unsafe fn scores_of<const H: usize, S: Eights>(
     unsafe {
         let (q, out) = (q.as_ptr(), out.as_mut_ptr());
         while t + 4 <= tokens {
-            fetch(next, S::BYTES * t * d, S::BYTES * 4 * d);
+            fetch(next, S::bytes(t * d), S::bytes(4 * d));
             let mut acc = [[_mm256_setzero_ps(); 4]; H];
             let mut c = 0;
             while c < d {
@@ -204,7 +232,7 @@ unsafe fn scores_of<const H: usize, S: Eights>(
                     query[h] = _mm256_loadu_ps(q.add(h * d + c));
                 }
                 for j in 0..4 {
-                    let key = k.eight((t + j) * d + c);
+                    let key = k.eight((t + j) * d + c, c);
                     for h in 0..H {
                         acc[h][j] = _mm256_fmadd_ps(query[h], key, acc[h][j]);
                     }
@@ -220,7 +248,7 @@ unsafe fn scores_of<const H: usize, S: Eights>(
             let mut acc = [_mm256_setzero_ps(); H];
             let mut c = 0;
             while c < d {
-                let key = k.eight(t * d + c);
+                let key = k.eight(t * d + c, c);
                 for (h, acc) in acc.iter_mut().enumerate() {
                     *acc = _mm256_fmadd_ps(_mm256_loadu_ps(q.add(h * d + c)), key, *acc);
                 }
@@ -335,13 +363,13 @@ unsafe fn weigh_columns<const H: usize, const N: usize, S: Eights>(
         let acc = acc.as_mut_ptr().add(c);
         let mut sums = [[_mm256_setzero_ps(); N]; H];
         for t in 0..tokens {
-            fetch(next, S::BYTES * t * d, S::BYTES * d);
+            fetch(next, S::bytes(t * d), S::bytes(d));
             let mut weight = [_mm256_setzero_ps(); H];
             for h in 0..H {
                 weight[h] = _mm256_broadcast_ss(&*p.add(h * stride + t));
             }
             for j in 0..N {
-                let value = v.eight(t * d + c + j * LANES);
+                let value = v.eight(t * d + c + j * LANES, c + j * LANES);
                 for h in 0..H {
                     sums[h][j] = _mm256_fmadd_ps(weight[h], value, sums[h][j]);
                 }

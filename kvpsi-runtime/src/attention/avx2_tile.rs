@@ -8,13 +8,19 @@ use super::kernels::{LANES, Rows, padded};
 use std::arch::x86_64::*;
 
 /// # Safety
-/// Features present; `out` at least as long as `v`.
+/// Features present; rows of `d` values, `out` at least as long as `v`; where
+/// `d` is no multiple of 8, the encoding has no offsets.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn widen(v: impl Eights, out: &mut [f32]) {
+pub(super) unsafe fn widen(v: impl Eights, d: usize, out: &mut [f32]) {
     let whole = v.len() / LANES * LANES;
+    let mut channel = 0;
     for i in (0..whole).step_by(LANES) {
         // SAFETY: eight values from `i` lie in both.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(i), v.eight(i)) };
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(i), v.eight(i, channel)) };
+        channel += LANES;
+        if channel >= d {
+            channel = 0;
+        }
     }
     for (i, o) in out.iter_mut().enumerate().take(v.len()).skip(whole) {
         *o = v.value(i);
@@ -32,7 +38,7 @@ pub(super) unsafe fn widen_transposed(k: impl Eights, d: usize, out: &mut [f32])
             let mut rows = [_mm256_setzero_ps(); LANES];
             for (j, row) in rows.iter_mut().enumerate().take(tokens - t) {
                 // SAFETY: row `t + j < tokens`, columns `c..c + 8` within `d`.
-                *row = unsafe { k.eight((t + j) * d + c) };
+                *row = unsafe { k.eight((t + j) * d + c, c) };
             }
             for (j, row) in transpose(rows).into_iter().enumerate() {
                 // SAFETY: `out` has `d` rows of `columns`, a multiple of 8.

@@ -3,7 +3,7 @@
 //! Owns how a slice of each encoding is read value by value; vector kernels
 //! add how they read eight. Refuses to know where blocks lie.
 
-use crate::kv::{BlockView, GROUP, KvType};
+use crate::kv::{self, BlockView, GROUP, KvType};
 use half::f16;
 use std::ops::Range;
 
@@ -14,6 +14,8 @@ pub(super) enum Coded<'a> {
     F16(&'a [f16]),
     /// [`KvType::Q8_0`].
     Q8(Q8<'a>),
+    /// [`KvType::Q4_0`].
+    Q4(Q4<'a>),
 }
 
 /// Codes, and a scale for each [`GROUP`] of them.
@@ -23,10 +25,24 @@ pub(super) struct Q8<'a> {
     pub(super) scales: &'a [f16],
 }
 
+/// Codes, eight in four bytes, the first in the lowest bits; a scale for each
+/// [`GROUP`] of them; an offset for each channel of the head, so `head_dim`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Q4<'a> {
+    pub(super) codes: &'a [u8],
+    pub(super) scales: &'a [u8],
+    pub(super) offsets: &'a [u8],
+}
+
+impl Q4<'_> {
+    /// The code that stands for zero, between two whole ones.
+    pub(super) const MIDDLE: f32 = 7.5;
+}
+
 /// What is read value by value.
 pub(super) trait Source: Copy {
-    /// Bytes that the codes of one value take.
-    const BYTES: usize;
+    /// Bytes that the codes of so many values take.
+    fn bytes(values: usize) -> usize;
     /// Values.
     fn len(self) -> usize;
     /// One of them.
@@ -34,7 +50,10 @@ pub(super) trait Source: Copy {
 }
 
 impl Source for &[f16] {
-    const BYTES: usize = 2;
+    #[inline(always)]
+    fn bytes(values: usize) -> usize {
+        2 * values
+    }
 
     #[inline(always)]
     fn len(self) -> usize {
@@ -48,7 +67,10 @@ impl Source for &[f16] {
 }
 
 impl Source for Q8<'_> {
-    const BYTES: usize = 1;
+    #[inline(always)]
+    fn bytes(values: usize) -> usize {
+        values
+    }
 
     #[inline(always)]
     fn len(self) -> usize {
@@ -61,12 +83,32 @@ impl Source for Q8<'_> {
     }
 }
 
+impl Source for Q4<'_> {
+    #[inline(always)]
+    fn bytes(values: usize) -> usize {
+        values / 2
+    }
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        2 * self.codes.len()
+    }
+
+    #[inline(always)]
+    fn value(self, at: usize) -> f32 {
+        let code = self.codes[at / 2] >> (4 * (at % 2)) & 15;
+        let offset = kv::offset(self.offsets[at % self.offsets.len()]);
+        (f32::from(code) - Self::MIDDLE) * kv::scale(self.scales[at / GROUP]) + offset
+    }
+}
+
 impl<'a> Coded<'a> {
     /// Values.
     pub(super) fn len(self) -> usize {
         match self {
             Self::F16(values) => values.len(),
             Self::Q8(q) => q.len(),
+            Self::Q4(q) => q.len(),
         }
     }
 
@@ -75,6 +117,7 @@ impl<'a> Coded<'a> {
         match self {
             Self::F16(values) => bytemuck::cast_slice(half_bits(values)),
             Self::Q8(q) => bytemuck::cast_slice(q.codes),
+            Self::Q4(q) => q.codes,
         }
     }
 
@@ -82,7 +125,8 @@ impl<'a> Coded<'a> {
     ///
     /// # Safety
     /// `block` is one layer of a block whose heads have `head_dim` values,
-    /// whole groups of its encoding, and `block_tokens` tokens; it has so many
+    /// whole groups of its encoding, and `block_tokens` tokens, for which its
+    /// encoding has room; it has so many
     /// `kv_heads`, of which `head` is one. It is readable and nobody writes
     /// those tokens for as long as `'a`.
     pub(super) unsafe fn of(
@@ -96,8 +140,8 @@ impl<'a> Coded<'a> {
         let len = tokens.len() * head_dim;
         let all = kv_heads * block_tokens * head_dim;
         let rows = |from: *const u8| {
-            // SAFETY: the values lie within the layer, and the scales, which
-            // follow all values, too; blocks are aligned for f16 and sizes
+            // SAFETY: the values lie within the layer, and the scales and
+            // offsets, which follow all values, too; blocks are aligned for f16 and sizes
             // are even.
             unsafe {
                 match block.kind {
@@ -109,6 +153,14 @@ impl<'a> Coded<'a> {
                         let scales = from.add(all).cast::<f16>().add(at / GROUP);
                         let scales = std::slice::from_raw_parts(scales, len / GROUP);
                         Self::Q8(Q8 { codes, scales })
+                    }
+                    KvType::Q4_0 => {
+                        let part = |first, len| std::slice::from_raw_parts(from.add(first), len);
+                        Self::Q4(Q4 {
+                            codes: part(at / 2, len / 2),
+                            scales: part(all / 2 + at / GROUP, len / GROUP),
+                            offsets: part(all / 2 + all / GROUP + head * head_dim, head_dim),
+                        })
                     }
                 }
             }

@@ -8,20 +8,22 @@ use super::kernels::Isa;
 use super::observe::observe;
 use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};
-use crate::kv::{BlockView, KvPool};
+use crate::crew::crew;
+use crate::kv::{BlockView, KvPool, rotate};
 use crate::profile::{Part, clock};
 use candle_core::{Result, bail};
 
 /// Queries `[rows, heads * head_dim]`, keys and values `[rows, kv_heads *
-/// head_dim]`, after position encoding.
-#[derive(Clone, Copy, Debug)]
+/// head_dim]`, after position encoding. A call turns them into the basis that
+/// keys and values are stored in, and leaves them there.
+#[derive(Debug)]
 pub struct Qkv<'a> {
     /// Queries.
-    pub q: &'a [f32],
+    pub q: &'a mut [f32],
     /// Keys.
-    pub k: &'a [f32],
+    pub k: &'a mut [f32],
     /// Values.
-    pub v: &'a [f32],
+    pub v: &'a mut [f32],
 }
 
 /// Memory of a call: the blocks that it looks at and how they are split. What
@@ -92,7 +94,10 @@ pub fn attend_into(
     } = memory;
     views.clear();
     spans.clear();
-    let width = cfg.kv_heads * cfg.head_dim;
+    let (width, d) = (cfg.kv_heads * cfg.head_dim, cfg.head_dim);
+    crew().spread_rows(total, [&mut *qkv.q, &mut *qkv.k, &mut *qkv.v], |_, qkv| {
+        qkv.into_iter().for_each(|x| rotate(x, d));
+    });
     let guard = pool.layer();
     let keys_values = qkv.k.chunks_exact(width).zip(qkv.v.chunks_exact(width));
     let positions = rows
@@ -126,6 +131,7 @@ pub fn attend_into(
         observe_spans(&batch, rows);
     }
     drop(guard);
+    crew().spread_rows(total, [out], |_, [out]| rotate(out, d));
     Ok(())
 }
 

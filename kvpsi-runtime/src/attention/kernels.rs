@@ -51,6 +51,7 @@ macro_rules! read {
         match $coded {
             Coded::F16($source) => $call,
             Coded::Q8($source) => $call,
+            Coded::Q4($source) => $call,
         }
     };
 }
@@ -185,17 +186,17 @@ pub(super) fn widen_transposed(isa: Isa, k: Coded<'_>, head_dim: usize, out: &mu
     }
 }
 
-/// Values to f32, as many as `v` has.
-pub(super) fn widen(isa: Isa, v: Coded<'_>, out: &mut [f32]) {
+/// Values `[tokens, head_dim]` to f32, as many as `v` has.
+pub(super) fn widen(isa: Isa, v: Coded<'_>, head_dim: usize, out: &mut [f32]) {
     assert!(out.len() >= v.len());
     match isa {
         Isa::Scalar => read!(v, |v| scalar::widen(v, out)),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::detect` found the features; lengths checked above.
-        Isa::Avx2 => read!(v, |v| unsafe { avx2_tile::widen(v, out) }),
+        Isa::Avx2 => read!(v, |v| unsafe { avx2_tile::widen(v, head_dim, out) }),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: every aarch64 processor has NEON; lengths checked above.
-        Isa::Neon => read!(v, |v| unsafe { neon_tile::widen(v, out) }),
+        Isa::Neon => read!(v, |v| unsafe { neon_tile::widen(v, head_dim, out) }),
     }
 }
 

@@ -9,8 +9,8 @@
     reason = "indices name registers of several arrays at once"
 )]
 
-use super::coded::{Q8, Source};
-use crate::kv::GROUP;
+use super::coded::{Q4, Q8, Source};
+use crate::kv::{self, GROUP};
 use half::f16;
 use std::arch::{aarch64::*, asm};
 
@@ -22,15 +22,16 @@ pub(super) trait Fours: Source {
     /// Four values, widened.
     ///
     /// # Safety
-    /// There are four from `at`, a multiple of 4.
-    unsafe fn four(self, at: usize) -> float32x4_t;
+    /// There are four from `at`, a multiple of 4, which is channel `channel`
+    /// of its head.
+    unsafe fn four(self, at: usize, channel: usize) -> float32x4_t;
 }
 
 // The methods have no `target_feature`, which `inline(always)` excludes: they
 // become part of kernels that have it.
 impl Fours for &[f16] {
     #[inline(always)]
-    unsafe fn four(self, at: usize) -> float32x4_t {
+    unsafe fn four(self, at: usize, _channel: usize) -> float32x4_t {
         let wide: float32x4_t;
         // SAFETY: the caller's promise; f16 is 16 bits wide. The conversion
         // touches registers only.
@@ -45,7 +46,7 @@ impl Fours for &[f16] {
 
 impl Fours for Q8<'_> {
     #[inline(always)]
-    unsafe fn four(self, at: usize) -> float32x4_t {
+    unsafe fn four(self, at: usize, _channel: usize) -> float32x4_t {
         // SAFETY: the caller's promise; four values from a multiple of 4 have
         // one scale.
         unsafe {
@@ -55,6 +56,37 @@ impl Fours for Q8<'_> {
             )))));
             let scale = self.scales.get_unchecked(at / GROUP).to_f32();
             vmulq_n_f32(vcvtq_f32_s32(wide), scale)
+        }
+    }
+}
+
+impl Fours for Q4<'_> {
+    #[inline(always)]
+    unsafe fn four(self, at: usize, channel: usize) -> float32x4_t {
+        const DOWN: [i32; FOUR] = [0, -4, -8, -12];
+        // SAFETY: the caller's promise; four values from a multiple of 4 have
+        // one scale and lie in two bytes, and there are as many offsets as
+        // channels.
+        unsafe {
+            let word = self.codes.as_ptr().add(at / 2).cast::<u16>();
+            let word = vdupq_n_u32(u32::from(word.read_unaligned()));
+            let codes = vandq_u32(vshlq_u32(word, vld1q_s32(DOWN.as_ptr())), vdupq_n_u32(15));
+            let levels = vsubq_f32(vcvtq_f32_u32(codes), vdupq_n_f32(Self::MIDDLE));
+            // Sign, exponent and mantissa to their places in an f32, of which
+            // the exponent is then 120 too small.
+            let offsets = self.offsets.as_ptr().add(channel).cast::<u32>();
+            let bytes = vcreate_s8(u64::from(offsets.read_unaligned()));
+            let wide = vshlq_n_s32::<20>(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
+            let kept = vandq_u32(vreinterpretq_u32_s32(wide), vdupq_n_u32(0x87f0_0000));
+            let offsets = vmulq_n_f32(
+                vreinterpretq_f32_u32(kept),
+                f32::from_bits((127 + 120) << 23),
+            );
+            vfmaq_n_f32(
+                offsets,
+                levels,
+                kv::scale(*self.scales.get_unchecked(at / GROUP)),
+            )
         }
     }
 }
@@ -146,15 +178,15 @@ unsafe fn scores_of<const H: usize, S: Fours>(
     let tokens = k.len() / d;
     let (q, out) = (q.as_ptr(), out.as_mut_ptr());
     for t in 0..tokens {
-        for line in (0..S::BYTES * d).step_by(64) {
-            fetch(next, S::BYTES * t * d + line);
+        for line in (0..S::bytes(d)).step_by(64) {
+            fetch(next, S::bytes(t * d) + line);
         }
         let mut acc = [[vdupq_n_f32(0.0); 2]; H];
         for c in (0..d).step_by(2 * FOUR) {
             // SAFETY: `t < tokens` and `c + 8 <= d`, a multiple of 8.
             unsafe {
                 let key = t * d + c;
-                let (low, high) = (k.four(key), k.four(key + FOUR));
+                let (low, high) = (k.four(key, c), k.four(key + FOUR, c + FOUR));
                 for h in 0..H {
                     let query = q.add(h * d + c);
                     acc[h][0] = vfmaq_f32(acc[h][0], vld1q_f32(query), low);
@@ -220,14 +252,14 @@ unsafe fn weigh_columns<const H: usize, S: Fours>(
     let tokens = v.len() / d;
     let mut sums = [[vdupq_n_f32(0.0); 2]; H];
     for t in 0..tokens {
-        for line in (0..S::BYTES * d).step_by(64) {
-            fetch(next, S::BYTES * t * d + line);
+        for line in (0..S::bytes(d)).step_by(64) {
+            fetch(next, S::bytes(t * d) + line);
         }
         // SAFETY: columns `c..c + 8` of `tokens` rows of `v`; `tokens <=
         // stride` weights of `H` rows of `p`.
         unsafe {
             let value = t * d + c;
-            let (low, high) = (v.four(value), v.four(value + FOUR));
+            let (low, high) = (v.four(value, c), v.four(value + FOUR, c + FOUR));
             for h in 0..H {
                 let weight = *p.as_ptr().add(h * stride + t);
                 sums[h][0] = vfmaq_n_f32(sums[h][0], low, weight);

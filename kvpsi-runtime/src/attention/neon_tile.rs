@@ -9,13 +9,19 @@ use std::arch::aarch64::*;
 const FOUR: usize = 4;
 
 /// # Safety
-/// `out` at least as long as `v`.
+/// Rows of `d` values, `out` at least as long as `v`; where `d` is no multiple
+/// of 4, the encoding has no offsets.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn widen(v: impl Fours, out: &mut [f32]) {
+pub(super) unsafe fn widen(v: impl Fours, d: usize, out: &mut [f32]) {
     let whole = v.len() / FOUR * FOUR;
+    let mut channel = 0;
     for i in (0..whole).step_by(FOUR) {
         // SAFETY: four values from `i` lie in both.
-        unsafe { vst1q_f32(out.as_mut_ptr().add(i), v.four(i)) };
+        unsafe { vst1q_f32(out.as_mut_ptr().add(i), v.four(i, channel)) };
+        channel += FOUR;
+        if channel >= d {
+            channel = 0;
+        }
     }
     for (i, o) in out.iter_mut().enumerate().take(v.len()).skip(whole) {
         *o = v.value(i);
@@ -33,7 +39,7 @@ pub(super) unsafe fn widen_transposed(k: impl Fours, d: usize, out: &mut [f32]) 
             let mut rows = [vdupq_n_f32(0.0); FOUR];
             for (j, row) in rows.iter_mut().enumerate().take(tokens.saturating_sub(t)) {
                 // SAFETY: row `t + j < tokens`, columns `c..c + 4` within `d`.
-                *row = unsafe { k.four((t + j) * d + c) };
+                *row = unsafe { k.four((t + j) * d + c, c) };
             }
             for (j, row) in transpose(rows).into_iter().enumerate() {
                 // SAFETY: `out` has `d` rows of `columns`, a multiple of 8.

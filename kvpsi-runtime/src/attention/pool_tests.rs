@@ -40,7 +40,8 @@ fn inputs(rows: usize) -> [Tensor; 3] {
     [CFG.heads, CFG.kv_heads, CFG.kv_heads].map(|heads| random(rows, heads * CFG.head_dim))
 }
 
-/// Softmax over the whole matrix in candle; f16 rounding included. `dead`
+/// Softmax over the whole matrix in candle; f16 rounding in the
+/// basis that is stored included. `dead`
 /// positions are masked.
 fn whole([q, k, v]: &[Tensor; 3], dead: &dyn Fn(usize) -> bool) -> Result<Vec<f32>> {
     let heads = |t: &Tensor| -> Result<Tensor> {
@@ -51,7 +52,12 @@ fn whole([q, k, v]: &[Tensor; 3], dead: &dyn Fn(usize) -> bool) -> Result<Vec<f3
             .expand((n, repeat, rows, d))?
             .reshape((n * repeat, rows, d))
     };
-    let stored = |t: &Tensor| t.to_dtype(DType::F16)?.to_dtype(DType::F32);
+    let turned = |t: &Tensor| -> Result<Tensor> {
+        let mut turned = values(t);
+        crate::kv::rotate(&mut turned, CFG.head_dim);
+        Tensor::from_vec(turned, t.shape(), &Device::Cpu)
+    };
+    let stored = |t: &Tensor| turned(&turned(t)?.to_dtype(DType::F16)?.to_dtype(DType::F32)?);
     let (q, k, v) = (heads(q)?, heads(&stored(k)?)?, heads(&stored(v)?)?);
     let (n, len) = (q.dim(1)?, k.dim(1)?);
     let mask: Vec<f32> = (0..n * len)
@@ -77,12 +83,12 @@ fn attend(
     rows: &[RowSpan],
     cfg: AttnConfig,
 ) -> Result<Vec<f32>> {
-    let [q, k, v] = [q, k, v].map(values);
+    let [mut q, mut k, mut v] = [q, k, v].map(values);
     let mut out = vec![f32::NAN; q.len()];
     let qkv = Qkv {
-        q: &q,
-        k: &k,
-        v: &v,
+        q: &mut q,
+        k: &mut k,
+        v: &mut v,
     };
     attend_into(
         qkv,

@@ -32,7 +32,7 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
         let columns = padded(tokens);
         let (k, v) = job.keys_values(block, 0..tokens);
         widen_transposed(job.isa, k, d, keys);
-        widen(job.isa, v, values);
+        widen(job.isa, v, d, values);
         let scores = &mut scores[..vectors * columns];
         let (queries, by_token) = (
             Rows {

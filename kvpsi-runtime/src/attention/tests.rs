@@ -13,16 +13,19 @@ use half::f16;
 use proptest::prelude::*;
 use std::sync::Mutex;
 
+const KINDS: [KvType; 3] = [KvType::F16, KvType::Q8_0, KvType::Q4_0];
+
 /// A sequence in blocks of its own memory, some of them dropped.
 struct Case {
     cfg: AttnConfig,
-    kind: KvType,
     block_tokens: usize,
     seqs: Vec<Seq>,
     q: Vec<f32>,
 }
 
 struct Seq {
+    /// How each block is written.
+    kinds: Vec<KvType>,
     k: Blocks,
     v: Blocks,
     len: usize,
@@ -34,60 +37,91 @@ struct Seq {
 /// written.
 struct Blocks {
     values: Vec<f32>,
-    coded: Vec<u16>,
-    /// Half words of a block.
-    each: usize,
+    /// Half words, by block.
+    coded: Vec<Vec<u16>>,
 }
 
 impl Blocks {
-    fn random(kind: KvType, blocks: usize, block: usize, seed: &mut u64) -> Self {
+    fn random(kinds: &[KvType], shape: [usize; 3], seed: &mut u64) -> Self {
         let (mut values, mut coded) = (Vec::new(), Vec::new());
-        for _ in 0..blocks {
-            match kind {
-                KvType::F16 => {
-                    for _ in 0..block {
-                        let value = f16::from_f32(noise(seed));
-                        values.push(value.to_f32());
-                        coded.push(value.to_bits());
-                    }
-                }
-                KvType::Q8_0 => {
-                    let codes: Vec<i8> = (0..block).map(|_| (noise(seed) * 127.0) as i8).collect();
-                    let scale = |_| f16::from_f32(noise(seed) / 100.0);
-                    let scales: Vec<f16> = (0..block / GROUP).map(scale).collect();
-                    let value = |(i, c): (usize, &i8)| f32::from(*c) * scales[i / GROUP].to_f32();
-                    values.extend(codes.iter().enumerate().map(value));
-                    let pairs = codes.as_chunks::<2>().0.iter();
-                    coded.extend(
-                        pairs.map(|[a, b]| {
-                            u16::from_le_bytes([a.cast_unsigned(), b.cast_unsigned()])
-                        }),
-                    );
-                    coded.extend(scales.iter().map(|s| s.to_bits()));
-                }
-            }
+        for kind in kinds {
+            let (of_block, bytes) = random_block(*kind, shape, seed);
+            assert_eq!(of_block.len(), shape.iter().product::<usize>());
+            assert_eq!(bytes.len(), kind.bytes(of_block.len()));
+            values.extend(of_block);
+            let pairs = bytes.as_chunks::<2>().0.iter();
+            coded.push(pairs.map(|pair| u16::from_le_bytes(*pair)).collect());
         }
-        Self {
-            values,
-            coded,
-            each: kind.bytes(block) / 2,
-        }
+        Self { values, coded }
     }
 
     /// Makes a row that begins at value `at` of a block what no number is.
     fn spoil(&mut self, kind: KvType, block: usize, values: usize, at: usize, len: usize) {
-        let coded = &mut self.coded[block * self.each..][..self.each];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.coded[block]);
         match kind {
-            KvType::F16 => coded[at..at + len].fill(f16::NAN.to_bits()),
-            KvType::Q8_0 => {
-                coded[(values + at * 2 / GROUP) / 2..][..len / GROUP].fill(f16::NAN.to_bits())
-            }
+            KvType::F16 => bytes[2 * at..2 * (at + len)].fill(0xff),
+            KvType::Q8_0 => bytes[values + 2 * at / GROUP..][..2 * len / GROUP].fill(0xff),
+            KvType::Q4_0 => bytes[values / 2 + at / GROUP..][..len / GROUP].fill(0xff),
         }
     }
 
     fn block(&self, block: usize) -> *const u8 {
-        self.coded[block * self.each..].as_ptr().cast()
+        self.coded[block].as_ptr().cast()
     }
+}
+
+/// Codes, scales and offsets of no meaning, and the values that they stand
+/// for, of a block of `[heads, tokens, head_dim]`.
+fn random_block(
+    kind: KvType,
+    [heads, tokens, head_dim]: [usize; 3],
+    seed: &mut u64,
+) -> (Vec<f32>, Vec<u8>) {
+    let block = heads * tokens * head_dim;
+    match kind {
+        KvType::F16 => {
+            let values: Vec<f16> = (0..block).map(|_| f16::from_f32(noise(seed))).collect();
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            (values.iter().map(|v| v.to_f32()).collect(), bytes)
+        }
+        KvType::Q8_0 => {
+            let codes: Vec<i8> = (0..block).map(|_| (noise(seed) * 127.0) as i8).collect();
+            let scale = |_| f16::from_f32(noise(seed) / 100.0);
+            let scales: Vec<f16> = (0..block / GROUP).map(scale).collect();
+            let value = |(i, c): (usize, &i8)| f32::from(*c) * scales[i / GROUP].to_f32();
+            let values = codes.iter().enumerate().map(value).collect();
+            let mut bytes: Vec<u8> = codes.iter().map(|c| c.cast_unsigned()).collect();
+            bytes.extend(scales.iter().flat_map(|s| s.to_le_bytes()));
+            (values, bytes)
+        }
+        KvType::Q4_0 => {
+            let mut bytes: Vec<u8> = (0..block / 2).map(|_| random_byte(seed)).collect();
+            // About a tenth.
+            let scales: Vec<u8> = (0..block / GROUP)
+                .map(|_| 80 + random_byte(seed) % 16)
+                .collect();
+            // Up to 1.9, of either sign.
+            let mut offsets: Vec<u8> = (0..block / GROUP)
+                .map(|_| random_byte(seed) & 0xbf)
+                .collect();
+            let value = |i: usize| {
+                let code = bytes[i / 2] >> (4 * (i % 2)) & 15;
+                let scale = f16::from_bits(u16::from(scales[i / GROUP]) << 7).to_f32();
+                let byte = offsets[i / (tokens * head_dim) * head_dim + i % head_dim];
+                let size = f16::from_bits(u16::from(byte & 0x7f) << 7).to_f32() * 256.0;
+                let offset = if byte < 0x80 { size } else { -size };
+                (f32::from(code) - 7.5) * scale + offset
+            };
+            let values = (0..block).map(value).collect();
+            bytes.extend(&scales);
+            bytes.append(&mut offsets);
+            (values, bytes)
+        }
+    }
+}
+
+fn random_byte(seed: &mut u64) -> u8 {
+    (noise(seed) * 128.0).floor() as i8 as u8
 }
 
 fn noise(seed: &mut u64) -> f32 {
@@ -100,7 +134,7 @@ fn noise(seed: &mut u64) -> f32 {
 impl Case {
     fn new(
         cfg: AttnConfig,
-        kind: KvType,
+        kinds: &[KvType],
         block_tokens: usize,
         seqs: &[(usize, usize)],
         hole: u64,
@@ -115,10 +149,14 @@ impl Case {
                 total += rows;
                 let blocks = len.div_ceil(block_tokens);
                 let own = (len - rows) / block_tokens;
-                let mut fill = || Blocks::random(kind, blocks, block, &mut seed);
+                let mut kind = || kinds[usize::from(random_byte(&mut seed)) % kinds.len()];
+                let kinds: Vec<KvType> = (0..blocks).map(|_| kind()).collect();
+                let shape = [cfg.kv_heads, block_tokens, cfg.head_dim];
+                let mut fill = || Blocks::random(&kinds, shape, &mut seed);
                 let mut seq = Seq {
                     k: fill(),
                     v: fill(),
+                    kinds,
                     len,
                     rows,
                     live: (0..blocks)
@@ -129,8 +167,9 @@ impl Case {
                 for head in 0..cfg.kv_heads {
                     for token in len..blocks * block_tokens {
                         let at = (head * block_tokens + token % block_tokens) * cfg.head_dim;
+                        let index = token / block_tokens;
                         for side in [&mut seq.k, &mut seq.v] {
-                            side.spoil(kind, token / block_tokens, block, at, cfg.head_dim);
+                            side.spoil(seq.kinds[index], index, block, at, cfg.head_dim);
                         }
                     }
                 }
@@ -142,7 +181,6 @@ impl Case {
             .collect();
         Case {
             cfg,
-            kind,
             block_tokens,
             seqs,
             q,
@@ -159,7 +197,7 @@ impl Case {
                 views.push(BlockView {
                     k: seq.k.block(b),
                     v: seq.v.block(b),
-                    kind: self.kind,
+                    kind: seq.kinds[b],
                     first_pos: b * self.block_tokens,
                     tokens: self.block_tokens.min(seq.len - b * self.block_tokens),
                     index: u32::try_from(b).unwrap(),
@@ -274,12 +312,16 @@ proptest! {
         hole in any::<u64>(),
         window in prop::option::of(1usize..200),
         seed in any::<u64>(),
-        q8 in any::<bool>(),
+        kinds in prop::sample::subsequence(KINDS.to_vec(), 1..=3),
     ) {
-        let kind = if q8 && head_dim % GROUP == 0 { KvType::Q8_0 } else { KvType::F16 };
+        let fits = |k: &KvType| head_dim % k.group() == 0 && block_tokens >= k.least_tokens();
+        let mut kinds: Vec<_> = kinds.into_iter().filter(fits).collect();
+        if kinds.is_empty() {
+            kinds.push(KvType::F16);
+        }
         let seqs: Vec<_> = seqs.iter().map(|(before, rows)| (before + rows, *rows)).collect();
         let cfg = config(kv_heads, group, head_dim, window);
-        let case = Case::new(cfg, kind, block_tokens, &seqs, hole, seed);
+        let case = Case::new(cfg, &kinds, block_tokens, &seqs, hole, seed);
         let (want, want_mass) = case.naive();
         for isa in [Isa::Scalar, Isa::detect(head_dim)] {
             let (got, mass) = case.run(isa);
@@ -291,11 +333,16 @@ proptest! {
 
 #[test]
 fn a_long_sequence_split_over_jobs_equals_the_whole_matrix() {
-    for (kind, rows) in [KvType::F16, KvType::Q8_0]
-        .into_iter()
-        .flat_map(|k| [1, 2, 9, 40].map(|r| (k, r)))
-    {
-        let case = Case::new(config(3, 3, 64, None), kind, 32, &[(3001, rows)], 0x5a5a, 7);
+    let kinds = KINDS.chunks(1).chain([&KINDS[..]]);
+    for (kinds, rows) in kinds.flat_map(|k| [1, 2, 9, 40].map(|r| (k, r))) {
+        let case = Case::new(
+            config(3, 3, 64, None),
+            kinds,
+            32,
+            &[(3001, rows)],
+            0x5a5a,
+            7,
+        );
         let (want, want_mass) = case.naive();
         let (got, mass) = case.run(Isa::detect(64));
         assert_close(&got, &want, 1e-5);
@@ -306,11 +353,11 @@ fn a_long_sequence_split_over_jobs_equals_the_whole_matrix() {
 #[test]
 fn rows_one_by_one_equal_the_rows_together() {
     let cfg = config(2, 3, 64, Some(150));
-    let together = Case::new(cfg, KvType::F16, 32, &[(333, 70)], 0, 11);
+    let together = Case::new(cfg, &[KvType::F16], 32, &[(333, 70)], 0, 11);
     let (all, _) = together.run(Isa::detect(64));
     let width = cfg.heads * cfg.head_dim;
     for row in 0..70 {
-        let mut alone = Case::new(cfg, KvType::F16, 32, &[(333, 70)], 0, 11);
+        let mut alone = Case::new(cfg, &[KvType::F16], 32, &[(333, 70)], 0, 11);
         alone.seqs[0].len = 333 - 69 + row;
         alone.seqs[0].rows = 1;
         alone.seqs[0]
@@ -324,7 +371,14 @@ fn rows_one_by_one_equal_the_rows_together() {
 
 #[test]
 fn scores_far_apart_neither_overflow_nor_lose_the_greatest() {
-    let mut case = Case::new(config(1, 1, 64, None), KvType::F16, 32, &[(100, 1)], 0, 3);
+    let mut case = Case::new(
+        config(1, 1, 64, None),
+        &[KvType::F16],
+        32,
+        &[(100, 1)],
+        0,
+        3,
+    );
     case.q.iter_mut().for_each(|q| *q *= 1000.0);
     let (want, _) = case.naive();
     assert_close(&case.run(Isa::detect(64)).0, &want, 1e-3);
@@ -336,7 +390,7 @@ fn not_a_number_in_a_query_is_not_hidden() {
     for rows in [1, 40] {
         let mut case = Case::new(
             config(1, 2, 64, None),
-            KvType::F16,
+            &[KvType::F16],
             32,
             &[(100, rows)],
             0,
@@ -346,6 +400,23 @@ fn not_a_number_in_a_query_is_not_hidden() {
         let (out, _) = case.run(Isa::detect(64));
         assert!(out[..64].iter().all(|x| x.is_nan()));
         assert!(out[64..].iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
+fn not_a_number_in_a_value_of_any_encoding_is_not_hidden() {
+    for (kind, rows) in KINDS.into_iter().flat_map(|k| [1, 40].map(|r| (k, r))) {
+        let cfg = config(2, 2, 64, None);
+        let mut case = Case::new(cfg, &[kind], 32, &[(100, rows)], 0, 3);
+        let (head, token) = (1, 7);
+        let at = (head * 32 + token) * 64;
+        case.seqs[0].v.spoil(kind, 1, 2 * 32 * 64, at, 64);
+        for isa in [Isa::Scalar, Isa::detect(64)] {
+            let (out, _) = case.run(isa);
+            let last = &out[(rows - 1) * 4 * 64..];
+            assert!(last[..128].iter().all(|x| x.is_finite()));
+            assert!(last[128..].iter().all(|x| x.is_nan()));
+        }
     }
 }
 

@@ -15,9 +15,9 @@
 //! - a block seen under a [`LayerGuard`] keeps its pages while the guard lives.
 
 mod arena;
+mod basis;
 mod bitmap;
 mod block;
-mod copy;
 mod encoding;
 pub mod evict;
 mod guard;
@@ -31,7 +31,9 @@ mod trim;
 mod types;
 mod view;
 
-pub use encoding::{GROUP, KvType};
+pub(crate) use basis::rotate;
+pub use encoding::{GROUP, KvType, Plane, recode};
+pub(crate) use encoding::{offset, scale};
 pub use guard::LayerGuard;
 pub use ladder::{Ladder, LadderConfig, Profile};
 pub use pack::Reclaimed;

@@ -62,11 +62,11 @@ fn read(p: &KvPool, tag: usize, seq: SeqId) -> usize {
             let gathered = p.blocks[block].rows().is_some();
             for h in 0..SHAPE.kv_heads {
                 for t in 0..b.tokens {
-                    let at = (h * N + t) * SHAPE.head_dim;
+                    let plane = SHAPE.plane();
                     let mut row = [0f32; SHAPE.head_dim];
-                    let values = SHAPE.half_layer_values();
+                    let at = plane.at(h, t);
                     // SAFETY: a row of the block, which the guard keeps.
-                    unsafe { encoding::decode_row(b.kind, b.k, values, at, &mut row) };
+                    unsafe { encoding::rows::decode_row(b.kind, b.k, plane, at, &mut row) };
                     if gathered {
                         assert!(row[0] != 0.0);
                     } else {
@@ -397,9 +397,9 @@ fn sound(p: &KvPool, tag: usize, seq: SeqId) {
         for b in &views {
             for at in (0..SHAPE.kv_heads).flat_map(|h| (0..b.tokens).map(move |t| h * N + t)) {
                 let mut row = [0f32; SHAPE.head_dim];
-                let values = SHAPE.half_layer_values();
+                let (plane, at) = (SHAPE.plane(), at * SHAPE.head_dim);
                 // SAFETY: a row of the block, which the guard keeps.
-                unsafe { encoding::decode_row(b.kind, b.k, values, at * SHAPE.head_dim, &mut row) };
+                unsafe { encoding::rows::decode_row(b.kind, b.k, plane, at, &mut row) };
                 let range = least..=(key(tag, 96, layer) * 1.02);
                 assert!(range.contains(&row[0]), "{} of {range:?}", row[0]);
             }

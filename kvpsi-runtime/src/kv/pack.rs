@@ -7,7 +7,7 @@
 
 use super::{
     block::Let,
-    encoding::{KvType, recode_plane},
+    encoding::{KvType, rows::recode_plane},
     pool::KvPool,
     sequence::Slot,
     types::Step,
@@ -35,7 +35,7 @@ impl KvPool {
     /// taken meanwhile and so are all others.
     pub fn pack_one(&self, to: KvType) -> Option<Reclaimed> {
         let s = &self.config.shape;
-        let fits = |k: &&KvType| s.head_dim.is_multiple_of(k.group());
+        let fits = |k: &&KvType| s.fits(**k);
         let from = KvType::ALL.iter().skip_while(|k| **k != s.kind);
         let narrower = from.clone().skip(1).filter(fits);
         for (from, next) in from.zip(narrower).take_while(|(from, _)| **from != to) {
@@ -91,12 +91,13 @@ impl KvPool {
         }
         let s = &self.config.shape;
         let (from, to) = (self.blocks[old].kind(), self.blocks[new].kind());
+        let filled = self.blocks[old].rows().unwrap_or(s.block_tokens);
         let (old_kv, new_kv) = (self.layer_of(old, layer), self.layer_of(new, layer));
         for (src, dst) in [(old_kv.0, new_kv.0), (old_kv.1, new_kv.1)] {
             // SAFETY: both are planes of this layer in their encodings. The
             // guard keeps the old one, which is whole and so is written by
             // nobody; the new one is ours alone.
-            unsafe { recode_plane(from, src, to, dst, s.half_layer_values()) };
+            unsafe { recode_plane(from, src, to, dst, s.plane(), filled) };
         }
         let (old_mass, new_mass) = (self.row_mass(old, layer), self.row_mass(new, layer));
         if !old_mass.is_null() {

@@ -1,7 +1,7 @@
 //! The pool's invariants: under any order of calls, under real threads, and
 //! as the kernel sees them.
 
-use super::{model_tests, types::MAX_SEQUENCES, *};
+use super::{encoding::rows::decode_row, model_tests, types::MAX_SEQUENCES, *};
 use crate::units::Bytes;
 use std::{
     sync::{
@@ -269,9 +269,20 @@ fn impossible_settings_are_refused_with_what_to_do() {
 
 #[test]
 fn rows_of_every_encoding_are_read_back_where_they_were_written() {
-    for kind in [KvType::F16, KvType::Q8_0] {
+    // Of 4 bits half a step of the greatest is 8.4, and a little clipped.
+    for (kind, off) in [
+        (KvType::F16, 0.6),
+        (KvType::Q8_0, 0.6),
+        (KvType::Q4_0, 24.0),
+    ] {
+        let plane = Plane {
+            heads: 2,
+            tokens: 32,
+            head_dim: 64,
+        };
         let shape = KvShape {
             head_dim: 64,
+            block_tokens: 32,
             kind,
             ..SHAPE
         };
@@ -302,22 +313,20 @@ fn rows_of_every_encoding_are_read_back_where_they_were_written() {
                 .iter()
                 .flat_map(|b| (0..b.tokens).map(move |t| (b, t)))
             {
+                let read = |from: *const u8| {
+                    let mut rows = [0.0; 128];
+                    for (h, row) in rows.chunks_exact_mut(64).enumerate() {
+                        // SAFETY: a plane of the block, by the layout of `BlockView`.
+                        unsafe { decode_row(kind, from, plane, plane.at(h, t), row) };
+                    }
+                    rows
+                };
+                let (k, v) = (read(b.k), read(b.v));
                 for i in 0..128 {
-                    let at = ((i / 64) * 16 + t) * 64 + i % 64;
-                    let all = 2 * 16 * 64;
-                    // SAFETY: inside the block, by the layout of `BlockView`.
-                    let [k, v] = [b.k, b.v].map(|from| unsafe {
-                        match kind {
-                            KvType::F16 => (*from.cast::<half::f16>().add(at)).to_f32(),
-                            KvType::Q8_0 => {
-                                let scale = from.add(all).cast::<half::f16>().add(at / GROUP);
-                                f32::from(*from.cast::<i8>().add(at)) * (*scale).to_f32()
-                            }
-                        }
-                    });
+                    let (k, v) = (k[i], v[i]);
                     let want = value(layer, b.first_pos + t, i);
                     assert!(
-                        (k - want).abs() < 0.6 && (v + want).abs() < 0.6,
+                        (k - want).abs() < off && (v + want).abs() < off,
                         "{kind}: {k}, not {want}"
                     );
                 }
@@ -328,22 +337,24 @@ fn rows_of_every_encoding_are_read_back_where_they_were_written() {
 
 #[test]
 fn an_encoding_that_a_head_is_no_multiple_of_is_refused() {
-    let shape = KvShape {
-        head_dim: 48,
-        kind: KvType::Q8_0,
-        ..SHAPE
-    };
-    let config = PoolConfig {
-        shape,
-        capacity_tokens: 100,
-        max_sequences: 1,
-        sink_tokens: 4,
-        recent_tokens: 40,
-        floor_tokens: 0,
-    };
-    let error = KvPool::new(config).unwrap_err().to_string();
-    assert!(
-        error.contains("48") && error.contains("q8_0") && error.contains("--kv-type"),
-        "{error}"
-    );
+    for kind in [KvType::Q8_0, KvType::Q4_0] {
+        let shape = KvShape {
+            head_dim: 48,
+            kind,
+            ..SHAPE
+        };
+        let config = PoolConfig {
+            shape,
+            capacity_tokens: 100,
+            max_sequences: 1,
+            sink_tokens: 4,
+            recent_tokens: 40,
+            floor_tokens: 0,
+        };
+        let error = KvPool::new(config).unwrap_err().to_string();
+        assert!(
+            error.contains("48") && error.contains(kind.name()) && error.contains("--kv-type"),
+            "{error}"
+        );
+    }
 }

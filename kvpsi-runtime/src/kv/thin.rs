@@ -9,9 +9,12 @@
 //! to know what a row is worth.
 
 use super::{
+    basis::rotate,
     block::Let,
-    copy::{At, copy_row},
-    encoding::{KvType, decode_row, to_head_basis},
+    encoding::{
+        KvType,
+        rows::{decode_row, encode_row, recode_plane},
+    },
     evict::{HeadRows, Policy},
     pack::Reclaimed,
     pool::KvPool,
@@ -28,7 +31,11 @@ pub struct ThinMemory {
     values: Vec<f32>,
     mass: Vec<f32>,
     scores: Vec<f32>,
-    order: Vec<u32>,
+    /// Rows that each head keeps.
+    kept: Vec<Vec<u32>>,
+    /// A plane of f16 on its way.
+    plane: Vec<u16>,
+    row: Vec<f32>,
     old: Vec<(usize, usize, usize)>,
     new: Vec<usize>,
 }
@@ -153,8 +160,9 @@ impl KvPool {
                 return self.undo(memory);
             }
             for head in 0..self.config.shape.kv_heads {
-                fell += self.gather(slot, layer, head, (rows, keep), policy, memory);
+                fell += self.choose(slot, layer, head, (rows, keep), policy, memory);
             }
+            self.gather(layer, keep, memory);
         }
         let planes = self.config.shape.layers * self.config.shape.kv_heads;
         let fell = fell / planes as f32;
@@ -184,44 +192,41 @@ impl KvPool {
         whole.saturating_sub(fewer).max(blocks.div_ceil(2)) * n
     }
 
-    /// Copies the rows of one head that are worth most; returns the share of
+    /// Finds the rows of one head that are worth most; returns the share of
     /// attention that fell on the others, as far as the policy knows.
-    fn gather(
+    fn choose(
         &self,
         slot: &Slot,
         layer: usize,
         head: usize,
         (rows, keep): (usize, usize),
         policy: &dyn Policy,
-        memory: &mut ThinMemory,
+        m: &mut ThinMemory,
     ) -> f32 {
         let s = &self.config.shape;
-        let (n, d, values) = (s.block_tokens, s.head_dim, s.half_layer_values());
-        let m = memory;
+        let (n, d, plane) = (s.block_tokens, s.head_dim, s.plane());
         m.keys.resize(rows * d, 0.0);
         m.values.resize(rows * d, 0.0);
         m.mass.clear();
-        let mut row = 0;
-        for (_, b, tokens) in &m.old {
-            let ((k, v), kind) = (self.layer_of(*b, layer), self.blocks[*b].kind());
-            let masses = self.row_mass(*b, layer);
-            for t in 0..*tokens {
-                let at = (head * n + t) * d;
-                let key = &mut m.keys[row * d..][..d];
-                let value = &mut m.values[row * d..][..d];
-                // SAFETY: a row of this layer of a block that the guard of
-                // the caller keeps, written before and by nobody now.
-                unsafe {
-                    decode_row(kind, k, values, at, key);
-                    decode_row(kind, v, values, at, value);
-                }
-                to_head_basis(key);
-                if !masses.is_null() {
-                    // SAFETY: one of the layer's masses; as above.
-                    let mass = unsafe { &*masses.add(head * n + t) }.load(Relaxed);
-                    m.mass.push(f32::from_bits(mass));
-                }
-                row += 1;
+        let into = m.keys.chunks_exact_mut(d).zip(m.values.chunks_exact_mut(d));
+        let places = m
+            .old
+            .iter()
+            .flat_map(|(_, b, rows)| (0..*rows).map(move |t| (*b, t)));
+        for ((key, value), (b, t)) in into.zip(places) {
+            let ((k, v), kind) = (self.layer_of(b, layer), self.blocks[b].kind());
+            // SAFETY: a row of this layer of a block that the guard of the
+            // caller keeps, written before and by nobody now.
+            unsafe {
+                decode_row(kind, k, plane, plane.at(head, t), key);
+                decode_row(kind, v, plane, plane.at(head, t), value);
+            }
+            rotate(key, d);
+            let masses = self.row_mass(b, layer);
+            if !masses.is_null() {
+                // SAFETY: one of the layer's masses; as above.
+                let mass = unsafe { &*masses.add(head * n + t) }.load(Relaxed);
+                m.mass.push(f32::from_bits(mass));
             }
         }
         m.scores.clear();
@@ -236,35 +241,53 @@ impl KvPool {
             next_pos: slot.len(),
         };
         policy.score(&of_head, &mut m.scores);
-        best(&m.scores, keep, &mut m.order);
-        for (to, from) in m.order.iter().enumerate() {
-            let (block, t) = place(&m.old, *from as usize);
-            let (from_kv, from_kind) = (self.layer_of(block, layer), self.blocks[block].kind());
-            let new = m.new[to / n];
-            let (to_kv, to_kind) = (self.layer_of(new, layer), self.blocks[new].kind());
-            let from_at = At {
-                kind: from_kind,
-                value: (head * n + t) * d,
-            };
-            let to_at = At {
-                kind: to_kind,
-                value: (head * n + to % n) * d,
-            };
-            for (src, dst) in [(from_kv.0, to_kv.0), (from_kv.1, to_kv.1)] {
-                // SAFETY: rows of two planes of this layer; the old one is kept
-                // by the guard, the new one is ours alone.
-                unsafe { copy_row((src, from_at), (dst, to_at), values, d) };
+        m.kept.resize_with(s.kv_heads, Vec::new);
+        best(&m.scores, keep, &mut m.kept[head]);
+        policy.fell(&of_head, &m.kept[head])
+    }
+
+    /// Copies the rows that were chosen of one layer into the new blocks, by
+    /// way of f16: what has 4 bits shares offsets within a block.
+    fn gather(&self, layer: usize, keep: usize, m: &mut ThinMemory) {
+        let s = &self.config.shape;
+        let (n, d, plane) = (s.block_tokens, s.head_dim, s.plane());
+        m.plane.resize(plane.values(), 0);
+        m.row.resize(d, 0.0);
+        for (i, &new) in m.new.iter().enumerate() {
+            let filled = (keep - i * n).min(n);
+            let (to, to_kind) = (self.layer_of(new, layer), self.blocks[new].kind());
+            for (which, to) in [to.0, to.1].into_iter().enumerate() {
+                for (head, t) in (0..s.kv_heads).flat_map(|h| (0..filled).map(move |t| (h, t))) {
+                    let (block, row) = place(&m.old, m.kept[head][i * n + t] as usize);
+                    let (k, v) = self.layer_of(block, layer);
+                    let from = if which == 0 { k } else { v };
+                    let kind = self.blocks[block].kind();
+                    let staged = m.plane.as_mut_ptr().cast();
+                    // SAFETY: a row of a block that the guard of the caller
+                    // keeps, and one of our own plane.
+                    unsafe {
+                        decode_row(kind, from, plane, plane.at(head, row), &mut m.row);
+                        encode_row(KvType::F16, staged, plane, plane.at(head, t), &m.row);
+                    }
+                }
+                let staged = m.plane.as_ptr().cast();
+                // SAFETY: our own plane, filled so far, and one of a block that
+                // is ours alone.
+                unsafe { recode_plane(KvType::F16, staged, to_kind, to, plane, filled) };
             }
-            let (from_mass, to_mass) = (self.row_mass(block, layer), self.row_mass(new, layer));
-            if !from_mass.is_null() {
+            let masses = self.row_mass(new, layer);
+            if masses.is_null() {
+                continue;
+            }
+            for (head, t) in (0..s.kv_heads).flat_map(|h| (0..filled).map(move |t| (h, t))) {
+                let (block, row) = place(&m.old, m.kept[head][i * n + t] as usize);
                 // SAFETY: masses of this layer; as above.
                 unsafe {
-                    let mass = (*from_mass.add(head * n + t)).load(Relaxed);
-                    (*to_mass.add(head * n + to % n)).store(mass, Relaxed);
+                    let mass = (*self.row_mass(block, layer).add(head * n + row)).load(Relaxed);
+                    (*masses.add(head * n + t)).store(mass, Relaxed);
                 }
             }
         }
-        policy.fell(&of_head, &m.order)
     }
 
     /// Puts the new blocks in the old ones' place; false if these are no

@@ -1,6 +1,6 @@
 //! Shapes, settings, accounts and errors of the KV memory.
 
-use super::encoding::KvType;
+use super::encoding::{KvType, Plane};
 use crate::units::Bytes;
 use thiserror::Error;
 
@@ -38,6 +38,20 @@ impl KvShape {
     /// Bytes of K (or V) of one layer of one block.
     pub(super) fn half_layer_bytes(&self, kind: KvType) -> usize {
         kind.bytes(self.half_layer_values())
+    }
+
+    /// Whether blocks of this shape can be written so.
+    pub(super) fn fits(&self, kind: KvType) -> bool {
+        self.head_dim.is_multiple_of(kind.group()) && self.block_tokens >= kind.least_tokens()
+    }
+
+    /// Shape of K (or V) of one layer of one block.
+    pub(super) fn plane(&self) -> Plane {
+        Plane {
+            heads: self.kv_heads,
+            tokens: self.block_tokens,
+            head_dim: self.head_dim,
+        }
     }
 
     /// Values of K (or V) of one layer of one block; scales follow them.
@@ -124,7 +138,7 @@ impl PoolConfig {
         {
             return Err(KvError::Shape(*s));
         }
-        if !s.head_dim.is_multiple_of(s.kind.group()) {
+        if !s.fits(s.kind) {
             return Err(KvError::Encoding(*s));
         }
         // Masses are read as f32 behind the planes.

@@ -16,9 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// One layer of one live block.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockView {
-    /// Keys after RoPE: `[kv_heads][block_tokens][head_dim]`, and, where the
-    /// encoding has them, scales `[kv_heads][block_tokens][head_dim / 32]` in
-    /// f16 after them.
+    /// Keys after RoPE: `[kv_heads][block_tokens][head_dim]`, and what their
+    /// encoding has after them.
     pub k: *const u8,
     /// Values, same shape.
     pub v: *const u8,
@@ -133,21 +132,21 @@ impl KvPool {
             return;
         };
         let (kp, vp) = self.layer_of(block, layer);
-        let (kind, values) = (self.blocks[block].kind(), s.half_layer_values());
+        let (kind, plane) = (self.blocks[block].kind(), s.plane());
         let masses = self.row_mass(block, layer);
         for h in 0..s.kv_heads {
-            let row = h * s.block_tokens + pos % s.block_tokens;
+            let (t, at) = (pos % s.block_tokens, plane.at(h, pos % s.block_tokens));
             for (to, from) in [(kp, k), (vp, v)] {
                 let from = &from[h * s.head_dim..][..s.head_dim];
                 // SAFETY: the row lies in this layer of the block, and its
                 // scales behind all values; the position is this thread's
                 // alone, and the guard keeps the block. Blocks are aligned to
                 // pages, and all offsets are even.
-                unsafe { encode_row(kind, to, values, row * s.head_dim, from) };
+                unsafe { encode_row(kind, to, plane, at, from) };
             }
             if !masses.is_null() {
                 // SAFETY: one of the layer's masses; the guard keeps the block.
-                unsafe { &*masses.add(row) }.store(0, Relaxed);
+                unsafe { &*masses.add(h * s.block_tokens + t) }.store(0, Relaxed);
             }
         }
     }

@@ -145,9 +145,9 @@ impl Pass<'_> {
             row += span.rows;
         }
         let qkv = Qkv {
-            q: p.q,
-            k: p.k,
-            v: p.v,
+            q: &mut *p.q,
+            k: &mut *p.k,
+            v: &mut *p.v,
         };
         attend_into(
             qkv,
