@@ -62,18 +62,40 @@ fn offset_byte(wanted: f32) -> u8 {
     byte | if wanted < 0.0 { 0x80 } else { 0 }
 }
 
-/// The whole number below the level nearest to `t`, as the bits of
-/// [`ROUND`] plus it.
+/// The number of the level nearest to `t`, -8 to 7, plus [`ROUND`]; level 0 is
+/// at 0.
 #[inline(always)]
 fn nearest(t: f32) -> f32 {
-    let t = t - 0.5;
     // Comparisons so that they become one instruction each.
     let t = if t > -8.0 { t } else { -8.0 };
     (if t < EDGE - 0.5 { t } else { EDGE - 0.5 }) + ROUND
 }
 
-/// Writes a group; returns its scale. Of the scales tried the one with the
-/// least squared error wins, the greatest of equals.
+/// The scale of the least squared error, the greatest of equals, for a group
+/// of which `most` is the greatest magnitude. `squares` gets what values are to
+/// be multiplied by, and says the error in steps.
+#[inline(always)]
+fn search(most: f32, squares: impl Fn(f32) -> f32) -> u8 {
+    let top = scale_byte(most / EDGE);
+    let (mut least, mut best) = (f32::INFINITY, top);
+    // Not 0, where errors in steps say nothing.
+    let from = top.saturating_sub(TRIED - 1).max(top.min(1));
+    for byte in (from..=top).rev() {
+        let step = scale(byte);
+        let error = squares(inverse(step)) * (step * step);
+        if error < least {
+            (least, best) = (error, byte);
+        }
+    }
+    best
+}
+
+#[inline(always)]
+fn inverse(step: f32) -> f32 {
+    if step > 0.0 { step.recip() } else { 0.0 }
+}
+
+/// Writes a group; returns its scale.
 #[inline(always)]
 pub(super) fn encode_group(values: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8 {
     let eights = values.as_chunks::<LANES>().0;
@@ -90,34 +112,94 @@ pub(super) fn encode_group(values: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8
         return NO_NUMBER;
     }
     let most = most.into_iter().fold(0f32, f32::max);
-    let top = scale_byte(most / EDGE);
-    let (mut least, mut best) = (f32::INFINITY, top);
-    for byte in (top.saturating_sub(TRIED - 1)..=top).rev() {
-        let step = scale(byte);
-        let inverse = if step > 0.0 { step.recip() } else { 0.0 };
+    let best = search(most, |inverse| {
         let mut errors = [0f32; LANES];
         for eight in eights {
             for i in 0..LANES {
-                let level = nearest(eight[i] * inverse) - ROUND + 0.5;
-                let error = eight[i] - level * step;
+                let t = eight[i] * inverse - 0.5;
+                let error = t - (nearest(t) - ROUND);
                 errors[i] += error * error;
             }
         }
-        let error = lanes_sum(errors);
-        if error < least {
-            (least, best) = (error, byte);
-        }
-    }
-    let step = scale(best);
-    let inverse = if step > 0.0 { step.recip() } else { 0.0 };
+        lanes_sum(errors)
+    });
+    let inverse = inverse(scale(best));
     for (eight, codes) in eights.iter().zip(codes.as_chunks_mut::<4>().0) {
         let mut word = 0;
         for (i, v) in eight.iter().enumerate() {
             // Two's complement of -8..=7 in the lowest bits, to 0..=15.
-            word |= (nearest(v * inverse).to_bits() & 15 ^ 8) << (4 * i);
+            word |= (nearest(v * inverse - 0.5).to_bits() & 15 ^ 8) << (4 * i);
         }
         *codes = u32::to_le_bytes(word);
     }
+    best
+}
+
+/// [`encode_group`], the same bits. What the compiler makes of the loops there
+/// is a third as fast.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(super) fn encode_group_avx2(values: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8 {
+    use std::arch::x86_64::*;
+    let lanes_sum = |v: __m256| {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    };
+    let greatest = |v: __m256| {
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+    };
+    let half = _mm256_set1_ps(0.5);
+    let round = _mm256_set1_ps(ROUND);
+    let nearest = |t: __m256| {
+        let t = _mm256_max_ps(t, _mm256_set1_ps(-8.0));
+        _mm256_add_ps(_mm256_min_ps(t, _mm256_set1_ps(EDGE - 0.5)), round)
+    };
+    let sign = _mm256_set1_ps(-0.0);
+    let (mut most, mut sum) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+    let mut eights = [_mm256_setzero_ps(); GROUP / LANES];
+    for (eight, values) in eights.iter_mut().zip(values.as_chunks::<LANES>().0) {
+        // SAFETY: eight values.
+        *eight = unsafe { _mm256_loadu_ps(values.as_ptr()) };
+        let size = _mm256_andnot_ps(sign, *eight);
+        most = _mm256_max_ps(size, most);
+        sum = _mm256_add_ps(sum, size);
+    }
+    if !lanes_sum(sum).is_finite() {
+        codes.fill(0);
+        return NO_NUMBER;
+    }
+    let best = search(greatest(most), |inverse| {
+        let inverse = _mm256_set1_ps(inverse);
+        let mut errors = _mm256_setzero_ps();
+        for eight in eights {
+            let t = _mm256_sub_ps(_mm256_mul_ps(eight, inverse), half);
+            let error = _mm256_sub_ps(t, _mm256_sub_ps(nearest(t), round));
+            errors = _mm256_add_ps(errors, _mm256_mul_ps(error, error));
+        }
+        lanes_sum(errors)
+    });
+    let inverse = _mm256_set1_ps(inverse(scale(best)));
+    let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    let words = eights.map(|eight| {
+        let t = _mm256_sub_ps(_mm256_mul_ps(eight, inverse), half);
+        let bits = _mm256_and_si256(_mm256_castps_si256(nearest(t)), _mm256_set1_epi32(15));
+        _mm256_sllv_epi32(_mm256_xor_si256(bits, _mm256_set1_epi32(8)), shifts)
+    });
+    // No bit is in two lanes: sums are unions.
+    let pairs = [
+        _mm256_hadd_epi32(words[0], words[1]),
+        _mm256_hadd_epi32(words[2], words[3]),
+    ];
+    let fours = _mm256_hadd_epi32(pairs[0], pairs[1]);
+    let word = _mm_add_epi32(
+        _mm256_castsi256_si128(fours),
+        _mm256_extracti128_si256::<1>(fours),
+    );
+    // SAFETY: sixteen bytes.
+    unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), word) };
     best
 }
 

@@ -45,21 +45,25 @@ impl Plane {
     }
 }
 
-/// Runs `f`, compiled for AVX2 where the processor has it.
-#[inline]
-fn wide(f: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2(f: impl FnOnce()) {
-            f();
+/// Calls a function of this module that is always inlined, compiled for AVX2
+/// where the processor has it. A closure would not do: a large one is compiled
+/// on its own, without AVX2.
+macro_rules! wide {
+    ($f:ident($($arg:ident: $t:ty),*)) => {{
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+            #[target_feature(enable = "avx2,f16c")]
+            unsafe fn with_avx2($($arg: $t),*) {
+                // SAFETY: the caller's promises.
+                unsafe { $f::<true>($($arg),*) }
+            }
+            with_avx2($($arg),*)
+        } else {
+            $f::<false>($($arg),*)
         }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
-            return unsafe { with_avx2(f) };
-        }
-    }
-    f();
+        #[cfg(not(target_arch = "x86_64"))]
+        $f::<false>($($arg),*)
+    }};
 }
 
 /// Reads the group that begins at value `at`, without offsets.
@@ -99,9 +103,16 @@ unsafe fn read_group(
 /// Writes the group that begins at value `at`; offsets were taken off.
 ///
 /// # Safety
-/// As [`read_group`], and nobody else touches the group.
+/// As [`read_group`], nobody else touches the group, and the processor has
+/// AVX2 where that is said.
 #[inline(always)]
-unsafe fn write_group(kind: KvType, to: *mut u8, values: usize, at: usize, group: &[f32; GROUP]) {
+unsafe fn write_group<const AVX2: bool>(
+    kind: KvType,
+    to: *mut u8,
+    values: usize,
+    at: usize,
+    group: &[f32; GROUP],
+) {
     // SAFETY: as in `read_group`; exclusive by the caller's promise.
     unsafe {
         match kind {
@@ -119,7 +130,13 @@ unsafe fn write_group(kind: KvType, to: *mut u8, values: usize, at: usize, group
             }
             KvType::Q4_0 => {
                 let codes = &mut *to.add(at / 2).cast::<[u8; q4::CODES]>();
-                *to.add(values / 2 + at / GROUP) = q4::encode_group(group, codes);
+                let scale = to.add(values / 2 + at / GROUP);
+                #[cfg(target_arch = "x86_64")]
+                if AVX2 {
+                    *scale = q4::encode_group_avx2(group, codes);
+                    return;
+                }
+                *scale = q4::encode_group(group, codes);
             }
         }
     }
@@ -145,27 +162,39 @@ pub(in crate::kv) unsafe fn encode_row(
         let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f16>().add(at), row.len()) };
         return to.convert_from_f32_slice(row);
     }
+    // SAFETY: the caller's promises.
+    unsafe { wide!(encode_groups(kind: KvType, to: *mut u8, plane: Plane, at: usize, row: &[f32])) }
+}
+
+/// # Safety
+/// As [`encode_row`].
+#[inline(always)]
+unsafe fn encode_groups<const AVX2: bool>(
+    kind: KvType,
+    to: *mut u8,
+    plane: Plane,
+    at: usize,
+    row: &[f32],
+) {
     let (values, offsets) = (plane.values(), plane.offsets(at));
-    wide(|| {
-        for (i, group) in row.as_chunks::<GROUP>().0.iter().enumerate() {
-            // SAFETY: the groups of the row, and the offsets of its channels,
-            // lie within the plane by the caller's promise; rows of one head
-            // are written by one thread after the other, or with offsets that
-            // nobody changes.
-            unsafe {
-                if kind == KvType::Q4_0 {
-                    let offsets = &mut *to.add(offsets + i * GROUP).cast::<[u8; GROUP]>();
-                    if at.is_multiple_of(plane.tokens * plane.head_dim) {
-                        offsets.fill(0);
-                    }
-                    let group = std::array::from_fn(|c| group[c] - q4::offset(offsets[c]));
-                    write_group(kind, to, values, at + i * GROUP, &group);
-                } else {
-                    write_group(kind, to, values, at + i * GROUP, group);
+    for (i, group) in row.as_chunks::<GROUP>().0.iter().enumerate() {
+        // SAFETY: the groups of the row, and the offsets of its channels, lie
+        // within the plane by the caller's promise; rows of one head are
+        // written by one thread after the other, or with offsets that nobody
+        // changes.
+        unsafe {
+            if kind == KvType::Q4_0 {
+                let offsets = &mut *to.add(offsets + i * GROUP).cast::<[u8; GROUP]>();
+                if at.is_multiple_of(plane.tokens * plane.head_dim) {
+                    offsets.fill(0);
                 }
+                let group = std::array::from_fn(|c| group[c] - q4::offset(offsets[c]));
+                write_group::<AVX2>(KvType::Q4_0, to, values, at + i * GROUP, &group);
+            } else {
+                write_group::<AVX2>(KvType::Q8_0, to, values, at + i * GROUP, group);
             }
         }
-    });
+    }
 }
 
 /// Reads the row that begins at value `at`.
@@ -235,37 +264,57 @@ pub(in crate::kv) unsafe fn recode_plane(
         }
         return;
     }
-    for (head, channel) in
-        (0..plane.heads).flat_map(|h| (0..plane.head_dim).step_by(GROUP).map(move |c| (h, c)))
-    {
+    // SAFETY: the caller's promises.
+    unsafe {
+        wide!(recode_all(
+            kind: KvType, from: *const u8, to_kind: KvType, to: *mut u8, plane: Plane, filled: usize
+        ));
+    }
+}
+
+/// Between encodings of which `kind` has no offsets, by whole groups.
+///
+/// # Safety
+/// As [`recode_plane`].
+#[inline(always)]
+unsafe fn recode_all<const AVX2: bool>(
+    kind: KvType,
+    from: *const u8,
+    to_kind: KvType,
+    to: *mut u8,
+    plane: Plane,
+    filled: usize,
+) {
+    let values = plane.values();
+    let groups =
+        (0..plane.heads).flat_map(|h| (0..plane.head_dim).step_by(GROUP).map(move |c| (h, c)));
+    for (head, channel) in groups {
         let at = |token| plane.at(head, token) + channel;
         let offsets = plane.offsets(at(0)) + channel;
-        // One call for each pair, so that a loop knows its encodings.
-        wide(|| {
-            // SAFETY: groups of filled tokens, and offsets of their channels,
-            // lie within both planes by the caller's promise.
-            unsafe {
-                match (kind, to_kind) {
-                    (KvType::F16, KvType::Q8_0) => {
-                        recode_groups(KvType::F16, from, KvType::Q8_0, to, values, at, filled);
-                    }
-                    (KvType::F16, _) => {
-                        lower(KvType::F16, from, to, values, at, filled, offsets);
-                    }
-                    (_, KvType::Q4_0) => {
-                        lower(KvType::Q8_0, from, to, values, at, filled, offsets);
-                    }
-                    _ => recode_groups(KvType::Q8_0, from, KvType::F16, to, values, at, filled),
+        // One loop for each pair, which knows its encodings.
+        // SAFETY: groups of filled tokens, and offsets of their channels, lie
+        // within both planes by the caller's promise.
+        unsafe {
+            match (kind, to_kind) {
+                (KvType::F16, KvType::Q8_0) => {
+                    recode_groups::<AVX2>(KvType::F16, from, KvType::Q8_0, to, values, at, filled);
                 }
+                (KvType::F16, _) => {
+                    lower::<AVX2>(KvType::F16, from, to, values, at, filled, offsets)
+                }
+                (_, KvType::Q4_0) => {
+                    lower::<AVX2>(KvType::Q8_0, from, to, values, at, filled, offsets)
+                }
+                _ => recode_groups::<AVX2>(KvType::Q8_0, from, KvType::F16, to, values, at, filled),
             }
-        });
+        }
     }
 }
 
 /// # Safety
 /// As [`read_group`] and [`write_group`] for the first `filled` tokens.
 #[inline(always)]
-unsafe fn recode_groups(
+unsafe fn recode_groups<const AVX2: bool>(
     kind: KvType,
     from: *const u8,
     to_kind: KvType,
@@ -279,7 +328,7 @@ unsafe fn recode_groups(
         // SAFETY: the caller's promise.
         unsafe {
             read_group(kind, from, values, at(token), &mut group);
-            write_group(to_kind, to, values, at(token), &group);
+            write_group::<AVX2>(to_kind, to, values, at(token), &group);
         }
     }
 }
@@ -289,7 +338,7 @@ unsafe fn recode_groups(
 /// # Safety
 /// As [`recode_groups`]; a group of offsets begins at byte `offsets` of `to`.
 #[inline(always)]
-unsafe fn lower(
+unsafe fn lower<const AVX2: bool>(
     kind: KvType,
     from: *const u8,
     to: *mut u8,
@@ -311,7 +360,7 @@ unsafe fn lower(
         for token in 0..filled {
             read_group(kind, from, values, at(token), &mut group);
             group.iter_mut().zip(&means).for_each(|(v, m)| *v -= m);
-            write_group(KvType::Q4_0, to, values, at(token), &group);
+            write_group::<AVX2>(KvType::Q4_0, to, values, at(token), &group);
         }
         to.add(offsets)
             .copy_from_nonoverlapping(bytes.as_ptr(), GROUP);

@@ -162,22 +162,28 @@ proptest! {
     }
 
     #[test]
-    fn every_processor_writes_the_same_bits(plane in plane(), size in 1e-6f32..1e4, seed in any::<u64>()) {
+    fn every_processor_writes_the_same_bits(
+        plane in plane(), filled in 0usize..33, size in 1e-6f32..1e4, seed in any::<u64>(),
+    ) {
         let values = values(plane, size, size, seed);
-        let groups = values.as_chunks::<GROUP>().0;
-        let plain: Vec<_> = groups.iter().map(encoded).collect();
-        let mut vector = Vec::new();
-        wide(|| vector.extend(groups.iter().map(encoded)));
-        prop_assert_eq!(plain, vector);
+        for (from, to) in [(0, 1), (0, 2), (1, 2)].map(|(a, b)| (KINDS[a], KINDS[b])) {
+            let coded = Memory::encoded(from, plane, &values);
+            let vector = coded.recoded(from, to, plane, filled);
+            let mut plain = Memory::new(to, plane, 0);
+            // SAFETY: planes of that shape.
+            unsafe {
+                let (from_at, to_at) = (coded.0.as_ptr().cast(), plain.0.as_mut_ptr().cast());
+                recode_all::<false>(from, from_at, to, to_at, plane, filled);
+            }
+            prop_assert!(vector == plain, "{from} to {to}");
+        }
+        let mut plain = Memory::new(KvType::Q4_0, plane, 0xffff);
+        for (i, row) in values.chunks_exact(plane.head_dim).enumerate() {
+            // SAFETY: a plane of that shape.
+            unsafe { encode_groups::<false>(KvType::Q4_0, plain.0.as_mut_ptr().cast(), plane, i * plane.head_dim, row) };
+        }
+        prop_assert!(plain == Memory::encoded(KvType::Q4_0, plane, &values));
     }
-}
-
-#[inline(always)]
-fn encoded(group: &[f32; GROUP]) -> (u8, [u8; q4::CODES], u16, [i8; GROUP]) {
-    let (mut four, mut eight) = ([0; q4::CODES], [0; GROUP]);
-    let byte = q4::encode_group(group, &mut four);
-    let scale = q8::encode_group(group, &mut eight);
-    (byte, four, scale.to_bits(), eight)
 }
 
 #[test]
