@@ -16,7 +16,7 @@ const MOST: u8 = 0xf7;
 /// Neighbouring scales that are tried, the greatest first: it clips nothing,
 /// and three steps of about a tenth below it an outlier is clipped and the
 /// other 31 values are finer. Each costs a pass over the group.
-const TRIED: u8 = 4;
+const TRIED: usize = 4;
 /// The outermost level.
 const EDGE: f32 = 7.5;
 
@@ -71,28 +71,25 @@ fn nearest(t: f32) -> f32 {
     (if t < EDGE - 0.5 { t } else { EDGE - 0.5 }) + ROUND
 }
 
-/// The scale of the least squared error, the greatest of equals, for a group
-/// of which `most` is the greatest magnitude. `squares` gets what values are to
-/// be multiplied by, and says the error in steps.
+/// Scales to try for a group of which `most` is the greatest magnitude.
 #[inline(always)]
-fn search(most: f32, squares: impl Fn(f32) -> f32) -> u8 {
+fn to_try(most: f32) -> [u8; TRIED] {
     let top = scale_byte(most / EDGE);
-    let (mut least, mut best) = (f32::INFINITY, top);
-    // Not 0, where errors in steps say nothing.
-    let from = top.saturating_sub(TRIED - 1).max(top.min(1));
-    for byte in (from..=top).rev() {
-        let step = scale(byte);
-        let error = squares(inverse(step)) * (step * step);
-        if error < least {
-            (least, best) = (error, byte);
-        }
-    }
-    best
+    [0, 1, 2, 3].map(|down| top.saturating_sub(down))
 }
 
+/// The one of the least error, the greatest of about equals. `errors` are sums
+/// of squares in steps, which say nothing of a scale of 0.
 #[inline(always)]
-fn inverse(step: f32) -> f32 {
-    if step > 0.0 { step.recip() } else { 0.0 }
+fn best(bytes: [u8; TRIED], errors: [f32; TRIED]) -> u8 {
+    // Without branches, which nobody could foretell: bits of numbers that are
+    // not negative are in the numbers' order; the lowest two say which.
+    let mut least = u32::MAX;
+    for (i, (byte, error)) in (0..).zip(bytes.into_iter().zip(errors)) {
+        let bits = if byte == 0 { u32::MAX } else { error.to_bits() };
+        least = least.min(bits & !3 | i);
+    }
+    bytes[least as usize & 3]
 }
 
 /// Writes a group; returns its scale.
@@ -112,18 +109,23 @@ pub(super) fn encode_group(values: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8
         return NO_NUMBER;
     }
     let most = most.into_iter().fold(0f32, f32::max);
-    let best = search(most, |inverse| {
-        let mut errors = [0f32; LANES];
-        for eight in eights {
-            for i in 0..LANES {
-                let t = eight[i] * inverse - 0.5;
-                let error = t - (nearest(t) - ROUND);
-                errors[i] += error * error;
+    let tried = to_try(most);
+    let best = best(
+        tried,
+        tried.map(|byte| {
+            let step = scale(byte);
+            let (inverse, mut errors) = (1.0 / step, [0f32; LANES]);
+            for eight in eights {
+                for i in 0..LANES {
+                    let t = eight[i] * inverse - 0.5;
+                    let error = t - (nearest(t) - ROUND);
+                    errors[i] += error * error;
+                }
             }
-        }
-        lanes_sum(errors)
-    });
-    let inverse = inverse(scale(best));
+            lanes_sum(errors) * (step * step)
+        }),
+    );
+    let inverse = 1.0 / scale(best);
     for (eight, codes) in eights.iter().zip(codes.as_chunks_mut::<4>().0) {
         let mut word = 0;
         for (i, v) in eight.iter().enumerate() {
@@ -171,7 +173,14 @@ pub(super) fn encode_group_avx2(values: &[f32; GROUP], codes: &mut [u8; CODES]) 
         codes.fill(0);
         return NO_NUMBER;
     }
-    let best = search(greatest(most), |inverse| {
+    let tried = to_try(greatest(most));
+    let steps = tried.map(scale);
+    // SAFETY: four values.
+    let steps = unsafe { _mm_loadu_ps(steps.as_ptr()) };
+    let mut inverses = [0f32; TRIED];
+    // SAFETY: four values.
+    unsafe { _mm_storeu_ps(inverses.as_mut_ptr(), _mm_div_ps(_mm_set1_ps(1.0), steps)) };
+    let [a, b, c, d] = inverses.map(|inverse| {
         let inverse = _mm256_set1_ps(inverse);
         let mut errors = _mm256_setzero_ps();
         for eight in eights {
@@ -179,9 +188,23 @@ pub(super) fn encode_group_avx2(values: &[f32; GROUP], codes: &mut [u8; CODES]) 
             let error = _mm256_sub_ps(t, _mm256_sub_ps(nearest(t), round));
             errors = _mm256_add_ps(errors, _mm256_mul_ps(error, error));
         }
-        lanes_sum(errors)
+        _mm_add_ps(
+            _mm256_castps256_ps128(errors),
+            _mm256_extractf128_ps::<1>(errors),
+        )
     });
-    let inverse = _mm256_set1_ps(inverse(scale(best)));
+    let add_halves = |a, b| _mm_add_ps(_mm_movelh_ps(a, b), _mm_shuffle_ps::<0xee>(a, b));
+    let sums = _mm_hadd_ps(add_halves(a, b), add_halves(c, d));
+    let mut errors = [0f32; TRIED];
+    // SAFETY: four values.
+    unsafe {
+        _mm_storeu_ps(
+            errors.as_mut_ptr(),
+            _mm_mul_ps(sums, _mm_mul_ps(steps, steps)),
+        )
+    };
+    let best = best(tried, errors);
+    let inverse = _mm256_set1_ps(1.0 / scale(best));
     let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     let words = eights.map(|eight| {
         let t = _mm256_sub_ps(_mm256_mul_ps(eight, inverse), half);
