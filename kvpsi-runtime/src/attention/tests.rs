@@ -121,7 +121,7 @@ fn random_block(
 }
 
 fn random_byte(seed: &mut u64) -> u8 {
-    (noise(seed) * 128.0).floor() as i8 as u8
+    ((noise(seed) * 128.0).floor() as i8).cast_unsigned()
 }
 
 fn noise(seed: &mut u64) -> f32 {

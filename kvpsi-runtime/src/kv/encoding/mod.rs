@@ -52,18 +52,21 @@ pub enum KvType {
     // have the room.
     //
     // What costs what: perplexity of SmolLM2-135M-Instruct Q4_1 on holmes.txt
-    // (--ctx 2048 --chunks 3), K and V rounded as said, f16 22.80, q8_0 22.89:
+    // (--ctx 2048 --chunks 3), where f16 has 22.86 and q8_0 22.89:
+    //   every block recoded to this once it is full     23.23
+    //   every row written as this alone, no offsets     23.84
+    // Tried by rounding f16 rows there and back, where f16 had 22.80:
     //   llama.cpp's q4_0                                25.69 (V alone: 23.15)
     //   the same after a Hadamard transform of heads    24.28
-    //   the same with the scale of least error          23.79 (V alone: 22.80)
-    //   a Gaussian codebook instead of even levels      23.77
-    //   K with offsets, Hadamard, searched scales       23.19
-    //   K by channel, 8-bit scale and offset (KIVI)     23.18
+    //   the same, f16 scale of least error              23.79
+    //   a Gaussian codebook instead of even levels      23.77 (V alone: 22.80)
+    //   K alone by channel, 8-bit scale and offset      23.18 (KIVI)
+    //   K alone, offsets, Hadamard, codebook            23.19
     // Keys are what is hard: channels have means far from zero. The transform
     // takes V's loss away and most of K's; the means of a block's tokens take
-    // the rest. By channel is no better and could not be written row by row;
-    // the codebook is not worth its lookups. A row alone (`encode_row`) is
-    // written without offsets where none are known.
+    // half of the rest. By channel is no better and cannot be written row by
+    // row; the codebook is not worth its lookups. A row alone (`encode_row`)
+    // is written without offsets where none are known.
     #[value(name = "q4_0")]
     Q4_0,
 }
