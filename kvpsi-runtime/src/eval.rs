@@ -107,6 +107,7 @@ impl Held {
             sink_tokens: SINKS,
             recent_tokens: if setting.is_held() { RECENT } else { context },
             floor_tokens: 0,
+            may_drop: true,
         })?;
         let step = Step::new(decoder, &pool, MOST_ROWS)?;
         let config = LadderConfig {

@@ -63,6 +63,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
         sink_tokens: 4,
         recent_tokens: 64,
         floor_tokens: 0,
+        may_drop: true,
     })
     .unwrap();
     let seq = pool.open().unwrap();

@@ -31,6 +31,7 @@ impl Ours {
             sink_tokens: 4,
             recent_tokens: capacity_tokens,
             floor_tokens: 0,
+            may_drop: true,
         })
         .unwrap();
         let step = Step::new(&decoder, &pool, 1).unwrap();

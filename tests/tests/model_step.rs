@@ -63,6 +63,7 @@ impl Model {
             sink_tokens: 4,
             recent_tokens: 4096,
             floor_tokens: 0,
+            may_drop: true,
         })
         .unwrap();
         let step = Step::new(&decoder, &pool, 4).unwrap();

@@ -28,6 +28,7 @@ fn pool(capacity_tokens: usize) -> Arc<KvPool> {
         sink_tokens: 4,
         recent_tokens: 64,
         floor_tokens: 0,
+        may_drop: true,
     })
     .unwrap()
 }

@@ -95,6 +95,40 @@ impl CgroupGauge {
     }
 }
 
+/// The process's resident set.
+#[derive(Debug)]
+pub struct ResidentGauge {
+    statm: File,
+    page_bytes: u64,
+}
+
+impl ResidentGauge {
+    /// Opens /proc/self/statm.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self {
+            statm: File::open("/proc/self/statm")?,
+            page_bytes: rustix::param::page_size() as u64,
+        })
+    }
+
+    /// The second number of `statm`, in pages (proc(5)). Since 6.2 the kernel
+    /// sums per-CPU counters there with an error of some dozen pages per CPU.
+    #[must_use]
+    pub fn read(&self) -> Option<Bytes> {
+        let mut buf = [0u8; 128];
+        let n = pread(&self.statm, &mut buf, 0).ok()?;
+        let pages = buf[..n].split(|b| *b == b' ').nth(1)?;
+        let pages = pages.iter().try_fold(0u64, |v, b| {
+            b.is_ascii_digit()
+                .then(|| v.saturating_mul(10).saturating_add(u64::from(b - b'0')))
+        })?;
+        Some(Bytes(pages.saturating_mul(self.page_bytes)))
+    }
+}
+
 /// The decimal number a file starts with, `None` if it starts with none.
 fn read_number(file: &File) -> io::Result<Option<u64>> {
     let mut buf = [0u8; 32];

@@ -6,7 +6,7 @@
 use super::{
     cgroup::MemoryCgroup,
     controller::{Controller, Tuning},
-    gauge::{CgroupGauge, Gauges, SystemGauge},
+    gauge::{CgroupGauge, Gauges, ResidentGauge, SystemGauge},
     harden::{self, Hardening},
     reactor::{Reactor, Shared},
     record::TrimRecord,
@@ -20,7 +20,6 @@ use crate::{
 use kvpsi_common::{Kind, Phase};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::{
-    fs::File,
     io,
     os::fd::OwnedFd,
     sync::{
@@ -250,14 +249,10 @@ impl Governor {
     ) -> Result<Prepared, GovernorError> {
         let gauges = open_gauges(config)?;
         let page_bytes = rustix::param::page_size() as u64;
-        let shared = Arc::new(Shared::new(RECORDS));
+        let statm = config.measure_rss.then(ResidentGauge::open);
+        let shared = Arc::new(Shared::new(RECORDS, statm.and_then(Result::ok)));
         shared.paused.store(config.observe_only, Relaxed);
         let (signal, stats) = (source.name(), source.stats());
-        let statm = if config.measure_rss {
-            File::open("/proc/self/statm").ok()
-        } else {
-            None
-        };
         let controller = Controller::new(config.tuning, config.profile, page_bytes);
         let wake =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
@@ -290,8 +285,6 @@ impl Governor {
                 order: of_reactor,
                 shared,
                 stop,
-                statm,
-                page_bytes,
                 capacity,
             }
             .run();

@@ -7,7 +7,7 @@
 
 use super::{
     controller::{Controller, Decision},
-    gauge::Gauges,
+    gauge::{Gauges, ResidentGauge},
     record::{Trigger, TrimRecord},
     worker::Order,
 };
@@ -21,10 +21,9 @@ use crossbeam_queue::ArrayQueue;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::OwnedFd,
-    io::{Errno, pread},
+    io::Errno,
 };
 use std::{
-    fs::File,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed},
@@ -52,10 +51,12 @@ pub(super) struct Shared {
     /// Bytes by step, in the order of [`Step::ALL`].
     pub by_step: [AtomicU64; Step::ALL.len()],
     pub dropped_tokens: AtomicU64,
+    /// Where trims are to be checked against RSS.
+    statm: Option<ResidentGauge>,
 }
 
 impl Shared {
-    pub fn new(records: usize) -> Self {
+    pub fn new(records: usize, statm: Option<ResidentGauge>) -> Self {
         Self {
             records: ArrayQueue::new(records),
             records_lost: AtomicU64::new(0),
@@ -69,7 +70,13 @@ impl Shared {
             pressure: Arc::default(),
             by_step: Default::default(),
             dropped_tokens: AtomicU64::new(0),
+            statm,
         }
+    }
+
+    /// The process's resident set, where it is measured.
+    pub fn rss(&self) -> Option<Bytes> {
+        self.statm.as_ref()?.read()
     }
 
     /// Counts what was given back, and leaves it for who wants to know.
@@ -96,9 +103,6 @@ pub(super) struct Reactor {
     pub shared: Arc<Shared>,
     /// Readable: stop.
     pub stop: OwnedFd,
-    /// /proc/self/statm, where trims are to be checked against RSS.
-    pub statm: Option<File>,
-    pub page_bytes: u64,
     /// Bytes the budget may grow back to.
     pub capacity: Bytes,
 }
@@ -191,14 +195,14 @@ impl Reactor {
 
     fn trim(&mut self, decision: &Decision, noticed_ns: u64) {
         self.shared.pressure.store(true, Relaxed);
-        let rss_before = self.rss();
+        let rss_before = self.shared.rss();
         let trimmed = self.pool.trim(decision.want, decision.steps);
         let ordered = self.order_rest(decision, &trimmed);
         self.controller.trimmed(decision, trimmed.bytes, ordered);
         if trimmed.bytes == Bytes::ZERO {
             return;
         }
-        let rss_after = self.rss();
+        let rss_after = self.shared.rss();
         if decision.trigger != Trigger::EarlyWarning {
             let account = self.pool.account();
             self.pool.set_budget(account.resident.max(account.floor));
@@ -246,20 +250,5 @@ impl Reactor {
         {
             self.pool.set_budget(b);
         }
-    }
-
-    /// Resident set of the process: the second number of `statm`, in pages
-    /// (proc(5)). Since 6.2 the kernel sums per-CPU counters there with an
-    /// error of some dozen pages per CPU.
-    fn rss(&self) -> Option<Bytes> {
-        let mut buf = [0u8; 128];
-        let n = pread(self.statm.as_ref()?, &mut buf, 0).ok()?;
-        let mut fields = buf[..n].split(|b| *b == b' ');
-        let pages = fields.nth(1)?;
-        let pages = pages.iter().try_fold(0u64, |v, b| {
-            b.is_ascii_digit()
-                .then(|| v.saturating_mul(10).saturating_add(u64::from(b - b'0')))
-        })?;
-        Some(Bytes(pages.saturating_mul(self.page_bytes)))
     }
 }

@@ -96,7 +96,7 @@ impl Worker {
             if left == 0 {
                 break;
             }
-            let started_ns = monotonic_ns();
+            let (started_ns, rss_before) = (monotonic_ns(), self.shared.rss());
             let Some(done) = self.ladder.step(Bytes(left), allowed) else {
                 self.order.bytes.store(0, SeqCst);
                 break;
@@ -104,7 +104,7 @@ impl Worker {
             freed = true;
             let less = |b: u64| Some(b.saturating_sub(done.bytes.0.max(1)));
             let _ = self.order.bytes.fetch_update(SeqCst, SeqCst, less);
-            self.tell(&done, Bytes(left), started_ns);
+            self.tell(&done, Bytes(left), started_ns, rss_before);
         }
         if freed {
             let pool = self.ladder.pool();
@@ -116,7 +116,7 @@ impl Worker {
         }
     }
 
-    fn tell(&self, done: &Reclaimed, wanted: Bytes, started_ns: u64) {
+    fn tell(&self, done: &Reclaimed, wanted: Bytes, started_ns: u64, rss_before: Option<Bytes>) {
         let after = self.ladder.pool().account().live_tokens;
         let mut trimmed = Trimmed {
             tokens: done.tokens,
@@ -136,8 +136,8 @@ impl Worker {
             noticed_ns: started_ns,
             wanted,
             trimmed,
-            rss_before: None,
-            rss_after: None,
+            rss_before,
+            rss_after: self.shared.rss(),
         });
     }
 }

@@ -194,6 +194,7 @@ impl Engine {
             sink_tokens: config.sink_tokens,
             recent_tokens: config.recent_tokens,
             floor_tokens: config.floor_tokens,
+            may_drop: config.profile != Profile::Lossless,
         })?;
         if let Some(budget) = config.kv_budget {
             pool.set_budget(budget);

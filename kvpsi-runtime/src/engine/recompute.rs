@@ -114,9 +114,8 @@ impl Engine {
         if needed > pool.budget().saturating_sub(account.in_use).0 {
             return Ok(false);
         }
-        pool.close(old);
         session.seq = None;
-        let new = pool.open()?;
+        let new = pool.reopen(old)?;
         session.seq = Some(new);
         Ok(matches!(self.walk(session, new, len, true)?, Walk::Done))
     }

@@ -166,6 +166,22 @@ impl KvPool {
         slot.free();
     }
 
+    /// Ends a sequence and begins it anew in the same rank: one that was
+    /// preempted is not the youngest because it had to start again.
+    ///
+    /// # Errors
+    /// Somebody else took the last place.
+    pub fn reopen(&self, seq: SeqId) -> Result<SeqId, KvError> {
+        let (priority, born) = self.slots[seq.0].rank();
+        self.close(seq);
+        let free = self.slots.iter().position(|s| s.open(born.0));
+        let new = free
+            .map(SeqId)
+            .ok_or(KvError::NoSequence(self.slots.len()))?;
+        self.set_priority(new, priority);
+        Ok(new)
+    }
+
     /// Lets every block of a slot go, which is the caller's alone.
     fn let_go(&self, slot: &Slot) {
         let tick = self.tick.fetch_add(1, Relaxed);
@@ -222,9 +238,9 @@ impl KvPool {
     }
 
     /// Hands out the next `tokens` positions, with blocks behind them. To
-    /// stay within the budget cached blocks are let go, then the sequence's
-    /// own oldest; sinks and the recent window are never given up, so below
-    /// that floor the budget is passed over. Not to be called under a guard.
+    /// stay within the budget cached blocks are let go, then, if it may, the
+    /// sequence's own oldest; sinks and the recent window are never given up,
+    /// so below that floor the budget is passed over. Not to be called under a guard.
     ///
     /// # Errors
     /// Beyond the context, preempted, or no block is left at all; then
@@ -289,7 +305,9 @@ impl KvPool {
                 None
             })
             .or_else(|| {
-                self.evict_own(slot);
+                if self.config.may_drop {
+                    self.evict_own(slot);
+                }
                 self.take(kind, budget)
             })
             .or_else(|| self.take(kind, usize::MAX))

@@ -28,6 +28,7 @@ pub(super) fn pool(capacity_tokens: usize, max_sequences: usize) -> Arc<KvPool> 
         sink_tokens: 4,
         recent_tokens: 40,
         floor_tokens: 0,
+        may_drop: true,
     })
     .unwrap()
 }
@@ -241,6 +242,7 @@ fn impossible_settings_are_refused_with_what_to_do() {
         sink_tokens: 4,
         recent_tokens: 8,
         floor_tokens: 0,
+        may_drop: true,
     };
     let refused = |c| KvPool::new(c).map(|_| ()).unwrap_err();
     assert!(matches!(
@@ -293,6 +295,7 @@ fn rows_of_every_encoding_are_read_back_where_they_were_written() {
             sink_tokens: 4,
             recent_tokens: 40,
             floor_tokens: 0,
+            may_drop: true,
         })
         .unwrap();
         let seq = p.open().unwrap();
@@ -350,6 +353,7 @@ fn an_encoding_that_a_head_is_no_multiple_of_is_refused() {
             sink_tokens: 4,
             recent_tokens: 40,
             floor_tokens: 0,
+            may_drop: true,
         };
         let error = KvPool::new(config).unwrap_err().to_string();
         assert!(

@@ -50,6 +50,9 @@ pub(super) struct Trim {
     pub kv_tokens_before: u64,
     pub kv_tokens_after: u64,
     pub guard_wait_us: f64,
+    pub tokens_dropped: u64,
+    /// Share of the attention so far that fell on what was dropped.
+    pub mass_dropped: f32,
 }
 
 /// The end of the worker's run.
@@ -106,6 +109,8 @@ impl From<&TrimRecord> for Trim {
             kv_tokens_before: t.kv_tokens_before,
             kv_tokens_after: t.kv_tokens_after,
             guard_wait_us: us(0, t.guard_wait_ns),
+            tokens_dropped: t.tokens,
+            mass_dropped: t.mass_dropped,
         }
     }
 }

@@ -259,7 +259,7 @@ impl<'a> Demo<'a> {
 
     fn show(&mut self, t: &Trim) {
         let line = format!(
-            "trim {}: {} {} -> {} returned in {:.0} us ({:.0} us after the stall began), RSS {} -> {}, {} -> {} tokens kept, step {}",
+            "trim {}: {} {} -> {} returned in {:.0} us ({:.0} us after the stall began), RSS {} -> {}, {} -> {} tokens kept, {:.1} % of attention, step {}",
             self.report.trims.len() + 1,
             t.kind,
             t.trigger,
@@ -270,6 +270,7 @@ impl<'a> Demo<'a> {
             t.rss_after,
             t.kv_tokens_before,
             t.kv_tokens_after,
+            f64::from(t.mass_dropped) * 100.0,
             t.step,
         );
         self.note(&line);

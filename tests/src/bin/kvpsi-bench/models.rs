@@ -38,6 +38,7 @@ impl Ours {
             sink_tokens: 4,
             recent_tokens: 256,
             floor_tokens: 0,
+            may_drop: true,
         })?;
         let step = Step::new(&decoder, &pool, MOST_ROWS)?;
         Ok(Self {
