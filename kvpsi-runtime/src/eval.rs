@@ -113,8 +113,6 @@ impl Held {
         let config = LadderConfig {
             evict: setting.evict,
             pack_to: setting.pack_to,
-            // Memory is not what is short here: the best choice there is.
-            group: usize::MAX,
             window: decoder.longest_window(),
             ..LadderConfig::default()
         };
@@ -166,6 +164,7 @@ impl Held {
                 wanted,
                 &mut |row, logits| tell(before + row, logits),
             )?;
+            self.pool.written(seq);
             self.hold(at.end);
         }
         Ok(())

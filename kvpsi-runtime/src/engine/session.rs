@@ -348,6 +348,7 @@ impl Engine {
         session.history.push(rows);
         let (decoder, step) = (&self.decoder, &mut self.step);
         decoder.step(&session.tokens[at], &[span], &session.pool, step)?;
+        session.pool.written(seq);
         Ok(if session.pool.preempted(seq) {
             Went::Preempted
         } else {

@@ -76,7 +76,7 @@ impl Default for LadderConfig {
             profile: Profile::default(),
             evict: Evict::default(),
             pack_to: KvType::ALL[KvType::ALL.len() - 1],
-            group: 32,
+            group: 16,
             window: 0,
         }
     }

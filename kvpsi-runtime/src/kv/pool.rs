@@ -281,6 +281,13 @@ impl KvPool {
         Ok(start..end)
     }
 
+    /// All positions that were handed out are written: until the next ones are,
+    /// only the recent window is protected.
+    pub fn written(&self, seq: SeqId) {
+        let slot = &self.slots[seq.0];
+        self.protect(slot, slot.len(), slot.len());
+    }
+
     /// Protects what is being written and the recent window. Counted from the
     /// last token, not from the end: a window that ends with a block would
     /// else be a block shorter for one token's time, and a trim would take

@@ -52,8 +52,10 @@ pub struct ThinOrder {
 }
 
 impl KvPool {
-    /// Gathers the cold group that lost least so far, to one block less or to
-    /// so many fewer as give `want` bytes, but keeps at least half of it.
+    /// Gathers the cold group that is the densest for its distance, to one
+    /// block less or to so many fewer as give `want` bytes, but keeps at least
+    /// half of it. What is far away is thinned further: a group twice as far
+    /// keeps 0.7 as many of its tokens.
     /// `None`: there is nothing to thin above the floors.
     pub fn thin_one(
         &self,
@@ -63,13 +65,13 @@ impl KvPool {
         memory: &mut ThinMemory,
     ) -> Option<Reclaimed> {
         let slots = self.slots.iter().enumerate().filter(|(_, s)| s.is_open());
-        let groups = slots.filter_map(|(id, s)| Some((id, self.fullest(s, order)?)));
-        let (id, group) = groups.min_by(|a, b| a.1.thinned.total_cmp(&b.1.thinned))?;
+        let groups = slots.filter_map(|(id, s)| Some((id, self.densest(s, order)?)));
+        let (id, group) = groups.max_by(|a, b| a.1.density.total_cmp(&b.1.density))?;
         self.thin(SeqId(id), &group, policy, want, memory)
     }
 
-    /// The group of a sequence that was thinned least.
-    fn fullest(&self, slot: &Slot, order: ThinOrder) -> Option<Group> {
+    /// The group of a sequence that is the densest for its distance.
+    fn densest(&self, slot: &Slot, order: ThinOrder) -> Option<Group> {
         let n = self.config.shape.block_tokens;
         let clear = slot.len().saturating_sub(order.window) / n;
         let end = slot
@@ -80,7 +82,7 @@ impl KvPool {
         while from < end {
             let group = self.group_from(slot, from, end, order.group);
             from = group.entries.end;
-            if group.blocks >= 2 && best.as_ref().is_none_or(|b| group.thinned < b.thinned) {
+            if group.blocks >= 2 && best.as_ref().is_none_or(|b| group.density > b.density) {
                 best = Some(group);
             }
         }
@@ -98,8 +100,10 @@ impl KvPool {
             }
             until += 1;
         }
+        let kept = rows as f32 / ((until - from) * n).max(1) as f32;
+        let distance = slot.len().saturating_sub((from + until) * n / 2);
         Group {
-            thinned: 1.0 - rows as f32 / ((until - from) * n).max(1) as f32,
+            density: kept * (distance.max(1) as f32).sqrt(),
             entries: from..until,
             blocks,
         }
@@ -359,8 +363,9 @@ impl KvPool {
 struct Group {
     entries: Range<usize>,
     blocks: usize,
-    /// Share of its tokens that is gone.
-    thinned: f32,
+    /// Share of its tokens that is left, times the root of its distance from
+    /// the end.
+    density: f32,
 }
 
 /// Which block a row of the group is in, and where.

@@ -65,9 +65,9 @@ pub enum Evict {
     /// Those that most attention fell on so far
     Heavy,
     /// Those whose keys are least like the others
+    #[default]
     Keydiff,
     /// Those that coming queries are expected to look at
-    #[default]
     Expected,
 }
 
