@@ -33,6 +33,7 @@ mod view;
 
 pub(crate) use basis::rotate;
 pub use encoding::{GROUP, KvType, Plane, recode};
+#[cfg(feature = "llm")]
 pub(crate) use encoding::{offset, scale};
 pub use guard::LayerGuard;
 pub use ladder::{Ladder, LadderConfig, Profile};

@@ -11,6 +11,7 @@ mod q4;
 mod q8;
 pub(super) mod rows;
 
+#[cfg(feature = "llm")]
 pub(crate) use q4::{offset, scale};
 pub(super) use rows::encode_row;
 pub use rows::{Plane, recode};
