@@ -6,9 +6,13 @@
 
 mod candle;
 mod decode;
+mod ladder;
 mod memory;
 mod models;
 mod quality;
+mod recall;
+mod settings;
+mod steps;
 
 use anyhow::{Result, bail};
 use candle_core::quantized::GgmlDType;
@@ -35,6 +39,12 @@ enum What {
     },
     /// Perplexity and greedy answers beside candle-transformers
     Quality(quality::Args),
+    /// Perplexity of a text by budget, policy and encoding of the cache
+    Ladder(ladder::Args),
+    /// Facts that are still known at the end of a text, and of a conversation
+    Recall(recall::Args),
+    /// Time that each step of the ladder takes, and a second turn's first token
+    Steps(steps::Args),
     /// Resident memory of kvpsi alone
     Memory {
         /// GGUF file
@@ -66,6 +76,9 @@ fn main() -> Result<()> {
         What::Decode(args) => decode::run(&args),
         What::Candle { model } => candle::serve(&model),
         What::Quality(args) => quality::run(&args),
+        What::Ladder(args) => ladder::run(&args),
+        What::Recall(args) => recall::run(&args),
+        What::Steps(args) => steps::run(&args),
         What::Memory { model } => memory::resident(&model),
         What::Bandwidth { threads } => {
             memory::bandwidth(threads);
