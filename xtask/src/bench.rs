@@ -107,7 +107,7 @@ pub fn decode(sh: &Shell, args: &Args) -> Result<()> {
 
 /// What to read, and where the figures go.
 #[derive(Debug, clap::Args)]
-pub struct QualityArgs {
+pub struct CandleArgs {
     /// A tenth of the text, and short answers
     #[arg(long)]
     quick: bool,
@@ -124,7 +124,7 @@ pub struct QualityArgs {
 ///
 /// # Errors
 /// Something could not be built, fetched or measured.
-pub fn quality(sh: &Shell, args: &QualityArgs) -> Result<()> {
+pub fn candle_quality(sh: &Shell, args: &CandleArgs) -> Result<()> {
     setup::on_the_way(sh)?;
     ebpf::build_if_possible(sh)?;
     let model = model::get(sh, args.model.as_deref())?;
@@ -175,7 +175,7 @@ pub fn quality(sh: &Shell, args: &QualityArgs) -> Result<()> {
     }
     if let Some(file) = &args.json {
         let report = json!({
-            "bench": "quality", "machine": cpu_name(), "rows": rows,
+            "bench": "candle-quality", "machine": cpu_name(), "rows": rows,
             "model": model.file_name().map(|n| n.to_string_lossy()),
         });
         fs::write(file, serde_json::to_vec_pretty(&report)?)
@@ -184,7 +184,11 @@ pub fn quality(sh: &Shell, args: &QualityArgs) -> Result<()> {
     Ok(())
 }
 
-fn build(sh: &Shell, target: &Path, flags: &str) -> Result<PathBuf> {
+/// The program that measures.
+///
+/// # Errors
+/// It does not build.
+pub fn build(sh: &Shell, target: &Path, flags: &str) -> Result<PathBuf> {
     say(format!("building in release {flags}"));
     cmd!(
         sh,
@@ -279,7 +283,8 @@ fn llama_bench(sh: &Shell, model: &Path, rows: &mut [Value]) {
     }
 }
 
-fn cpu_name() -> String {
+/// The processor's name.
+pub fn cpu_name() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     text.lines()
         .find_map(|l| l.strip_prefix("model name"))

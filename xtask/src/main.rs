@@ -13,6 +13,7 @@ mod ebpf;
 mod lint;
 mod model;
 mod places;
+mod quality;
 mod run;
 mod setup;
 mod test;
@@ -117,7 +118,9 @@ prebuilt), or rustup's nightly with rust-src, both with bpf-linker."
   cargo xtask bench decode --quick              two minutes
   cargo xtask bench decode --json decode.json   every depth, beside candle-transformers
   cargo xtask bench decode --isa avx2           by other kernels
-  cargo xtask bench quality                     20 000 tokens: a quarter of an hour
+  cargo xtask bench quality --quick             ten minutes
+  cargo xtask bench quality --json quality.json an hour; writes docs/QUALITY.md and its plots
+  cargo xtask bench candle-quality              20 000 tokens: a quarter of an hour
 
 llama-bench is measured beside it where it is on PATH.")]
     Bench {
@@ -145,8 +148,10 @@ TEST is a part of BINARY::NAME. The test binaries are those of tests/tests that 
 enum Bench {
     /// Prefill and decode at several depths
     Decode(bench::Args),
+    /// What a smaller cache costs: perplexity, facts forgotten, time of each step
+    Quality(quality::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
-    Quality(bench::QualityArgs),
+    CandleQuality(bench::CandleArgs),
 }
 
 fn main() -> ExitCode {
@@ -181,7 +186,10 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         } => bench::decode(sh, &args),
         Task::Bench {
             what: Bench::Quality(args),
-        } => bench::quality(sh, &args),
+        } => quality::run(sh, &args),
+        Task::Bench {
+            what: Bench::CandleQuality(args),
+        } => bench::candle_quality(sh, &args),
         Task::Vm(args) => vm::run(sh, &args),
         Task::Lint => lint::run(sh),
     }

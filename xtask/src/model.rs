@@ -158,15 +158,19 @@ fn bar(what: &'static str, bytes: u64) -> ProgressBar {
 }
 
 /// A folder of this process beside the final path, removed with what is left.
-struct Work(PathBuf);
+pub struct Work(PathBuf);
 
 impl Work {
-    fn new(beside: &Path) -> Result<Self> {
+    pub fn new(beside: &Path) -> Result<Self> {
         remove_abandoned(beside);
         let folder = beside.join(format!(".fetch-{}", std::process::id()));
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Self(folder))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 

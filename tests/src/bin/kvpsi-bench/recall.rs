@@ -2,8 +2,9 @@
 //! (a needle), and several in a conversation.
 //!
 //! Owns the facts and how they are asked for. The answer is begun for the
-//! model: it is small, and what is measured is what its cache remembers, not
-//! how it phrases things. Invariants: what is held down was so before the
+//! model, up to the quotation mark: it is small, and what is measured is what
+//! its cache remembers, not how it phrases things (a whole cache answers 8 of 8
+//! in 2048 tokens that way, 6 of 8 in 1024 without the mark). Invariants: what is held down was so before the
 //! question is read; every setting is asked the same questions.
 
 use crate::settings::{Which, name, row};
@@ -77,7 +78,7 @@ fn question(place: &str) -> String {
 }
 
 fn begun(place: &str) -> String {
-    format!("The secret password of the {place} is")
+    format!("The secret password of the {place} is \"")
 }
 
 struct Model {
@@ -201,6 +202,10 @@ impl Talk<'_> {
                 break;
             }
             answer.push(best);
+            // The answer was begun with a quotation mark.
+            if self.model.tokenizer.decode(&[best])?.contains('"') {
+                break;
+            }
             next = vec![best];
         }
         Ok(self.model.tokenizer.decode(&answer)?)

@@ -1,0 +1,190 @@
+//! `cargo xtask bench quality`: what a smaller cache costs.
+//!
+//! Owns the plan: which texts, how long, in what order. `kvpsi-bench` measures;
+//! [`report`] puts its rows together. Invariant: a quick run never overwrites
+//! the figures in docs/.
+
+mod plot;
+mod report;
+pub mod text;
+
+use crate::bench::{build, cpu_name};
+use crate::{ebpf, model, places, say, setup};
+use anyhow::{Context, Result};
+use report::{Lines, Machine};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use xshell::{Shell, cmd};
+
+/// How much to measure, and where the figures go.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Less text, fewer questions, nothing in docs/: ten minutes on two cores
+    #[arg(long)]
+    quick: bool,
+    /// Write the figures to this file as well
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Use this GGUF instead of the default model
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+}
+
+/// How much.
+struct Plan {
+    chunks: [usize; 2],
+    contexts: &'static str,
+    samples: usize,
+    conversations: usize,
+    prose: usize,
+    /// Budgets of questions, by the whole ladder.
+    budgets: &'static str,
+    /// And by dropping tokens alone; empty: none.
+    pure: &'static str,
+    rounds: usize,
+}
+
+const QUICK: Plan = Plan {
+    chunks: [1, 1],
+    contexts: "1024",
+    samples: 8,
+    conversations: 1,
+    prose: 1000,
+    budgets: "0.5,0.25,0.125",
+    pure: "",
+    rounds: 1,
+};
+
+const FULL: Plan = Plan {
+    chunks: [5, 5],
+    contexts: "2048,4096",
+    samples: 16,
+    conversations: 4,
+    prose: 1500,
+    budgets: "0.5,0.25,0.125",
+    pure: "0.5,0.25",
+    rounds: 5,
+};
+
+/// Tokens of a chunk.
+const CONTEXT: usize = 2048;
+
+/// Measures, prints and writes everything.
+///
+/// # Errors
+/// Something could not be built, fetched, measured or written.
+pub fn run(sh: &Shell, args: &Args) -> Result<()> {
+    let began = Instant::now();
+    setup::on_the_way(sh)?;
+    ebpf::build_if_possible(sh)?;
+    let model = model::get(sh, args.model.as_deref())?;
+    let program = build(sh, &places::target(), "")?;
+    let bench = Bench { sh, program, model };
+    let plan = if args.quick { QUICK } else { FULL };
+    let prose = places::root().join("tests/data/holmes.txt");
+    let texts = match text::get(sh) {
+        Ok(kjv) => vec![("kjv", kjv), ("holmes", prose)],
+        Err(e) => {
+            say(format_args!(
+                "{e:#}: going on with tests/data/holmes.txt alone"
+            ));
+            vec![("holmes", prose)]
+        }
+    };
+    let mut lines = Lines::default();
+    for ((name, file), chunks) in texts.iter().zip(plan.chunks) {
+        say(format_args!(
+            "perplexity of {name}, {chunks} x {CONTEXT} tokens"
+        ));
+        lines
+            .texts
+            .push(((*name).into(), bench.ladder(file, chunks)?));
+    }
+    say("facts from early on");
+    lines.recall = bench.recall(&plan, &lines.policies())?;
+    say("the steps' time");
+    let rounds = plan.rounds.to_string();
+    lines.steps = bench.lines("steps", &["--rounds", &rounds])?;
+    let name = bench.model.file_name().unwrap_or_default();
+    let report = lines.report(&Machine {
+        cpu: cpu_name(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .into(),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        model: name.to_string_lossy().into(),
+        quick: args.quick,
+    });
+    write(&report, args)?;
+    say(format_args!("took {} s", began.elapsed().as_secs()));
+    Ok(())
+}
+
+/// The tables on stdout, the figures and the plots into their files.
+fn write(report: &Value, args: &Args) -> Result<()> {
+    let bench = places::target().join("bench");
+    let docs = places::root().join("docs");
+    let folder = if args.quick { &bench } else { &docs };
+    fs::create_dir_all(&bench).with_context(|| bench.display().to_string())?;
+    let page = report::page(report);
+    print!("{page}");
+    let json = serde_json::to_vec_pretty(report)?;
+    let given = args.json.iter().cloned();
+    for file in given.chain([bench.join("quality.json")]) {
+        fs::write(&file, &json).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    for text in report::texts(report) {
+        let name = text["text"].as_str().unwrap_or_default();
+        plot::write(text, &folder.join(format!("quality-{name}.svg")))?;
+    }
+    let file = folder.join("QUALITY.md");
+    fs::write(&file, page).with_context(|| format!("cannot write {}", file.display()))?;
+    say(format_args!(
+        "wrote {} and the plots beside it",
+        file.display()
+    ));
+    Ok(())
+}
+
+struct Bench<'a> {
+    sh: &'a Shell,
+    program: PathBuf,
+    model: PathBuf,
+}
+
+impl Bench<'_> {
+    /// One measurement: its rows; what it says on the way goes to stderr.
+    fn lines(&self, what: &str, more: &[&str]) -> Result<Vec<Value>> {
+        let (program, model) = (&self.program, &self.model);
+        let text = cmd!(self.sh, "{program} {what} --model {model} {more...}")
+            .quiet()
+            .read()?;
+        text.lines()
+            .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
+            .collect()
+    }
+
+    fn ladder(&self, text: &Path, chunks: usize) -> Result<Vec<Value>> {
+        let (text, context) = (text.to_string_lossy(), CONTEXT.to_string());
+        let chunks = chunks.to_string();
+        let more = ["--text", &text, "--context", &context, "--chunks", &chunks];
+        self.lines("ladder", &more)
+    }
+
+    fn recall(&self, plan: &Plan, policies: &str) -> Result<Vec<Value>> {
+        let (samples, prose) = (plan.samples.to_string(), plan.prose.to_string());
+        let conversations = plan.conversations.to_string();
+        let mut more = vec!["--contexts", plan.contexts, "--samples", &samples];
+        more.extend(["--conversations", &conversations, "--prose", &prose]);
+        more.extend(["--budgets", plan.budgets, "--policies", policies]);
+        if plan.pure.is_empty() {
+            more.push("--no-pure");
+        } else {
+            more.extend(["--pure-budgets", plan.pure]);
+        }
+        self.lines("recall", &more)
+    }
+}
