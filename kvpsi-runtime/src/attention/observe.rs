@@ -47,7 +47,8 @@ fn one(job: &Job<'_>, row: usize, scratch: &mut Scratch) {
     job.queries(&mut scratch.q);
     // Rows of whole vectors, one for each head, all blocks side by side.
     let stride = (job.blocks.len() * n).next_multiple_of(LANES);
-    let all = at_least(&mut scratch.scores, group * stride);
+    // One row more: of every block's place on there is room for all heads.
+    let all = at_least(&mut scratch.scores, (group + 1) * stride);
     all.fill(f32::NEG_INFINITY);
     for (b, block) in job.blocks.iter().enumerate() {
         let seen = job.visible(block, 0);
@@ -57,7 +58,7 @@ fn one(job: &Job<'_>, row: usize, scratch: &mut Scratch) {
             scores(job.isa, &scratch.q, k, cfg.head_dim, to, stride, &[]);
         }
     }
-    for of_head in all.chunks_exact_mut(stride) {
+    for of_head in all[..group * stride].chunks_exact_mut(stride) {
         let (_, sum) = softmax_step(job.isa, of_head, f32::NEG_INFINITY);
         if sum == 0.0 {
             continue;

@@ -128,7 +128,9 @@ impl<'a> Filled<'a> {
         })?;
         let mut step = Step::new(decoder, &pool, MOST_ROWS)?;
         let seq = pool.open()?;
-        for rows in tokens.chunks(BATCH) {
+        // What the last append wrote is not touched by any step: let it be little.
+        let (most, last) = tokens.split_at(tokens.len().saturating_sub(32));
+        for rows in most.chunks(BATCH).chain([last]) {
             let span = RowSpan {
                 seq,
                 first_pos: pool.append(seq, rows.len())?.start,
