@@ -67,7 +67,7 @@ mod on {
     use rustix::thread::futex;
     use std::{
         sync::atomic::{
-            AtomicBool, AtomicU32, AtomicU64,
+            AtomicU32, AtomicU64,
             Ordering::{Relaxed, SeqCst},
             fence,
         },
@@ -86,7 +86,8 @@ mod on {
     pub struct Guards {
         readers: [Reader; READERS],
         epoch: AtomicU64,
-        waiting: AtomicBool,
+        /// Threads that wait: a trim, and whoever else lets blocks go.
+        waiting: AtomicU32,
         /// Counts exits while somebody waits; the futex word.
         exits: AtomicU32,
     }
@@ -96,7 +97,7 @@ mod on {
             Self {
                 readers: Default::default(),
                 epoch: AtomicU64::new(1),
-                waiting: AtomicBool::new(false),
+                waiting: AtomicU32::new(0),
                 exits: AtomicU32::new(0),
             }
         }
@@ -133,7 +134,7 @@ mod on {
             if !older() {
                 return;
             }
-            self.waiting.store(true, SeqCst);
+            self.waiting.fetch_add(1, SeqCst);
             loop {
                 let exits = self.exits.load(SeqCst);
                 if !older() {
@@ -143,14 +144,14 @@ mod on {
                 let limit = futex::Timespec::try_from(Duration::from_millis(50)).ok();
                 let _ = futex::wait(&self.exits, futex::Flags::PRIVATE, exits, limit.as_ref());
             }
-            self.waiting.store(false, SeqCst);
+            self.waiting.fetch_sub(1, SeqCst);
         }
 
         fn leave(&self, slot: usize) {
             self.readers[slot].0.store(0, SeqCst);
-            if self.waiting.load(SeqCst) {
+            if self.waiting.load(SeqCst) > 0 {
                 self.exits.fetch_add(1, SeqCst);
-                let _ = futex::wake(&self.exits, futex::Flags::PRIVATE, 1);
+                let _ = futex::wake(&self.exits, futex::Flags::PRIVATE, i32::MAX as u32);
             }
         }
     }

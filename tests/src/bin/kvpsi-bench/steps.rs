@@ -125,6 +125,7 @@ impl<'a> Filled<'a> {
             sink_tokens: 4,
             recent_tokens: 64,
             floor_tokens: 0,
+            may_drop: true,
         })?;
         let mut step = Step::new(decoder, &pool, MOST_ROWS)?;
         let seq = pool.open()?;
