@@ -170,7 +170,6 @@ impl Held {
         Ok(())
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "bytes of a cache")]
     fn hold(&mut self, tokens: usize) {
         if !self.setting.is_held() {
             self.share = self.share_now(tokens);

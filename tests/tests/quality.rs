@@ -2,6 +2,8 @@
 //! file. `cargo xtask bench candle-quality` is the long form: 20 000 tokens, and ten
 //! prompts of 200 tokens.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use kvpsi_tests::quality::{Both, PROMPTS};
 
 #[test]

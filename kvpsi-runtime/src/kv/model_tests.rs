@@ -124,7 +124,8 @@ struct Known {
 }
 
 fn tokens(tag: usize, len: usize) -> Vec<u32> {
-    (0..len).map(|i| (tag * 1000 + i) as u32).collect()
+    let first = u32::try_from(tag * 1000).unwrap();
+    (first..).take(len).collect()
 }
 
 struct Model {

@@ -129,7 +129,6 @@ fn draw(text: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use crate::quality::report::tests::{lines as measured, machine};

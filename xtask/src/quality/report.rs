@@ -256,7 +256,6 @@ fn steps(t: &mut String, report: &Value) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 pub mod tests {
     use super::*;
 
