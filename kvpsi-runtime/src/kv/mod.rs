@@ -31,6 +31,7 @@ mod trim;
 mod types;
 mod view;
 
+#[cfg(feature = "llm")]
 pub(crate) use basis::rotate;
 pub use encoding::{GROUP, KvType, Plane, recode};
 #[cfg(feature = "llm")]
