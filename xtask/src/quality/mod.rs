@@ -98,9 +98,11 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
         say(format_args!(
             "perplexity of {name}, {chunks} x {CONTEXT} tokens"
         ));
-        lines
-            .texts
-            .push(((*name).into(), bench.ladder(file, chunks)?));
+        // What every policy does one text will tell a quick run.
+        let first = lines.texts.is_empty();
+        let policies = (args.quick && !first).then(|| lines.policies());
+        let rows = bench.ladder(file, chunks, policies.as_deref())?;
+        lines.texts.push(((*name).into(), rows));
     }
     say("facts from early on");
     lines.recall = bench.recall(&plan, &lines.policies())?;
@@ -167,10 +169,13 @@ impl Bench<'_> {
             .collect()
     }
 
-    fn ladder(&self, text: &Path, chunks: usize) -> Result<Vec<Value>> {
+    fn ladder(&self, text: &Path, chunks: usize, policies: Option<&str>) -> Result<Vec<Value>> {
         let (text, context) = (text.to_string_lossy(), CONTEXT.to_string());
         let chunks = chunks.to_string();
-        let more = ["--text", &text, "--context", &context, "--chunks", &chunks];
+        let mut more = vec!["--text", &text, "--context", &context, "--chunks", &chunks];
+        if let Some(policies) = policies {
+            more.extend(["--policies", policies]);
+        }
         self.lines("ladder", &more)
     }
 
