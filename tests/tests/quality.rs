@@ -104,7 +104,7 @@ fn the_bench_of_smaller_caches_says_all_that_its_report_is_made_of() {
     let recall = rows(&model, &[&recall[..], &few[..]].concat());
     assert_eq!(recall.len(), 4);
     for row in &recall {
-        let asked = if row["what"] == "needle" { 2 } else { 6 };
+        let asked = if row["what"] == "needle" { 2 } else { 4 };
         assert_eq!(row["asked"], asked, "{row}");
         assert!(row["known"].as_u64() <= Some(asked), "{row}");
         assert!(row["answered_full"].as_f64().is_some(), "{row}");

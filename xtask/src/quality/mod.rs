@@ -48,11 +48,11 @@ struct Plan {
 
 const QUICK: Plan = Plan {
     chunks: [1, 1],
-    contexts: "1024",
+    contexts: "2048",
     samples: 8,
-    conversations: 1,
-    prose: 1000,
-    budgets: "0.5,0.25,0.125",
+    conversations: 2,
+    prose: 600,
+    budgets: "0.5,0.25",
     pure: "",
     rounds: 1,
 };
@@ -61,8 +61,8 @@ const FULL: Plan = Plan {
     chunks: [5, 5],
     contexts: "2048,4096",
     samples: 16,
-    conversations: 4,
-    prose: 1500,
+    conversations: 6,
+    prose: 600,
     budgets: "0.5,0.25,0.125",
     pure: "0.5,0.25",
     rounds: 5,

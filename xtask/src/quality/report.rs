@@ -205,7 +205,7 @@ fn perplexities(t: &mut String, text: &Value) {
 fn recall(t: &mut String, report: &Value) {
     t.push_str(
         "\n## Facts from early on\n\n\
-         Needle: one made-up fact at eight depths of a prose text, asked for at the end. Turns: six facts in the first\n\
+         Needle: one made-up fact at eight depths of a prose text, asked for at the end. Turns: four facts in the first\n\
          turns of a conversation, prose, then a question a turn. The answer is begun for the model, and must hold the\n\
          fact's words; what is held down was so before the question is read.\n\n\
          | test | tokens | cache | policy | budget | answered | whole cache |\n|---|--:|---|---|--:|--:|--:|\n",

@@ -3,8 +3,9 @@
 //!
 //! Owns the facts and how they are asked for. The answer is begun for the
 //! model, up to the quotation mark: it is small, and what is measured is what
-//! its cache remembers, not how it phrases things (a whole cache answers 8 of 8
-//! in 2048 tokens that way, 6 of 8 in 1024 without the mark). Invariants: what is held down was so before the
+//! its cache remembers, not how it phrases things. With a whole cache it answers
+//! 12 of 12 in 2048 tokens that way; and 11 of 12 questions of conversations,
+//! where it says each fact once itself and 600 tokens of prose come between. Invariants: what is held down was so before the
 //! question is read; every setting is asked the same questions.
 
 use crate::settings::{Which, name, row};
@@ -34,11 +35,11 @@ pub struct Args {
     /// Facts hidden, one in a text, for each context
     #[arg(long, default_value_t = 16)]
     samples: usize,
-    /// Conversations, of six facts each
+    /// Conversations, of four facts each
     #[arg(long, default_value_t = 2)]
     conversations: usize,
     /// Tokens of prose between the facts and the questions of a conversation
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 600)]
     prose: usize,
     #[command(flatten)]
     which: Which,
@@ -60,6 +61,52 @@ const FACTS: [(&str, &str); 12] = [
     ("museum", "crimson ladder"),
 ];
 
+/// What is told in a conversation: up to the words, how it is asked for, and
+/// the words. Each of another kind: a model of this size takes one password
+/// for another.
+const TALES: [[&str; 3]; 8] = [
+    [
+        "The captain's ship is called",
+        "What is the captain's ship called?",
+        "silver lantern",
+    ],
+    [
+        "The sign above the inn says",
+        "What does the sign above the inn say?",
+        "purple anchor",
+    ],
+    [
+        "The title of the new song is",
+        "What is the title of the new song?",
+        "winter orange",
+    ],
+    [
+        "The secret password of the castle is",
+        "What is the secret password of the castle?",
+        "golden turtle",
+    ],
+    [
+        "The doctor's letter begins with",
+        "What does the doctor's letter begin with?",
+        "frozen violin",
+    ],
+    [
+        "The village team is named",
+        "What is the village team named?",
+        "green thunder",
+    ],
+    [
+        "The wizard's spell was",
+        "What was the wizard's spell?",
+        "paper crown",
+    ],
+    [
+        "The thief is known as",
+        "What is the thief known as?",
+        "velvet hammer",
+    ],
+];
+
 /// How deep a fact lies, in parts of the text.
 const DEPTHS: [f64; 8] = [0.05, 0.15, 0.3, 0.4, 0.5, 0.65, 0.75, 0.9];
 
@@ -67,7 +114,7 @@ const DEPTHS: [f64; 8] = [0.05, 0.15, 0.3, 0.4, 0.5, 0.65, 0.75, 0.9];
 const ANSWER: usize = 16;
 
 /// Facts told in a conversation.
-const TOLD: usize = 6;
+const TOLD: usize = 4;
 
 fn fact(place: &str, words: &str) -> String {
     format!("The secret password of the {place} is \"{words}\".")
@@ -202,8 +249,8 @@ impl Talk<'_> {
                 break;
             }
             answer.push(best);
-            // The answer was begun with a quotation mark.
-            if self.model.tokenizer.decode(&[best])?.contains('"') {
+            let text = self.model.tokenizer.decode(&[best])?;
+            if text.contains(['"', '.', '\n']) {
                 break;
             }
             next = vec![best];
@@ -313,14 +360,14 @@ fn conversation(model: &Model, held: &mut Held, talk: usize, prose: usize) -> Re
 fn converse(talk: &mut Talk<'_>, number: usize, prose: usize) -> Result<Tally> {
     const PART: usize = 250;
     let model = talk.model;
-    let facts: Vec<_> = (0..TOLD)
-        .map(|i| FACTS[(number * 5 + i) % FACTS.len()])
-        .collect();
+    let facts = (0..TOLD).map(|i| TALES[(number * 3 + i) % TALES.len()]);
     let mut messages = Vec::new();
     let mut say = |role, text: String| messages.push(Message::new(role, text));
-    for (place, words) in &facts {
-        say(Role::User, fact(place, words));
-        say(Role::Assistant, "I will remember that.".into());
+    for [begun, _, words] in facts.clone() {
+        say(Role::User, format!("{begun} \"{words}\"."));
+        // Said twice, as such models do when they are told something.
+        let kept = format!("I will remember it. {begun} \"{words}\".");
+        say(Role::Assistant, kept);
     }
     let tokens = model.prose(number + 7, prose)?;
     for part in tokens.chunks(PART) {
@@ -330,19 +377,20 @@ fn converse(talk: &mut Talk<'_>, number: usize, prose: usize) -> Result<Tally> {
     }
     let mut tally = Tally::default();
     let mut so_far = String::new();
-    for (place, words) in &facts {
-        messages.push(Message::new(Role::User, question(place)));
+    for [begun, question, words] in facts {
+        let begun = format!("{begun} \"");
+        messages.push(Message::new(Role::User, question));
         let text = model.render(&messages)?;
         let new = text
             .strip_prefix(&so_far)
             .context("the chat template changes what was said before")?;
-        let at = new.rfind(&question(place)).context("the chat template")?;
+        let at = new.rfind(question).context("the chat template")?;
         let (before, asked) = new.split_at(at);
         talk.read(&model.encode(before)?)?;
-        let answer = talk.answer(&model.encode(&format!("{asked}{}", begun(place)))?)?;
+        let answer = talk.answer(&model.encode(&format!("{asked}{begun}"))?)?;
         told(words, &answer);
         tally.add(knows(&answer, words));
-        let answer = format!("{}{answer}", begun(place));
+        let answer = format!("{begun}{answer}");
         so_far = format!("{text}{answer}");
         messages.push(Message::new(Role::Assistant, answer));
     }
