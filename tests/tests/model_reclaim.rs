@@ -87,6 +87,26 @@ fn a_preempted_session_goes_on_with_the_same_text() {
     });
     assert_eq!(got, want);
     assert_eq!(younger.preemptions(), 2);
+    drop(younger);
+    pool.trim(Bytes(u64::MAX), Steps::FREE);
+
+    // And while it is computed anew.
+    let mut younger = e.open().unwrap();
+    let mut presser = None;
+    let got = answer(&mut e, &mut younger, &prompt, 60, &mut |n| {
+        if n == 30 {
+            let pool = pool.clone();
+            presser = Some(std::thread::spawn(move || {
+                for _ in 0..6 {
+                    pool.trim(Bytes(u64::MAX), PREEMPT);
+                    std::thread::sleep(Duration::from_millis(31));
+                }
+            }));
+        }
+    });
+    presser.unwrap().join().unwrap();
+    assert_eq!(got, want);
+    assert!(younger.preemptions() > 0);
     assert!(older.seq().is_some_and(|s| !pool.preempted(s)));
     assert_eq!(pool.account().writes_lost, 0);
 }
@@ -136,7 +156,10 @@ fn a_healed_session_is_as_if_it_had_never_been_trimmed() {
             _ => assert!(matches!(healed, Healed::Done(n) if n > 600), "{healed:?}"),
         }
         assert_eq!((session.lost_tokens(), session.tokens().len()), (0, before));
-        let (score, logits) = read(&mut e, &mut session, &after);
+        let (score, mut logits) = read(&mut e, &mut session, &after);
+        // The cache has nothing worse of it either.
+        assert!(session.park());
+        logits.extend(read(&mut e, &mut session, &after[..9]).1);
         results.push((grown, score.perplexity(), logits));
         drop(session);
         pool.trim(Bytes(u64::MAX), Steps::FREE);

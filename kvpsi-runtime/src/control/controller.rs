@@ -301,12 +301,14 @@ impl Controller {
     }
 
     /// The next budget, when it is time to grow: at most a step above what is
-    /// resident, and only while there is room for two.
+    /// resident and `wanted`, and only while there is room for what it would
+    /// let in and a step more.
     pub fn grow(
         &mut self,
         now_ns: u64,
         budget: Bytes,
         resident: Bytes,
+        wanted: Bytes,
         capacity: Bytes,
         reading: Reading,
     ) -> Option<Bytes> {
@@ -315,8 +317,9 @@ impl Controller {
         }
         self.next_grow_ns = now_ns.saturating_add(ns(self.tuning.grow_every));
         let step = self.tuning.grow_by.0;
-        let unused = budget.0 > resident.0.saturating_add(step);
-        if unused || reading.room.0 < 2 * step {
+        let unused = budget.saturating_sub(resident).0;
+        let too_much = unused > wanted.0.saturating_add(step);
+        if too_much || reading.room.0 < unused.saturating_add(2 * step) {
             return None;
         }
         Some(Bytes(budget.0.saturating_add(step)).min(capacity))
@@ -355,216 +358,4 @@ fn missing(kind: Kind, r: Reading) -> Option<Bytes> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytemuck::Zeroable;
-    use proptest::prelude::*;
-
-    fn event(kind: Kind, phase: Phase, ts_ns: u64) -> Event {
-        Event {
-            kind: kind as u16,
-            phase: phase as u16,
-            ts_ns,
-            order: 0,
-            stalled_now: 1,
-            ..Event::zeroed()
-        }
-    }
-
-    fn controller() -> Controller {
-        Controller::new(Tuning::default(), Profile::Latency, 4096)
-    }
-
-    fn cgroup(deficit: Bytes) -> Reading {
-        Reading {
-            cgroup_deficit: Some(deficit),
-            system_deficit: Some(Bytes::ZERO),
-            system_tight: false,
-            room: Bytes::mib(100),
-        }
-    }
-
-    const MS: u64 = 1_000_000;
-
-    #[test]
-    fn the_first_slice_is_small_and_the_next_ones_double_until_the_deficit_is_met() {
-        let mut c = controller();
-        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 5));
-        let mut wants = vec![];
-        let mut left = Bytes::mib(16);
-        while let Some(d) = c.decide(10, cgroup(left)) {
-            wants.push(d.want.0 >> 20);
-            assert_eq!(d.onset_ns, 5);
-            left = left.saturating_sub(d.want);
-            c.trimmed(&d, d.want, false);
-        }
-        assert_eq!(wants, [2, 4, 8, 2]);
-    }
-
-    #[test]
-    fn a_burst_that_goes_on_keeps_doubling_and_a_new_one_starts_small() {
-        let mut c = controller();
-        let first = |c: &mut Controller, phase, t| {
-            c.observe(&event(Kind::MemcgReclaim, phase, t));
-            let d = c.decide(t, cgroup(Bytes::mib(100))).unwrap();
-            c.trimmed(&d, d.want, false);
-            d.want.0 >> 20
-        };
-        assert_eq!(first(&mut c, Phase::Onset, MS), 2);
-        assert_eq!(first(&mut c, Phase::Summary, 2 * MS), 4);
-        assert_eq!(first(&mut c, Phase::Summary, 3 * MS), 8);
-        assert_eq!(first(&mut c, Phase::Onset, 100 * MS), 2);
-    }
-
-    #[test]
-    fn a_stall_in_a_cgroup_below_its_limit_is_not_ours() {
-        let mut c = controller();
-        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
-        assert_eq!(c.decide(2, cgroup(Bytes::ZERO)), None);
-        assert_eq!(c.ignored(), 1);
-    }
-
-    #[test]
-    fn a_stall_of_unknown_cause_is_ours_only_where_memory_is_short() {
-        let mut c = controller();
-        c.observe(&event(Kind::Memstall, Phase::Onset, 1));
-        assert_eq!(c.decide(2, cgroup(Bytes::ZERO)), None);
-        assert_eq!(c.ignored(), 1);
-        for (reading, want) in [
-            (cgroup(Bytes::mib(1)), Tuning::default().first_slice),
-            (
-                Reading {
-                    system_tight: true,
-                    ..cgroup(Bytes::ZERO)
-                },
-                Tuning::default().first_slice,
-            ),
-        ] {
-            let mut c = controller();
-            c.observe(&event(Kind::Memstall, Phase::Onset, 1));
-            assert_eq!(c.decide(2, reading).unwrap().want, want);
-        }
-    }
-
-    #[test]
-    fn direct_reclaim_is_served_even_where_the_watermarks_look_fine() {
-        let mut c = controller();
-        c.observe(&event(Kind::DirectReclaim, Phase::Onset, 1));
-        let d = c.decide(2, cgroup(Bytes::ZERO)).unwrap();
-        assert_eq!(d.want, Tuning::default().first_slice);
-        c.trimmed(&d, d.want, false);
-        assert_eq!(c.decide(3, cgroup(Bytes::ZERO)), None);
-    }
-
-    #[test]
-    fn kswapd_waking_up_costs_only_slack() {
-        let mut c = controller();
-        c.observe(&event(Kind::KswapdWake, Phase::Mark, 1));
-        let d = c.decide(2, Reading::default()).unwrap();
-        assert_eq!(d.steps, Steps::SLACK);
-        c.trimmed(&d, Bytes::ZERO, false);
-        assert_eq!(c.decide(3, Reading::default()), None);
-        // And what is cached, as far as memory is short.
-        c.observe(&event(Kind::KswapdWake, Phase::Mark, 1));
-        let short = Reading {
-            system_deficit: Some(Bytes::mib(3)),
-            ..Reading::default()
-        };
-        assert_eq!(c.decide(2, short).unwrap().steps, Steps::SLACK);
-        let d = c.decide(3, short).unwrap();
-        assert_eq!((d.steps, d.want), (Steps::FREE, Bytes::mib(3)));
-        assert_eq!(c.decide(4, short), None);
-    }
-
-    #[test]
-    fn what_costs_text_waits_for_the_slow_steps_but_not_for_long() {
-        let mut c = Controller::new(Tuning::default(), Profile::Balanced, 4096);
-        let reading = Reading {
-            system_deficit: Some(Bytes::mib(8)),
-            ..cgroup(Bytes::ZERO)
-        };
-        c.observe(&event(Kind::DirectReclaim, Phase::Onset, MS));
-        let d = c.decide(MS, reading).unwrap();
-        assert!(!d.steps.has(Step::Window) && d.steps.has(Step::Thin));
-        assert_eq!(d.missing, Bytes::mib(8));
-        c.trimmed(&d, Bytes::ZERO, true);
-        assert_eq!(c.decide(2 * MS, reading), None);
-        // Stalls go on: free blocks at once, the window not yet.
-        c.observe(&event(Kind::DirectReclaim, Phase::Summary, 3 * MS));
-        let d = c.decide(3 * MS, reading).unwrap();
-        assert!(!d.steps.has(Step::Window));
-        c.trimmed(&d, Bytes::ZERO, true);
-        c.observe(&event(Kind::DirectReclaim, Phase::Summary, 7 * MS));
-        let d = c.decide(7 * MS, reading).unwrap();
-        assert!(d.steps.has(Step::Window));
-    }
-
-    #[test]
-    fn a_cgroup_at_its_limit_is_urgent_and_lossless_stays_lossless() {
-        for (profile, window) in [(Profile::Balanced, true), (Profile::Lossless, false)] {
-            let mut c = Controller::new(Tuning::default(), profile, 4096);
-            c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
-            let d = c.decide(2, cgroup(Bytes::mib(9))).unwrap();
-            assert_eq!(d.steps.has(Step::Window), window);
-            assert!(d.steps.has(Step::Preempt));
-        }
-    }
-
-    #[test]
-    fn nothing_left_to_give_ends_the_burst_instead_of_spinning() {
-        let mut c = controller();
-        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
-        let d = c.decide(2, cgroup(Bytes::mib(50))).unwrap();
-        c.trimmed(&d, Bytes::ZERO, false);
-        assert_eq!(c.decide(3, cgroup(Bytes::mib(50))), None);
-    }
-
-    #[test]
-    fn the_budget_grows_by_a_constant_only_after_calm() {
-        let (mut c, cap) = (controller(), Bytes::mib(100));
-        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
-        let d = c.decide(MS, cgroup(Bytes::mib(2))).unwrap();
-        c.trimmed(&d, d.want, false);
-        let mut grow = |ms: u64, mib: u64, used: u64| {
-            let used = Bytes::mib(used);
-            let room = cgroup(Bytes::ZERO);
-            c.grow(ms * MS, Bytes::mib(mib), used, cap, room)
-        };
-        assert_eq!(grow(1000, 50, 50), None);
-        assert_eq!(grow(2002, 50, 50), Some(Bytes::mib(54)));
-        assert_eq!(grow(2003, 54, 54), None);
-        assert_eq!(grow(2252, 98, 98), Some(cap));
-        // What is not used does not grow.
-        assert_eq!(grow(2600, 60, 50), None);
-        assert_eq!(grow(2900, 60, 58), Some(Bytes::mib(64)));
-        let tight = Reading {
-            room: Bytes::mib(7),
-            ..cgroup(Bytes::ZERO)
-        };
-        let at = Bytes::mib(64);
-        assert_eq!(c.grow(4000 * MS, at, at, cap, tight), None);
-        assert_eq!(c.sleep(2252 * MS, cap, cap), None);
-    }
-
-    proptest! {
-        #[test]
-        fn deciding_always_ends_and_never_asks_beyond_the_target(
-            deficits in prop::collection::vec(0u64..1 << 32, 1..40),
-            give in 0u64..1 << 26,
-        ) {
-            let mut c = controller();
-            let mut t = 0;
-            for deficit in deficits {
-                t += MS;
-                c.observe(&event(Kind::MemcgReclaim, Phase::Summary, t));
-                let mut calls = 0;
-                while let Some(d) = c.decide(t, cgroup(Bytes(deficit))) {
-                    prop_assert!(d.want <= Tuning::default().max_slice);
-                    c.trimmed(&d, Bytes(give.min(d.want.0)), false);
-                    calls += 1;
-                    prop_assert!(calls < 1_000_000);
-                }
-            }
-        }
-    }
-}
+mod tests;

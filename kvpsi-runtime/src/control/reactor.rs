@@ -243,10 +243,11 @@ impl Reactor {
         if !self.controller.may_grow(now, budget, self.capacity) {
             return;
         }
-        let (resident, reading) = (self.pool.account().resident, self.gauges.read());
+        let (resident, wanted) = (self.pool.account().resident, self.pool.wanted());
+        let reading = self.gauges.read();
         if let Some(b) = self
             .controller
-            .grow(now, budget, resident, self.capacity, reading)
+            .grow(now, budget, resident, wanted, self.capacity, reading)
         {
             self.pool.set_budget(b);
         }

@@ -96,7 +96,9 @@ impl Worker {
             if left == 0 {
                 break;
             }
-            let (started_ns, rss_before) = (monotonic_ns(), self.shared.rss());
+            // As they are now: a newer order may come while the step is taken.
+            let started_ns = monotonic_ns();
+            let onset_ns = self.order.onset_ns.load(Relaxed);
             let Some(done) = self.ladder.step(Bytes(left), allowed) else {
                 self.order.bytes.store(0, SeqCst);
                 break;
@@ -104,7 +106,7 @@ impl Worker {
             freed = true;
             let less = |b: u64| Some(b.saturating_sub(done.bytes.0.max(1)));
             let _ = self.order.bytes.fetch_update(SeqCst, SeqCst, less);
-            self.tell(&done, Bytes(left), started_ns, rss_before);
+            self.tell(&done, Bytes(left), onset_ns, started_ns);
         }
         if freed {
             let pool = self.ladder.pool();
@@ -116,7 +118,7 @@ impl Worker {
         }
     }
 
-    fn tell(&self, done: &Reclaimed, wanted: Bytes, started_ns: u64, rss_before: Option<Bytes>) {
+    fn tell(&self, done: &Reclaimed, wanted: Bytes, onset_ns: u64, started_ns: u64) {
         let after = self.ladder.pool().account().live_tokens;
         let mut trimmed = Trimmed {
             tokens: done.tokens,
@@ -129,15 +131,15 @@ impl Worker {
         };
         trimmed.add(done.step, done.bytes);
         let kind = Kind::from_raw(self.order.kind.load(Relaxed)).unwrap_or(Kind::DirectReclaim);
-        let onset_ns = self.order.onset_ns.load(Relaxed);
         self.shared.tell(TrimRecord {
             trigger: Trigger::Background(kind),
             onset_ns,
             noticed_ns: started_ns,
             wanted,
             trimmed,
-            rss_before,
-            rss_after: self.shared.rss(),
+            // Trims beside it would be counted in.
+            rss_before: None,
+            rss_after: None,
         });
     }
 }

@@ -29,8 +29,8 @@ impl History {
         }
     }
 
-    /// Positions computed.
-    #[cfg(test)]
+    /// Positions computed so far; a recomputing that was cut short has fewer in
+    /// the pool.
     pub fn len(&self) -> usize {
         self.runs.iter().map(|r| r.rows * r.times).sum()
     }

@@ -12,6 +12,7 @@ use crate::{
     attention::RowSpan,
     kv::{KvError, SeqId},
     model::step::Interrupted,
+    units::Bytes,
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -53,7 +54,7 @@ impl Engine {
         let Some(old) = session.seq.filter(|seq| pool.lost_from(*seq).is_some()) else {
             return Ok(Healed::Whole);
         };
-        let len = pool.len(old);
+        let len = session.history.len();
         let block = pool.shape().block_tokens;
         let from = session.history.boundary(pool.untouched(old), block);
         pool.hash_blocks(&session.tokens[..len], &mut session.hashes);
@@ -62,6 +63,7 @@ impl Engine {
         let account = pool.account();
         let needed = pool.shape().token_bytes().0 * (len - from) as u64;
         let free = pool.budget().saturating_sub(account.in_use);
+        pool.set_wanted(Bytes(needed));
         if needed > free.0 {
             return Ok(Healed::NoRoom);
         }
@@ -85,6 +87,7 @@ impl Engine {
                 pool.set_priority(new, 0);
                 session.seq = Some(new);
                 pool.close(old);
+                pool.set_wanted(Bytes::ZERO);
                 Ok(Healed::Done(len - from))
             }
             Ok(walk) => {
@@ -108,16 +111,21 @@ impl Engine {
         let Some(old) = session.seq else {
             return Ok(false);
         };
-        let len = pool.len(old);
+        let len = session.history.len();
         let needed = pool.shape().token_bytes().0 * len as u64;
         let account = pool.account();
+        pool.set_wanted(Bytes(needed));
         if needed > pool.budget().saturating_sub(account.in_use).0 {
             return Ok(false);
         }
         session.seq = None;
         let new = pool.reopen(old)?;
         session.seq = Some(new);
-        Ok(matches!(self.walk(session, new, len, true)?, Walk::Done))
+        let done = matches!(self.walk(session, new, len, true)?, Walk::Done);
+        if done {
+            pool.set_wanted(Bytes::ZERO);
+        }
+        Ok(done)
     }
 
     /// Computes the positions of `session` up to `len` that `seq` does not

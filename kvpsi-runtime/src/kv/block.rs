@@ -7,7 +7,7 @@
 
 use super::encoding::KvType;
 use std::sync::atomic::{
-    AtomicU8, AtomicU32, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 
@@ -27,6 +27,9 @@ pub(super) struct Block {
     rows: AtomicU32,
     /// Hash of its tokens and all before them; 0: not known.
     hash: AtomicU64,
+    /// Its content is what its tokens say to the last bit: computed after
+    /// blocks that are so too, and never re-encoded.
+    exact: AtomicBool,
     /// When it was last let go: the least goes first.
     used: AtomicU64,
 }
@@ -50,6 +53,7 @@ impl Block {
             held: AtomicU32::new(0),
             rows: AtomicU32::new(0),
             hash: AtomicU64::new(0),
+            exact: AtomicBool::new(false),
             used: AtomicU64::new(0),
         }
     }
@@ -142,7 +146,12 @@ impl Block {
         self.hash.load(SeqCst)
     }
 
-    pub fn set_hash(&self, hash: u64) {
+    pub fn is_exact(&self) -> bool {
+        self.exact.load(SeqCst)
+    }
+
+    pub fn set_hash(&self, hash: u64, exact: bool) {
+        self.exact.store(exact, SeqCst);
         self.hash.store(hash, SeqCst);
     }
 

@@ -26,6 +26,7 @@ mod pack;
 mod pool;
 mod prefix;
 mod sequence;
+mod supply;
 mod thin;
 mod trim;
 mod types;

@@ -71,6 +71,8 @@ impl KvPool {
         }
         let whole =
             (0..self.config.shape.layers).all(|layer| self.recode(slot, i, layer, old, new));
+        // Before anybody can read the new one.
+        slot.set_coarse();
         let changed = whole && slot.picking_now(|| slot.exchange(i, old, new)) == Some(true);
         let (out, kept) = if changed { (old, new) } else { (new, old) };
         if changed && hash != 0 {

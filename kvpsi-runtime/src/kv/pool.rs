@@ -50,7 +50,9 @@ pub struct KvPool {
     pub(super) cached: AtomicUsize,
     pub(super) live_tokens: AtomicU64,
     /// Most pages that may be resident.
-    budget: AtomicUsize,
+    pub(super) budget: AtomicUsize,
+    /// Bytes that somebody waits for.
+    wanted: AtomicU64,
     /// The trimmer's: cached blocks by age. Nobody else locks it, and who
     /// finds it locked goes away.
     pub(super) trimming: Mutex<Vec<(u64, u32)>>,
@@ -58,7 +60,7 @@ pub struct KvPool {
     pub(super) preempted: AtomicU64,
     pub(super) cache_evicted: AtomicU64,
     pub(super) cache_hit_tokens: AtomicU64,
-    self_evicted: AtomicU64,
+    pub(super) self_evicted: AtomicU64,
     pub(super) writes_lost: AtomicU64,
     /// Blocks by their content. The trimmer never looks here.
     pub(super) registry: Registry,
@@ -91,6 +93,7 @@ impl KvPool {
             cached: AtomicUsize::new(0),
             live_tokens: AtomicU64::new(0),
             budget: AtomicUsize::new(0),
+            wanted: AtomicU64::new(0),
             trimming: Mutex::new(Vec::with_capacity(blocks)),
             madvise_errors: AtomicU64::new(0),
             preempted: AtomicU64::new(0),
@@ -298,143 +301,6 @@ impl KvPool {
         slot.protect_from(recent, start / n);
     }
 
-    /// A block for `slot`: within the budget, else a cached one's place, else
-    /// its own oldest, else beyond the budget.
-    fn block_for(&self, slot: &Slot) -> Option<usize> {
-        let (budget, kind) = (self.budget.load(Relaxed), self.config.shape.kind);
-        self.take(kind, budget)
-            .or_else(|| {
-                while self.evict_cached() {
-                    if let Some(b) = self.take(kind, budget) {
-                        return Some(b);
-                    }
-                }
-                None
-            })
-            .or_else(|| {
-                if self.config.may_drop {
-                    self.evict_own(slot);
-                }
-                self.take(kind, budget)
-            })
-            .or_else(|| self.take(kind, usize::MAX))
-    }
-
-    /// Takes a free block, a resident one first, as long as no more than
-    /// `most` pages are resident then.
-    pub(super) fn take(&self, kind: KvType, most: usize) -> Option<usize> {
-        let need = self.pages(kind);
-        let (block, held) = match self.slack.take_low() {
-            Some(b) => (b, self.blocks[b].held()),
-            None => (usize::MAX, 0),
-        };
-        let more = need.saturating_sub(held);
-        let grow = |r: usize| (r + more <= most || more == 0).then_some(r + more);
-        if self.resident.fetch_update(SeqCst, SeqCst, grow).is_err() {
-            if held > 0 {
-                self.slack.insert(block);
-            }
-            return None;
-        }
-        let block = if held > 0 {
-            self.shorten(block, held, need);
-            block
-        } else if let Some(b) = self.returned.take_low() {
-            self.arena.unseal(b);
-            b
-        } else {
-            self.resident.fetch_sub(more, SeqCst);
-            return None;
-        };
-        let held = need.max(if held > need {
-            self.blocks[block].held()
-        } else {
-            0
-        });
-        self.blocks[block].begin(kind, u32::try_from(held).unwrap_or(u32::MAX));
-        self.in_use.fetch_add(held, SeqCst);
-        Some(block)
-    }
-
-    /// A free block that is to hold fewer pages gives the others back.
-    fn shorten(&self, block: usize, held: usize, need: usize) {
-        if held <= need {
-            return;
-        }
-        let page = rustix::param::page_size();
-        // SAFETY: a free block that the caller took: nobody reads it.
-        match unsafe { self.arena.give_back_tail(block, need * page) } {
-            Ok(()) => {
-                self.blocks[block].set_held(need);
-                self.resident.fetch_sub(held - need, SeqCst);
-            }
-            Err(_) => {
-                self.madvise_errors.fetch_add(1, Relaxed);
-            }
-        }
-    }
-
-    /// Gives the pages of a block back that is the caller's alone; no guard
-    /// that could have seen it is open.
-    pub(super) fn give_back(&self, block: usize) -> Bytes {
-        let held = self.blocks[block].held();
-        // SAFETY: the block is in no table, and every guard that could have
-        // seen it in one has ended, as the caller says.
-        if unsafe { self.arena.give_back(block, 1) }.is_ok() {
-            self.resident.fetch_sub(held, SeqCst);
-            self.returned.insert(block);
-            self.bytes(held)
-        } else {
-            self.madvise_errors.fetch_add(1, Relaxed);
-            self.slack.insert(block);
-            Bytes::ZERO
-        }
-    }
-
-    /// Turns the cached block that was used least recently into slack.
-    fn evict_cached(&self) -> bool {
-        loop {
-            let oldest = self
-                .blocks
-                .iter()
-                .enumerate()
-                .filter(|(_, b)| b.is_cached());
-            let Some((i, b)) = oldest.min_by_key(|(_, b)| b.used()) else {
-                return false;
-            };
-            if b.take_cached() {
-                self.cached.fetch_sub(b.held(), SeqCst);
-                self.cache_evicted.fetch_add(1, Relaxed);
-                self.guards.quiesce();
-                self.slack.insert(i);
-                return true;
-            }
-        }
-    }
-
-    /// Turns the sequence's oldest block that may go into slack.
-    fn evict_own(&self, slot: &Slot) {
-        let range = self.sink_entries()..slot.protected_from();
-        for i in range {
-            let floor = self.config.floor_tokens;
-            let Some(tokens) = slot.entry(i).map(|b| self.tokens_in(slot, i, b)) else {
-                continue;
-            };
-            if slot.live() < floor + tokens {
-                return;
-            }
-            let Some(b) = slot.unlink(i) else { continue };
-            slot.lose(i * self.config.shape.block_tokens, tokens);
-            self.live_tokens.fetch_sub(tokens as u64, Relaxed);
-            self.self_evicted.fetch_add(1, Relaxed);
-            if self.let_one_go(b, false) == Let::Free {
-                self.guards.quiesce();
-                self.slack.insert(b);
-                return;
-            }
-        }
-    }
-
     /// Positions handed out, holes included.
     #[must_use]
     pub fn len(&self, seq: SeqId) -> usize {
@@ -477,6 +343,18 @@ impl KvPool {
     #[must_use]
     pub fn budget(&self) -> Bytes {
         self.bytes(self.budget.load(Relaxed))
+    }
+
+    /// Says how many bytes somebody waits for, to compute again what was lost:
+    /// else a budget that is not used does not grow.
+    pub fn set_wanted(&self, bytes: Bytes) {
+        self.wanted.store(bytes.0, Relaxed);
+    }
+
+    /// What [`KvPool::set_wanted`] said last.
+    #[must_use]
+    pub fn wanted(&self) -> Bytes {
+        Bytes(self.wanted.load(Relaxed))
     }
 
     /// Sets the most bytes that may be resident, in whole pages, at most

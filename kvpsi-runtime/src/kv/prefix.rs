@@ -67,17 +67,22 @@ impl KvPool {
         if slot.lost() > 0 {
             return;
         }
+        let exact = !slot.coarse();
         for (i, hash) in hashes.iter().enumerate().take(whole) {
             let Some(b) = slot.entry(i) else { return };
             let block = &self.blocks[b];
             if block.hash() != 0 || block.rows().is_some() {
                 continue;
             }
-            let known = index.get(&hash.0).map(|k| *k as usize);
-            if known.is_some_and(|k| self.blocks[k].hash() == hash.0) {
-                continue;
+            let known = index.get(&hash.0).map(|k| &self.blocks[*k as usize]);
+            if let Some(known) = known.filter(|k| k.hash() == hash.0) {
+                if known.is_exact() || !exact {
+                    continue;
+                }
+                // Ours is the better one: the other is not found any more.
+                known.forget_hash(hash.0);
             }
-            block.set_hash(hash.0);
+            block.set_hash(hash.0, exact);
             // The reactor may have taken it, and somebody else have it now.
             if slot.entry(i) != Some(b) {
                 block.forget_hash(hash.0);
@@ -92,7 +97,7 @@ impl KvPool {
 
     /// A block's content is in another one now.
     pub(super) fn rename(&self, hash: u64, from: usize, to: usize) {
-        self.blocks[to].set_hash(hash);
+        self.blocks[to].set_hash(hash, false);
         let mut index = self.registry.lock();
         if index.get(&hash).is_some_and(|b| *b as usize == from) {
             index.insert(hash, u32::try_from(to).unwrap_or(u32::MAX));
@@ -101,7 +106,8 @@ impl KvPool {
 
     /// Gives a sequence of whole blocks those that are known to hold its next
     /// tokens, whose hashes from the first token on these are; returns how many
-    /// tokens it has then. `exact`: only blocks as they were written at first.
+    /// tokens it has then. `exact`: only blocks that are what their tokens say to
+    /// the last bit.
     pub fn adopt(&self, seq: SeqId, hashes: &[BlockHash], exact: bool) -> usize {
         let n = self.config.shape.block_tokens;
         let (slot, had) = (&self.slots[seq.0], self.slots[seq.0].len());
@@ -117,9 +123,12 @@ impl KvPool {
                 break;
             }
             let block = &self.blocks[b];
-            if block.hash() != hash.0 || (exact && block.kind() != self.config.shape.kind) {
+            if block.hash() != hash.0 || (exact && !block.is_exact()) {
                 self.unshare(b);
                 break;
+            }
+            if !block.is_exact() {
+                slot.set_coarse();
             }
             slot.link(has, b);
             has += 1;
@@ -136,7 +145,7 @@ impl KvPool {
         let whole = |hash: &&BlockHash| {
             index.get(&hash.0).is_some_and(|b| {
                 let b = &self.blocks[*b as usize];
-                b.hash() == hash.0 && (!exact || b.kind() == self.config.shape.kind)
+                b.hash() == hash.0 && (!exact || b.is_exact())
             })
         };
         hashes.iter().take_while(whole).count() * self.config.shape.block_tokens
@@ -178,8 +187,10 @@ impl KvPool {
         let n = self.config.shape.block_tokens;
         let whole = slot.lost_from().unwrap_or(usize::MAX);
         let same = |i: &usize| {
-            let kind = slot.entry(*i).map(|b| self.blocks[b].kind());
-            kind == Some(self.config.shape.kind)
+            slot.entry(*i).map(|b| &self.blocks[b]).is_some_and(|b| {
+                // One from the cache may have come after such that had fewer.
+                b.kind() == self.config.shape.kind && (b.hash() == 0 || b.is_exact())
+            })
         };
         let most = slot.len().min(whole);
         ((0..most.div_ceil(n)).take_while(same).count() * n).min(most)

@@ -41,6 +41,9 @@ pub(super) struct Slot {
     lost_from: AtomicUsize,
     /// Positions that lost theirs.
     lost: AtomicU64,
+    /// Some block was written in fewer bits, or came so from the cache: what
+    /// is computed after it is near, and not exact.
+    coarse: AtomicBool,
     /// All blocks were taken: what is computed now means nothing.
     preempted: AtomicBool,
     /// When it was opened, counted in sequences.
@@ -64,6 +67,7 @@ impl Slot {
             live: AtomicUsize::new(0),
             lost_from: AtomicUsize::new(usize::MAX),
             lost: AtomicU64::new(0),
+            coarse: AtomicBool::new(false),
             preempted: AtomicBool::new(false),
             born: AtomicU64::new(0),
             priority: AtomicI32::new(0),
@@ -83,6 +87,7 @@ impl Slot {
             self.live.store(0, Relaxed);
             self.lost_from.store(usize::MAX, Relaxed);
             self.lost.store(0, Relaxed);
+            self.coarse.store(false, Relaxed);
             self.preempted.store(false, Relaxed);
             self.born.store(born, Relaxed);
             self.priority.store(0, Relaxed);
@@ -217,6 +222,14 @@ impl Slot {
     pub fn lost_from(&self) -> Option<usize> {
         let from = self.lost_from.load(SeqCst);
         (from != usize::MAX).then_some(from)
+    }
+
+    pub fn coarse(&self) -> bool {
+        self.coarse.load(SeqCst)
+    }
+
+    pub fn set_coarse(&self) {
+        self.coarse.store(true, SeqCst);
     }
 
     pub fn preempted(&self) -> bool {

@@ -94,7 +94,7 @@ impl KvPool {
         let n = self.config.shape.block_tokens;
         let (mut blocks, mut rows, mut until) = (0, 0, from);
         while until < end && blocks < most {
-            if let Some(b) = slot.entry(until) {
+            if let Some(b) = slot.entry(until).filter(|b| self.blocks[*b].is_sole()) {
                 blocks += 1;
                 rows += self.tokens_in(slot, until, b);
             }
@@ -121,7 +121,8 @@ impl KvPool {
         let n = self.config.shape.block_tokens;
         memory.old.clear();
         for i in group.entries.clone() {
-            if let Some(b) = slot.entry(i) {
+            // What others have too would not come free.
+            if let Some(b) = slot.entry(i).filter(|b| self.blocks[*b].is_sole()) {
                 memory.old.push((i, b, self.tokens_in(slot, i, b)));
             }
         }
@@ -173,7 +174,7 @@ impl KvPool {
         if slot.picking_now(|| self.put(slot, memory, rows - keep, fell)) != Some(true) {
             return self.undo(memory);
         }
-        let mass = self.share_of_group(slot, memory, fell);
+        let mass = share_of_group(slot, memory, fell);
         let before = self.freed(memory);
         let held = blocks * self.pages(kind);
         Some(Reclaimed {
@@ -322,20 +323,6 @@ impl KvPool {
         true
     }
 
-    /// What fell on the dropped rows of a group, as a share of all that fell
-    /// on the sequence.
-    #[expect(clippy::unused_self, reason = "beside the others")]
-    fn share_of_group(&self, slot: &Slot, memory: &ThinMemory, fell: f32) -> f32 {
-        let all: f32 = (0..slot.entries()).map(|i| slot.mass(i)).sum();
-        let kept: f32 = memory.old.iter().map(|(i, ..)| slot.mass(*i)).sum();
-        let dropped = kept * fell / (1.0 - fell).max(1e-6);
-        if all + dropped > 0.0 {
-            dropped / (all + dropped)
-        } else {
-            0.0
-        }
-    }
-
     /// Gives the old blocks' pages back.
     fn freed(&self, memory: &ThinMemory) -> Bytes {
         let old = memory.old.iter();
@@ -366,6 +353,19 @@ struct Group {
     /// Share of its tokens that is left, times the root of its distance from
     /// the end.
     density: f32,
+}
+
+/// What fell on the dropped rows of a group, as a share of all that fell
+/// on the sequence.
+fn share_of_group(slot: &Slot, memory: &ThinMemory, fell: f32) -> f32 {
+    let all: f32 = (0..slot.entries()).map(|i| slot.mass(i)).sum();
+    let kept: f32 = memory.old.iter().map(|(i, ..)| slot.mass(*i)).sum();
+    let dropped = kept * fell / (1.0 - fell).max(1e-6);
+    if all + dropped > 0.0 {
+        dropped / (all + dropped)
+    } else {
+        0.0
+    }
 }
 
 /// Which block a row of the group is in, and where.

@@ -94,6 +94,14 @@ fn us(from_ns: u64, to_ns: u64) -> f64 {
     to_ns.saturating_sub(from_ns) as f64 / 1e3
 }
 
+impl Trim {
+    /// A slow step: it began when the quick ones were done, and its pages go
+    /// beside theirs.
+    pub fn in_background(&self) -> bool {
+        self.trigger == "background"
+    }
+}
+
 impl From<&TrimRecord> for Trim {
     fn from(r: &TrimRecord) -> Self {
         let t = &r.trimmed;

@@ -46,6 +46,8 @@ impl Report {
             let _ = writeln!(t, "  {k:<22} {v}");
         };
         let returned: u64 = self.trims.iter().map(|t| t.bytes.0).sum();
+        let slow: Vec<&Trim> = self.trims.iter().filter(|t| t.in_background()).collect();
+        let later: u64 = slow.iter().map(|t| t.bytes.0).sum();
         row(
             &mut t,
             "signal",
@@ -76,19 +78,30 @@ impl Report {
         row(
             &mut t,
             "trims",
-            format!("{}, {} returned", self.trims.len(), Bytes(returned)),
+            format!(
+                "{}, {} returned",
+                self.trims.len() - slow.len(),
+                Bytes(returned - later)
+            ),
         );
+        if !slow.is_empty() {
+            row(
+                &mut t,
+                "in the background",
+                format!("{} steps, {} returned", slow.len(), Bytes(later)),
+            );
+        }
         let us = |f: fn(&Trim) -> f64| {
             let mut v: Vec<f64> = self
                 .trims
                 .iter()
-                .filter(|t| t.trigger != "follow_up")
+                .filter(|t| t.trigger != "follow_up" && !t.in_background())
                 .map(f)
                 .collect();
             v.sort_by(f64::total_cmp);
             (quantile(&v, 0.5), quantile(&v, 0.99), v.len())
         };
-        if !self.trims.is_empty() {
+        if self.trims.len() > slow.len() {
             let (p50, p99, n) = us(|t| t.onset_to_start_us);
             row(
                 &mut t,
@@ -130,7 +143,8 @@ impl Report {
     /// Bytes that left the resident set over bytes reported as returned.
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     fn rss_share(&self) -> f64 {
-        let (lost, said) = self.trims.iter().fold((0u64, 0u64), |(l, s), t| {
+        let quick = self.trims.iter().filter(|t| !t.in_background());
+        let (lost, said) = quick.fold((0u64, 0u64), |(l, s), t| {
             (
                 l + t.rss_before.saturating_sub(t.rss_after).0,
                 s + t.bytes.0,

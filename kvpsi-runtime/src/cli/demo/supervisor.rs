@@ -89,6 +89,8 @@ struct Demo<'a> {
     token_bytes: Bytes,
     report: Report,
     done: Option<Done>,
+    /// Slow steps not shown yet: how many, bytes, tokens.
+    packed: (u32, Bytes, u64),
     /// The cursor is inside a line of the model's text.
     in_text: bool,
     /// Last: dropped after the processes are gone.
@@ -133,6 +135,7 @@ impl<'a> Demo<'a> {
             token_bytes: Bytes::ZERO,
             report,
             done: None,
+            packed: (0, Bytes::ZERO, 0),
             in_text: false,
             cgroup,
         })
@@ -257,9 +260,18 @@ impl<'a> Demo<'a> {
         }
     }
 
+    /// One line for a trim; many a block is packed one by one, and they have one
+    /// together.
     fn show(&mut self, t: &Trim) {
+        if t.in_background() {
+            self.packed.0 += 1;
+            self.packed.1 = Bytes(self.packed.1.0 + t.bytes.0);
+            self.packed.2 += t.tokens_dropped;
+            return;
+        }
+        self.show_packed();
         let line = format!(
-            "trim {}: {} {} -> {} returned in {:.0} us ({:.0} us after the stall began), RSS {} -> {}, {} -> {} tokens kept, {:.1} % of attention, step {}",
+            "trim {}: {} {} -> {} returned in {:.0} us ({:.0} us after the stall began), RSS {} -> {}, {} -> {} tokens kept, {:.1} % of attention gone, step {}",
             self.report.trims.len() + 1,
             t.kind,
             t.trigger,
@@ -276,6 +288,16 @@ impl<'a> Demo<'a> {
         self.note(&line);
     }
 
+    /// What was packed and thinned since the last line.
+    fn show_packed(&mut self) {
+        let (steps, bytes, tokens) = std::mem::take(&mut self.packed);
+        if steps > 0 {
+            self.note(&format!(
+                "in the background: {steps} steps, {bytes} returned, {tokens} tokens dropped"
+            ));
+        }
+    }
+
     /// A line of the demo's own, apart from the model's text.
     fn note(&mut self, line: &str) {
         if std::mem::take(&mut self.in_text) {
@@ -290,6 +312,7 @@ impl<'a> Demo<'a> {
 
     /// Ends both processes, prints and writes the figures.
     async fn end(mut self, signal: i32) -> Result<()> {
+        self.show_packed();
         let status = match (&self.done, signal) {
             (Some(_), _) => Some(self.worker.wait().await?),
             (None, 0) => Some(self.worker.wait().await?),
