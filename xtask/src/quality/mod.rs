@@ -58,13 +58,13 @@ const QUICK: Plan = Plan {
 };
 
 const FULL: Plan = Plan {
-    chunks: [5, 5],
-    contexts: "2048,4096",
+    chunks: [3, 3],
+    contexts: "4096",
     samples: 16,
     conversations: 6,
     prose: 600,
     budgets: "0.5,0.25,0.125",
-    pure: "0.5,0.25",
+    pure: "0.25",
     rounds: 5,
 };
 

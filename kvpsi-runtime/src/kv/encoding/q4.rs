@@ -7,16 +7,23 @@
 
 use super::{GROUP, LANES, ROUND, lanes_sum};
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+
 /// Bytes of the codes of a group.
 pub(super) const CODES: usize = GROUP / 2;
 /// A scale that no number is.
-pub(super) const NO_NUMBER: u8 = 0xff;
+const NO_NUMBER: u8 = 0xff;
 /// The greatest scale: 61 440.
 const MOST: u8 = 0xf7;
 /// Neighbouring scales that are tried, the greatest first: it clips nothing,
-/// and three steps of about a tenth below it an outlier is clipped and the
-/// other 31 values are finer. Each costs a pass over the group.
-const TRIED: usize = 4;
+/// and a step of about a tenth below it an outlier is clipped and the other 31
+/// values are finer. Each costs a pass over the group, and more gain little:
+/// the error of groups of normal numbers is 0.832 % of their squares' sum with
+/// one, 0.763 with two, 0.761 with four.
+const TRIED: usize = 2;
 /// The outermost level.
 const EDGE: f32 = 7.5;
 
@@ -31,6 +38,17 @@ pub const fn scale(byte: u8) -> f32 {
     }
     f32::from_bits((byte as u32) << 20) * REBIASED
 }
+
+/// Scales and their inverses, by byte.
+static STEPS: [[f32; 2]; 256] = {
+    let (mut all, mut byte) = ([[0.0; 2]; 256], 0);
+    while byte < all.len() {
+        let step = scale(byte as u8);
+        all[byte] = [step, 1.0 / step];
+        byte += 1;
+    }
+    all
+};
 
 /// The scale nearest to a number that is not negative.
 #[inline(always)]
@@ -71,51 +89,87 @@ fn nearest(t: f32) -> f32 {
     (if t < EDGE - 0.5 { t } else { EDGE - 0.5 }) + ROUND
 }
 
-/// Scales to try for a group of which `most` is the greatest magnitude.
+/// The scale that clips nothing of a group whose greatest magnitude is `most`.
 #[inline(always)]
-fn to_try(most: f32) -> [u8; TRIED] {
-    let top = scale_byte(most / EDGE);
-    [0, 1, 2, 3].map(|down| top.saturating_sub(down))
+fn top(most: f32) -> u8 {
+    scale_byte(most / EDGE)
 }
 
-/// The one of the least error, the greatest of about equals. `errors` are sums
-/// of squares in steps, which say nothing of a scale of 0.
+/// Scales to try, with their inverses: the one that clips nothing, and the
+/// next below.
 #[inline(always)]
-fn best(bytes: [u8; TRIED], errors: [f32; TRIED]) -> u8 {
-    // Without branches, which nobody could foretell: bits of numbers that are
-    // not negative are in the numbers' order; the lowest two say which.
-    let mut least = u32::MAX;
-    for (i, (byte, error)) in (0..).zip(bytes.into_iter().zip(errors)) {
-        let bits = if byte == 0 { u32::MAX } else { error.to_bits() };
-        least = least.min(bits & !3 | i);
-    }
-    bytes[least as usize & 3]
+fn to_try(top: u8) -> [[f32; 2]; TRIED] {
+    [top, top.saturating_sub(1)].map(|byte| STEPS[usize::from(byte)])
 }
 
-/// Writes a group; returns its scale.
+/// The one of the least error, the greatest of equals. `errors` are sums of
+/// squares in steps, which say nothing of a scale of 0.
 #[inline(always)]
-pub(super) fn encode_group(values: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8 {
-    let eights = values.as_chunks::<LANES>().0;
-    let (mut most, mut sum) = ([0f32; LANES], [0f32; LANES]);
-    for eight in eights {
-        for i in 0..LANES {
-            let size = eight[i].abs();
-            most[i] = if size > most[i] { size } else { most[i] };
-            sum[i] += size;
+fn best(top: u8, errors: [f32; TRIED]) -> u8 {
+    // Sums without a branch, which nobody could foretell.
+    top - (u8::from(errors[1] < errors[0]) & u8::from((2..=MOST).contains(&top)))
+}
+
+/// The three passes that choose a group's scale and write it. Each is short,
+/// so that a processor works on several groups at a time where all groups take
+/// one pass before any takes the next.
+pub(super) trait Passes {
+    /// The scale that clips nothing; [`NO_NUMBER`] where one value is none.
+    ///
+    /// # Safety
+    /// The processor has what the implementation is for; so below.
+    unsafe fn top(group: &[f32; GROUP]) -> u8;
+    /// The scale to use, after that one.
+    ///
+    /// # Safety
+    /// As [`Self::top`].
+    unsafe fn choose(group: &[f32; GROUP], top: u8) -> u8;
+    /// Writes the codes.
+    ///
+    /// # Safety
+    /// As [`Self::top`].
+    unsafe fn write(group: &[f32; GROUP], scale: u8, codes: &mut [u8; CODES]);
+
+    /// All three; returns the scale.
+    ///
+    /// # Safety
+    /// As [`Self::top`].
+    #[inline(always)]
+    unsafe fn encode(group: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = Self::choose(group, Self::top(group));
+            Self::write(group, scale, codes);
+            scale
         }
     }
-    if !lanes_sum(sum).is_finite() {
-        codes.fill(0);
-        return NO_NUMBER;
+}
+
+/// [`Passes`] for every processor.
+pub(super) struct Plain;
+
+impl Passes for Plain {
+    #[inline(always)]
+    unsafe fn top(group: &[f32; GROUP]) -> u8 {
+        let (mut most, mut sum) = ([0f32; LANES], [0f32; LANES]);
+        for eight in group.as_chunks::<LANES>().0 {
+            for i in 0..LANES {
+                let size = eight[i].abs();
+                most[i] = if size > most[i] { size } else { most[i] };
+                sum[i] += size;
+            }
+        }
+        if !lanes_sum(sum).is_finite() {
+            return NO_NUMBER;
+        }
+        top(most.into_iter().fold(0f32, f32::max))
     }
-    let most = most.into_iter().fold(0f32, f32::max);
-    let tried = to_try(most);
-    let best = best(
-        tried,
-        tried.map(|byte| {
-            let step = scale(byte);
-            let (inverse, mut errors) = (1.0 / step, [0f32; LANES]);
-            for eight in eights {
+
+    #[inline(always)]
+    unsafe fn choose(group: &[f32; GROUP], top: u8) -> u8 {
+        let errors = to_try(top).map(|[step, inverse]| {
+            let mut errors = [0f32; LANES];
+            for eight in group.as_chunks::<LANES>().0 {
                 for i in 0..LANES {
                     let t = eight[i] * inverse - 0.5;
                     let error = t - (nearest(t) - ROUND);
@@ -123,107 +177,23 @@ pub(super) fn encode_group(values: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8
                 }
             }
             lanes_sum(errors) * (step * step)
-        }),
-    );
-    let inverse = 1.0 / scale(best);
-    for (eight, codes) in eights.iter().zip(codes.as_chunks_mut::<4>().0) {
-        let mut word = 0;
-        for (i, v) in eight.iter().enumerate() {
-            // Two's complement of -8..=7 in the lowest bits, to 0..=15.
-            word |= (nearest(v * inverse - 0.5).to_bits() & 15 ^ 8) << (4 * i);
-        }
-        *codes = u32::to_le_bytes(word);
+        });
+        best(top, errors)
     }
-    best
-}
 
-/// [`encode_group`], the same bits. What the compiler makes of the loops there
-/// is half as fast.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-pub(super) fn encode_group_avx2(values: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8 {
-    use std::arch::x86_64::*;
-    let lanes_sum = |v: __m256| {
-        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
-    };
-    let greatest = |v: __m256| {
-        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
-        _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
-    };
-    let half = _mm256_set1_ps(0.5);
-    let round = _mm256_set1_ps(ROUND);
-    let nearest = |t: __m256| {
-        let t = _mm256_max_ps(t, _mm256_set1_ps(-8.0));
-        _mm256_add_ps(_mm256_min_ps(t, _mm256_set1_ps(EDGE - 0.5)), round)
-    };
-    let sign = _mm256_set1_ps(-0.0);
-    let (mut most, mut sum) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-    let mut eights = [_mm256_setzero_ps(); GROUP / LANES];
-    for (eight, values) in eights.iter_mut().zip(values.as_chunks::<LANES>().0) {
-        // SAFETY: eight values.
-        *eight = unsafe { _mm256_loadu_ps(values.as_ptr()) };
-        let size = _mm256_andnot_ps(sign, *eight);
-        most = _mm256_max_ps(size, most);
-        sum = _mm256_add_ps(sum, size);
-    }
-    if !lanes_sum(sum).is_finite() {
-        codes.fill(0);
-        return NO_NUMBER;
-    }
-    let tried = to_try(greatest(most));
-    let steps = tried.map(scale);
-    // SAFETY: four values.
-    let steps = unsafe { _mm_loadu_ps(steps.as_ptr()) };
-    let mut inverses = [0f32; TRIED];
-    // SAFETY: four values.
-    unsafe { _mm_storeu_ps(inverses.as_mut_ptr(), _mm_div_ps(_mm_set1_ps(1.0), steps)) };
-    let [a, b, c, d] = inverses.map(|inverse| {
-        let inverse = _mm256_set1_ps(inverse);
-        let mut errors = _mm256_setzero_ps();
-        for eight in eights {
-            let t = _mm256_sub_ps(_mm256_mul_ps(eight, inverse), half);
-            let error = _mm256_sub_ps(t, _mm256_sub_ps(nearest(t), round));
-            errors = _mm256_add_ps(errors, _mm256_mul_ps(error, error));
+    #[inline(always)]
+    unsafe fn write(group: &[f32; GROUP], scale: u8, codes: &mut [u8; CODES]) {
+        let [_, inverse] = STEPS[usize::from(scale)];
+        let eights = group.as_chunks::<LANES>().0;
+        for (eight, codes) in eights.iter().zip(codes.as_chunks_mut::<4>().0) {
+            let mut word = 0;
+            for (i, v) in eight.iter().enumerate() {
+                // Two's complement of -8..=7 in the lowest bits, to 0..=15.
+                word |= (nearest(v * inverse - 0.5).to_bits() & 15 ^ 8) << (4 * i);
+            }
+            *codes = u32::to_le_bytes(word);
         }
-        _mm_add_ps(
-            _mm256_castps256_ps128(errors),
-            _mm256_extractf128_ps::<1>(errors),
-        )
-    });
-    let add_halves = |a, b| _mm_add_ps(_mm_movelh_ps(a, b), _mm_shuffle_ps::<0xee>(a, b));
-    let sums = _mm_hadd_ps(add_halves(a, b), add_halves(c, d));
-    let mut errors = [0f32; TRIED];
-    // SAFETY: four values.
-    unsafe {
-        _mm_storeu_ps(
-            errors.as_mut_ptr(),
-            _mm_mul_ps(sums, _mm_mul_ps(steps, steps)),
-        )
-    };
-    let best = best(tried, errors);
-    let inverse = _mm256_set1_ps(1.0 / scale(best));
-    let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    let words = eights.map(|eight| {
-        let t = _mm256_sub_ps(_mm256_mul_ps(eight, inverse), half);
-        let bits = _mm256_and_si256(_mm256_castps_si256(nearest(t)), _mm256_set1_epi32(15));
-        _mm256_sllv_epi32(_mm256_xor_si256(bits, _mm256_set1_epi32(8)), shifts)
-    });
-    // No bit is in two lanes: sums are unions.
-    let pairs = [
-        _mm256_hadd_epi32(words[0], words[1]),
-        _mm256_hadd_epi32(words[2], words[3]),
-    ];
-    let fours = _mm256_hadd_epi32(pairs[0], pairs[1]);
-    let word = _mm_add_epi32(
-        _mm256_castsi256_si128(fours),
-        _mm256_extracti128_si256::<1>(fours),
-    );
-    // SAFETY: sixteen bytes.
-    unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), word) };
-    best
+    }
 }
 
 /// Reads a group, without the offset.
@@ -253,6 +223,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn encode(group: &[f32; GROUP], codes: &mut [u8; CODES]) -> u8 {
+        // SAFETY: every processor has what that needs.
+        unsafe { Plain::encode(group, codes) }
+    }
+
     #[test]
     fn scales_and_offsets_that_bytes_stand_for_are_nearest_to_themselves() {
         for byte in 8..=MOST {
@@ -277,7 +252,7 @@ mod tests {
             let values: Vec<f32> = values.iter().map(|v| v * size).collect();
             let values: &[f32; GROUP] = values.as_slice().try_into().unwrap();
             let (mut codes, mut got) = ([0; CODES], [0.0; GROUP]);
-            let byte = encode_group(values, &mut codes);
+            let byte = encode(values, &mut codes);
             decode_group(&codes, byte, &mut got);
             let most = values.iter().fold(0f32, |m, v| m.max(v.abs()));
             let squares = |of: &dyn Fn(usize) -> f32| (0..GROUP).map(|i| of(i) * of(i)).sum::<f32>();
@@ -293,13 +268,13 @@ mod tests {
     #[test]
     fn zeros_stay_zeros_and_what_is_no_number_is_seen() {
         let (mut codes, mut got) = ([1; CODES], [1.0; GROUP]);
-        let byte = encode_group(&[0.0; GROUP], &mut codes);
+        let byte = encode(&[0.0; GROUP], &mut codes);
         decode_group(&codes, byte, &mut got);
         assert_eq!(got, [0.0; GROUP]);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut row = [1.0; GROUP];
             row[7] = bad;
-            assert_eq!(encode_group(&row, &mut codes), NO_NUMBER);
+            assert_eq!(encode(&row, &mut codes), NO_NUMBER);
         }
     }
 }

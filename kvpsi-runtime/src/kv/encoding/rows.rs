@@ -5,7 +5,7 @@
 //! the same bits as result; NEON is what every arm64 has. Refuses to know
 //! where planes lie, and who else reads them.
 
-use super::{GROUP, KvType, q4, q8};
+use super::{GROUP, KvType, q4, q4::Passes, q8};
 use half::{f16, slice::HalfFloatSliceExt};
 
 /// Shape of K or V of one layer of one block: `[heads][tokens][head_dim]`.
@@ -55,14 +55,14 @@ macro_rules! wide {
             #[target_feature(enable = "avx2,f16c")]
             unsafe fn with_avx2($($arg: $t),*) {
                 // SAFETY: the caller's promises.
-                unsafe { $f::<true>($($arg),*) }
+                unsafe { $f::<q4::Avx2>($($arg),*) }
             }
             with_avx2($($arg),*)
         } else {
-            $f::<false>($($arg),*)
+            $f::<q4::Plain>($($arg),*)
         }
         #[cfg(not(target_arch = "x86_64"))]
-        $f::<false>($($arg),*)
+        $f::<q4::Plain>($($arg),*)
     }};
 }
 
@@ -100,45 +100,41 @@ unsafe fn read_group(
     }
 }
 
-/// Writes the group that begins at value `at`; offsets were taken off.
+/// Writes the group that begins at value `at`, in an encoding without offsets.
 ///
 /// # Safety
-/// As [`read_group`], nobody else touches the group, and the processor has
-/// AVX2 where that is said.
+/// As [`read_group`], and nobody else touches the group.
 #[inline(always)]
-unsafe fn write_group<const AVX2: bool>(
-    kind: KvType,
+unsafe fn write_group(kind: KvType, to: *mut u8, values: usize, at: usize, group: &[f32; GROUP]) {
+    // SAFETY: as in `read_group`; exclusive by the caller's promise.
+    unsafe {
+        if kind == KvType::F16 {
+            let mut halves = [f16::ZERO; GROUP];
+            halves.convert_from_f32_slice(group);
+            let place = to.add(2 * at).cast::<[f16; GROUP]>();
+            place.write_unaligned(halves);
+        } else {
+            let scale = q8::encode_group(group, &mut *to.add(at).cast::<[i8; GROUP]>());
+            let place = to.add(values + 2 * (at / GROUP)).cast::<f16>();
+            place.write_unaligned(scale);
+        }
+    }
+}
+
+/// Where [`KvType::Q4_0`] has the codes and the scale of the group at `at`.
+///
+/// # Safety
+/// As [`write_group`].
+#[inline(always)]
+unsafe fn q4_places<'a>(
     to: *mut u8,
     values: usize,
     at: usize,
-    group: &[f32; GROUP],
-) {
-    // SAFETY: as in `read_group`; exclusive by the caller's promise.
+) -> (&'a mut [u8; q4::CODES], &'a mut u8) {
+    // SAFETY: as in `write_group`; scales lie behind the codes.
     unsafe {
-        match kind {
-            KvType::F16 => {
-                let mut halves = [f16::ZERO; GROUP];
-                halves.convert_from_f32_slice(group);
-                to.add(2 * at)
-                    .cast::<[f16; GROUP]>()
-                    .write_unaligned(halves);
-            }
-            KvType::Q8_0 => {
-                let scale = q8::encode_group(group, &mut *to.add(at).cast::<[i8; GROUP]>());
-                let place = to.add(values + 2 * (at / GROUP)).cast::<f16>();
-                place.write_unaligned(scale);
-            }
-            KvType::Q4_0 => {
-                let codes = &mut *to.add(at / 2).cast::<[u8; q4::CODES]>();
-                let scale = to.add(values / 2 + at / GROUP);
-                #[cfg(target_arch = "x86_64")]
-                if AVX2 {
-                    *scale = q4::encode_group_avx2(group, codes);
-                    return;
-                }
-                *scale = q4::encode_group(group, codes);
-            }
-        }
+        let codes = &mut *to.add(at / 2).cast::<[u8; q4::CODES]>();
+        (codes, &mut *to.add(values / 2 + at / GROUP))
     }
 }
 
@@ -169,7 +165,7 @@ pub(in crate::kv) unsafe fn encode_row(
 /// # Safety
 /// As [`encode_row`].
 #[inline(always)]
-unsafe fn encode_groups<const AVX2: bool>(
+unsafe fn encode_groups<P: Passes>(
     kind: KvType,
     to: *mut u8,
     plane: Plane,
@@ -189,9 +185,10 @@ unsafe fn encode_groups<const AVX2: bool>(
                     offsets.fill(0);
                 }
                 let group = std::array::from_fn(|c| group[c] - q4::offset(offsets[c]));
-                write_group::<AVX2>(KvType::Q4_0, to, values, at + i * GROUP, &group);
+                let (codes, scale) = q4_places(to, values, at + i * GROUP);
+                *scale = P::encode(&group, codes);
             } else {
-                write_group::<AVX2>(KvType::Q8_0, to, values, at + i * GROUP, group);
+                write_group(KvType::Q8_0, to, values, at + i * GROUP, group);
             }
         }
     }
@@ -277,7 +274,7 @@ pub(in crate::kv) unsafe fn recode_plane(
 /// # Safety
 /// As [`recode_plane`].
 #[inline(always)]
-unsafe fn recode_all<const AVX2: bool>(
+unsafe fn recode_all<P: Passes>(
     kind: KvType,
     from: *const u8,
     to_kind: KvType,
@@ -297,15 +294,13 @@ unsafe fn recode_all<const AVX2: bool>(
         unsafe {
             match (kind, to_kind) {
                 (KvType::F16, KvType::Q8_0) => {
-                    recode_groups::<AVX2>(KvType::F16, from, KvType::Q8_0, to, values, at, filled);
+                    recode_groups(KvType::F16, from, KvType::Q8_0, to, values, at, filled);
                 }
-                (KvType::F16, _) => {
-                    lower::<AVX2>(KvType::F16, from, to, values, at, filled, offsets)
-                }
+                (KvType::F16, _) => lower::<P>(KvType::F16, from, to, values, at, filled, offsets),
                 (_, KvType::Q4_0) => {
-                    lower::<AVX2>(KvType::Q8_0, from, to, values, at, filled, offsets)
+                    lower::<P>(KvType::Q8_0, from, to, values, at, filled, offsets)
                 }
-                _ => recode_groups::<AVX2>(KvType::Q8_0, from, KvType::F16, to, values, at, filled),
+                _ => recode_groups(KvType::Q8_0, from, KvType::F16, to, values, at, filled),
             }
         }
     }
@@ -314,7 +309,7 @@ unsafe fn recode_all<const AVX2: bool>(
 /// # Safety
 /// As [`read_group`] and [`write_group`] for the first `filled` tokens.
 #[inline(always)]
-unsafe fn recode_groups<const AVX2: bool>(
+unsafe fn recode_groups(
     kind: KvType,
     from: *const u8,
     to_kind: KvType,
@@ -328,7 +323,7 @@ unsafe fn recode_groups<const AVX2: bool>(
         // SAFETY: the caller's promise.
         unsafe {
             read_group(kind, from, values, at(token), &mut group);
-            write_group::<AVX2>(to_kind, to, values, at(token), &group);
+            write_group(to_kind, to, values, at(token), &group);
         }
     }
 }
@@ -338,7 +333,7 @@ unsafe fn recode_groups<const AVX2: bool>(
 /// # Safety
 /// As [`recode_groups`]; a group of offsets begins at byte `offsets` of `to`.
 #[inline(always)]
-unsafe fn lower<const AVX2: bool>(
+unsafe fn lower<P: Passes>(
     kind: KvType,
     from: *const u8,
     to: *mut u8,
@@ -347,20 +342,40 @@ unsafe fn lower<const AVX2: bool>(
     filled: usize,
     offsets: usize,
 ) {
-    let (mut group, mut sums) = ([0.0; GROUP], [0f32; GROUP]);
+    /// Tokens that take a pass together; a longer block is read twice.
+    const KEPT: usize = 64;
+    let mut kept = [[0f32; GROUP]; KEPT];
+    let mut scales = [0; KEPT];
+    let mut sums = [0f32; GROUP];
     let mut bytes = [0; GROUP];
     // SAFETY: the caller's promise.
     unsafe {
         for token in 0..filled {
-            read_group(kind, from, values, at(token), &mut group);
-            sums.iter_mut().zip(&group).for_each(|(s, v)| *s += v);
+            let group = &mut kept[token % KEPT];
+            read_group(kind, from, values, at(token), group);
+            sums.iter_mut().zip(&*group).for_each(|(s, v)| *s += v);
         }
         q4::offsets(&sums, filled, &mut bytes);
-        let means: [f32; GROUP] = std::array::from_fn(|c| q4::offset(bytes[c]));
-        for token in 0..filled {
-            read_group(kind, from, values, at(token), &mut group);
-            group.iter_mut().zip(&means).for_each(|(v, m)| *v -= m);
-            write_group::<AVX2>(KvType::Q4_0, to, values, at(token), &group);
+        let means = bytes.map(q4::offset);
+        for first in (0..filled).step_by(KEPT) {
+            let kept = &mut kept[..KEPT.min(filled - first)];
+            if filled > KEPT {
+                for (i, group) in kept.iter_mut().enumerate() {
+                    read_group(kind, from, values, at(first + i), group);
+                }
+            }
+            for (group, scale) in kept.iter_mut().zip(&mut scales) {
+                group.iter_mut().zip(&means).for_each(|(v, m)| *v -= m);
+                *scale = P::top(group);
+            }
+            for (group, scale) in kept.iter().zip(&mut scales) {
+                *scale = P::choose(group, *scale);
+            }
+            for (i, (group, scale)) in kept.iter().zip(&scales).enumerate() {
+                let (codes, place) = q4_places(to, values, at(first + i));
+                P::write(group, *scale, codes);
+                *place = *scale;
+            }
         }
         to.add(offsets)
             .copy_from_nonoverlapping(bytes.as_ptr(), GROUP);

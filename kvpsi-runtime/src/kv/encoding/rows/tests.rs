@@ -173,14 +173,14 @@ proptest! {
             // SAFETY: planes of that shape.
             unsafe {
                 let (from_at, to_at) = (coded.0.as_ptr().cast(), plain.0.as_mut_ptr().cast());
-                recode_all::<false>(from, from_at, to, to_at, plane, filled);
+                recode_all::<q4::Plain>(from, from_at, to, to_at, plane, filled);
             }
             prop_assert!(vector == plain, "{from} to {to}");
         }
         let mut plain = Memory::new(KvType::Q4_0, plane, 0xffff);
         for (i, row) in values.chunks_exact(plane.head_dim).enumerate() {
             // SAFETY: a plane of that shape.
-            unsafe { encode_groups::<false>(KvType::Q4_0, plain.0.as_mut_ptr().cast(), plane, i * plane.head_dim, row) };
+            unsafe { encode_groups::<q4::Plain>(KvType::Q4_0, plain.0.as_mut_ptr().cast(), plane, i * plane.head_dim, row) };
         }
         prop_assert!(plain == Memory::encoded(KvType::Q4_0, plane, &values));
     }
