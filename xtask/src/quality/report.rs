@@ -57,6 +57,8 @@ impl Lines {
             .collect();
         let turn = steps.clone().find(|r| r["what"] == "second_turn");
         report["second_turn"] = turn.cloned().unwrap_or_default();
+        let beside = steps.clone().find(|r| r["what"] == "beside");
+        report["beside"] = beside.cloned().unwrap_or_default();
         report["recall"] = self.recall.clone().into();
         report
     }
@@ -243,6 +245,18 @@ fn steps(t: &mut String, report: &Value) {
             number(&json!(r["read_bytes_s"].as_f64().map(|b| b / 1e9)), 2),
         );
     }
+    let beside = &report["beside"];
+    let times = |who: &str| {
+        let us = ["p50_us", "p90_us", "max_us"].map(|k| number(&beside[who][k], 0));
+        format!("{}, {} and {}", us[0], us[1], us[2])
+    };
+    let _ = writeln!(
+        t,
+        "\nOne block by `window`, as the reactor takes it: {} us (median, 90th percentile, maximum); while another\n\
+         thread of the same priority packs the sequence to q4_0: {} us.",
+        times("alone"),
+        times("packing"),
+    );
     let turn = &report["second_turn"];
     let _ = writeln!(
         t,
@@ -286,6 +300,7 @@ pub mod tests {
             steps: vec![
                 json!({"what": "step", "step": "pack", "kv": "f16->q8_0", "us_per_mib": 500.0, "read_bytes_s": 2e9}),
                 json!({"what": "second_turn", "tokens": 2000, "ratio": 0.05}),
+                json!({"what": "beside", "alone": {"p50_us": 44.0, "p90_us": 66.0, "max_us": 107.0}}),
             ],
         }
     }
@@ -340,6 +355,7 @@ pub mod tests {
             "| needle | 2048 | ladder | expected | 25.0 % | 4 of 8 | 100 % |",
             "| pack | f16->q8_0 | 500.0 | 2.00 |",
             "which is 5.0 %",
+            "as the reactor takes it: 44, 66 and 107 us",
         ] {
             assert!(page.contains(want), "{want} in\n{page}");
         }

@@ -25,7 +25,10 @@ use serde_json::json;
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -147,6 +150,40 @@ impl<'a> Filled<'a> {
         })
     }
 
+    /// Times of trims by `window`, in microseconds, while half of the cache is
+    /// there; another thread re-encodes meanwhile, if `busy`.
+    fn slices(self, busy: bool) -> Vec<f64> {
+        const PAUSE: Duration = Duration::from_micros(500);
+        let pool = &self.pool;
+        let slice = Bytes(pool.shape().block_bytes().0);
+        let half = Bytes(pool.account().in_use.0 / 2);
+        let config = LadderConfig {
+            pack_to: KvType::Q4_0,
+            ..LadderConfig::default()
+        };
+        let ladder = Ladder::new(pool.clone(), config, self.step.queries());
+        let done = AtomicBool::new(!busy);
+        let mut times = Vec::new();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let steps = Steps::NONE.with(Rung::Pack);
+                while !done.load(Relaxed) && ladder.step(Bytes(u64::MAX), steps).is_some() {}
+                done.store(true, Relaxed);
+            });
+            let steps = Steps::NONE.with(Rung::Window);
+            while pool.account().in_use > half && (!busy || !done.load(Relaxed)) {
+                std::thread::sleep(PAUSE);
+                let began = Instant::now();
+                if pool.trim(slice, steps).bytes.0 == 0 {
+                    break;
+                }
+                times.push(began.elapsed().as_secs_f64() * 1e6);
+            }
+            done.store(true, Relaxed);
+        });
+        times
+    }
+
     fn take(self, what: What) -> Took {
         let pool = &self.pool;
         let before = pool.account();
@@ -227,7 +264,34 @@ pub fn run(a: &Args) -> Result<()> {
             took.us_per_mib()
         );
     }
+    beside(&decoder, &text[..a.tokens], a.rounds)?;
     second_turn(&a.model, &text[..a.turn], a.rounds)
+}
+
+/// What the reactor's quick steps take while nobody re-encodes, and while
+/// somebody does: slices of a sequence, in turn.
+fn beside(decoder: &Decoder, tokens: &[u32], rounds: usize) -> Result<()> {
+    let mut times: [Vec<f64>; 2] = Default::default();
+    let pack = What::Pack(KvType::Q8_0, KvType::Q4_0);
+    for _ in 0..rounds {
+        for (busy, times) in times.iter_mut().enumerate() {
+            let filled = Filled::new(decoder, pack, tokens)?;
+            times.extend(filled.slices(busy == 1));
+        }
+    }
+    let [alone, beside] = times.map(|mut t| {
+        t.sort_by(f64::total_cmp);
+        json!({
+            "slices": t.len(), "p50_us": t[t.len() / 2], "p90_us": t[t.len() * 9 / 10],
+            "max_us": t[t.len() - 1],
+        })
+    });
+    eprintln!("  a slice by the reactor, in us: {alone}; while packing: {beside}");
+    println!(
+        "{}",
+        json!({"what": "beside", "alone": alone, "packing": beside})
+    );
+    Ok(())
 }
 
 /// The time to the first token of a second turn, of a conversation that was
