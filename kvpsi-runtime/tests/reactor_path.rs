@@ -94,7 +94,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
         });
         let reading = Reading {
             system_deficit: Some(Bytes::mib(1)),
-            ..gauges.read()
+            ..gauges.levels().reading()
         };
         while let Some(d) = controller.decide(t * 20_000_000, reading) {
             let trimmed = pool.trim(d.want, d.steps);

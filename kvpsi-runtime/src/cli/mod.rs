@@ -2,11 +2,14 @@
 //!
 //! Refuses to hold logic that another front end (the server) would need.
 
+mod arrivals;
 pub mod demo;
 pub mod doctor;
 pub mod perplexity;
 pub mod pressure;
 mod reading;
+pub mod record;
+pub mod replay;
 pub mod run;
 pub mod trace_dump;
 
@@ -30,6 +33,10 @@ enum Command {
     Perplexity(perplexity::Args),
     /// Print the kernel's memory stalls as they happen
     TraceDump(trace_dump::Args),
+    /// Record the kernel's memory stalls, to be replayed
+    Record(record::Args),
+    /// Say what kvpsi would have trimmed under recorded pressure
+    Replay(replay::Args),
     /// Say what this kernel offers and what kvpsi would use
     Doctor(doctor::Args),
 }
@@ -45,6 +52,8 @@ impl Cli {
             Command::Demo(a) => demo::run(a),
             Command::Perplexity(a) => perplexity::run(&a),
             Command::TraceDump(a) => trace_dump::run(a),
+            Command::Record(a) => record::run(&a),
+            Command::Replay(a) => replay::run(&a),
             Command::Doctor(a) => doctor::run(a),
         }
     }

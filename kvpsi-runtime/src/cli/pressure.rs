@@ -2,14 +2,20 @@
 //! without privileges. The one order of steps for every command that trims.
 
 use crate::{
-    control::{Governor, GovernorConfig, Prepared},
+    control::{Governor, GovernorConfig, Prepared, Tap},
+    kv::KvPool,
     signal::{self, Choice, SourceConfig, privilege, programs::Rung},
+    trace::{
+        recorder::{Background, Recorder},
+        recording::Head,
+    },
 };
 use anyhow::Context;
 use std::{
     fs::File,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// A reactor that is ready, and what was refused on the way.
@@ -50,6 +56,54 @@ pub fn listen(
     let prepared = Governor::prepare(opened.source, watching, config)?;
     privilege::drop_all().context("cannot give up privileges")?;
     Ok(Listening { prepared, notes })
+}
+
+/// Entries that a recorder may be late by: half a minute of a storm.
+const TAP: usize = 1 << 15;
+/// Bytes of a recording of a running model, in FILE and FILE.1.
+const MOST: u64 = 256 << 20;
+
+/// A recording that waits for the model: its file is open while there is the
+/// privilege for it.
+#[derive(Debug)]
+pub struct Kept {
+    path: PathBuf,
+    file: File,
+    tap: Arc<Tap>,
+}
+
+impl Kept {
+    /// Makes the file, if one is wanted.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn open(path: Option<&Path>) -> anyhow::Result<Option<Self>> {
+        let Some(path) = path else { return Ok(None) };
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Some(Self {
+            path: path.to_path_buf(),
+            file,
+            tap: Arc::new(Tap::new(TAP)),
+        }))
+    }
+
+    /// For [`GovernorConfig::tap`].
+    #[must_use]
+    pub fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.tap)
+    }
+
+    /// Begins to write.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the thread not made.
+    pub fn start(self, signal: &str, pool: Arc<KvPool>) -> anyhow::Result<Background> {
+        let path = self.path.display().to_string();
+        Recorder::over(&self.path, self.file, Head::here(signal), MOST)
+            .and_then(|r| Background::start(r, self.tap, pool))
+            .with_context(|| format!("cannot write {path}"))
+    }
 }
 
 /// A model file opened while there was privilege to: under sudo the user's

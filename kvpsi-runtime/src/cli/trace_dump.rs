@@ -3,6 +3,7 @@
 //! Trace mode by default, every event; with `--coalesced` (and with the PSI
 //! sources, which have nothing else) what the runtime would see.
 
+use super::arrivals::{self, Arrivals, LATENCY, Next, Readiness, seconds};
 use crate::clock::monotonic_ns;
 use crate::signal::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
@@ -11,33 +12,56 @@ use crate::signal::{
     privilege,
     programs::{self, Rung},
 };
-use crate::trace::format::{Filter, Format, Writer};
+use crate::trace::{
+    Output, Sample,
+    filter::Filter,
+    format::{Jsonl, Text},
+    perfetto::Perfetto,
+    summary::Summary,
+};
 use anyhow::Context;
 use kvpsi_common::{Event, Kind};
 use std::{
     io::{self, BufWriter},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval, sleep},
-};
+use tokio::io::Interest;
 
 /// Size of the trace ring buffer: some 40 000 events.
 const TRACE_RING_BYTES: u32 = 4 << 20;
 
-/// How long an event may wait that did not wake anybody.
-const LATENCY: Duration = Duration::from_millis(50);
+/// How events are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// One line of columns
+    Text,
+    /// One JSON object per line
+    Jsonl,
+    /// A trace for ui.perfetto.dev
+    Perfetto,
+}
 
 /// Arguments of `kvpsi trace-dump`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvpsi trace-dump --duration 10 --summary          who stalled, how often, how long
+  kvpsi trace-dump --min-us 1000 --comm camera      stalls of a millisecond and more of one program
+  kvpsi trace-dump --cgroup /sys/fs/cgroup/robot.slice --kind memcg_reclaim
+  kvpsi trace-dump --format perfetto > stalls.json  then open it in ui.perfetto.dev")]
 pub struct Args {
     /// How the events are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Figures at the end instead of the events: per kind count, times and a
+    /// histogram, and the processes that waited most
+    #[arg(long, conflicts_with = "format")]
+    summary: bool,
+    /// Colours, by how long a stall took
+    #[arg(long, value_enum, default_value_t = clap::ColorChoice::Auto)]
+    color: clap::ColorChoice,
     /// Stop after this many seconds [default: at Ctrl-C]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     duration: Option<Duration>,
@@ -47,6 +71,15 @@ pub struct Args {
     /// Only this process
     #[arg(long)]
     pid: Option<u32>,
+    /// Only tasks with this command name
+    #[arg(long)]
+    comm: Option<String>,
+    /// Only tasks of this cgroup: its directory below the v2 hierarchy, or its id
+    #[arg(long, value_name = "DIR|ID", value_parser = cgroup)]
+    cgroup: Option<u64>,
+    /// Only what lasted so many microseconds or more
+    #[arg(long, value_name = "MICROSECONDS")]
+    min_us: Option<u64>,
     /// Where the events come from
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     signal: Choice,
@@ -68,11 +101,14 @@ fn kind(name: &str) -> Result<Kind, String> {
         })
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .and_then(|s| Duration::try_from_secs_f64(s).ok())
-        .ok_or_else(|| "a number of seconds, e.g. 10 or 0.5".to_owned())
+/// The id of a cgroup is its directory's inode.
+fn cgroup(text: &str) -> Result<u64, String> {
+    use std::os::unix::fs::MetadataExt;
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let what = std::fs::metadata(text).map_err(|e| format!("{text}: {e}"))?;
+    Ok(what.ino())
 }
 
 /// Where the events come from, once open.
@@ -135,29 +171,13 @@ impl Input {
         }
     }
 
-    /// What to wait on: a descriptor, if there is one, and how long at most.
-    fn readiness(&self) -> io::Result<(Option<(OwnedFd, Interest)>, Duration)> {
+    fn readiness(&self) -> io::Result<Readiness> {
         Ok(match self {
             Self::Trace { ring, .. } => {
                 let fd = ring.as_fd().try_clone_to_owned()?;
                 (Some((fd, Interest::READABLE)), LATENCY)
             }
-            Self::Coalesced(s) => {
-                let r = s.readiness();
-                let fd = match r.fd {
-                    None => None,
-                    Some((fd, flags)) => {
-                        let urgent = flags.contains(rustix::event::PollFlags::PRI);
-                        let interest = if urgent {
-                            Interest::PRIORITY
-                        } else {
-                            Interest::READABLE
-                        };
-                        Some((fd.try_clone_to_owned()?, interest))
-                    }
-                };
-                (fd, r.interval.unwrap_or(LATENCY))
-            }
+            Self::Coalesced(s) => arrivals::readiness(s.as_ref())?,
         })
     }
 
@@ -236,66 +256,62 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .block_on(follow(&args, &mut input, start_ns))
 }
 
+/// Where the events go.
+fn output(args: &Args, start_ns: u64) -> Box<dyn Output> {
+    let stdout = io::stdout();
+    let colour = match args.color {
+        clap::ColorChoice::Always => true,
+        clap::ColorChoice::Never => false,
+        // What a terminal and NO_COLOR, CLICOLOR and the like say.
+        clap::ColorChoice::Auto => {
+            anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never
+        }
+    };
+    let out = BufWriter::new(stdout);
+    match args.format {
+        _ if args.summary => Box::new(Summary::new(out)),
+        Format::Text => Box::new(Text::new(out, start_ns, colour)),
+        Format::Jsonl => Box::new(Jsonl::new(out, start_ns)),
+        Format::Perfetto => Box::new(Perfetto::new(out)),
+    }
+}
+
 async fn follow(args: &Args, input: &mut Input, start_ns: u64) -> anyhow::Result<()> {
     let filter = Filter {
         kinds: args.kind.clone(),
         pid: args.pid,
+        comm: args.comm.clone(),
+        cgroup: args.cgroup,
+        least: args.min_us.map(Duration::from_micros),
     };
-    let out = BufWriter::new(io::stdout());
-    let mut writer = Writer::new(out, args.format, filter, start_ns);
-    let (fd, longest) = input.readiness()?;
-    let ready = fd
-        .map(|(fd, interest)| {
-            // SAFETY: an `OwnedFd` is one descriptor for as long as it lives.
-            unsafe { AsyncFd::register_with_interest(fd, interest) }.map(|a| (a, interest))
-        })
-        .transpose()?;
-    let mut tick = interval(longest);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
-    let end = async {
-        match args.duration {
-            Some(d) => sleep(d).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(end);
-    let mut open = true;
+    let mut output = output(args, start_ns);
+    let mut shown = 0u64;
+    let mut arrivals = Arrivals::new(input.readiness()?, args.duration)?;
     let mut more = true;
-    while open && more {
-        tokio::select! {
-            biased;
-            _ = interrupt.recv() => more = false,
-            _ = terminate.recv() => more = false,
-            () = &mut end => more = false,
-            _ = tick.tick() => {}
-            guard = wait(ready.as_ref()) => guard?.clear_ready(),
-        }
-        let mut failed = None;
+    while more {
+        let next = arrivals.next().await?;
+        let end = next == Next::End;
+        let sampled = if next == Next::Look {
+            None
+        } else {
+            Sample::now()
+        };
+        let mut failed = sampled.and_then(|s| output.sample(&s).err());
         input.drain(&mut |event| {
-            if failed.is_none() {
-                failed = writer.event(event).err();
+            if failed.is_none() && filter.takes(event) {
+                shown += 1;
+                failed = output.event(event).err();
             }
         })?;
-        match failed.map_or_else(|| writer.flush(), Err) {
+        more = !end;
+        let done = failed.map_or_else(|| if end { output.finish() } else { output.flush() }, Err);
+        match done {
             Ok(()) => {}
             // Whoever read has seen enough.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => open = false,
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => more = false,
             Err(e) => return Err(e.into()),
         }
     }
-    eprintln!("kvpsi: {}", input.summary(writer.shown()));
+    eprintln!("kvpsi: {}", input.summary(shown));
     Ok(())
-}
-
-async fn wait(
-    ready: Option<&(AsyncFd<OwnedFd>, Interest)>,
-) -> io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>> {
-    match ready {
-        Some((fd, interest)) => fd.ready(*interest).await,
-        None => std::future::pending().await,
-    }
 }

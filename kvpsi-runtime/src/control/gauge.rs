@@ -8,6 +8,7 @@
 use super::cgroup::MemoryCgroup;
 use crate::units::Bytes;
 use rustix::io::pread;
+use serde::{Deserialize, Serialize};
 use std::{fs::File, io, path::Path};
 
 /// Both walls memory can run into. `None`: that wall is not there.
@@ -33,19 +34,81 @@ pub struct Reading {
     pub system_tight: bool,
 }
 
-impl Gauges {
-    /// Reads both. A gauge that fails reads as absent.
+/// A memory cgroup at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupLevel {
+    /// What is charged to it.
+    pub usage: Bytes,
+    /// What may be; `u64::MAX` without a limit.
+    pub limit: Bytes,
+    /// What is to stay free below the limit.
+    pub headroom: Bytes,
+}
+
+/// The whole system at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemLevel {
+    /// Free pages of all zones.
+    pub free: Bytes,
+    /// Sum of the high watermarks.
+    pub high: Bytes,
+    /// The same and what zones keep in reserve.
+    pub tight: Bytes,
+}
+
+/// What the gauges see before anything is made of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Levels {
+    /// The cgroup, where there is a gauge for it.
+    pub cgroup: Option<CgroupLevel>,
+    /// The system, where there is a gauge for it.
+    pub system: Option<SystemLevel>,
+}
+
+impl Levels {
+    /// How much is missing and how much room there is.
     #[must_use]
-    pub fn read(&self) -> Reading {
-        let free = self.system.as_ref().map(|g| (g, free()));
-        let of_cgroup = self.cgroup.as_ref().and_then(|g| g.distance().ok());
-        let of_system = free.map(|(g, free)| free.saturating_sub(g.tight));
+    pub fn reading(&self) -> Reading {
+        // Without a limit nothing is missing, and the sum does not reach it.
+        let of_cgroup = self.cgroup.map(|g| {
+            let full = Bytes(g.usage.0.saturating_add(g.headroom.0));
+            (full.saturating_sub(g.limit), g.limit.saturating_sub(full))
+        });
+        let of_system = self.system.map(|g| g.free.saturating_sub(g.tight));
         let rooms = of_cgroup.map(|d| d.1).into_iter().chain(of_system);
         Reading {
             cgroup_deficit: of_cgroup.map(|d| d.0),
             room: rooms.min().unwrap_or(Bytes(u64::MAX)),
-            system_deficit: free.map(|(g, free)| g.high.saturating_sub(free)),
-            system_tight: free.is_some_and(|(g, free)| free < g.tight),
+            system_deficit: self.system.map(|g| g.high.saturating_sub(g.free)),
+            system_tight: self.system.is_some_and(|g| g.free < g.tight),
+        }
+    }
+
+    /// As they would be with `more` bytes given back beside (or, below zero,
+    /// taken).
+    #[must_use]
+    pub fn with_returned(mut self, more: i64) -> Self {
+        let (back, taken) = (
+            Bytes(more.max(0).unsigned_abs()),
+            Bytes(more.min(0).unsigned_abs()),
+        );
+        if let Some(g) = &mut self.cgroup {
+            g.usage = Bytes(g.usage.0.saturating_add(taken.0)).saturating_sub(back);
+        }
+        if let Some(g) = &mut self.system {
+            g.free = Bytes(g.free.0.saturating_add(back.0)).saturating_sub(taken);
+        }
+        self
+    }
+}
+
+impl Gauges {
+    /// Reads both. A gauge that fails reads as absent.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        Levels {
+            cgroup: self.cgroup.as_ref().and_then(|g| g.level().ok()),
+            system: self.system.as_ref().map(SystemGauge::level),
         }
     }
 }
@@ -76,22 +139,17 @@ impl CgroupGauge {
         })
     }
 
-    /// usage + headroom - limit, and limit - headroom - usage, each at least
-    /// zero: what is missing, and what there is room for.
+    /// Usage and limit as they are now.
     ///
     /// # Errors
     /// The cgroup is gone.
-    pub fn distance(&self) -> io::Result<(Bytes, Bytes)> {
-        let usage = read_number(&self.usage)?.unwrap_or(0);
-        // "max" is not a number: no limit, nothing missing.
-        let Some(limit) = read_number(&self.limit)? else {
-            return Ok((Bytes::ZERO, Bytes(u64::MAX)));
-        };
-        let full = usage.saturating_add(self.headroom.0);
-        Ok((
-            Bytes(full.saturating_sub(limit)),
-            Bytes(limit.saturating_sub(full)),
-        ))
+    pub fn level(&self) -> io::Result<CgroupLevel> {
+        Ok(CgroupLevel {
+            usage: Bytes(read_number(&self.usage)?.unwrap_or(0)),
+            // "max" is not a number.
+            limit: Bytes(read_number(&self.limit)?.unwrap_or(u64::MAX)),
+            headroom: self.headroom,
+        })
     }
 }
 
@@ -187,10 +245,14 @@ impl SystemGauge {
         })
     }
 
-    /// High watermarks - free, at least zero.
+    /// Free memory as it is now, and the marks.
     #[must_use]
-    pub fn deficit(&self) -> Bytes {
-        self.high.saturating_sub(free())
+    pub fn level(&self) -> SystemLevel {
+        SystemLevel {
+            free: free(),
+            high: self.high,
+            tight: self.tight,
+        }
     }
 }
 
@@ -272,6 +334,47 @@ mod tests {
         let g = SystemGauge::open().unwrap();
         assert!(g.high > Bytes::ZERO);
         // Nobody runs the tests with less free memory than a watermark.
-        assert!(g.deficit() <= g.high);
+        let level = g.level();
+        let levels = Levels {
+            cgroup: None,
+            system: Some(level),
+        };
+        assert!(levels.reading().system_deficit.unwrap() <= g.high);
+    }
+
+    #[test]
+    fn what_is_missing_follows_from_the_levels_and_from_what_is_given_back() {
+        let mib = Bytes::mib;
+        let levels = Levels {
+            cgroup: Some(CgroupLevel {
+                usage: mib(90),
+                limit: mib(100),
+                headroom: mib(16),
+            }),
+            system: Some(SystemLevel {
+                free: mib(50),
+                high: mib(40),
+                tight: mib(60),
+            }),
+        };
+        let r = levels.reading();
+        assert_eq!((r.cgroup_deficit, r.room), (Some(mib(6)), mib(0)));
+        assert_eq!((r.system_deficit, r.system_tight), (Some(mib(0)), true));
+        let back = levels.with_returned(20 << 20).reading();
+        assert_eq!((back.cgroup_deficit, back.room), (Some(mib(0)), mib(10)));
+        let taken = levels.with_returned(-(20 << 20)).reading();
+        assert_eq!(taken.cgroup_deficit, Some(mib(26)));
+        assert_eq!(taken.system_deficit, Some(mib(10)));
+        let unlimited = CgroupLevel {
+            usage: mib(90),
+            limit: Bytes(u64::MAX),
+            headroom: mib(16),
+        };
+        let r = Levels {
+            cgroup: Some(unlimited),
+            system: None,
+        };
+        assert_eq!(r.reading().cgroup_deficit, Some(Bytes::ZERO));
+        assert!(r.reading().room > mib(1 << 30));
     }
 }

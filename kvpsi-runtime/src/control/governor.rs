@@ -9,7 +9,7 @@ use super::{
     gauge::{CgroupGauge, Gauges, ResidentGauge, SystemGauge},
     harden::{self, Hardening},
     reactor::{Reactor, Shared},
-    record::TrimRecord,
+    record::{Tap, TrimRecord},
     worker::{Order, Worker},
 };
 use crate::{
@@ -61,6 +61,8 @@ pub struct GovernorConfig {
     pub measure_rss: bool,
     /// Watch and decide, but give nothing back.
     pub observe_only: bool,
+    /// Who wants to know all that the reactor sees and does.
+    pub tap: Option<Arc<Tap>>,
 }
 
 impl Default for GovernorConfig {
@@ -72,6 +74,7 @@ impl Default for GovernorConfig {
             headroom: Bytes::mib(16),
             measure_rss: false,
             observe_only: false,
+            tap: None,
         }
     }
 }
@@ -250,7 +253,8 @@ impl Governor {
         let gauges = open_gauges(config)?;
         let page_bytes = rustix::param::page_size() as u64;
         let statm = config.measure_rss.then(ResidentGauge::open);
-        let shared = Arc::new(Shared::new(RECORDS, statm.and_then(Result::ok)));
+        let statm = statm.and_then(Result::ok);
+        let shared = Arc::new(Shared::new(RECORDS, statm, config.tap.clone()));
         shared.paused.store(config.observe_only, Relaxed);
         let (signal, stats) = (source.name(), source.stats());
         let controller = Controller::new(config.tuning, config.profile, page_bytes);
@@ -378,7 +382,11 @@ fn watch(mut source: Box<dyn PressureSource>, shared: &Shared, stop: &OwnedFd) {
     }
 }
 
-fn open_gauges(config: &GovernorConfig) -> Result<Gauges, GovernorError> {
+/// The gauges of a scope.
+///
+/// # Errors
+/// The scope has none.
+pub fn open_gauges(config: &GovernorConfig) -> Result<Gauges, GovernorError> {
     let mut gauges = Gauges::default();
     if config.scope != Scope::System {
         let limited = MemoryCgroup::of_self().map(|c| c.tightest());

@@ -18,5 +18,7 @@ pub mod record;
 mod worker;
 
 pub use controller::{Controller, Decision, Tuning};
-pub use governor::{Governor, GovernorConfig, GovernorError, GovernorStats, Prepared, Scope};
-pub use record::{Trigger, TrimRecord};
+pub use governor::{
+    Governor, GovernorConfig, GovernorError, GovernorStats, Prepared, Scope, open_gauges,
+};
+pub use record::{Tap, Tapped, Trigger, TrimRecord};

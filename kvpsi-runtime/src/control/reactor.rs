@@ -8,7 +8,7 @@
 use super::{
     controller::{Controller, Decision},
     gauge::{Gauges, ResidentGauge},
-    record::{Trigger, TrimRecord},
+    record::{Tap, Tapped, Trigger, TrimRecord},
     worker::Order,
 };
 use crate::{
@@ -53,10 +53,12 @@ pub(super) struct Shared {
     pub dropped_tokens: AtomicU64,
     /// Where trims are to be checked against RSS.
     statm: Option<ResidentGauge>,
+    /// Who else wants all of it.
+    tap: Option<Arc<Tap>>,
 }
 
 impl Shared {
-    pub fn new(records: usize, statm: Option<ResidentGauge>) -> Self {
+    pub fn new(records: usize, statm: Option<ResidentGauge>, tap: Option<Arc<Tap>>) -> Self {
         Self {
             records: ArrayQueue::new(records),
             records_lost: AtomicU64::new(0),
@@ -71,6 +73,13 @@ impl Shared {
             by_step: Default::default(),
             dropped_tokens: AtomicU64::new(0),
             statm,
+            tap,
+        }
+    }
+
+    fn tap(&self, tapped: impl FnOnce() -> Tapped) {
+        if let Some(tap) = &self.tap {
+            tap.push(tapped());
         }
     }
 
@@ -88,6 +97,7 @@ impl Shared {
         for (sum, bytes) in self.by_step.iter().zip(t.by_step) {
             sum.fetch_add(bytes.0, Relaxed);
         }
+        self.tap(|| Tapped::Trim(record));
         if self.records.push(record).is_err() {
             self.records_lost.fetch_add(1, Relaxed);
         }
@@ -172,7 +182,12 @@ impl Reactor {
         loop {
             self.drain()?;
             let noticed_ns = monotonic_ns();
-            let Some(decision) = self.controller.decide(noticed_ns, self.gauges.read()) else {
+            let levels = self.gauges.levels();
+            self.shared.tap(|| Tapped::Levels {
+                ts_ns: noticed_ns,
+                levels,
+            });
+            let Some(decision) = self.controller.decide(noticed_ns, levels.reading()) else {
                 self.shared
                     .ignored
                     .store(self.controller.ignored(), Relaxed);
@@ -187,9 +202,12 @@ impl Reactor {
     }
 
     fn drain(&mut self) -> Result<(), i32> {
-        let controller = &mut self.controller;
+        let (controller, shared) = (&mut self.controller, &self.shared);
         self.source
-            .drain(&mut |e| controller.observe(e))
+            .drain(&mut |e| {
+                shared.tap(|| Tapped::Event(*e));
+                controller.observe(e);
+            })
             .map_err(|e| e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()))
     }
 
@@ -244,7 +262,7 @@ impl Reactor {
             return;
         }
         let (resident, wanted) = (self.pool.account().resident, self.pool.wanted());
-        let reading = self.gauges.read();
+        let reading = self.gauges.levels().reading();
         if let Some(b) = self
             .controller
             .grow(now, budget, resident, wanted, self.capacity, reading)

@@ -4,8 +4,11 @@
 //! a full queue counts, it never blocks. Refuses to format itself: text and
 //! JSON are made where they are shown.
 
+use super::gauge::Levels;
 use crate::{kv::Trimmed, units::Bytes};
-use kvpsi_common::Kind;
+use crossbeam_queue::ArrayQueue;
+use kvpsi_common::{Event, Kind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Why a trim was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,4 +65,61 @@ pub struct TrimRecord {
     pub rss_before: Option<Bytes>,
     /// The process's resident set after, where measured.
     pub rss_after: Option<Bytes>,
+}
+
+/// What a [`Tap`] carries, in the order in which the reactor saw it.
+#[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a preallocated queue: no boxes on the reactor's path"
+)]
+pub enum Tapped {
+    /// The source's event.
+    Event(Event),
+    /// What the gauges said when it was decided what to do about events.
+    Levels {
+        /// `CLOCK_MONOTONIC`, ns.
+        ts_ns: u64,
+        /// As they were.
+        levels: Levels,
+    },
+    /// What was given back.
+    Trim(TrimRecord),
+}
+
+/// A second way out of the reactor, for a recorder: lock-free, preallocated,
+/// and what finds it full is counted.
+#[derive(Debug)]
+pub struct Tap {
+    queue: ArrayQueue<Tapped>,
+    lost: AtomicU64,
+}
+
+impl Tap {
+    /// With room for so many entries.
+    #[must_use]
+    pub fn new(room: usize) -> Self {
+        Self {
+            queue: ArrayQueue::new(room),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn push(&self, tapped: Tapped) {
+        if self.queue.push(tapped).is_err() {
+            self.lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The oldest entry nobody has read yet.
+    #[must_use]
+    pub fn pop(&self) -> Option<Tapped> {
+        self.queue.pop()
+    }
+
+    /// Entries that found it full, so far.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
+    }
 }

@@ -18,6 +18,8 @@ pub mod systemd;
 pub mod vmstat;
 pub mod watchdog;
 
+pub(crate) use psi::total_us as psi_total_us;
+
 use kvpsi_common::Event;
 use rustix::event::PollFlags;
 use std::{os::fd::BorrowedFd, path::PathBuf, time::Duration};

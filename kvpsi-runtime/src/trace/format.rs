@@ -1,76 +1,60 @@
 //! Events as text for people and as JSON Lines for programs.
 //!
-//! Owns the columns and the names. Times are relative to the start of the
-//! dump. Refuses to know where the events come from.
+//! Owns the columns, the names and the colours. Times are relative to the
+//! start of the dump. Refuses to know where the events come from.
 
+use super::{Output, Sample};
+use anstyle::{AnsiColor, Style};
 use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
 use serde_json::json;
 use std::io::{self, Write};
 
-/// How events are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// One line of columns
-    Text,
-    /// One JSON object per line
-    Jsonl,
-}
+/// A stall from this long on is shown as a long one: a frame at 100 Hz.
+const LONG_NS: u64 = 10_000_000;
+/// And from this long on as one that is felt by a control loop.
+const FELT_NS: u64 = 1_000_000;
 
-/// Which events are printed.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Only these kinds; all if empty.
-    pub kinds: Vec<Kind>,
-    /// Only this process.
-    pub pid: Option<u32>,
-}
-
-impl Filter {
-    fn takes(&self, e: &Event) -> bool {
-        let wanted = |kind: Option<Kind>| kind.is_some_and(|k| self.kinds.contains(&k));
-        (self.kinds.is_empty() || wanted(e.kind()) || wanted(e.settled()))
-            && self.pid.is_none_or(|p| p == e.tgid)
-    }
-}
-
-/// Prints events.
+/// Lines of columns.
 #[derive(Debug)]
-pub struct Writer<W> {
+pub struct Text<W> {
     out: W,
-    format: Format,
-    filter: Filter,
     start_ns: u64,
-    shown: u64,
+    colour: bool,
+    begun: bool,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> Text<W> {
     /// `start_ns` is the moment, in `CLOCK_MONOTONIC` ns, that times are
     /// relative to.
-    pub const fn new(out: W, format: Format, filter: Filter, start_ns: u64) -> Self {
+    pub const fn new(out: W, start_ns: u64, colour: bool) -> Self {
         Self {
             out,
-            format,
-            filter,
             start_ns,
-            shown: 0,
+            colour,
+            begun: false,
         }
     }
+}
 
-    /// Events printed so far.
-    #[must_use]
-    pub const fn shown(&self) -> u64 {
-        self.shown
-    }
-
-    /// Prints one event, if the filter takes it.
-    ///
-    /// # Errors
-    /// The output cannot be written.
-    pub fn event(&mut self, e: &Event) -> io::Result<()> {
-        if !self.filter.takes(e) {
-            return Ok(());
+/// How a line looks: what kills first, then how long it took.
+fn style(e: &Event) -> Style {
+    let colour = match (e.kind(), e.stall_ns) {
+        (Some(Kind::OomVictim), _) => {
+            return Style::new().fg_color(Some(AnsiColor::Red.into())).bold();
         }
-        if self.shown == 0 && self.format == Format::Text {
+        (_, LONG_NS..) => AnsiColor::Red,
+        (_, FELT_NS..) => AnsiColor::Yellow,
+        (Some(k), _) if !k.is_stall() => AnsiColor::Cyan,
+        _ if e.phase() == Some(Phase::Begin) => return Style::new().dimmed(),
+        _ => return Style::new(),
+    };
+    Style::new().fg_color(Some(colour.into()))
+}
+
+impl<W: Write> Output for Text<W> {
+    fn event(&mut self, e: &Event) -> io::Result<()> {
+        if !self.begun {
+            self.begun = true;
             writeln!(
                 self.out,
                 "{:>12} {:<17} {:<7} {:<15} {:>8} {:>3} {:>11} {:>5} {:>6} {:>6} {:>7}",
@@ -87,22 +71,6 @@ impl<W: Write> Writer<W> {
                 "stalled"
             )?;
         }
-        self.shown += 1;
-        match self.format {
-            Format::Text => self.text(e),
-            Format::Jsonl => self.json(e),
-        }
-    }
-
-    /// Hands on what is buffered.
-    ///
-    /// # Errors
-    /// The output cannot be written.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-
-    fn text(&mut self, e: &Event) -> io::Result<()> {
         let us = e.ts_ns.saturating_sub(self.start_ns) / 1000;
         let stall = match e.phase() {
             Some(Phase::Begin | Phase::Mark) => "-".to_owned(),
@@ -112,23 +80,19 @@ impl<W: Write> Writer<W> {
             ORDER_UNKNOWN => "-".to_owned(),
             o => o.to_string(),
         };
-        // A task may call itself anything, control characters included.
-        let comm: String = e
-            .comm_str()
-            .chars()
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect();
         let settled = match e.settled() {
             Some(kind) => format!("  was {}", kind.name()),
             None => String::new(),
         };
+        let style = if self.colour { style(e) } else { Style::new() };
         writeln!(
             self.out,
-            "{:>8}.{:03} {:<17} {:<7} {comm:<15} {:>8} {:>3} {stall:>11} {order:>5} {:>6} {:>6} {:>7}{settled}",
+            "{style}{:>8}.{:03} {:<17} {:<7} {:<15} {:>8} {:>3} {stall:>11} {order:>5} {:>6} {:>6} {:>7}{settled}{style:#}",
             us / 1000,
             us % 1000,
             e.kind().map_or("?", Kind::name),
             e.phase().map_or("?", Phase::name),
+            super::printable(e.comm_str()),
             e.tgid,
             e.cpu,
             e.pages,
@@ -137,7 +101,35 @@ impl<W: Write> Writer<W> {
         )
     }
 
-    fn json(&mut self, e: &Event) -> io::Result<()> {
+    fn sample(&mut self, _: &Sample) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// One JSON object a line.
+#[derive(Debug)]
+pub struct Jsonl<W> {
+    out: W,
+    start_ns: u64,
+}
+
+impl<W: Write> Jsonl<W> {
+    /// As [`Text::new`].
+    pub const fn new(out: W, start_ns: u64) -> Self {
+        Self { out, start_ns }
+    }
+}
+
+impl<W: Write> Output for Jsonl<W> {
+    fn event(&mut self, e: &Event) -> io::Result<()> {
         let line = json!({
             "t_ns": e.ts_ns.saturating_sub(self.start_ns),
             "ts_ns": e.ts_ns,
@@ -159,6 +151,18 @@ impl<W: Write> Writer<W> {
         });
         writeln!(self.out, "{line}")
     }
+
+    fn sample(&mut self, _: &Sample) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 #[cfg(test)]
@@ -179,15 +183,18 @@ mod tests {
         e
     }
 
-    fn printed(format: Format, filter: Filter, e: &Event) -> String {
-        let mut w = Writer::new(Vec::new(), format, filter, 5_000_000_000);
-        w.event(e).unwrap();
-        String::from_utf8(w.out).unwrap()
+    fn text(colour: bool) -> String {
+        let mut out = Vec::new();
+        let mut text = Text::new(&mut out, 5_000_000_000, colour);
+        text.event(&event()).unwrap();
+        text.finish().unwrap();
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn text_has_relative_times_and_no_control_characters() {
-        let text = printed(Format::Text, Filter::default(), &event());
+        let text = text(false);
+        assert!(!text.contains('\x1b'), "{text}");
         let line = text.lines().nth(1).unwrap();
         let fields: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(
@@ -209,30 +216,22 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_are_json_and_say_null_for_an_unknown_order() {
-        let text = printed(Format::Jsonl, Filter::default(), &event());
-        let v: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(v["t_ns"], 1_250_000);
-        assert_eq!(v["kind"], "memcg_reclaim");
-        assert!(v["order"].is_null());
+    fn a_long_stall_is_coloured_where_colours_are_wanted() {
+        let text = text(true);
+        let line = text.lines().nth(1).unwrap();
+        assert!(
+            line.starts_with("\x1b[33m") && line.ends_with("\x1b[0m"),
+            "{line:?}"
+        );
     }
 
     #[test]
-    fn filters_hide_other_kinds_and_processes() {
-        let other_kind = Filter {
-            kinds: vec![Kind::DirectReclaim],
-            pid: None,
-        };
-        let other_pid = Filter {
-            kinds: Vec::new(),
-            pid: Some(78),
-        };
-        let same = Filter {
-            kinds: vec![Kind::MemcgReclaim],
-            pid: Some(77),
-        };
-        assert_eq!(printed(Format::Jsonl, other_kind, &event()), "");
-        assert_eq!(printed(Format::Jsonl, other_pid, &event()), "");
-        assert_ne!(printed(Format::Jsonl, same, &event()), "");
+    fn json_lines_are_json_and_say_null_for_an_unknown_order() {
+        let mut out = Vec::new();
+        Jsonl::new(&mut out, 5_000_000_000).event(&event()).unwrap();
+        let v: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(v["t_ns"], 1_250_000);
+        assert_eq!(v["kind"], "memcg_reclaim");
+        assert!(v["order"].is_null());
     }
 }

@@ -67,6 +67,9 @@ pub struct Args {
     /// Seed of the sampling
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Record the model's pressure, cache and trims to this file, for `kvpsi replay`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Do not print the model's text
     #[arg(long)]
     quiet: bool,

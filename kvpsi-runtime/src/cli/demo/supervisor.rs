@@ -369,6 +369,9 @@ fn child(args: &Args, cgroup: &OwnedCgroup, role: &str) -> Result<Child> {
         if let Some(m) = &args.model {
             c.arg("--model").arg(m);
         }
+        if let Some(r) = &args.record {
+            c.arg("--record").arg(r);
+        }
         let name = args
             .signal
             .to_possible_value()

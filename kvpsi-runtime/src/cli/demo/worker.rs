@@ -41,7 +41,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None => default_model::find()?,
     };
     let held = HeldFile::open(&model);
+    let kept = pressure::Kept::open(args.record.as_deref())?;
     let config = GovernorConfig {
+        tap: kept.as_ref().map(pressure::Kept::tap),
         measure_rss: true,
         observe_only: args.no_trim,
         ..Default::default()
@@ -55,6 +57,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut engine = Engine::load(&EngineConfig::new(held.path()))?;
     let pool = engine.pool();
     let realtime = listening.prepared.hardening().realtime;
+    let recording = kept.map(|k| k.start(listening.prepared.signal(), engine.pool()));
+    let recording = recording.transpose()?;
     let governor = listening.prepared.start(engine.ladder())?;
     let mut session = engine.open()?;
     let stats = talk(
@@ -65,6 +69,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         listening.notes,
         &mut session,
     )?;
+    drop(recording);
     let totals = governor.stats();
     while let Some(trim) = governor.next_trim() {
         say(&FromWorker::Trim(Trim::from(&trim)))?;

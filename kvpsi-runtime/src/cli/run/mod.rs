@@ -9,7 +9,7 @@ mod talk;
 use super::reading;
 use crate::{
     cli::pressure::{self, HeldFile},
-    control::{Governor, GovernorConfig, GovernorStats, Prepared},
+    control::{Governor, GovernorConfig, GovernorStats, Prepared, Tap},
     engine::{EngineConfig, SamplingConfig},
     kv::{KvType, Profile, evict::Evict},
     model::default_model,
@@ -123,6 +123,9 @@ pub struct Args {
     /// Send the prompt as it is, without the model's chat template
     #[arg(long)]
     raw: bool,
+    /// Record pressure, cache and trims to this file, for `kvpsi replay`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Threads to compute with [default: $RAYON_NUM_THREADS, else one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -148,7 +151,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.sampling();
     sampling.check()?;
     let held = HeldFile::open(&model);
-    let prepared = listen(args.signal, args.rung, args.profile)?;
+    let kept = pressure::Kept::open(args.record.as_deref())?;
+    let tap = kept.as_ref().map(pressure::Kept::tap);
+    let prepared = listen(args.signal, args.rung, args.profile, tap)?;
     let (turns, inbox) = mpsc::channel();
     let mut config = EngineConfig::new(held.path());
     config.context = args.ctx;
@@ -159,6 +164,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     config.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
     let caught = catch_signals(config.stop.clone(), turns.clone())?;
     let engine = reading::engine(&config)?;
+    let signal = prepared.as_ref().map_or("none", Prepared::signal);
+    let recording = kept.map(|k| k.start(signal, engine.pool())).transpose()?;
     let governor = prepared.map(|p| p.start(engine.ladder())).transpose()?;
 
     let mut talk = Talk {
@@ -180,6 +187,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     drop(talk);
+    drop(recording);
     if let Some(governor) = governor {
         report_trims(&governor.stats());
     }
@@ -191,13 +199,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Opens the signal and gives up privileges; `None` for `--signal none`, and
 /// where the service manager wants nobody to listen.
-fn listen(signal: Signal, rung: Rung, profile: Profile) -> anyhow::Result<Option<Prepared>> {
+fn listen(
+    signal: Signal,
+    rung: Rung,
+    profile: Profile,
+    tap: Option<Arc<Tap>>,
+) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = signal.choice() else {
         privilege::drop_all().context("cannot give up privileges")?;
         return Ok(None);
     };
     let config = GovernorConfig {
         profile,
+        tap,
         ..GovernorConfig::default()
     };
     let listening = match pressure::listen(choice, rung, false, &config) {

@@ -1,0 +1,283 @@
+//! A trace that ui.perfetto.dev and chrome://tracing open: the JSON array of
+//! the Trace Event Format (Google's document "Trace Event Format", JSON Array
+//! Format; Perfetto's `src/trace_processor/importers/json`).
+//!
+//! Owns the tracks. A task has a track with its stalls as complete slices,
+//! which nest as the stalls do; a CPU has one with the same stalls as
+//! asynchronous slices, since a task that sleeps in a stall makes room for
+//! another. Marks are instants; stalled tasks and PSI are counters. A trace
+//! that was cut off is still read up to there: the format lets the closing
+//! bracket be missing.
+
+use super::{Output, Sample, printable};
+use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
+use serde_json::{Value, json};
+use std::{
+    collections::{HashMap, HashSet},
+    io::{self, Write},
+};
+
+/// Process under which the system's counters and kswapd are shown. Real ones
+/// have a number below `PID_MAX_LIMIT`, which is 2^22.
+const SYSTEM: u32 = 1 << 30;
+/// Process of the first CPU; the others follow.
+const CPUS: u32 = SYSTEM + 1;
+
+/// Writes the trace.
+#[derive(Debug)]
+pub struct Perfetto<W> {
+    out: W,
+    /// Written so far.
+    entries: u64,
+    /// Tracks that have a name: process and thread.
+    named: HashSet<(u32, u32)>,
+    /// kswapd's slices that are open, by node.
+    kswapd: HashMap<u32, u64>,
+    last: Option<Sample>,
+    /// Number of the next asynchronous slice.
+    next: u64,
+}
+
+impl<W: Write> Perfetto<W> {
+    /// Begins a trace.
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            entries: 0,
+            named: HashSet::new(),
+            kswapd: HashMap::new(),
+            last: None,
+            next: 1,
+        }
+    }
+
+    fn put(&mut self, entry: &Value) -> io::Result<()> {
+        let before = if self.entries == 0 { "[\n" } else { ",\n" };
+        self.entries += 1;
+        write!(self.out, "{before}{entry}")
+    }
+
+    /// Names a track before its first entry.
+    fn track(&mut self, pid: u32, tid: u32, process: &str, thread: &str) -> io::Result<()> {
+        for (what, tid, name) in [("process_name", 0, process), ("thread_name", tid, thread)] {
+            if (what == "process_name" || tid != 0) && self.named.insert((pid, tid)) {
+                self.put(&json!({
+                    "ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name},
+                }))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counter(&mut self, ts_ns: u64, name: &str, args: &Value) -> io::Result<()> {
+        self.track(SYSTEM, 0, "memory", "")?;
+        self.put(&json!({
+            "ph": "C", "name": name, "pid": SYSTEM, "ts": us(ts_ns), "args": args,
+        }))
+    }
+
+    /// A stall that is over, on its task's track and on its CPU's.
+    fn stall(&mut self, e: &Event, name: &str) -> io::Result<()> {
+        let (begin, end) = (e.ts_ns.saturating_sub(e.stall_ns), e.ts_ns);
+        let args = args(e);
+        let comm = printable(e.comm_str());
+        self.track(e.tgid, e.tid, &comm, &comm)?;
+        self.put(&json!({
+            "ph": "X", "cat": "stall", "name": name, "pid": e.tgid, "tid": e.tid,
+            "ts": us(begin), "dur": us(end - begin), "args": args,
+        }))?;
+        // What lies within another stall of the task is on its track alone.
+        if e.count == 0 {
+            return Ok(());
+        }
+        let cpu = CPUS + e.cpu;
+        self.track(cpu, 0, &format!("CPU {}", e.cpu), "")?;
+        let id = self.next;
+        self.next += 1;
+        let label = format!("{comm} {name}");
+        for (ph, ts) in [("b", begin), ("e", end)] {
+            self.put(&json!({
+                "ph": ph, "cat": "stall", "name": label, "id": id, "pid": cpu, "tid": 0,
+                "ts": us(ts), "args": if ph == "b" { &args } else { &Value::Null },
+            }))?;
+        }
+        Ok(())
+    }
+
+    fn kswapd(&mut self, e: &Event, kind: Kind) -> io::Result<()> {
+        self.track(SYSTEM, 0, "memory", "")?;
+        let (ph, id) = match (kind, self.kswapd.get(&e.node)) {
+            (Kind::KswapdWake, None) => {
+                let id = self.next;
+                self.next += 1;
+                self.kswapd.insert(e.node, id);
+                ("b", id)
+            }
+            (Kind::KswapdSleep, Some(id)) => ("e", *id),
+            _ => return Ok(()),
+        };
+        if ph == "e" {
+            self.kswapd.remove(&e.node);
+        }
+        self.put(&json!({
+            "ph": ph, "cat": "kswapd", "name": format!("kswapd, node {}", e.node), "id": id,
+            "pid": SYSTEM, "tid": 0, "ts": us(e.ts_ns),
+        }))
+    }
+
+    fn instant(&mut self, e: &Event, name: &str) -> io::Result<()> {
+        let comm = printable(e.comm_str());
+        self.track(e.tgid, e.tid, &comm, &comm)?;
+        // A victim is everybody's business.
+        let scope = if e.kind() == Some(Kind::OomVictim) {
+            "g"
+        } else {
+            "t"
+        };
+        self.put(&json!({
+            "ph": "i", "cat": "mark", "name": name, "pid": e.tgid, "tid": e.tid,
+            "ts": us(e.ts_ns), "s": scope, "args": args(e),
+        }))
+    }
+}
+
+/// Microseconds with all digits of a nanosecond.
+#[expect(clippy::cast_precision_loss, reason = "exact for 104 days of uptime")]
+fn us(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}
+
+fn args(e: &Event) -> Value {
+    json!({
+        "pages": e.pages, "count": e.count, "stalled_now": e.stalled_now,
+        "order": (e.order != ORDER_UNKNOWN).then_some(e.order),
+        "cgroup_id": e.cgroup_id, "cpu": e.cpu,
+    })
+}
+
+impl<W: Write> Output for Perfetto<W> {
+    fn event(&mut self, e: &Event) -> io::Result<()> {
+        let kind = e.settled().or(e.kind());
+        let name = kind.map_or("?", Kind::name);
+        match (e.kind(), e.phase()) {
+            (Some(k @ (Kind::KswapdWake | Kind::KswapdSleep)), _) => self.kswapd(e, k)?,
+            (_, Some(Phase::End)) => self.stall(e, name)?,
+            // Its end will tell.
+            (_, Some(Phase::Begin)) => {}
+            // Time that at least one task of the scope was stalled.
+            (_, Some(Phase::Summary)) if e.stall_ns > 0 => self.stall(e, name)?,
+            _ => self.instant(e, name)?,
+        }
+        if kind.is_some_and(Kind::is_stall) {
+            let stalled = json!({"tasks": e.stalled_now});
+            self.counter(e.ts_ns, "stalled tasks", &stalled)?;
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, s: &Sample) -> io::Result<()> {
+        let Some(before) = self.last.replace(*s) else {
+            return Ok(());
+        };
+        let time = us(s.ts_ns.saturating_sub(before.ts_ns)).max(1.0);
+        let percent = |now: u64, before: u64| us(now.saturating_sub(before) * 1000) / time * 100.0;
+        let psi = json!({
+            "some": percent(s.some_us, before.some_us),
+            "full": percent(s.full_us, before.full_us),
+        });
+        self.counter(s.ts_ns, "PSI memory, %", &psi)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        let end = if self.entries == 0 { "[\n]\n" } else { "\n]\n" };
+        self.out.write_all(end.as_bytes())?;
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable;
+
+    fn event(kind: Kind, phase: Phase, ts_us: u64, stall_us: u64) -> Event {
+        let mut e = Event::zeroed();
+        e.kind = kind as u16;
+        e.phase = phase as u16;
+        e.ts_ns = ts_us * 1000;
+        e.stall_ns = stall_us * 1000;
+        e.count = 1;
+        (e.tgid, e.tid, e.cpu) = (70, 71, 1);
+        e.comm[..3].copy_from_slice(b"hog");
+        e
+    }
+
+    fn trace(f: impl FnOnce(&mut Perfetto<&mut Vec<u8>>)) -> Vec<Value> {
+        let mut out = Vec::new();
+        let mut p = Perfetto::new(&mut out);
+        f(&mut p);
+        p.finish().unwrap();
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn a_stall_is_a_slice_on_its_task_and_on_its_cpu() {
+        let all = trace(|p| {
+            p.event(&event(Kind::MemcgReclaim, Phase::Begin, 100, 0))
+                .unwrap();
+            p.event(&event(Kind::MemcgReclaim, Phase::End, 150, 50))
+                .unwrap();
+        });
+        let of = |ph: &str| all.iter().find(|e| e["ph"] == ph).unwrap();
+        assert_eq!(
+            (&of("X")["ts"], &of("X")["dur"]),
+            (&json!(100.0), &json!(50.0))
+        );
+        assert_eq!((&of("X")["pid"], &of("X")["tid"]), (&json!(70), &json!(71)));
+        assert_eq!(
+            (&of("b")["ts"], &of("e")["ts"]),
+            (&json!(100.0), &json!(150.0))
+        );
+        assert_eq!(of("b")["id"], of("e")["id"]);
+        assert_eq!(of("b")["pid"], json!(CPUS + 1));
+        let names = all.iter().filter(|e| e["ph"] == "M").count();
+        assert_eq!(names, 4, "process, thread, CPU, memory: {all:?}");
+    }
+
+    #[test]
+    fn psi_is_a_share_of_the_time_between_two_samples() {
+        let sample = |ts_ms: u64, some_us| Sample {
+            ts_ns: ts_ms * 1_000_000,
+            some_us,
+            full_us: 0,
+        };
+        let all = trace(|p| {
+            p.sample(&sample(0, 500)).unwrap();
+            p.sample(&sample(100, 50_500)).unwrap();
+        });
+        let counter = all.iter().find(|e| e["ph"] == "C").unwrap();
+        assert_eq!(counter["args"]["some"], 50.0);
+    }
+
+    #[test]
+    fn kswapd_is_a_slice_and_a_victim_an_instant_and_nothing_is_a_trace_too() {
+        let all = trace(|p| {
+            for (kind, ts) in [
+                (Kind::KswapdSleep, 1),
+                (Kind::KswapdWake, 5),
+                (Kind::KswapdWake, 6),
+                (Kind::KswapdSleep, 9),
+                (Kind::OomVictim, 10),
+            ] {
+                p.event(&event(kind, Phase::Mark, ts, 0)).unwrap();
+            }
+        });
+        let count = |ph: &str| all.iter().filter(|e| e["ph"] == ph).count();
+        assert_eq!((count("b"), count("e"), count("i")), (1, 1, 1));
+        assert!(trace(|_| ()).is_empty());
+    }
+}

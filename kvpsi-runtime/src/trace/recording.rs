@@ -1,0 +1,483 @@
+//! The file that `kvpsi record` writes and `kvpsi replay` reads.
+//!
+//! Eight bytes `KVPSIREC`, the version in 16 bits, then entries: the length of
+//! the payload in 16 bits, the payload ([`Entry`] as postcard writes it:
+//! variable-length integers, in the order of the fields), and a CRC-32 (IEEE)
+//! of both; numbers are little-endian. The first entry is a [`Head`]. A file
+//! that ends anywhere is readable up to its last whole entry. Refuses to know
+//! where entries come from.
+
+use crate::{control::gauge::Levels, units::Bytes};
+use bytemuck::Zeroable;
+use kvpsi_common::Event;
+use serde::{Deserialize, Serialize};
+use std::{fmt, path::Path};
+
+/// First bytes of a recording.
+pub const MAGIC: [u8; 8] = *b"KVPSIREC";
+/// Version that is written, and the newest that is read.
+pub const VERSION: u16 = 1;
+/// Bytes before the first entry.
+pub const PREFIX: usize = MAGIC.len() + 2;
+
+/// Where a recording was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Linux' release.
+    pub kernel: String,
+    /// CPUs.
+    pub cpus: u32,
+    /// Bytes of a page.
+    pub page_bytes: u64,
+    /// Name of the source.
+    pub signal: String,
+    /// Version of kvpsi.
+    pub kvpsi: String,
+    /// Start in seconds since 1970.
+    pub began_unix_s: u64,
+    /// The same moment by `CLOCK_MONOTONIC`, ns.
+    pub began_ns: u64,
+}
+
+impl Head {
+    /// Here and now, by a source of that name.
+    #[must_use]
+    pub fn here(signal: &str) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            kernel: rustix::system::uname().release().to_string_lossy().into(),
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            page_bytes: rustix::param::page_size() as u64,
+            signal: signal.into(),
+            kvpsi: env!("CARGO_PKG_VERSION").into(),
+            began_unix_s: now.map_or(0, |d| d.as_secs()),
+            began_ns: crate::clock::monotonic_ns(),
+        }
+    }
+}
+
+/// An [`Event`], field by field: its layout in memory is the kernel's affair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields of `Event`")]
+pub struct Recorded {
+    pub ts_ns: u64,
+    pub stall_ns: u64,
+    pub count: u64,
+    pub pages: u64,
+    pub cgroup_id: u64,
+    pub tgid: u32,
+    pub tid: u32,
+    pub cpu: u32,
+    pub stalled_now: u32,
+    pub order: i32,
+    pub node: u32,
+    pub kind: u16,
+    pub phase: u16,
+    pub comm: [u8; 16],
+    pub detail: u64,
+}
+
+impl From<&Event> for Recorded {
+    fn from(e: &Event) -> Self {
+        Self {
+            ts_ns: e.ts_ns,
+            stall_ns: e.stall_ns,
+            count: e.count,
+            pages: e.pages,
+            cgroup_id: e.cgroup_id,
+            tgid: e.tgid,
+            tid: e.tid,
+            cpu: e.cpu,
+            stalled_now: e.stalled_now,
+            order: e.order,
+            node: e.node,
+            kind: e.kind,
+            phase: e.phase,
+            comm: e.comm,
+            detail: e.detail,
+        }
+    }
+}
+
+impl From<&Recorded> for Event {
+    fn from(r: &Recorded) -> Self {
+        Self {
+            ts_ns: r.ts_ns,
+            stall_ns: r.stall_ns,
+            count: r.count,
+            pages: r.pages,
+            cgroup_id: r.cgroup_id,
+            tgid: r.tgid,
+            tid: r.tid,
+            cpu: r.cpu,
+            stalled_now: r.stalled_now,
+            order: r.order,
+            node: r.node,
+            kind: r.kind,
+            phase: r.phase,
+            comm: r.comm,
+            detail: r.detail,
+            ..Self::zeroed()
+        }
+    }
+}
+
+/// A trim as it was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Trim {
+    /// Why: `onset`, `ongoing`, `follow_up`, `early_warning`, `background`.
+    pub trigger: String,
+    /// The kernel's event behind it, by number.
+    pub kind: u16,
+    /// When the stall behind it began, ns.
+    pub onset_ns: u64,
+    /// When the reader was handed the event, ns.
+    pub noticed_ns: u64,
+    /// When the pages were returned, ns.
+    pub returned_ns: u64,
+    /// Bytes asked of the pool.
+    pub wanted: Bytes,
+    /// Bytes given back, by step in the ladder's order.
+    pub by_step: Vec<Bytes>,
+    /// Positions that lost keys and values.
+    pub tokens: u64,
+    /// Share of recent attention mass that fell on what was dropped.
+    pub mass_dropped: f32,
+}
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Entry {
+    /// Where and when; the first of every file.
+    Head(Head),
+    /// The source's event.
+    Event(Recorded),
+    /// What the gauges said after the events before it.
+    Levels {
+        /// `CLOCK_MONOTONIC`, ns.
+        ts_ns: u64,
+        /// As they were.
+        levels: Levels,
+    },
+    /// PSI's own account.
+    Psi(super::Sample),
+    /// The KV pool.
+    Kv {
+        /// `CLOCK_MONOTONIC`, ns.
+        ts_ns: u64,
+        /// Resident blocks.
+        resident: Bytes,
+        /// Blocks of open sequences.
+        in_use: Bytes,
+        /// Blocks of ended and idle sequences.
+        cached: Bytes,
+        /// What trims cannot take.
+        floor: Bytes,
+        /// The budget.
+        budget: Bytes,
+        /// Positions with keys and values.
+        tokens: u64,
+    },
+    /// A trim.
+    Trim(Trim),
+    /// So many entries were lost before this one.
+    Lost(u64),
+}
+
+impl Entry {
+    /// Writes the entry behind `out`.
+    ///
+    /// # Panics
+    /// The payload is longer than 65 535 bytes, which names of machines are
+    /// not.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let payload = postcard::to_stdvec(self).expect("all types are writable");
+        let length = u16::try_from(payload.len()).expect("entries are short");
+        let begin = out.len();
+        out.extend(length.to_le_bytes());
+        out.extend(payload);
+        let crc = crc32fast::hash(&out[begin..]);
+        out.extend(crc.to_le_bytes());
+    }
+}
+
+/// The first bytes of a file.
+#[must_use]
+pub fn prefix() -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend(VERSION.to_le_bytes());
+    out
+}
+
+/// Why a file is no recording for this kvpsi.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordingError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// Something else.
+    #[error("is no recording of kvpsi")]
+    Foreign,
+    /// Made by a newer kvpsi.
+    #[error("is a recording of version {0}; this kvpsi reads up to {VERSION}: use a newer one")]
+    Newer(u16),
+    /// Its beginning is missing.
+    #[error("has no readable first entry ({0})")]
+    Headless(String),
+}
+
+/// Where reading ended before the file did, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Bytes that are good.
+    pub whole: usize,
+    /// Bytes after them.
+    pub left: usize,
+    /// What is wrong with these.
+    pub why: &'static str,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} at byte {}: the {} bytes from there on are left out",
+            self.why, self.whole, self.left
+        )
+    }
+}
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recording {
+    /// Where and when.
+    pub head: Head,
+    /// Everything after.
+    pub entries: Vec<Entry>,
+    /// Set where not all of the file could be read.
+    pub damage: Option<Damage>,
+}
+
+impl Recording {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It is none, or nothing of it can be read.
+    pub fn open(path: &Path) -> Result<Self, RecordingError> {
+        Self::parse(&std::fs::read(path)?)
+    }
+
+    /// Reads a file's bytes.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, RecordingError> {
+        let Some(rest) = bytes.strip_prefix(&MAGIC) else {
+            return Err(RecordingError::Foreign);
+        };
+        let Some((version, mut rest)) = rest.split_first_chunk() else {
+            return Err(RecordingError::Headless("it ends before".into()));
+        };
+        let version = u16::from_le_bytes(*version);
+        if version > VERSION {
+            return Err(RecordingError::Newer(version));
+        }
+        let mut entries = Vec::new();
+        let mut damage = None;
+        while !rest.is_empty() {
+            match split(rest) {
+                Ok((entry, after)) => {
+                    entries.push(entry);
+                    rest = after;
+                }
+                Err(why) => {
+                    damage = Some(Damage {
+                        whole: bytes.len() - rest.len(),
+                        left: rest.len(),
+                        why,
+                    });
+                    break;
+                }
+            }
+        }
+        let mut entries = entries.into_iter();
+        let Some(Entry::Head(head)) = entries.next() else {
+            let why = damage.map_or_else(|| "there is none".into(), |d| d.to_string());
+            return Err(RecordingError::Headless(why));
+        };
+        Ok(Self {
+            head,
+            entries: entries.collect(),
+            damage,
+        })
+    }
+
+    /// What follows in another file of the same recording.
+    pub fn append(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+        self.damage = self.damage.take().or(other.damage);
+    }
+}
+
+/// The first entry, and what is behind it.
+fn split(bytes: &[u8]) -> Result<(Entry, &[u8]), &'static str> {
+    const CUT: &str = "the last entry is cut off";
+    let length = *bytes.first_chunk::<2>().ok_or(CUT)?;
+    let end = 2 + usize::from(u16::from_le_bytes(length));
+    let checked = bytes.get(..end).ok_or(CUT)?;
+    let (crc, rest) = bytes[end..].split_first_chunk::<4>().ok_or(CUT)?;
+    if crc32fast::hash(checked) != u32::from_le_bytes(*crc) {
+        return Err("an entry's checksum is wrong");
+    }
+    let (entry, left) =
+        postcard::take_from_bytes(&checked[2..]).map_err(|_| "an entry is of no known kind")?;
+    if left.is_empty() {
+        Ok((entry, rest))
+    } else {
+        Err("an entry is too long")
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::{
+        control::gauge::{CgroupLevel, SystemLevel},
+        trace::Sample,
+    };
+    use proptest::prelude::*;
+
+    fn event() -> impl Strategy<Value = Recorded> {
+        let longs = prop::array::uniform6(any::<u64>());
+        let words = prop::array::uniform6(any::<u32>());
+        (longs, words, any::<[u16; 2]>(), any::<[u8; 16]>()).prop_map(|(l, w, h, comm)| Recorded {
+            ts_ns: l[0],
+            stall_ns: l[1],
+            count: l[2],
+            pages: l[3],
+            cgroup_id: l[4],
+            tgid: w[0],
+            tid: w[1],
+            cpu: w[2],
+            stalled_now: w[3],
+            order: w[4].cast_signed(),
+            node: w[5],
+            kind: h[0],
+            phase: h[1],
+            comm,
+            detail: l[5],
+        })
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        let bytes = || any::<u64>().prop_map(Bytes);
+        let cgroup = (bytes(), bytes(), bytes()).prop_map(|(usage, limit, headroom)| CgroupLevel {
+            usage,
+            limit,
+            headroom,
+        });
+        let system = (bytes(), bytes(), bytes()).prop_map(|(free, high, tight)| SystemLevel {
+            free,
+            high,
+            tight,
+        });
+        let levels = (prop::option::of(cgroup), prop::option::of(system))
+            .prop_map(|(cgroup, system)| Levels { cgroup, system });
+        let trim = (
+            "[a-z_]{1,20}",
+            any::<[u64; 5]>(),
+            prop::collection::vec(bytes(), 6),
+        );
+        prop_oneof![
+            4 => event().prop_map(Entry::Event),
+            2 => (any::<u64>(), levels).prop_map(|(ts_ns, levels)| Entry::Levels { ts_ns, levels }),
+            1 => any::<[u64; 3]>().prop_map(|n| Entry::Psi(Sample {
+                ts_ns: n[0], some_us: n[1], full_us: n[2],
+            })),
+            1 => any::<[u64; 7]>().prop_map(|n| Entry::Kv {
+                ts_ns: n[0], resident: Bytes(n[1]), in_use: Bytes(n[2]), cached: Bytes(n[3]),
+                floor: Bytes(n[4]), budget: Bytes(n[5]), tokens: n[6],
+            }),
+            1 => trim.prop_map(|(trigger, n, by_step)| Entry::Trim(Trim {
+                trigger, kind: 2, onset_ns: n[0], noticed_ns: n[1], returned_ns: n[2],
+                wanted: Bytes(n[3]), by_step, tokens: n[4], mass_dropped: 0.25,
+            })),
+            1 => any::<u64>().prop_map(Entry::Lost),
+        ]
+    }
+
+    pub fn file(entries: &[Entry]) -> Vec<u8> {
+        let mut out = prefix();
+        Entry::Head(Head::default()).write(&mut out);
+        entries.iter().for_each(|e| e.write(&mut out));
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(entries in prop::collection::vec(entry(), 0..40)) {
+            let read = Recording::parse(&file(&entries)).unwrap();
+            prop_assert_eq!(read.damage, None);
+            prop_assert_eq!(read.entries, entries);
+        }
+
+        #[test]
+        fn events_come_back_as_they_were(r in event()) {
+            prop_assert_eq!(Recorded::from(&Event::from(&r)), r);
+        }
+
+        #[test]
+        fn a_file_that_ends_anywhere_is_read_up_to_its_last_whole_entry(
+            entries in prop::collection::vec(entry(), 1..12), cut in any::<prop::sample::Index>(),
+        ) {
+            let (head, all) = (file(&[]).len(), file(&entries));
+            let cut = head + cut.index(all.len() - head);
+            let read = Recording::parse(&all[..cut]).unwrap();
+            let n = read.entries.len();
+            prop_assert_eq!(&read.entries[..], &entries[..n]);
+            let whole = file(&entries[..n]).len();
+            prop_assert!(whole <= cut && file(&entries[..n + 1]).len() > cut);
+            match read.damage {
+                Some(d) => prop_assert_eq!((d.whole, d.left), (whole, cut - whole)),
+                None => prop_assert_eq!(whole, cut),
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_is_found_and_what_comes_before_it_is_read(
+            entries in prop::collection::vec(entry(), 1..12), at in any::<prop::sample::Index>(), bit in 0..8u32,
+        ) {
+            let (head, mut all) = (file(&[]).len(), file(&entries));
+            let at = head + at.index(all.len() - head);
+            all[at] ^= 1 << bit;
+            let read = Recording::parse(&all).unwrap();
+            let damage = read.damage.expect("a checksum finds one bit");
+            prop_assert!(damage.whole <= at);
+            let n = read.entries.len();
+            prop_assert_eq!(&read.entries[..], &entries[..n]);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut all = prefix();
+            all.extend(bytes);
+            let _ = Recording::parse(&all);
+        }
+    }
+
+    #[test]
+    fn foreign_newer_and_headless_files_are_told_apart() {
+        let error = |bytes: &[u8]| Recording::parse(bytes).unwrap_err().to_string();
+        assert!(error(b"GGUF....").contains("no recording"));
+        assert!(error(b"").contains("no recording"));
+        assert!(error(b"KVPSIREC").contains("first entry"));
+        let mut newer = file(&[]);
+        newer[8] = 9;
+        assert!(error(&newer).contains("version 9"));
+        assert!(error(&prefix()).contains("there is none"));
+        let mut first = prefix();
+        Entry::Lost(1).write(&mut first);
+        assert!(error(&first).contains("there is none"));
+    }
+}

@@ -1,0 +1,551 @@
+//! A recording, played to the real rule over a cache that is only counted.
+//!
+//! Owns the simulated cache and the order of time. Events reach the controller
+//! through [`PressureSource`], the gauges say what they said, more or less
+//! what the simulated cache has given back beyond the recorded one. Nothing
+//! looks at a clock: the same file gives the same decisions. Refuses to judge
+//! text: what a step costs there is docs/QUALITY.md's.
+
+use super::recording::{Entry, Recording};
+use crate::{
+    control::{Controller, Decision, Tuning, gauge::Levels},
+    kv::{Profile, Step, Steps, evict::Evict},
+    signal::{EventTotals, PressureSource, Readiness, SourceStats},
+    units::Bytes,
+};
+use kvpsi_common::Event;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// The events of a recording as a source: those of up to its moment are ready.
+#[derive(Debug)]
+pub struct ReplaySource {
+    events: std::vec::IntoIter<Event>,
+    next: Option<Event>,
+    stats: Arc<ReplayStats>,
+}
+
+/// How far a [`ReplaySource`] is.
+#[derive(Debug, Default)]
+pub struct ReplayStats {
+    /// Events up to here are ready, ns of the recording's clock.
+    pub now_ns: AtomicU64,
+    delivered: AtomicU64,
+    lost: u64,
+}
+
+impl ReplaySource {
+    /// Over all events of a recording, none of them ready yet.
+    #[must_use]
+    pub fn new(recording: &Recording) -> Self {
+        let event = |e: &Entry| match e {
+            Entry::Event(r) => Some(Event::from(r)),
+            _ => None,
+        };
+        let lost = |e: &Entry| if let Entry::Lost(n) = e { *n } else { 0 };
+        let events: Vec<Event> = recording.entries.iter().filter_map(event).collect();
+        let mut events = events.into_iter();
+        Self {
+            next: events.next(),
+            events,
+            stats: Arc::new(ReplayStats {
+                lost: recording.entries.iter().map(lost).sum(),
+                ..ReplayStats::default()
+            }),
+        }
+    }
+
+    /// What moves it on.
+    #[must_use]
+    pub fn moment(&self) -> Arc<ReplayStats> {
+        Arc::clone(&self.stats)
+    }
+}
+
+impl PressureSource for ReplaySource {
+    fn name(&self) -> &'static str {
+        "replay"
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness {
+            fd: None,
+            interval: Some(std::time::Duration::ZERO),
+        }
+    }
+
+    fn drain(&mut self, sink: &mut dyn FnMut(&Event)) -> io::Result<()> {
+        let now = self.stats.now_ns.load(Relaxed);
+        while let Some(e) = self.next.take_if(|e| e.ts_ns <= now) {
+            sink(&e);
+            self.stats.delivered.fetch_add(1, Relaxed);
+            self.next = self.events.next();
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> Arc<dyn SourceStats> {
+        self.moment()
+    }
+}
+
+impl SourceStats for ReplayStats {
+    fn totals(&self) -> EventTotals {
+        let delivered = self.delivered.load(Relaxed);
+        EventTotals {
+            seen: delivered + self.lost,
+            delivered,
+            coalesced: 0,
+            dropped: self.lost,
+        }
+    }
+
+    fn some_ns(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// What is tried on a recording.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// What may be given up.
+    pub profile: Profile,
+    /// How tokens are chosen: what thinning takes of time.
+    pub evict: Evict,
+    /// Most that the cache takes, and what it has at first where the recording
+    /// does not say.
+    pub budget: Option<Bytes>,
+    /// What it keeps in any case.
+    pub floor: Bytes,
+    /// What one token takes in f16.
+    pub token: Bytes,
+    /// How fast the cache grows, tokens a second.
+    pub tokens_per_s: u32,
+    /// Constants of the rule.
+    pub tuning: Tuning,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            profile: Profile::default(),
+            evict: Evict::default(),
+            budget: None,
+            floor: Bytes::mib(4),
+            // SmolLM2-135M: 30 layers of 3 KV heads of 64 channels.
+            token: Bytes(30 * 2 * 3 * 64 * 2),
+            tokens_per_s: 20,
+            tuning: Tuning::default(),
+        }
+    }
+}
+
+/// A trim that would have been made.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Made {
+    /// Since the recording began, ns.
+    pub t_ns: u64,
+    /// Why.
+    pub trigger: &'static str,
+    /// The kernel's event behind it.
+    pub kind: &'static str,
+    /// Bytes asked for.
+    pub wanted: Bytes,
+    /// Bytes given back, by step.
+    pub by_step: [Bytes; Step::ALL.len()],
+    /// Resident after it.
+    pub resident: Bytes,
+}
+
+impl Made {
+    /// Bytes given back.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.by_step.iter().map(|b| b.0).sum())
+    }
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Outcome {
+    /// Every trim, in order.
+    pub trims: Vec<Made>,
+    /// Bytes given back, by step.
+    pub by_step: [Bytes; Step::ALL.len()],
+    /// Positions that lost keys and values for good.
+    pub dropped_tokens: u64,
+    /// Stalls of others, let pass.
+    pub ignored: u64,
+    /// Events that were heard, and that the recording says were lost.
+    pub events: EventTotals,
+    /// The least that was resident.
+    pub least: Bytes,
+    /// Resident at the end.
+    pub resident: Bytes,
+}
+
+/// Whole bytes of `share` thousandths.
+const fn thousandths(bytes: u64, share: u64) -> u64 {
+    bytes / 1000 * share + bytes % 1000 * share / 1000
+}
+
+/// A block in q8_0 of one in f16, and one in q4_0 of that (`kv/encoding`), in
+/// thousandths.
+const PACKED: [u64; 2] = [531, 529];
+
+/// A cache that is counted.
+#[derive(Debug)]
+struct Counted {
+    setup: Setup,
+    slack: u64,
+    cached: u64,
+    /// Of live blocks, by encoding, the widest first.
+    live: [u64; 3],
+    budget: u64,
+    capacity: u64,
+    floor: u64,
+    dropped_tokens: u64,
+    /// Bytes of f16 that dropping has not made a token yet.
+    rest: u64,
+    /// What is ordered of the slow steps, and when the next of them is done.
+    order: Option<(u64, Decision)>,
+    busy_until_ns: u64,
+}
+
+/// Bytes that a slow step takes at a time: a block's worth.
+const SLICE: u64 = 1 << 20;
+
+impl Counted {
+    fn resident(&self) -> u64 {
+        self.slack + self.cached + self.live.iter().sum::<u64>()
+    }
+
+    /// Takes up to `want` off `from`, but not below `keep` of it.
+    fn take(from: &mut u64, want: u64, keep: u64) -> u64 {
+        let n = want.min(from.saturating_sub(keep));
+        *from -= n;
+        n
+    }
+
+    /// Live bytes go, the narrowest (the coldest) first; above the floor.
+    fn drop_live(&mut self, want: u64, floor: u64) -> u64 {
+        let mut gone = 0;
+        for i in (0..self.live.len()).rev() {
+            let free = self.live.iter().sum::<u64>().saturating_sub(floor);
+            let n = Self::take(&mut self.live[i], (want - gone).min(free), 0);
+            gone += n;
+            // As many bytes in f16.
+            let wide = PACKED[..i].iter().fold(n, |n, share| n * 1000 / share);
+            self.rest += wide;
+        }
+        let token = self.setup.token.0.max(1);
+        self.dropped_tokens += self.rest / token;
+        self.rest %= token;
+        gone
+    }
+
+    /// The quick steps, in their order.
+    fn trim(&mut self, want: u64, steps: Steps) -> [Bytes; Step::ALL.len()] {
+        let mut by_step = [Bytes::ZERO; Step::ALL.len()];
+        let mut left = want;
+        for (step, by_step) in Step::ALL.iter().zip(&mut by_step) {
+            if !steps.has(*step) || left == 0 {
+                continue;
+            }
+            let got = match step {
+                Step::Slack => Self::take(&mut self.slack, left, 0),
+                Step::Cached => Self::take(&mut self.cached, left, 0),
+                Step::Window => self.drop_live(left, self.floor),
+                // Back to its tokens: none of them is lost.
+                Step::Preempt => {
+                    let (tokens, rest) = (self.dropped_tokens, self.rest);
+                    let got = if left > 0 {
+                        self.drop_live(u64::MAX / 2000, 0)
+                    } else {
+                        0
+                    };
+                    (self.dropped_tokens, self.rest) = (tokens, rest);
+                    got
+                }
+                // Behind the reactor.
+                Step::Pack | Step::Thin => 0,
+            };
+            left = left.saturating_sub(got);
+            *by_step = Bytes(got);
+        }
+        by_step
+    }
+
+    /// Microseconds that a MiB takes, as measured on SmolLM2-135M
+    /// (docs/QUALITY.md).
+    const fn us_per_mib(&self, step: Step, from: usize) -> u64 {
+        match (step, from) {
+            (Step::Pack, 0) => 1700,
+            (Step::Pack, _) => 3400,
+            (Step::Thin, _) => match self.setup.evict {
+                Evict::Window => 2000,
+                Evict::Heavy => 2200,
+                Evict::Keydiff => 3300,
+                Evict::Expected => 9300,
+            },
+            _ => 130,
+        }
+    }
+
+    /// One slow step: which one, what it gave, what it took in ns.
+    fn slow(&mut self, want: u64, steps: Steps) -> Option<(Step, u64, u64)> {
+        for from in 0..PACKED.len() {
+            let live = self.live[from].min(SLICE);
+            if steps.has(Step::Pack) && live > 0 {
+                let packed = thousandths(live, PACKED[from]);
+                self.live[from] -= live;
+                self.live[from + 1] += packed;
+                return Some((
+                    Step::Pack,
+                    live - packed,
+                    self.ns(Step::Pack, from, live - packed),
+                ));
+            }
+        }
+        let got = if steps.has(Step::Thin) {
+            self.drop_live(want.min(SLICE), self.floor)
+        } else {
+            0
+        };
+        (got > 0).then(|| (Step::Thin, got, self.ns(Step::Thin, 0, got)))
+    }
+
+    const fn ns(&self, step: Step, from: usize, bytes: u64) -> u64 {
+        self.us_per_mib(step, from) * bytes / 1049
+    }
+
+    /// New tokens, as far as the budget lets them in.
+    fn append(&mut self, ns: u64) {
+        let tokens = u64::from(self.setup.tokens_per_s) * self.setup.token.0;
+        let wanted = u128::from(tokens) * u128::from(ns) / 1_000_000_000;
+        let room = self.budget.saturating_sub(self.resident());
+        self.live[0] += u64::try_from(wanted).unwrap_or(u64::MAX).min(room);
+    }
+}
+
+/// Longest spell of the simulated clock between two looks, ns.
+const TICK_NS: u64 = 20_000_000;
+
+struct Simulation {
+    source: ReplaySource,
+    moment: Arc<ReplayStats>,
+    controller: Controller,
+    kv: Counted,
+    levels: Levels,
+    /// Resident by the recording.
+    recorded: u64,
+    now_ns: u64,
+    began_ns: u64,
+    out: Outcome,
+}
+
+/// Plays a recording to a controller of its own. `on` hears of every trim as
+/// it is made, and of the passing of time (`None`) in ns since the beginning.
+///
+/// # Errors
+/// Never, so far: a source may break.
+pub fn simulate(
+    recording: &Recording,
+    setup: &Setup,
+    on: &mut dyn FnMut(u64, Option<&Made>),
+) -> io::Result<Outcome> {
+    let source = ReplaySource::new(recording);
+    let first = recording.entries.iter().find_map(|e| match e {
+        Entry::Kv {
+            resident,
+            in_use,
+            cached,
+            floor,
+            budget,
+            ..
+        } => Some((resident.0, in_use.0, cached.0, floor.0, budget.0)),
+        _ => None,
+    });
+    let budget = setup.budget.map(|b| b.0);
+    let (resident, in_use, cached, floor, capacity) = first.unwrap_or_else(|| {
+        let budget = budget.unwrap_or(64 << 20);
+        (budget, budget, 0, setup.floor.0, budget)
+    });
+    let capacity = budget.unwrap_or(capacity);
+    let page = recording.head.page_bytes.max(1);
+    let mut s = Simulation {
+        moment: source.moment(),
+        source,
+        controller: Controller::new(setup.tuning, setup.profile, page),
+        kv: Counted {
+            setup: *setup,
+            slack: resident.saturating_sub(in_use.saturating_add(cached)),
+            cached,
+            live: [in_use, 0, 0],
+            budget: capacity,
+            capacity,
+            floor,
+            dropped_tokens: 0,
+            rest: 0,
+            order: None,
+            busy_until_ns: 0,
+        },
+        levels: Levels::default(),
+        recorded: resident,
+        now_ns: recording.head.began_ns,
+        began_ns: recording.head.began_ns,
+        out: Outcome {
+            least: Bytes(resident),
+            ..Outcome::default()
+        },
+    };
+    for entry in &recording.entries {
+        s.entry(entry, on)?;
+    }
+    s.out.ignored = s.controller.ignored();
+    s.out.events = s.moment.totals();
+    s.out.resident = Bytes(s.kv.resident());
+    s.out.dropped_tokens = s.kv.dropped_tokens;
+    Ok(s.out)
+}
+
+impl Simulation {
+    fn entry(&mut self, entry: &Entry, on: &mut dyn FnMut(u64, Option<&Made>)) -> io::Result<()> {
+        match entry {
+            // Waits in the source for the gauges' word.
+            Entry::Event(_) | Entry::Head(_) | Entry::Lost(_) | Entry::Psi(_) => {}
+            Entry::Levels { ts_ns, levels } => {
+                self.until(*ts_ns, on);
+                self.levels = *levels;
+                self.moment.now_ns.store(*ts_ns, Relaxed);
+                let (controller, mut heard) = (&mut self.controller, false);
+                self.source.drain(&mut |e| {
+                    heard = true;
+                    controller.observe(e);
+                })?;
+                if heard {
+                    self.respond(on);
+                }
+            }
+            Entry::Kv {
+                ts_ns, resident, ..
+            } => {
+                self.until(*ts_ns, on);
+                self.recorded = resident.0;
+            }
+            Entry::Trim(t) => {
+                let bytes: u64 = t.by_step.iter().map(|b| b.0).sum();
+                self.recorded = self.recorded.saturating_sub(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn reading(&self) -> crate::control::gauge::Reading {
+        let recorded = i64::try_from(self.recorded).unwrap_or(i64::MAX);
+        let simulated = i64::try_from(self.kv.resident()).unwrap_or(i64::MAX);
+        self.levels.with_returned(recorded - simulated).reading()
+    }
+
+    /// As the reactor does.
+    fn respond(&mut self, on: &mut dyn FnMut(u64, Option<&Made>)) {
+        while let Some(decision) = self.controller.decide(self.now_ns, self.reading()) {
+            let by_step = self.kv.trim(decision.want.0, decision.steps);
+            let bytes = Bytes(by_step.iter().map(|b| b.0).sum());
+            let left = decision.missing.saturating_sub(bytes);
+            let slow = decision.steps.has(Step::Pack) || decision.steps.has(Step::Thin);
+            let ordered = slow && left > Bytes::ZERO;
+            if ordered {
+                self.kv.order = Some((left.0, decision));
+                self.kv.busy_until_ns = self.kv.busy_until_ns.max(self.now_ns);
+            }
+            self.controller.trimmed(&decision, bytes, ordered);
+            if bytes == Bytes::ZERO {
+                continue;
+            }
+            if decision.trigger != crate::control::Trigger::EarlyWarning {
+                self.kv.budget = self.kv.resident().max(self.kv.floor);
+            }
+            self.made(&decision, decision.trigger.name(), by_step, on);
+            self.now_ns += self.kv.ns(Step::Window, 0, bytes.0);
+        }
+    }
+
+    fn made(
+        &mut self,
+        decision: &Decision,
+        trigger: &'static str,
+        by_step: [Bytes; Step::ALL.len()],
+        on: &mut dyn FnMut(u64, Option<&Made>),
+    ) {
+        let made = Made {
+            t_ns: self.now_ns.saturating_sub(self.began_ns),
+            trigger,
+            kind: decision.trigger.kind().name(),
+            wanted: decision.want,
+            by_step,
+            resident: Bytes(self.kv.resident()),
+        };
+        for (sum, got) in self.out.by_step.iter_mut().zip(by_step) {
+            sum.0 += got.0;
+        }
+        self.out.least = self.out.least.min(made.resident);
+        on(made.t_ns, Some(&made));
+        self.out.trims.push(made);
+    }
+
+    /// Time passes: slow steps, new tokens, growth.
+    fn until(&mut self, then_ns: u64, on: &mut dyn FnMut(u64, Option<&Made>)) {
+        while self.now_ns < then_ns {
+            let next = then_ns.min(self.now_ns + TICK_NS);
+            self.slow_until(next, on);
+            self.kv.append(next - self.now_ns);
+            self.now_ns = next;
+            let (budget, capacity) = (Bytes(self.kv.budget), Bytes(self.kv.capacity));
+            let resident = Bytes(self.kv.resident());
+            let reading = self.reading();
+            let wanted = Bytes::ZERO;
+            let grown = self
+                .controller
+                .grow(next, budget, resident, wanted, capacity, reading);
+            if let Some(b) = grown {
+                self.kv.budget = b.0;
+            }
+            on(next.saturating_sub(self.began_ns), None);
+        }
+    }
+
+    fn slow_until(&mut self, then_ns: u64, on: &mut dyn FnMut(u64, Option<&Made>)) {
+        let steps = self.kv.setup.profile.steps(false);
+        while let Some((left, decision)) = self.kv.order {
+            if self.kv.busy_until_ns >= then_ns {
+                return;
+            }
+            let Some((step, got, ns)) = self.kv.slow(left, steps) else {
+                self.kv.order = None;
+                return;
+            };
+            let start = self.kv.busy_until_ns.max(self.now_ns);
+            self.kv.busy_until_ns = start + ns;
+            self.kv.order = (left > got).then(|| (left - got, decision));
+            self.kv.budget = self.kv.budget.min(self.kv.resident().max(self.kv.floor));
+            let mut by_step = [Bytes::ZERO; Step::ALL.len()];
+            for (s, bytes) in Step::ALL.iter().zip(&mut by_step) {
+                if *s == step {
+                    *bytes = Bytes(got);
+                }
+            }
+            let now = std::mem::replace(&mut self.now_ns, self.kv.busy_until_ns);
+            self.made(&decision, "background", by_step, on);
+            self.now_ns = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Recordings made by hand, played.
+
+use super::*;
+use crate::control::gauge::CgroupLevel;
+use crate::trace::recording::{Head, Recorded};
+use bytemuck::Zeroable;
+use kvpsi_common::{Kind, Phase};
+use proptest::prelude::*;
+
+const MS: u64 = 1_000_000;
+
+fn event(ts_ns: u64, kind: Kind, phase: Phase) -> Entry {
+    let mut e = Event::zeroed();
+    (e.ts_ns, e.kind, e.phase, e.stalled_now) = (ts_ns, kind as u16, phase as u16, 1);
+    Entry::Event(Recorded::from(&e))
+}
+
+fn levels(ts_ns: u64, usage_mib: u64) -> Entry {
+    Entry::Levels {
+        ts_ns,
+        levels: Levels {
+            cgroup: Some(CgroupLevel {
+                usage: Bytes::mib(usage_mib),
+                limit: Bytes::mib(200),
+                headroom: Bytes::mib(16),
+            }),
+            system: None,
+        },
+    }
+}
+
+fn recording(entries: Vec<Entry>) -> Recording {
+    Recording {
+        head: Head {
+            page_bytes: 4096,
+            ..Head::default()
+        },
+        entries,
+        damage: None,
+    }
+}
+
+fn play(r: &Recording, profile: Profile) -> Outcome {
+    let setup = Setup {
+        profile,
+        budget: Some(Bytes::mib(64)),
+        tokens_per_s: 0,
+        ..Setup::default()
+    };
+    simulate(r, &setup, &mut |_, _| ()).unwrap()
+}
+
+/// 10 MiB more than may be, and calm after.
+fn burst() -> Recording {
+    recording(vec![
+        levels(MS, 150),
+        event(10 * MS, Kind::MemcgReclaim, Phase::Onset),
+        levels(10 * MS + 100, 194),
+        levels(900 * MS, 150),
+    ])
+}
+
+#[test]
+fn what_is_missing_is_given_back_by_the_steps_of_the_profile() {
+    for profile in [Profile::Latency, Profile::Balanced, Profile::Lossless] {
+        let out = play(&burst(), profile);
+        let by = |step: Step| out.by_step[step as usize - 1].0;
+        let total: u64 = out.by_step.iter().map(|b| b.0).sum();
+        assert!(total >= 10 << 20, "{profile:?}: {out:?}");
+        match profile {
+            Profile::Latency => {
+                assert_eq!((by(Step::Pack), by(Step::Thin)), (0, 0));
+                assert!(out.dropped_tokens > 0);
+            }
+            Profile::Balanced => {
+                assert!(by(Step::Pack) > by(Step::Window), "{out:?}");
+                assert_eq!(out.trims[0].trigger, "onset");
+                assert_eq!(out.trims.last().unwrap().trigger, "background");
+            }
+            // No token: the whole sequence, and later again.
+            Profile::Lossless => {
+                assert_eq!((out.dropped_tokens, by(Step::Window)), (0, 0));
+                assert!(by(Step::Preempt) > 0);
+            }
+        }
+        assert_eq!(out.events.delivered, 1);
+        assert!(out.least.0 <= (64 << 20) - total.min(64 << 20) + (1 << 20));
+    }
+}
+
+#[test]
+fn a_stall_of_somebody_else_moves_nothing() {
+    let r = recording(vec![
+        event(10 * MS, Kind::MemcgReclaim, Phase::Onset),
+        levels(10 * MS, 100),
+    ]);
+    let out = play(&r, Profile::Balanced);
+    assert_eq!((out.trims.len(), out.ignored), (0, 1));
+}
+
+#[test]
+fn the_cache_grows_back_in_calm() {
+    let mut r = burst();
+    r.entries.push(levels(30_000 * MS, 50));
+    let setup = Setup {
+        budget: Some(Bytes::mib(64)),
+        tokens_per_s: 1000,
+        profile: Profile::Latency,
+        ..Setup::default()
+    };
+    let out = simulate(&r, &setup, &mut |_, _| ()).unwrap();
+    assert!(
+        out.least < Bytes::mib(55) && out.resident == Bytes::mib(64),
+        "{out:?}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn the_same_recording_gives_the_same_decisions_and_no_byte_twice(
+        steps in prop::collection::vec((1..400u64, 100..260u64, 0..14usize, any::<bool>()), 1..60),
+        profile in prop::sample::select(vec![Profile::Lossless, Profile::Balanced, Profile::Latency]),
+    ) {
+        let mut ts = 0;
+        let mut entries = Vec::new();
+        for (ms, usage, kind, onset) in steps {
+            ts += ms * MS / 4;
+            let phase = if onset { Phase::Onset } else { Phase::Summary };
+            entries.push(event(ts, Kind::ALL[kind], phase));
+            entries.push(levels(ts, usage));
+        }
+        let r = recording(entries);
+        let a = play(&r, profile);
+        prop_assert_eq!(&a, &play(&r, profile));
+        let given: u64 = a.by_step.iter().map(|b| b.0).sum();
+        // Nothing is appended here.
+        prop_assert_eq!(a.resident.0 + given, 64 << 20);
+        prop_assert_eq!(a.trims.iter().map(|t| t.bytes().0).sum::<u64>(), given);
+        if profile == Profile::Lossless {
+            prop_assert_eq!(a.dropped_tokens, 0);
+        }
+    }
+}
