@@ -69,10 +69,12 @@ fn n(v: &Value, path: &str) -> f64 {
 #[test]
 fn a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed() {
     let name = "a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed";
-    let Some(c) = demo(name, &["-n", "400"]) else {
+    let Some(mut c) = demo(name, &["-n", "400"]) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
+    let recorded = dir.path().join("r.rec");
+    c.arg("--record").arg(&recorded);
     let (out, r) = run(c, &dir.path().join("r.json"));
     assert!(out.status.success(), "{out:?}");
     assert_eq!(n(&r, "/oom_kills"), 0.0);
@@ -100,6 +102,36 @@ fn a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed() {
         lost += n(t, "/rss_before") - n(t, "/rss_after");
     }
     assert!(lost >= 0.95 * said, "RSS fell by {lost} of {said} bytes");
+    replayed(&recorded, trims);
+}
+
+/// The recording has every trim that the demo told of, and the rule finds work
+/// in it again.
+fn replayed(recorded: &std::path::Path, trims: &[Value]) {
+    use kvpsi::trace::{
+        recording::{Entry, Recording},
+        replay::{Setup, simulate},
+    };
+    let r = Recording::open(recorded).unwrap();
+    assert_eq!(r.damage, None);
+    assert!(r.entries.iter().any(|e| matches!(e, Entry::Kv { .. })));
+    assert!(!r.entries.iter().any(|e| matches!(e, Entry::Lost(_))));
+    let bytes = |e: &Entry| match e {
+        Entry::Trim(t) => Some(t.by_step.iter().map(|b| b.0).sum::<u64>()),
+        _ => None,
+    };
+    let recorded: Vec<u64> = r.entries.iter().filter_map(bytes).collect();
+    assert_eq!(recorded.len(), trims.len());
+    #[expect(clippy::cast_precision_loss, reason = "less than 2^52 bytes")]
+    let sum = recorded.iter().sum::<u64>() as f64;
+    assert_eq!(sum, trims.iter().map(|t| n(t, "/bytes")).sum::<f64>());
+    let play = || simulate(&r, &Setup::default(), &mut |_, _| ()).unwrap();
+    let first = play();
+    assert!(
+        !first.trims.is_empty() && first.events.delivered > 0,
+        "{first:?}"
+    );
+    assert_eq!(first, play());
 }
 
 #[test]

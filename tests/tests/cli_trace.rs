@@ -1,0 +1,286 @@
+//! `kvpsi trace-dump`, `record` and `replay` on the stalls of a real cgroup.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi_tests::{
+    kvpsi_binary, skip,
+    storm::{LIMIT_BYTES, Storm, limited},
+};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
+const TMP: &str = env!("CARGO_TARGET_TMPDIR");
+
+fn kvpsi(args: &[&str]) -> Output {
+    let mut c = Command::new(kvpsi_binary());
+    c.args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs a command that ends by itself while a child stalls in a cgroup, or
+/// skips: without eBPF there are no events to look at.
+fn beside_a_storm(test: &str, args: &[&str]) -> Option<Output> {
+    if let Err(e) = kvpsi::signal::ebpf::EbpfSource::open(&Default::default()) {
+        skip(test, e);
+        return None;
+    }
+    let cgroup = limited(test, LIMIT_BYTES)?;
+    let pause = Duration::from_millis(20);
+    let length = Duration::from_secs(8);
+    let storm = Storm::start(PRESSURE, Path::new(TMP), &cgroup, length, pause).unwrap();
+    let out = kvpsi(args);
+    drop(storm);
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{err}");
+    Some(out)
+}
+
+/// An entry of the Trace Event Format: what each phase must have.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "ph", deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "that a field is there, and of its type, is the test"
+)]
+enum Traced {
+    X {
+        name: String,
+        cat: String,
+        pid: u32,
+        tid: u32,
+        ts: f64,
+        dur: f64,
+        args: Value,
+    },
+    #[serde(rename = "b")]
+    Begin {
+        name: String,
+        cat: String,
+        id: u64,
+        pid: u32,
+        tid: u32,
+        ts: f64,
+        #[serde(default)]
+        args: Value,
+    },
+    #[serde(rename = "e")]
+    End {
+        name: String,
+        cat: String,
+        id: u64,
+        pid: u32,
+        tid: u32,
+        ts: f64,
+        #[serde(default)]
+        args: Value,
+    },
+    #[serde(rename = "i")]
+    Instant {
+        name: String,
+        cat: String,
+        pid: u32,
+        tid: u32,
+        ts: f64,
+        s: String,
+        args: Value,
+    },
+    C {
+        name: String,
+        pid: u32,
+        ts: f64,
+        args: HashMap<String, f64>,
+    },
+    M {
+        name: String,
+        pid: u32,
+        tid: u32,
+        args: HashMap<String, String>,
+    },
+}
+
+#[test]
+fn stalls_become_a_trace_that_keeps_to_the_format() {
+    let test = "stalls_become_a_trace_that_keeps_to_the_format";
+    let args = ["trace-dump", "--format", "perfetto", "--duration", "2"];
+    let Some(out) = beside_a_storm(test, &args) else {
+        return;
+    };
+    let all: Vec<Traced> = serde_json::from_slice(&out.stdout).unwrap();
+    let (mut slices, mut open) = (HashMap::<_, Vec<(f64, f64)>>::new(), HashMap::new());
+    let (mut counters, mut named) = (0, 0);
+    for entry in &all {
+        match entry {
+            Traced::X {
+                pid, tid, ts, dur, ..
+            } => slices.entry((pid, tid)).or_default().push((*ts, ts + dur)),
+            Traced::Begin { id, name, ts, .. } => {
+                assert!(open.insert((name, id), ts).is_none());
+            }
+            Traced::End { id, name, ts, .. } => assert!(open.remove(&(name, id)).unwrap() <= ts),
+            Traced::C { args, .. } => {
+                counters += 1;
+                assert!(args.values().all(|v| v.is_finite() && *v >= 0.0));
+            }
+            Traced::M { name, args, .. } => {
+                named += 1;
+                assert!(name.ends_with("_name") && args.contains_key("name"));
+            }
+            Traced::Instant { s, .. } => assert!(["g", "p", "t"].contains(&s.as_str())),
+        }
+    }
+    assert!(!slices.is_empty() && counters > 10 && named > 2, "{all:?}");
+    assert!(open.len() <= 1, "kswapd at most: {open:?}");
+    // Slices of one track lie side by side or within each other; a nanosecond
+    // is a thousandth.
+    for track in slices.values_mut() {
+        track.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1)));
+        let mut within: Vec<f64> = vec![];
+        for (begin, end) in track {
+            within.retain(|outer| *outer > *begin + 0.001);
+            if let Some(outer) = within.last() {
+                assert!(*end <= outer + 0.001, "{begin} to {end} ends after {outer}");
+            }
+            within.push(*end);
+        }
+    }
+}
+
+#[test]
+fn a_summary_names_who_stalled_and_a_filter_shows_nobody_else() {
+    let test = "a_summary_names_who_stalled_and_a_filter_shows_nobody_else";
+    let args = ["trace-dump", "--summary", "--duration", "1.5"];
+    let Some(out) = beside_a_storm(test, &args) else {
+        return;
+    };
+    let text = String::from_utf8_lossy(&out.stdout);
+    let line = |start: &str| text.lines().find(|l| l.starts_with(start));
+    let reclaim = line("memcg_reclaim ").unwrap_or_else(|| panic!("{text}"));
+    let cells: Vec<&str> = reclaim.split_whitespace().collect();
+    let number = |i: usize| cells[i].parse::<f64>().unwrap();
+    assert!(number(1) >= 10.0, "{text}");
+    assert!(
+        number(3) > 0.0 && number(3) <= number(4) && number(4) <= number(5) * 1.01,
+        "{text}"
+    );
+    assert!(line("pressure ").is_some() && text.contains('#'), "{text}");
+    let args = ["--comm", "pressure", "--min-us", "5", "--duration", "1.5"];
+    let args = [&["trace-dump", "--format", "jsonl"][..], &args].concat();
+    let out = beside_a_storm(test, &args).unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.lines().count() > 5, "{text}");
+    for line in text.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(event["comm"], "pressure");
+        assert!(event["stall_ns"].as_u64().unwrap() >= 5000, "{event}");
+    }
+}
+
+#[test]
+fn what_is_recorded_is_replayed_the_same_twice_and_damage_is_told() {
+    let test = "what_is_recorded_is_replayed_the_same_twice_and_damage_is_told";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("box.rec");
+    let name = file.to_str().unwrap();
+    let args = ["record", "-o", name, "--duration", "2"];
+    if beside_a_storm(test, &args).is_none() {
+        return;
+    }
+    let replay = |file: &str| kvpsi(&["replay", file, "--json"]);
+    let first = replay(name);
+    let err = String::from_utf8_lossy(&first.stderr).into_owned();
+    assert!(first.status.success() && err.is_empty(), "{err}");
+    assert_eq!(first.stdout, replay(name).stdout);
+    let all: Value = serde_json::from_slice(&first.stdout).unwrap();
+    let rows = all["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3);
+    let heard = &rows[0]["outcome"]["events"]["delivered"];
+    assert!(heard.as_u64().unwrap() > 0, "{all}");
+    let table = kvpsi(&["replay", name]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(
+        table.contains("balanced, keydiff") && table.contains("given back"),
+        "{table}"
+    );
+
+    let bytes = std::fs::read(&file).unwrap();
+    let other = dir.path().join("other.rec");
+    let other_name = other.to_str().unwrap();
+    std::fs::write(&other, &bytes[..bytes.len() - 3]).unwrap();
+    let out = replay(other_name);
+    let err = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        out.status.success() && err.contains("cut off at byte"),
+        "{err}"
+    );
+    let mut flipped = bytes.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 4;
+    std::fs::write(&other, flipped).unwrap();
+    let err = String::from_utf8_lossy(&replay(other_name).stderr).into_owned();
+    assert!(err.contains("bytes from there on are left out"), "{err}");
+    std::fs::write(&other, b"GGUF, or anything else").unwrap();
+    let out = replay(other_name);
+    let err = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(
+        err.contains("other.rec") && err.contains("is no recording"),
+        "{err}"
+    );
+}
+
+/// A file system of one page, gone with the test.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf) -> rustix::io::Result<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let size = CString::new("size=4k").unwrap();
+        mount(
+            "tmpfs",
+            &at,
+            "tmpfs",
+            MountFlags::empty(),
+            Some(size.as_c_str()),
+        )?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::empty());
+    }
+}
+
+#[test]
+fn a_full_disk_ends_a_recording_that_can_be_read() {
+    let test = "a_full_disk_ends_a_recording_that_can_be_read";
+    let dir = tempfile::tempdir().unwrap();
+    let small = match Small::mount(dir.path().join("small")) {
+        Ok(small) => small,
+        Err(e) => return skip(test, format!("no file system can be mounted: {e}")),
+    };
+    let file = small.0.join("r");
+    let name = file.to_str().unwrap();
+    // Levels and PSI fill it by themselves, at any source.
+    let args = ["record", "-o", name, "--max-size", "0", "--duration", "60"];
+    let out = kvpsi(&args);
+    let err = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    assert!(
+        err.contains("is whole up to there") && err.contains("No space left"),
+        "{err}"
+    );
+    let out = kvpsi(&["replay", name]);
+    let err = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && err.is_empty(), "{err}");
+    assert!(std::fs::metadata(&file).unwrap().len() > 1024);
+}
