@@ -26,7 +26,7 @@ Examples:
   kvpsi replay box.rec --profile latency --speed 1     as it happened, in its own time
 
 The rule that decides is the runtime's; the cache is only counted. Where the recording is of a running kvpsi,
-the cache begins as it was; else it is taken to have been part of the memory that was in use.")]
+the cache begins and grows as it did; else it is taken to have been part of the memory that was in use.")]
 pub struct Args {
     /// Recordings, the oldest first; FILE.1 is read before FILE by itself
     #[arg(required = true, value_name = "FILE")]
@@ -40,9 +40,9 @@ pub struct Args {
     /// Most that the cache takes [default: as recorded, else 64]
     #[arg(long, value_name = "MIB")]
     budget: Option<u64>,
-    /// How fast the cache grows where it may
-    #[arg(long, value_name = "TOKENS_PER_SECOND", default_value_t = 20)]
-    rate: u32,
+    /// How fast the cache grows where the recording does not say [default: 20]
+    #[arg(long, value_name = "TOKENS_PER_SECOND")]
+    rate: Option<u32>,
     /// In how many times its own time one setup is played [default: at once]
     #[arg(long, value_name = "TIMES", value_parser = speed)]
     speed: Option<f64>,
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 profile: *profile,
                 evict: *evict,
                 budget: args.budget.map(Bytes::mib),
-                tokens_per_s: args.rate,
+                tokens_per_s: args.rate.unwrap_or(Setup::default().tokens_per_s),
                 ..Setup::default()
             })
         })
@@ -83,15 +83,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.speed.is_some() && setups.len() > 1 {
         bail!("--speed plays one setup: name one --profile and one --policy");
     }
+    match play(args, &recording, &setups) {
+        // Whoever read has seen enough.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn play(args: &Args, recording: &Recording, setups: &[Setup]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let mut outcomes = Vec::new();
-    for setup in &setups {
+    for setup in setups {
         let (began, mut failed) = (Instant::now(), None);
         let shown = (args.trims || args.speed.is_some()) && !args.json;
         if shown {
             writeln!(out, "{}", heading(setup))?;
         }
-        let outcome = simulate(&recording, setup, &mut |t_ns, made| {
+        let outcome = simulate(recording, setup, &mut |t_ns, made| {
             if let Some(speed) = args.speed {
                 let due = Duration::from_nanos(t_ns).div_f64(speed);
                 std::thread::sleep(due.saturating_sub(began.elapsed()));
@@ -103,15 +111,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         failed.map_or(Ok(()), Err)?;
         outcomes.push(outcome);
     }
-    let written = if args.json {
-        json(&mut out, &recording, &setups, &outcomes)
+    if args.json {
+        json(&mut out, recording, setups, &outcomes)
     } else {
-        table(&mut out, &recording, &setups, &outcomes)
-    };
-    match written {
-        // Whoever read has seen enough.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+        table(&mut out, recording, setups, &outcomes)
     }
 }
 

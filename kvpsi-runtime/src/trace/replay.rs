@@ -1,6 +1,6 @@
 //! A recording, played to the real rule over a cache that is only counted.
 //!
-//! Owns the simulated cache and the order of time. Events reach the controller
+//! Owns the simulated cache, of one conversation, and the order of time. Events reach the controller
 //! through [`PressureSource`], the gauges say what they said, more or less
 //! what the simulated cache has given back beyond the recorded one. Nothing
 //! looks at a clock: the same file gives the same decisions. Refuses to judge
@@ -124,7 +124,8 @@ pub struct Setup {
     pub floor: Bytes,
     /// What one token takes in f16.
     pub token: Bytes,
-    /// How fast the cache grows, tokens a second.
+    /// How fast the cache grows where the recording does not say, tokens a
+    /// second.
     pub tokens_per_s: u32,
     /// Constants of the rule.
     pub tuning: Tuning,
@@ -261,17 +262,8 @@ impl Counted {
                 Step::Slack => Self::take(&mut self.slack, left, 0),
                 Step::Cached => Self::take(&mut self.cached, left, 0),
                 Step::Window => self.drop_live(left, self.floor),
-                // Back to its tokens: none of them is lost.
-                Step::Preempt => {
-                    let (tokens, rest) = (self.dropped_tokens, self.rest);
-                    let got = if left > 0 {
-                        self.drop_live(u64::MAX / 2000, 0)
-                    } else {
-                        0
-                    };
-                    (self.dropped_tokens, self.rest) = (tokens, rest);
-                    got
-                }
+                // The only conversation is not preempted.
+                Step::Preempt => 0,
                 // Behind the reactor.
                 Step::Pack | Step::Thin => 0,
             };
@@ -325,11 +317,16 @@ impl Counted {
     }
 
     /// New tokens, as far as the budget lets them in.
-    fn append(&mut self, ns: u64) {
-        let tokens = u64::from(self.setup.tokens_per_s) * self.setup.token.0;
-        let wanted = u128::from(tokens) * u128::from(ns) / 1_000_000_000;
+    fn append(&mut self, bytes: u64) {
         let room = self.budget.saturating_sub(self.resident());
-        self.live[0] += u64::try_from(wanted).unwrap_or(u64::MAX).min(room);
+        self.live[0] += bytes.min(room);
+    }
+
+    /// The same for a time, at the rate that is assumed.
+    fn append_for(&mut self, ns: u64) {
+        let rate = u64::from(self.setup.tokens_per_s) * self.setup.token.0;
+        let bytes = u128::from(rate) * u128::from(ns) / 1_000_000_000;
+        self.append(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 }
 
@@ -344,6 +341,8 @@ struct Simulation {
     levels: Levels,
     /// Resident by the recording.
     recorded: u64,
+    /// The recording says how its cache was.
+    known: bool,
     now_ns: u64,
     began_ns: u64,
     out: Outcome,
@@ -397,6 +396,7 @@ pub fn simulate(
         },
         levels: Levels::default(),
         recorded: resident,
+        known: first.is_some(),
         now_ns: recording.head.began_ns,
         began_ns: recording.head.began_ns,
         out: Outcome {
@@ -433,9 +433,15 @@ impl Simulation {
                 }
             }
             Entry::Kv {
-                ts_ns, resident, ..
+                ts_ns,
+                resident,
+                floor,
+                ..
             } => {
                 self.until(*ts_ns, on);
+                // Trims were taken off: what is more came in.
+                self.kv.append(resident.0.saturating_sub(self.recorded));
+                self.kv.floor = floor.0;
                 self.recorded = resident.0;
             }
             Entry::Trim(t) => {
@@ -504,7 +510,9 @@ impl Simulation {
         while self.now_ns < then_ns {
             let next = then_ns.min(self.now_ns + TICK_NS);
             self.slow_until(next, on);
-            self.kv.append(next - self.now_ns);
+            if !self.known {
+                self.kv.append_for(next - self.now_ns);
+            }
             self.now_ns = next;
             let (budget, capacity) = (Bytes(self.kv.budget), Bytes(self.kv.capacity));
             let resident = Bytes(self.kv.resident());
