@@ -14,6 +14,7 @@ mod lint;
 mod model;
 mod places;
 mod quality;
+mod reaction;
 mod run;
 mod setup;
 mod test;
@@ -150,6 +151,8 @@ enum Bench {
     Decode(bench::Args),
     /// What a smaller cache costs: perplexity, facts forgotten, time of each step
     Quality(quality::Args),
+    /// From a stall's onset to returned pages, by each signal
+    Reaction(reaction::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
     CandleQuality(bench::CandleArgs),
 }
@@ -187,6 +190,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Quality(args),
         } => quality::run(sh, &args),
+        Task::Bench {
+            what: Bench::Reaction(args),
+        } => reaction::run(sh, &args),
         Task::Bench {
             what: Bench::CandleQuality(args),
         } => bench::candle_quality(sh, &args),

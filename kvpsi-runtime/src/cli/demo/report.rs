@@ -16,6 +16,10 @@ pub(super) struct Report {
     pub oom_kills: u64,
     /// Bursts of the hog: (reading a file, growing memory).
     pub bursts: (u32, u32),
+    /// Bursts that ended before any of the model's memory had gone.
+    pub missed: u32,
+    /// Processor time of the reactor's thread, in percent of one core.
+    pub reactor_cpu_percent: f64,
     pub limit: Bytes,
     pub events: Events,
     pub wakeups: u64,
@@ -33,6 +37,7 @@ impl Report {
         self.tokens_per_s = done.tokens_per_s;
         self.events = done.events;
         self.wakeups = done.wakeups;
+        self.reactor_cpu_percent = done.reactor_cpu_percent;
         self.ignored = done.ignored;
         self.trim_records_lost = done.trim_records_lost;
         self.kv = done.kv;

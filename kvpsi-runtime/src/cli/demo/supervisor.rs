@@ -85,6 +85,8 @@ struct Demo<'a> {
     answers: Lines<BufReader<ChildStdout>>,
     /// The hog is at work.
     busy: bool,
+    /// Trims before its burst.
+    before: usize,
     kv: Kv,
     token_bytes: Bytes,
     report: Report,
@@ -114,6 +116,8 @@ impl<'a> Demo<'a> {
             tokens_per_s: 0.0,
             oom_kills: 0,
             bursts: (0, 0),
+            missed: 0,
+            reactor_cpu_percent: 0.0,
             limit: Bytes::ZERO,
             events: Default::default(),
             wakeups: 0,
@@ -131,6 +135,7 @@ impl<'a> Demo<'a> {
             orders,
             answers,
             busy: false,
+            before: 0,
             kv: Kv::default(),
             token_bytes: Bytes::ZERO,
             report,
@@ -161,6 +166,7 @@ impl<'a> Demo<'a> {
                 }
                 answer = self.answers.next_line(), if self.busy => {
                     self.busy = false;
+                    self.report.missed += u32::from(self.quick_trims() == self.before);
                     next_burst = answer?.map(|_| Instant::now() + self.pause());
                 }
                 () = sleep_until(burst.unwrap_or_else(Instant::now)), if burst.is_some() => {
@@ -169,6 +175,12 @@ impl<'a> Demo<'a> {
                 }
             }
         }
+    }
+
+    /// Trims of the reactor that were told so far.
+    fn quick_trims(&self) -> usize {
+        let all = self.report.trims.iter();
+        all.filter(|t| !t.in_background()).count()
     }
 
     fn pause(&self) -> Duration {
@@ -214,6 +226,7 @@ impl<'a> Demo<'a> {
             room
         ));
         self.busy = true;
+        self.before = self.quick_trims();
         let order = format!("{what} {bytes} {}\n", BURST.as_millis());
         // A hog that was killed shows as the end of its answers.
         let _ = self.orders.write_all(order.as_bytes()).await;
@@ -386,6 +399,7 @@ fn child(args: &Args, cgroup: &OwnedCgroup, role: &str) -> Result<Child> {
         if args.no_trim {
             c.arg("--no-trim");
         }
+        c.args(["--token-pause", &args.token_pause.to_string()]);
     }
     c.stdin(if role == "hog" {
         Stdio::piped()
