@@ -8,6 +8,8 @@
 //! it calls cargo and the binary, never the library.
 
 mod bench;
+mod benchmarks;
+mod cotenant;
 mod cross;
 mod ebpf;
 mod lint;
@@ -152,7 +154,9 @@ enum Bench {
     /// What a smaller cache costs: perplexity, facts forgotten, time of each step
     Quality(quality::Args),
     /// From a stall's onset to returned pages, by each signal
-    Reaction(reaction::Args),
+    Reaction(benchmarks::Args),
+    /// A neighbour below the same memory limit: its latency, by each signal
+    Cotenant(benchmarks::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
     CandleQuality(bench::CandleArgs),
 }
@@ -190,6 +194,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Quality(args),
         } => quality::run(sh, &args),
+        Task::Bench {
+            what: Bench::Cotenant(args),
+        } => cotenant::run(sh, &args),
         Task::Bench {
             what: Bench::Reaction(args),
         } => reaction::run(sh, &args),

@@ -6,31 +6,15 @@
 //! eBPF says when the stall began, whichever signal is listened to. Invariant:
 //! signals are run in turn, each round beginning with another one.
 
-use crate::{bench::cpu_name, ebpf, model, places, say, setup};
+use crate::{
+    benchmarks::{Args, machine, publish, report},
+    ebpf, model, places, say, setup,
+};
 use anyhow::{Context, Result, anyhow, ensure};
 use plotters::prelude::*;
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    fmt::Write,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fmt::Write, fs, path::PathBuf};
 use xshell::{Shell, cmd};
-
-/// How much to measure, and where the figures go.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Fewer rounds, nothing in docs/: about two minutes
-    #[arg(long)]
-    quick: bool,
-    /// Write the figures to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Use this GGUF instead of the default model
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
-}
 
 const SOURCES: [&str; 4] = ["ebpf", "psi-trigger", "psi-poll", "vmstat"];
 
@@ -99,12 +83,10 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
         .iter_mut()
         .map(|((l, s), runs)| runs.row(SOURCES[*s], LOADS[*l].0))
         .collect();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let report = json!({
-        "bench": "reaction", "quick": args.quick, "machine": cpu_name(), "kernel": kernel.trim(),
-        "cpus": std::thread::available_parallelism().map_or(1, usize::from), "rows": rows,
-    });
-    write(&report, args)
+    let report = report("reaction", args.quick, rows);
+    let mut svg = String::new();
+    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
+    publish(&report, &section(&report), &svg, args)
 }
 
 struct Bench<'a> {
@@ -182,40 +164,12 @@ impl Runs {
     }
 }
 
-fn write(report: &Value, args: &Args) -> Result<()> {
-    let bench = places::target().join("bench");
-    let folder = if args.quick {
-        bench.clone()
-    } else {
-        places::root().join("docs")
-    };
-    let page = page(report);
-    print!("{page}");
-    let json = serde_json::to_vec_pretty(report)?;
-    for file in args
-        .json
-        .iter()
-        .cloned()
-        .chain([bench.join("reaction.json")])
-    {
-        fs::write(&file, &json).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    let mut svg = String::new();
-    draw(report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    put(&folder.join("reaction.svg"), &svg)?;
-    put(&folder.join("BENCHMARKS.md"), &page)
-}
-
-fn put(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
-}
-
-fn page(report: &Value) -> String {
-    let mut t = String::from("# Reaction: from a stall's onset to returned pages\n\n");
+fn section(report: &Value) -> String {
+    let mut t = String::from("## Reaction: from a stall's onset to returned pages\n\n");
     let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
     let _ = writeln!(
         t,
-        "Written by `cargo xtask bench reaction`; do not edit. {} cores of {}, Linux {}.\n\n\
+        "`cargo xtask bench reaction`. {}\n\n\
          A hog reads a mapped file larger than the room that is left in the model's cgroup. The onset is what eBPF\n\
          saw, whichever signal was listened to; pages are returned when `madvise` is. Processor time is of the\n\
          reactor's thread, in percent of one core, while pressed and while nobody presses. `psi-poll` reads PSI's\n\
@@ -223,9 +177,7 @@ fn page(report: &Value) -> String {
          grants.\n\n![Reaction](reaction.svg)\n\n\
          | source | load | stalls | decided p50 us | returned p50 us | p99 us | max us | bursts | missed | CPU % | CPU % calm |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        report["cpus"],
-        text(&report["machine"]),
-        text(&report["kernel"]),
+        machine(report),
     );
     for r in report["rows"].as_array().into_iter().flatten() {
         let number = |key: &str, digits: usize| {
@@ -322,7 +274,7 @@ mod tests {
         );
         assert!(row["cpu_percent"].is_null());
         let report = json!({"cpus": 2, "rows": [row]});
-        let page = page(&report);
+        let page = section(&report);
         assert!(
             page.contains("| ebpf | decoding | 3 | - | 200 | 300 | 300 | 3 | 0 | - | - |"),
             "{page}"

@@ -69,10 +69,6 @@ pub struct TrimRecord {
 
 /// What a [`Tap`] carries, in the order in which the reactor saw it.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a preallocated queue: no boxes on the reactor's path"
-)]
 pub enum Tapped {
     /// The source's event.
     Event(Event),

@@ -291,10 +291,10 @@ impl Counted {
 
     /// One slow step: which one, what it gave, what it took in ns.
     fn slow(&mut self, want: u64, steps: Steps) -> Option<(Step, u64, u64)> {
-        for from in 0..PACKED.len() {
+        for (from, share) in PACKED.into_iter().enumerate() {
             let live = self.live[from].min(SLICE);
             if steps.has(Step::Pack) && live > 0 {
-                let packed = thousandths(live, PACKED[from]);
+                let packed = thousandths(live, share);
                 self.live[from] -= live;
                 self.live[from + 1] += packed;
                 return Some((

@@ -40,15 +40,19 @@ pub const fn scale(byte: u8) -> f32 {
 }
 
 /// Scales and their inverses, by byte.
-static STEPS: [[f32; 2]; 256] = {
-    let (mut all, mut byte) = ([[0.0; 2]; 256], 0);
-    while byte < all.len() {
-        let step = scale(byte as u8);
-        all[byte] = [step, 1.0 / step];
+static STEPS: [[f32; 2]; 256] = steps();
+
+const fn steps() -> [[f32; 2]; 256] {
+    let (mut all, mut byte) = ([[0.0; 2]; 256], 0u8);
+    loop {
+        let step = scale(byte);
+        all[byte as usize] = [step, 1.0 / step];
+        if byte == u8::MAX {
+            return all;
+        }
         byte += 1;
     }
-    all
-};
+}
 
 /// The scale nearest to a number that is not negative.
 #[inline(always)]

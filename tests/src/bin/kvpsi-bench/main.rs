@@ -5,6 +5,7 @@
 //! the first product has run. Refuses to judge or to print tables.
 
 mod candle;
+mod cotenant;
 mod decode;
 mod ladder;
 mod memory;
@@ -45,6 +46,10 @@ enum What {
     Recall(recall::Args),
     /// Time that each step of the ladder takes, and a second turn's first token
     Steps(steps::Args),
+    /// How a neighbour fares beside the model when memory is short
+    Cotenant(cotenant::Args),
+    /// The neighbour, or a burst, ordered about by `cotenant`
+    CotenantOther(cotenant::Other),
     /// Resident memory of kvpsi alone
     Memory {
         /// GGUF file
@@ -79,6 +84,8 @@ fn main() -> Result<()> {
         What::Ladder(args) => ladder::run(&args),
         What::Recall(args) => recall::run(&args),
         What::Steps(args) => steps::run(&args),
+        What::Cotenant(args) => cotenant::run(&args),
+        What::CotenantOther(args) => cotenant::other(&args),
         What::Memory { model } => memory::resident(&model),
         What::Bandwidth { threads } => {
             memory::bandwidth(threads);

@@ -167,7 +167,11 @@ impl<'a> Filled<'a> {
         std::thread::scope(|threads| {
             threads.spawn(|| {
                 let steps = Steps::NONE.with(Rung::Pack);
-                while !done.load(Relaxed) && ladder.step(Bytes(u64::MAX), steps).is_some() {}
+                while !done.load(Relaxed) {
+                    if ladder.step(Bytes(u64::MAX), steps).is_none() {
+                        break;
+                    }
+                }
                 done.store(true, Relaxed);
             });
             let steps = Steps::NONE.with(Rung::Window);

@@ -1,0 +1,235 @@
+//! `cargo xtask bench cotenant`: how a neighbour fares that shares a memory
+//! limit with the model.
+//!
+//! Owns the table and the plot; `kvpsi-bench cotenant` measures. A variant's
+//! figure is the median of its rounds.
+
+use crate::{
+    bench::build,
+    benchmarks::{Args, machine, publish, report},
+    ebpf, model, places, say, setup,
+};
+use anyhow::{Context, Result, anyhow};
+use plotters::prelude::*;
+use serde_json::{Map, Value};
+use std::fmt::Write;
+use xshell::{Shell, cmd};
+
+const FIGURES: [&str; 11] = [
+    "neighbour_p50_us",
+    "neighbour_p99_us",
+    "neighbour_max_us",
+    "psi_some_us",
+    "psi_full_us",
+    "refaults",
+    "oom_kills",
+    "tok_s",
+    "kv_tokens",
+    "trims",
+    "mass_dropped",
+];
+
+/// Measures, prints and writes everything.
+///
+/// # Errors
+/// Something could not be built, run or written; or this is not root.
+pub fn run(sh: &Shell, args: &Args) -> Result<()> {
+    setup::on_the_way(sh)?;
+    ebpf::build_if_possible(sh)?;
+    let model = model::get(sh, args.model.as_deref())?;
+    say("building kvpsi in release");
+    cmd!(
+        sh,
+        "cargo build --release --package kvpsi-runtime --bin kvpsi"
+    )
+    .quiet()
+    .run()?;
+    let bench = build(sh, &places::target(), "")?;
+    let kvpsi = places::target().join("release/kvpsi");
+    let rounds = if args.quick { "2" } else { "7" };
+    let text = cmd!(
+        sh,
+        "{bench} cotenant --kvpsi {kvpsi} --model {model} --rounds {rounds}"
+    )
+    .quiet()
+    .read()
+    .context("it takes root, for a memory cgroup")?;
+    let runs: Vec<Value> = text
+        .lines()
+        .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
+        .collect::<Result<_>>()?;
+    let report = report("cotenant", args.quick, rows(&runs));
+    let mut svg = String::new();
+    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
+    publish(&report, &section(&report), &svg, args)
+}
+
+/// A row for each variant, in the order of the first round.
+fn rows(runs: &[Value]) -> Vec<Value> {
+    let mut variants: Vec<&str> = Vec::new();
+    for run in runs {
+        let variant = run["variant"].as_str().unwrap_or_default();
+        if !variants.contains(&variant) {
+            variants.push(variant);
+        }
+    }
+    let row = |variant: &&str| {
+        let of = |key: &str| {
+            let of_variant = runs.iter().filter(|r| r["variant"] == *variant);
+            let mut all: Vec<f64> = of_variant.filter_map(|r| r[key].as_f64()).collect();
+            all.sort_by(f64::total_cmp);
+            all
+        };
+        let mut row = Map::new();
+        row.insert("variant".into(), (*variant).into());
+        row.insert("rounds".into(), of("round").len().into());
+        for key in FIGURES {
+            let all = of(key);
+            row.insert(key.into(), all.get(all.len() / 2).copied().into());
+        }
+        let p99 = of("neighbour_p99_us");
+        let ends = [p99.first(), p99.last()].map(|v| v.copied());
+        row.insert("neighbour_p99_us_spread".into(), ends.to_vec().into());
+        // Kills are counted, not halved.
+        row.insert(
+            "oom_kills".into(),
+            of("oom_kills").iter().sum::<f64>().into(),
+        );
+        Value::Object(row)
+    };
+    variants.iter().map(row).collect()
+}
+
+fn section(report: &Value) -> String {
+    let mut t = String::from("## A neighbour below the same limit\n\n");
+    let _ = writeln!(
+        t,
+        "`cargo xtask bench cotenant`. {}\n\n\
+         The neighbour touches 8 MiB and reads 16 pages of a file of 32 MiB, some 200 times a second, and times each\n\
+         turn. A third program takes, every 1.5 s, 14 MiB more than there is room for. `fixed` is a model whose cache\n\
+         is never trimmed. Medians of rounds whose order changes; in brackets the least and the most of p99; OOM kills\n\
+         of all rounds together; stall time is the whole system's. Mass is the sum over trims of the share of recent\n\
+         attention that fell on what was dropped. A cgroup's limit wakes no kswapd: early warning has no part here.\n\n\
+         ![Neighbour](cotenant.svg)\n\n\
+         | variant | rounds | p50 us | p99 us | max us | some ms | full ms | refaults | OOM kills | tokens/s | KV tokens | trims | mass |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        machine(report),
+    );
+    for r in report["rows"].as_array().into_iter().flatten() {
+        let number = |v: &Value, by: f64, digits: usize| {
+            v.as_f64()
+                .map_or_else(|| "-".to_owned(), |n| format!("{:.digits$}", n / by))
+        };
+        let _ = writeln!(
+            t,
+            "| {} | {} | {} | {} ({} to {}) | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            r["variant"].as_str().unwrap_or("-"),
+            r["rounds"],
+            number(&r["neighbour_p50_us"], 1.0, 0),
+            number(&r["neighbour_p99_us"], 1.0, 0),
+            number(&r["neighbour_p99_us_spread"][0], 1.0, 0),
+            number(&r["neighbour_p99_us_spread"][1], 1.0, 0),
+            number(&r["neighbour_max_us"], 1.0, 0),
+            number(&r["psi_some_us"], 1e3, 1),
+            number(&r["psi_full_us"], 1e3, 1),
+            number(&r["refaults"], 1.0, 0),
+            number(&r["oom_kills"], 1.0, 0),
+            number(&r["tok_s"], 1.0, 1),
+            number(&r["kv_tokens"], 1.0, 0),
+            number(&r["trims"], 1.0, 0),
+            number(&r["mass_dropped"], 1.0, 2),
+        );
+    }
+    t
+}
+
+fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let rows: Vec<&Value> = report["rows"].as_array().into_iter().flatten().collect();
+    let area = SVGBackend::with_string(svg, (760, 320)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let of = |r: &Value, key: &str| r[key].as_f64().unwrap_or(0.0);
+    let most = rows
+        .iter()
+        .map(|r| of(r, "neighbour_p99_us"))
+        .fold(1.0, f64::max);
+    let places = rows.len().max(1);
+    let mut chart = ChartBuilder::on(&area)
+        .caption(
+            "The neighbour's turn: median (dark) and p99",
+            ("sans-serif", 18),
+        )
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(56)
+        .build_cartesian_2d((0..places).into_segmented(), 0.0..most * 1.1)?;
+    let name = |place: &SegmentValue<usize>| match place {
+        SegmentValue::CenterOf(i) => rows
+            .get(*i)
+            .and_then(|r| r["variant"].as_str())
+            .unwrap_or_default()
+            .to_owned(),
+        _ => String::new(),
+    };
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .y_desc("us")
+        .x_labels(places + 1)
+        .x_label_formatter(&name)
+        .light_line_style(WHITE)
+        .draw()?;
+    for (i, r) in rows.iter().enumerate() {
+        let colour = if r["variant"] == "ebpf" { RED } else { BLUE };
+        for (key, style) in [
+            ("neighbour_p99_us", colour.mix(0.4).filled()),
+            ("neighbour_p50_us", colour.filled()),
+        ] {
+            let corners = [
+                (SegmentValue::Exact(i), 0.0),
+                (SegmentValue::Exact(i + 1), of(r, key)),
+            ];
+            let mut bar = Rectangle::new(corners, style);
+            bar.set_margin(0, 0, 24, 24);
+            chart.draw_series([bar])?;
+        }
+    }
+    area.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_variant_has_the_median_of_its_rounds_and_the_sum_of_its_kills() {
+        let run = |round: u32, variant: &str, p99: f64| {
+            json!({
+                "round": round, "variant": variant, "neighbour_p99_us": p99, "oom_kills": 1,
+                "psi_some_us": 2000,
+            })
+        };
+        let runs = [
+            run(0, "fixed", 30.0),
+            run(0, "ebpf", 3.0),
+            run(1, "ebpf", 5.0),
+            run(1, "fixed", 10.0),
+            run(2, "fixed", 20.0),
+        ];
+        let rows = rows(&runs);
+        assert_eq!(rows.len(), 2);
+        assert_eq!(rows[0]["neighbour_p99_us"], 20.0);
+        assert_eq!(rows[0]["neighbour_p99_us_spread"], json!([10.0, 30.0]));
+        assert_eq!(rows[0]["oom_kills"], 3.0);
+        let report = json!({"cpus": 2, "rows": rows});
+        let page = section(&report);
+        assert!(
+            page.contains("| fixed | 3 | - | 20 (10 to 30) | - | 2.0 | - |"),
+            "{page}"
+        );
+        let mut svg = String::new();
+        draw(&report, &mut svg).unwrap();
+        assert!(svg.contains("ebpf") && svg.contains("fixed"));
+    }
+}
