@@ -12,6 +12,7 @@ mod benchmarks;
 mod cotenant;
 mod cross;
 mod ebpf;
+mod giveback;
 mod lint;
 mod model;
 mod places;
@@ -155,6 +156,8 @@ enum Bench {
     Quality(quality::Args),
     /// From a stall's onset to returned pages, by each signal
     Reaction(benchmarks::Args),
+    /// Memory given back: what RSS lost, beside candle, malloc and bare madvise
+    Giveback(benchmarks::Args),
     /// A neighbour below the same memory limit: its latency, by each signal
     Cotenant(benchmarks::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
@@ -194,6 +197,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Quality(args),
         } => quality::run(sh, &args),
+        Task::Bench {
+            what: Bench::Giveback(args),
+        } => giveback::run(sh, &args),
         Task::Bench {
             what: Bench::Cotenant(args),
         } => cotenant::run(sh, &args),

@@ -7,6 +7,7 @@
 mod candle;
 mod cotenant;
 mod decode;
+mod giveback;
 mod ladder;
 mod memory;
 mod models;
@@ -46,6 +47,8 @@ enum What {
     Recall(recall::Args),
     /// Time that each step of the ladder takes, and a second turn's first token
     Steps(steps::Args),
+    /// What the kernel has of what is given back, beside candle and malloc
+    Giveback(giveback::Args),
     /// How a neighbour fares beside the model when memory is short
     Cotenant(cotenant::Args),
     /// The neighbour, or a burst, ordered about by `cotenant`
@@ -84,6 +87,7 @@ fn main() -> Result<()> {
         What::Ladder(args) => ladder::run(&args),
         What::Recall(args) => recall::run(&args),
         What::Steps(args) => steps::run(&args),
+        What::Giveback(args) => giveback::run(&args),
         What::Cotenant(args) => cotenant::run(&args),
         What::CotenantOther(args) => cotenant::other(&args),
         What::Memory { model } => memory::resident(&model),

@@ -1,0 +1,147 @@
+//! `cargo xtask bench giveback`: what the kernel has of what is given back.
+//!
+//! Owns the table and the plot; `kvpsi-bench giveback` measures.
+
+use crate::{
+    bench::build,
+    benchmarks::{Args, machine, publish, report},
+    ebpf, model, places, setup,
+};
+use anyhow::{Context, Result, anyhow};
+use plotters::prelude::*;
+use serde_json::Value;
+use std::fmt::Write;
+use xshell::{Shell, cmd};
+
+/// Measures, prints and writes everything.
+///
+/// # Errors
+/// Something could not be built, run or written.
+pub fn run(sh: &Shell, args: &Args) -> Result<()> {
+    setup::on_the_way(sh)?;
+    ebpf::build_if_possible(sh)?;
+    let model = model::get(sh, args.model.as_deref())?;
+    let bench = build(sh, &places::target(), "")?;
+    let rounds = if args.quick { "3" } else { "9" };
+    let text = cmd!(sh, "{bench} giveback --model {model} --rounds {rounds}")
+        .quiet()
+        .read()?;
+    let rows: Vec<Value> = text
+        .lines()
+        .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
+        .collect::<Result<_>>()?;
+    let report = report("giveback", args.quick, rows);
+    let mut svg = String::new();
+    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
+    publish(&report, &section(&report), &svg, args)
+}
+
+fn name(r: &Value) -> String {
+    let text = |key: &str| r[key].as_str().unwrap_or("-").to_owned();
+    match r["block"].as_u64() {
+        Some(block) => format!("{}, {}, {block}", text("holder"), text("pattern")),
+        None => format!("{}, {}", text("holder"), text("pattern")),
+    }
+}
+
+fn section(report: &Value) -> String {
+    let mut t = String::from("## Memory given back for real\n\n");
+    let _ = writeln!(
+        t,
+        "`cargo xtask bench giveback`. {}\n\n\
+         Half of the keys and values of 1024 tokens is given back: by kvpsi the oldest of one sequence, or all of one of\n\
+         two that grew by turns; by candle the older half of its tensors, by a copy of the newer one; by malloc every\n\
+         second block, or every second piece that one layer has of a block. Lost is what RSS and PSS fell by, of what was\n\
+         said to be given back. The ratio is to a loop of `madvise` over as many bytes in runs of a block.\n\n\
+         ![Given back](giveback.svg)\n\n\
+         | holder | which | tokens a block | MiB | RSS lost | PSS lost | us for a MiB | of bare madvise |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|",
+        machine(report),
+    );
+    for r in report["rows"].as_array().into_iter().flatten() {
+        let number = |v: Option<f64>, digits: usize| {
+            v.map_or_else(|| "-".to_owned(), |n| format!("{n:.digits$}"))
+        };
+        let of = |key: &str| r[key].as_f64();
+        let percent = |key: &str| number(of(key).map(|s| s * 100.0), 1) + " %";
+        let ratio = of("us_per_mib")
+            .zip(of("madvise_us_per_mib"))
+            .map(|(a, b)| a / b);
+        let _ = writeln!(
+            t,
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            r["holder"].as_str().unwrap_or("-"),
+            r["pattern"].as_str().unwrap_or("-"),
+            number(of("block"), 0),
+            number(of("bytes").map(|b| b / f64::from(1 << 20)), 1),
+            percent("rss_lost"),
+            percent("pss_lost"),
+            number(of("us_per_mib"), 1),
+            number(ratio, 2),
+        );
+    }
+    t
+}
+
+fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let rows: Vec<&Value> = report["rows"].as_array().into_iter().flatten().collect();
+    let places = rows.len().max(1);
+    let height = u32::try_from(places)? * 32 + 110;
+    let area = SVGBackend::with_string(svg, (780, height)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let lost = |r: &Value| r["rss_lost"].as_f64().unwrap_or(0.0) * 100.0;
+    let least = rows.iter().map(|r| lost(r)).fold(0.0, f64::min);
+    let mut chart = ChartBuilder::on(&area)
+        .caption(
+            "RSS lost, of the bytes said to be given back",
+            ("sans-serif", 18),
+        )
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(170)
+        .build_cartesian_2d(least..110.0, (0..places).into_segmented())?;
+    let label = |place: &SegmentValue<usize>| match place {
+        SegmentValue::CenterOf(i) => rows.get(*i).map_or_else(String::new, |r| name(r)),
+        _ => String::new(),
+    };
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .x_desc("%")
+        .y_labels(places + 1)
+        .y_label_formatter(&label)
+        .light_line_style(WHITE)
+        .draw()?;
+    for (i, r) in rows.iter().enumerate() {
+        let colour = if r["holder"] == "kvpsi" { RED } else { BLUE };
+        let corners = [
+            (0.0, SegmentValue::Exact(i)),
+            (lost(r), SegmentValue::Exact(i + 1)),
+        ];
+        let mut bar = Rectangle::new(corners, colour.mix(0.7).filled());
+        bar.set_margin(5, 5, 0, 0);
+        chart.draw_series([bar])?;
+    }
+    area.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_row_has_its_shares_and_its_ratio() {
+        let report = json!({"cpus": 2, "rows": [{
+            "holder": "kvpsi", "pattern": "oldest", "block": 32, "bytes": 11 << 20, "rss_lost": 0.999,
+            "pss_lost": 1.0, "us_per_mib": 130.0, "madvise_us_per_mib": 100.0,
+        }, {"holder": "candle", "pattern": "oldest", "block": null, "bytes": 1 << 20, "rss_lost": -0.5}]});
+        let page = section(&report);
+        let want = "| kvpsi | oldest | 32 | 11.0 | 99.9 % | 100.0 % | 130.0 | 1.30 |";
+        assert!(page.contains(want), "{page}");
+        let mut svg = String::new();
+        draw(&report, &mut svg).unwrap();
+        assert!(svg.contains("kvpsi, oldest, 32") && svg.contains("candle, oldest"));
+    }
+}
