@@ -9,6 +9,7 @@
 
 mod bench;
 mod benchmarks;
+mod check;
 mod cotenant;
 mod cross;
 mod ebpf;
@@ -160,6 +161,8 @@ enum Bench {
     Giveback(benchmarks::Args),
     /// A neighbour below the same memory limit: its latency, by each signal
     Cotenant(benchmarks::Args),
+    /// Whether a ratio of reaction, giveback or cotenant fell since the baseline
+    Check(check::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
     CandleQuality(bench::CandleArgs),
 }
@@ -197,6 +200,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Quality(args),
         } => quality::run(sh, &args),
+        Task::Bench {
+            what: Bench::Check(args),
+        } => check::run(sh, &args),
         Task::Bench {
             what: Bench::Giveback(args),
         } => giveback::run(sh, &args),
