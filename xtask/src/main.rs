@@ -16,6 +16,7 @@ mod ebpf;
 mod giveback;
 mod lint;
 mod model;
+mod overhead;
 mod places;
 mod quality;
 mod reaction;
@@ -159,6 +160,8 @@ enum Bench {
     Reaction(benchmarks::Args),
     /// Memory given back: what RSS lost, beside candle, malloc and bare madvise
     Giveback(benchmarks::Args),
+    /// What listening costs a job that does nothing but reclaim
+    Overhead(benchmarks::Args),
     /// A neighbour below the same memory limit: its latency, by each signal
     Cotenant(benchmarks::Args),
     /// Whether a ratio of reaction, giveback or cotenant fell since the baseline
@@ -203,6 +206,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Check(args),
         } => check::run(sh, &args),
+        Task::Bench {
+            what: Bench::Overhead(args),
+        } => overhead::run(sh, &args),
         Task::Bench {
             what: Bench::Giveback(args),
         } => giveback::run(sh, &args),

@@ -11,6 +11,7 @@ mod giveback;
 mod ladder;
 mod memory;
 mod models;
+mod overhead;
 mod quality;
 mod recall;
 mod settings;
@@ -49,6 +50,10 @@ enum What {
     Steps(steps::Args),
     /// What the kernel has of what is given back, beside candle and malloc
     Giveback(giveback::Args),
+    /// What listening costs a job that does nothing but reclaim
+    Overhead(overhead::Args),
+    /// That job, ordered about by `overhead`
+    OverheadJob(overhead::Job),
     /// How a neighbour fares beside the model when memory is short
     Cotenant(cotenant::Args),
     /// The neighbour, or a burst, ordered about by `cotenant`
@@ -88,6 +93,8 @@ fn main() -> Result<()> {
         What::Recall(args) => recall::run(&args),
         What::Steps(args) => steps::run(&args),
         What::Giveback(args) => giveback::run(&args),
+        What::Overhead(args) => overhead::run(&args),
+        What::OverheadJob(args) => overhead::job(&args),
         What::Cotenant(args) => cotenant::run(&args),
         What::CotenantOther(args) => cotenant::other(&args),
         What::Memory { model } => memory::resident(&model),

@@ -1,0 +1,142 @@
+//! `cargo xtask bench overhead`: what listening costs.
+//!
+//! Owns the tables and the plot; `kvpsi-bench overhead` measures.
+
+use crate::{
+    bench::build,
+    benchmarks::{Args, machine, publish, report},
+    ebpf, places, setup,
+};
+use anyhow::{Context, Result, anyhow};
+use plotters::prelude::*;
+use serde_json::Value;
+use std::fmt::Write;
+use xshell::{Shell, cmd};
+
+/// Measures, prints and writes everything.
+///
+/// # Errors
+/// Something could not be built, run or written; or this is not root.
+pub fn run(sh: &Shell, args: &Args) -> Result<()> {
+    setup::on_the_way(sh)?;
+    ebpf::build_if_possible(sh)?;
+    let bench = build(sh, &places::target(), "")?;
+    let rounds = if args.quick { "5" } else { "15" };
+    let text = cmd!(sh, "{bench} overhead --rounds {rounds}")
+        .quiet()
+        .read()
+        .context("it takes root, for BPF and a memory cgroup")?;
+    let rows: Vec<Value> = text
+        .lines()
+        .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
+        .collect::<Result<_>>()?;
+    let report = report("overhead", args.quick, rows);
+    let mut svg = String::new();
+    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
+    publish(&report, &section(&report), &svg, args)
+}
+
+fn rows<'a>(report: &'a Value, what: &'a str) -> impl Iterator<Item = &'a Value> {
+    let all = report["rows"].as_array().into_iter().flatten();
+    all.filter(move |r| r["what"] == what)
+}
+
+/// Values of the rounds, sorted.
+fn sorted(report: &Value, key: &str) -> Vec<f64> {
+    let mut all: Vec<f64> = rows(report, "overhead")
+        .filter_map(|r| r[key].as_f64())
+        .collect();
+    all.sort_by(f64::total_cmp);
+    all
+}
+
+fn section(report: &Value) -> String {
+    let mut t = String::from("## What listening costs\n\n");
+    let median = |key: &str| {
+        let all = sorted(report, key);
+        all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    let ratios = sorted(report, "ratio");
+    let at = |i: usize| ratios.get(i).copied().unwrap_or(f64::NAN);
+    let percent = |ratio: f64| format!("{:+.2} %", (ratio - 1.0) * 100.0);
+    let _ = writeln!(
+        t,
+        "`cargo xtask bench overhead`. {}\n\n\
+         A job reads a mapped file three times as large as its cgroup's limit, page after page, alone and with the\n\
+         programs attached and drained every millisecond, in turn ({} rounds).\n\n\
+         | pages/s alone | listened to | ratio, median | quartiles | stalls/s | events/s | dropped |\n\
+         |--:|--:|--:|--:|--:|--:|--:|\n\
+         | {:.0} | {:.0} | {} | {} to {} | {:.0} | {:.0} | {:.0} |\n\n\
+         ![Overhead](overhead.svg)\n\n\
+         Each program by the kernel's clock, which has a cost of its own and was on in a run apart:\n\n\
+         | program | ns | runs |\n|---|--:|--:|",
+        machine(report),
+        ratios.len(),
+        median("pages_s"),
+        median("attached_pages_s"),
+        percent(at(ratios.len() / 2)),
+        percent(at(ratios.len() / 4)),
+        percent(at(ratios.len() * 3 / 4)),
+        median("seen_s"),
+        median("delivered_s"),
+        median("dropped_s"),
+    );
+    for r in rows(report, "program") {
+        let name = r["program"].as_str().unwrap_or("-");
+        let _ = writeln!(t, "| {name} | {} | {} |", r["ns"], r["runs"]);
+    }
+    t
+}
+
+fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let ratios: Vec<f64> = rows(report, "overhead")
+        .filter_map(|r| r["ratio"].as_f64())
+        .map(|r| (r - 1.0) * 100.0)
+        .collect();
+    let most = ratios.iter().fold(2.0, |m: f64, r| m.max(r.abs())) * 1.1;
+    let area = SVGBackend::with_string(svg, (680, 260)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(
+            "Throughput with the programs attached, by round",
+            ("sans-serif", 18),
+        )
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(50)
+        .build_cartesian_2d(0..ratios.len() + 1, -most..most)?;
+    chart
+        .configure_mesh()
+        .x_desc("round")
+        .y_desc("%")
+        .light_line_style(WHITE)
+        .draw()?;
+    let dots = ratios.iter().enumerate();
+    chart.draw_series(dots.map(|(i, r)| Circle::new((i + 1, *r), 4, BLUE.filled())))?;
+    area.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_median_of_the_ratios_and_every_program_are_told() {
+        let round = |ratio: f64| {
+            json!({
+                "what": "overhead", "ratio": ratio, "pages_s": 1000.0, "attached_pages_s": 990.0,
+                "seen_s": 50.0, "delivered_s": 5.0, "dropped_s": 0.0,
+            })
+        };
+        let program = json!({"what": "program", "program": "memcg_begin", "ns": 300, "runs": 7});
+        let report = json!({"cpus": 2, "rows": [round(0.97), round(0.99), round(1.01), program]});
+        let page = section(&report);
+        assert!(page.contains("| 1000 | 990 | -1.00 % |"), "{page}");
+        assert!(page.contains("| memcg_begin | 300 | 7 |"), "{page}");
+        let mut svg = String::new();
+        draw(&report, &mut svg).unwrap();
+        assert_eq!(svg.matches("<circle").count(), 3);
+    }
+}
