@@ -24,6 +24,9 @@ pub struct Args {
     /// Less text, fewer questions, nothing in docs/: ten minutes on two cores
     #[arg(long)]
     quick: bool,
+    /// Measure the steps' time anew, and keep the rest of the last run
+    #[arg(long, conflicts_with = "quick")]
+    only_steps: bool,
     /// Write the figures to this file as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -83,6 +86,14 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     let program = build(sh, &places::target(), "")?;
     let bench = Bench { sh, program, model };
     let plan = if args.quick { QUICK } else { FULL };
+    if args.only_steps {
+        let file = places::target().join("bench/quality.json");
+        let old = fs::read(&file)
+            .with_context(|| format!("{}: cargo xtask bench quality", file.display()))?;
+        let mut report: Value = serde_json::from_slice(&old)?;
+        report::put_steps(&mut report, &bench.steps(&plan)?);
+        return write(&report, args);
+    }
     let prose = places::root().join("tests/data/holmes.txt");
     let texts = match text::get(sh) {
         Ok(kjv) => vec![("kjv", kjv), ("holmes", prose)],
@@ -107,8 +118,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     say("facts from early on");
     lines.recall = bench.recall(&plan, &lines.policies())?;
     say("the steps' time");
-    let rounds = plan.rounds.to_string();
-    lines.steps = bench.lines("steps", &["--rounds", &rounds])?;
+    lines.steps = bench.steps(&plan)?;
     let name = bench.model.file_name().unwrap_or_default();
     let report = lines.report(&Machine {
         cpu: cpu_name(),
@@ -167,6 +177,11 @@ impl Bench<'_> {
         text.lines()
             .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
             .collect()
+    }
+
+    fn steps(&self, plan: &Plan) -> Result<Vec<Value>> {
+        let rounds = plan.rounds.to_string();
+        self.lines("steps", &["--rounds", &rounds])
     }
 
     fn ladder(&self, text: &Path, chunks: usize, policies: Option<&str>) -> Result<Vec<Value>> {

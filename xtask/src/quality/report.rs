@@ -26,6 +26,15 @@ pub struct Lines {
     pub steps: Vec<Value>,
 }
 
+/// Puts what `kvpsi-bench steps` said into a report.
+pub fn put_steps(report: &mut Value, lines: &[Value]) {
+    let of = |what: &'static str| lines.iter().filter(move |r| r["what"] == what).cloned();
+    report["steps"] = of("step").collect();
+    for what in ["second_turn", "beside"] {
+        report[what] = of(what).next().unwrap_or_default();
+    }
+}
+
 impl Lines {
     /// Policies that are asked questions: the default, and the newest tokens
     /// beside it.
@@ -49,16 +58,7 @@ impl Lines {
             report.extend(first);
         }
         report["more"] = texts.collect();
-        let steps = self.steps.iter();
-        report["steps"] = steps
-            .clone()
-            .filter(|r| r["what"] == "step")
-            .cloned()
-            .collect();
-        let turn = steps.clone().find(|r| r["what"] == "second_turn");
-        report["second_turn"] = turn.cloned().unwrap_or_default();
-        let beside = steps.clone().find(|r| r["what"] == "beside");
-        report["beside"] = beside.cloned().unwrap_or_default();
+        put_steps(&mut report, &self.steps);
         report["recall"] = self.recall.clone().into();
         report
     }
