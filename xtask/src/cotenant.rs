@@ -161,7 +161,7 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        .build_cartesian_2d((0..places).into_segmented(), 0.0..most * 1.1)?;
+        .build_cartesian_2d((0..places - 1).into_segmented(), 0.0..most * 1.1)?;
     let name = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(i) => rows
             .get(*i)

@@ -99,7 +99,7 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
         .margin(12)
         .x_label_area_size(42)
         .y_label_area_size(170)
-        .build_cartesian_2d(least..110.0, (0..places).into_segmented())?;
+        .build_cartesian_2d(least..110.0, (0..places - 1).into_segmented())?;
     let label = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(i) => rows.get(*i).map_or_else(String::new, |r| name(r)),
         _ => String::new(),

@@ -209,7 +209,7 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
     let height = u32::try_from(rows.len())? * 40 + 110;
     let area = SVGBackend::with_string(svg, (820, height)).into_drawing_area();
     area.fill(&WHITE)?;
-    let places = rows.len();
+    let places = rows.len().max(1);
     let mut chart = ChartBuilder::on(&area)
         .caption(
             "Onset to returned pages: median, p99 and maximum",
@@ -220,7 +220,7 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
         .y_label_area_size(150)
         .build_cartesian_2d(
             (10f64..10_000_000.0).log_scale(),
-            (0..places).into_segmented(),
+            (0..places - 1).into_segmented(),
         )?;
     let name = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(i) => rows.get(*i).map_or_else(String::new, |r| {

@@ -141,3 +141,43 @@ impl Drop for Arena {
         debug_assert!(r.is_ok());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{os::unix::process::ExitStatusExt, process::Command};
+
+    const READ: &str = "KVPSI_TEST_READS_A_RETURNED_BLOCK";
+    const NAME: &str = "kv::arena::tests::a_returned_block_that_is_read_is_caught";
+
+    /// The test runs itself as a child that makes the mistake.
+    #[test]
+    fn a_returned_block_that_is_read_is_caught() {
+        if std::env::var_os(READ).is_none() {
+            assert!(
+                cfg!(debug_assertions),
+                "blocks are sealed in debug builds alone"
+            );
+            let child = |word: &str| {
+                let mut c = Command::new(std::env::current_exe().unwrap());
+                let out = c.args(["--exact", NAME]).env(READ, word).output().unwrap();
+                out.status
+            };
+            assert!(child("kept").success());
+            // SIGSEGV, from signal(7).
+            assert_eq!(child("returned").signal(), Some(11));
+            return;
+        }
+        let arena = Arena::reserve(1 << 16, 3).unwrap();
+        let block = arena.block(1).as_ptr();
+        arena.unseal(1);
+        // SAFETY: handed out, and nobody else's.
+        unsafe { block.write(7) };
+        if std::env::var(READ).unwrap() == "returned" {
+            // SAFETY: that it is used all the same is what is to be caught.
+            unsafe { arena.give_back(1, 1) }.unwrap();
+        }
+        // SAFETY: within the mapping; of a returned block it is a fault.
+        assert_eq!(unsafe { block.read_volatile() }, 7);
+    }
+}

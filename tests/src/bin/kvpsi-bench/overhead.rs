@@ -2,7 +2,9 @@
 //! the programs attached, in turn; and the time of each program.
 //!
 //! The job reads a mapped file three times as large as its cgroup's limit, page
-//! after page: every page that comes in sends another one out. Invariant: the
+//! after page: every page that comes in sends another one out. What counts is
+//! the job's processor time for a page, in which its reclaim is: how fast the
+//! disk is today is not the programs' doing. Invariant: the
 //! kernel's own clock of programs is on in the last run alone, which is not
 //! compared.
 
@@ -13,6 +15,7 @@ use kvpsi::{
     units::Bytes,
 };
 use kvpsi_tests::storm::{FILE_BYTES, LIMIT_BYTES};
+use rustix::event::{PollFd, Timespec, poll};
 use serde_json::{Value, json};
 use std::{
     fs::{self, File},
@@ -46,7 +49,7 @@ pub struct Job {
     procs: Vec<PathBuf>,
 }
 
-/// The job: prints pages a second.
+/// The job: prints pages a second, and ns of processor time for a page.
 pub fn job(a: &Job) -> Result<()> {
     for procs in &a.procs {
         fs::write(procs, "0").with_context(|| format!("cannot join {}", procs.display()))?;
@@ -67,8 +70,11 @@ pub fn job(a: &Job) -> Result<()> {
     }
     std::hint::black_box(sum);
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
-    let rate = pages as f64 / began.elapsed().as_secs_f64();
-    println!("{rate}");
+    let (rate, pages) = (pages as f64 / began.elapsed().as_secs_f64(), pages as f64);
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    #[expect(clippy::cast_precision_loss, reason = "seconds of a short life")]
+    let ns = cpu.tv_sec as f64 * 1e9 + cpu.tv_nsec as f64;
+    println!("{rate} {}", ns / pages);
     Ok(())
 }
 
@@ -78,8 +84,8 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Pages a second of a job in a cgroup of its own.
-    fn job(&self) -> Result<f64> {
+    /// Pages a second of a job in a cgroup of its own, and ns for a page.
+    fn job(&self) -> Result<[f64; 2]> {
         let cgroup = OwnedCgroup::create(&format!("kvpsi-overhead-{}", std::process::id()))?;
         cgroup.set_limit(Bytes(LIMIT_BYTES))?;
         rustix::fs::fadvise(self.file.as_file(), 0, None, rustix::fs::Advice::DontNeed)?;
@@ -89,20 +95,29 @@ impl Bench<'_> {
         job.arg(self.file.path()).args(cgroup.procs());
         let out = job.stderr(Stdio::inherit()).output()?;
         ensure!(out.status.success(), "the job failed");
-        Ok(String::from_utf8(out.stdout)?.trim().parse()?)
+        let text = String::from_utf8(out.stdout)?;
+        let (rate, ns) = text.trim().split_once(' ').context("two numbers")?;
+        Ok([rate.parse()?, ns.parse()?])
     }
 
     /// The same while somebody listens; also events a second, seen and
     /// delivered.
-    fn listened(&self, source: &mut EbpfSource) -> Result<(f64, [f64; 3])> {
+    fn listened(&self, source: &mut EbpfSource) -> Result<([f64; 2], [f64; 3])> {
         let over = AtomicBool::new(false);
         let stats = source.stats();
         let before = stats.totals();
         let pages = std::thread::scope(|threads| {
             let listener = threads.spawn(|| {
+                // As the reactor waits: woken by onsets and summaries.
+                let most = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 50_000_000,
+                };
                 while !over.load(Relaxed) {
+                    if let Some((fd, flags)) = source.readiness().fd {
+                        poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&most))?;
+                    }
                     source.drain(&mut |_| ())?;
-                    std::thread::sleep(Duration::from_millis(1));
                 }
                 std::io::Result::Ok(())
             });
@@ -142,7 +157,7 @@ pub fn run(a: &Args) -> Result<()> {
     // The host's cache has the file after it.
     bench.job()?;
     for round in 0..a.rounds {
-        let attached = || -> Result<(f64, [f64; 3])> { bench.listened(&mut open()?) };
+        let attached = || bench.listened(&mut open()?);
         // Each is the first in every second round.
         let (alone, (with, events)) = if round % 2 == 0 {
             let alone = bench.job()?;
@@ -152,14 +167,16 @@ pub fn run(a: &Args) -> Result<()> {
             (bench.job()?, with)
         };
         eprintln!(
-            "  round {}: {alone:.0} pages/s alone, {with:.0} listened to ({:+.2} %), {:.0} stalls/s",
+            "  round {}: {:.0} ns a page alone, {:.0} listened to ({:+.2} %), {:.0} stalls/s",
             round + 1,
-            (with / alone - 1.0) * 100.0,
+            alone[1],
+            with[1],
+            (with[1] / alone[1] - 1.0) * 100.0,
             events[0],
         );
         let row = json!({
-            "what": "overhead", "round": round, "pages_s": alone, "attached_pages_s": with,
-            "ratio": with / alone, "seen_s": events[0], "delivered_s": events[1], "dropped_s": events[2],
+            "what": "overhead", "round": round, "pages_s": alone[0], "attached_pages_s": with[0],
+            "page_ns": alone[1], "attached_page_ns": with[1], "ratio": with[1] / alone[1], "seen_s": events[0], "delivered_s": events[1], "dropped_s": events[2],
         });
         println!("{row}");
     }
