@@ -137,7 +137,7 @@ mod tests {
         let report = json!({"cpus": 2, "rows": [round(0.97), round(0.99), round(1.01), program]});
         let page = section(&report);
         assert!(
-            page.contains("| 3000 | 3030 | -1.00 % | -1.00 % to +1.00 % | 1000 | 990 |"),
+            page.contains("| 3000 | 3030 | -1.00 % | -3.00 % to +1.00 % | 1000 | 990 |"),
             "{page}"
         );
         assert!(page.contains("| memcg_begin | 300 | 7 |"), "{page}");

@@ -16,8 +16,12 @@ pub(super) struct Report {
     pub oom_kills: u64,
     /// Bursts of the hog: (reading a file, growing memory).
     pub bursts: (u32, u32),
-    /// Bursts that ended before any of the model's memory had gone.
+    /// Bursts that found memory of the model's to take, and ended before any
+    /// of it had gone.
     pub missed: u32,
+    /// From the onset of the first stall of a burst to returned pages, us, for
+    /// each that was not missed.
+    pub first_returned_us: Vec<f64>,
     /// Processor time of the reactor's thread, in percent of one core.
     pub reactor_cpu_percent: f64,
     pub limit: Bytes,

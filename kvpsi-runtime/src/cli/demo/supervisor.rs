@@ -25,6 +25,9 @@ const PREFIX: &str = "kvpsi-demo-";
 /// Above any need: the cgroup counts as limited before its limit is known.
 const LIMIT_AT_FIRST: Bytes = Bytes(1 << 40);
 
+/// Memory of the model's that a burst could have had, for it to be missed.
+const WORTH_MISSING: Bytes = Bytes::mib(2);
+
 /// Below this much to trim, growing memory could not be served.
 const WORTH_GROWING: Bytes = Bytes::mib(8);
 
@@ -85,8 +88,9 @@ struct Demo<'a> {
     answers: Lines<BufReader<ChildStdout>>,
     /// The hog is at work.
     busy: bool,
-    /// Trims before its burst.
+    /// Trims before its burst, and whether there was anything to trim.
     before: usize,
+    worth: bool,
     kv: Kv,
     token_bytes: Bytes,
     report: Report,
@@ -117,6 +121,7 @@ impl<'a> Demo<'a> {
             oom_kills: 0,
             bursts: (0, 0),
             missed: 0,
+            first_returned_us: Vec::new(),
             reactor_cpu_percent: 0.0,
             limit: Bytes::ZERO,
             events: Default::default(),
@@ -136,6 +141,7 @@ impl<'a> Demo<'a> {
             answers,
             busy: false,
             before: 0,
+            worth: false,
             kv: Kv::default(),
             token_bytes: Bytes::ZERO,
             report,
@@ -166,7 +172,7 @@ impl<'a> Demo<'a> {
                 }
                 answer = self.answers.next_line(), if self.busy => {
                     self.busy = false;
-                    self.report.missed += u32::from(self.quick_trims() == self.before);
+                    self.burst_over();
                     next_burst = answer?.map(|_| Instant::now() + self.pause());
                 }
                 () = sleep_until(burst.unwrap_or_else(Instant::now)), if burst.is_some() => {
@@ -177,10 +183,17 @@ impl<'a> Demo<'a> {
         }
     }
 
-    /// Trims of the reactor that were told so far.
-    fn quick_trims(&self) -> usize {
-        let all = self.report.trims.iter();
-        all.filter(|t| !t.in_background()).count()
+    /// What became of a burst: the first trim since it began, if there was
+    /// anything to trim.
+    fn burst_over(&mut self) {
+        let mut since = self.report.trims.iter().skip(self.before);
+        match since.find(|t| !t.in_background()) {
+            Some(first) => self
+                .report
+                .first_returned_us
+                .push(first.onset_to_returned_us),
+            None => self.report.missed += u32::from(self.worth),
+        }
     }
 
     fn pause(&self) -> Duration {
@@ -226,7 +239,8 @@ impl<'a> Demo<'a> {
             room
         ));
         self.busy = true;
-        self.before = self.quick_trims();
+        self.before = self.report.trims.len();
+        self.worth = trimmable >= WORTH_MISSING;
         let order = format!("{what} {bytes} {}\n", BURST.as_millis());
         // A hog that was killed shows as the end of its answers.
         let _ = self.orders.write_all(order.as_bytes()).await;
