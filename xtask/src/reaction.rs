@@ -55,7 +55,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
         report: places::target().join("bench/demo.json"),
     };
     fs::create_dir_all(places::target().join("bench"))?;
-    let rounds = if args.quick { 1 } else { 3 };
+    let rounds = if args.quick { 1 } else { 2 };
     let loads = if args.quick { &LOADS[..1] } else { &LOADS[..] };
     let mut all: BTreeMap<(usize, usize), Runs> = BTreeMap::new();
     for round in 0..rounds {

@@ -186,8 +186,10 @@ pub fn run(a: &Args) -> Result<()> {
     for p in source.programs() {
         if let Some(cost) = source.cost(p.name).filter(|c| c.runs > 0) {
             let mean = cost.mean_ns().and_then(|n| u64::try_from(n).ok());
-            let row: Value =
-                json!({"what": "program", "program": p.name, "ns": mean, "runs": cost.runs});
+            let share = cost.time.as_secs_f64() / a.seconds;
+            let row: Value = json!({
+                "what": "program", "program": p.name, "ns": mean, "runs": cost.runs, "share": share,
+            });
             println!("{row}");
         }
     }
