@@ -58,7 +58,7 @@ pub fn listen(
     Ok(Listening { prepared, notes })
 }
 
-/// Entries that a recorder may be late by: half a minute of a storm.
+/// Entries that a recorder may be late by: some ten seconds of a storm.
 const TAP: usize = 1 << 15;
 /// Bytes of a recording of a running model, in FILE and FILE.1.
 const MOST: u64 = 256 << 20;

@@ -25,8 +25,9 @@ Examples:
   kvpsi replay box.rec --policy keydiff,expected --budget 128
   kvpsi replay box.rec --profile latency --speed 1     as it happened, in its own time
 
-The rule that decides is the runtime's; the cache is only counted. Where the recording is of a running kvpsi,
-the cache begins and grows as it did; else it is taken to have been part of the memory that was in use.")]
+The rule that decides is the runtime's; the cache is only counted. Where the recording is of a
+running kvpsi, the cache begins and grows as it did; else it is taken to have been part of the
+memory that was in use.")]
 pub struct Args {
     /// Recordings, the oldest first; FILE.1 is read before FILE by itself
     #[arg(required = true, value_name = "FILE")]

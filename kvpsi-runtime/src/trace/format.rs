@@ -3,7 +3,7 @@
 //! Owns the columns, the names and the colours. Times are relative to the
 //! start of the dump. Refuses to know where the events come from.
 
-use super::{Output, Sample};
+use super::Output;
 use anstyle::{AnsiColor, Style};
 use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
 use serde_json::json;
@@ -101,15 +101,7 @@ impl<W: Write> Output for Text<W> {
         )
     }
 
-    fn sample(&mut self, _: &Sample) -> io::Result<()> {
-        Ok(())
-    }
-
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }
@@ -152,15 +144,7 @@ impl<W: Write> Output for Jsonl<W> {
         writeln!(self.out, "{line}")
     }
 
-    fn sample(&mut self, _: &Sample) -> io::Result<()> {
-        Ok(())
-    }
-
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }

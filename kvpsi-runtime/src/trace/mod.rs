@@ -55,11 +55,13 @@ pub trait Output {
     /// What was written to refused.
     fn event(&mut self, e: &Event) -> io::Result<()>;
 
-    /// Takes one sample of PSI.
+    /// Takes one sample of PSI; most outputs show none.
     ///
     /// # Errors
     /// What was written to refused.
-    fn sample(&mut self, sample: &Sample) -> io::Result<()>;
+    fn sample(&mut self, _sample: &Sample) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Hands on what is buffered.
     ///
@@ -71,7 +73,9 @@ pub trait Output {
     ///
     /// # Errors
     /// What was written to refused.
-    fn finish(&mut self) -> io::Result<()>;
+    fn finish(&mut self) -> io::Result<()> {
+        self.flush()
+    }
 }
 
 /// A name without control characters: a task may call itself anything.
