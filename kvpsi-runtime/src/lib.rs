@@ -22,6 +22,8 @@ pub mod kv;
 pub mod model;
 #[cfg(feature = "llm")]
 pub mod profile;
+#[cfg(feature = "llm")]
+pub mod server;
 pub mod signal;
 pub mod trace;
 pub mod units;

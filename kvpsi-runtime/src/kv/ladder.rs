@@ -16,7 +16,18 @@ use crate::units::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What may be given up for memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum Profile {
     /// No token and no bit: free and cached blocks, then whole sequences, which
     /// are computed anew later

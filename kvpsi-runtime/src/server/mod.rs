@@ -1,0 +1,3 @@
+//! The OpenAI-compatible server, and what it shows of itself.
+
+pub mod view;
