@@ -132,6 +132,11 @@ impl Controller {
         }
     }
 
+    /// What may be given up from the next decision on.
+    pub fn set_profile(&mut self, profile: Profile) {
+        self.profile = profile;
+    }
+
     /// Stalls that were not ours: a cgroup stalled that is not at its limit.
     #[must_use]
     pub fn ignored(&self) -> u64 {

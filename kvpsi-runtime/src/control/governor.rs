@@ -9,11 +9,12 @@ use super::{
     gauge::{CgroupGauge, Gauges, ResidentGauge, SystemGauge},
     harden::{self, Hardening},
     reactor::{Reactor, Shared},
-    record::{Tap, TrimRecord},
+    record::{Tap, Trigger, TrimRecord},
     worker::{Order, Worker},
 };
 use crate::{
-    kv::{Ladder, Profile, Step},
+    clock::monotonic_ns,
+    kv::{Ladder, Step, Trimmed},
     signal::{EventTotals, PressureSource, SourceStats, privilege},
     units::Bytes,
 };
@@ -53,8 +54,6 @@ pub struct GovernorConfig {
     pub scope: Scope,
     /// Constants of the rule.
     pub tuning: Tuning,
-    /// What may be given up; the ladder that it is started with has the same.
-    pub profile: Profile,
     /// Bytes to keep free below a cgroup's limit.
     pub headroom: Bytes,
     /// Measure the resident set around each trim (two reads of `statm`).
@@ -70,7 +69,6 @@ impl Default for GovernorConfig {
         Self {
             scope: Scope::Auto,
             tuning: Tuning::default(),
-            profile: Profile::default(),
             headroom: Bytes::mib(16),
             measure_rss: false,
             observe_only: false,
@@ -187,24 +185,22 @@ impl Prepared {
     /// # Errors
     /// That thread could not be made.
     pub fn start(mut self, ladder: Arc<Ladder>) -> Result<Governor, GovernorError> {
-        let slow = ladder.config().profile != Profile::Latency;
-        if slow {
-            let (order, shared) = (self.order, Arc::clone(&self.shared));
-            let ladder = Arc::clone(&ladder);
-            self.threads.spawn("kvpsi-reclaim", move |stop| {
-                Worker {
-                    ladder,
-                    order,
-                    shared,
-                    stop,
-                }
-                .run();
-            })?;
-        }
+        let (order, shared) = (self.order, Arc::clone(&self.shared));
+        let of_worker = Arc::clone(&ladder);
+        self.threads.spawn("kvpsi-reclaim", move |stop| {
+            Worker {
+                ladder: of_worker,
+                order,
+                shared,
+                stop,
+            }
+            .run();
+        })?;
         // The thread ends only when this sender is dropped or told to stop.
-        let _ = self.pool.send(ladder);
+        let _ = self.pool.send(Arc::clone(&ladder));
         Ok(Governor {
             signal: self.signal,
+            ladder,
             shared: self.shared,
             stats: self.stats,
             hardening: self.hardening,
@@ -224,6 +220,7 @@ impl std::fmt::Debug for Prepared {
 /// A running reactor. Dropping it stops the thread and detaches the source.
 pub struct Governor {
     signal: &'static str,
+    ladder: Arc<Ladder>,
     shared: Arc<Shared>,
     stats: Arc<dyn SourceStats>,
     hardening: Hardening,
@@ -257,7 +254,7 @@ impl Governor {
         let shared = Arc::new(Shared::new(RECORDS, statm, config.tap.clone()));
         shared.paused.store(config.observe_only, Relaxed);
         let (signal, stats) = (source.name(), source.stats());
-        let controller = Controller::new(config.tuning, config.profile, page_bytes);
+        let tuning = config.tuning;
         let wake =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
         let order = Arc::new(Order::new(wake));
@@ -279,12 +276,14 @@ impl Governor {
             let _ = tell.send(hardening);
             let Ok(ladder) = pool_rx.recv() else { return };
             let pool = Arc::clone(ladder.pool());
+            let controller = Controller::new(tuning, ladder.profile(), page_bytes);
             let capacity = pool.budget();
             let shared = in_thread;
             Reactor {
                 source,
                 gauges,
                 pool,
+                ladder,
                 controller,
                 order: of_reactor,
                 shared,
@@ -325,6 +324,45 @@ impl Governor {
     #[must_use]
     pub fn pressure(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.shared.pressure)
+    }
+
+    /// Lets it give back, or only watch and decide.
+    pub fn set_trimming(&self, on: bool) {
+        self.shared.paused.store(!on, Relaxed);
+    }
+
+    /// Whether it gives back what it decides to.
+    #[must_use]
+    pub fn trimming(&self) -> bool {
+        !self.shared.paused.load(Relaxed)
+    }
+
+    /// Gives so many bytes back now, as far as the profile's quick steps have
+    /// as much without taking a sequence as a whole; counted and kept as any
+    /// trim. The budget stays as it is.
+    #[must_use]
+    pub fn trim(&self, bytes: Bytes) -> Trimmed {
+        let now_ns = monotonic_ns();
+        let steps = self.ladder.profile().steps(true).without(Step::Preempt);
+        let trimmed = self.ladder.pool().trim(bytes, steps);
+        if trimmed.bytes > Bytes::ZERO {
+            self.shared.tell(TrimRecord {
+                trigger: Trigger::ByHand,
+                onset_ns: now_ns,
+                noticed_ns: now_ns,
+                wanted: bytes,
+                trimmed,
+                rss_before: None,
+                rss_after: None,
+            });
+        }
+        trimmed
+    }
+
+    /// The source's own counters.
+    #[must_use]
+    pub fn source(&self) -> &dyn SourceStats {
+        &*self.stats
     }
 
     /// Totals so far.

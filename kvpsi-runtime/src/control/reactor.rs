@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::monotonic_ns,
-    kv::{KvPool, Step, Trimmed},
+    kv::{KvPool, Ladder, Step, Trimmed},
     signal::PressureSource,
     units::Bytes,
 };
@@ -108,6 +108,8 @@ pub(super) struct Reactor {
     pub source: Box<dyn PressureSource>,
     pub gauges: Gauges,
     pub pool: Arc<KvPool>,
+    /// Of the pool; asked what may be given up, and for nothing else.
+    pub ladder: Arc<Ladder>,
     pub controller: Controller,
     pub order: Arc<Order>,
     pub shared: Arc<Shared>,
@@ -183,6 +185,7 @@ impl Reactor {
             self.drain()?;
             let noticed_ns = monotonic_ns();
             let levels = self.gauges.levels();
+            self.controller.set_profile(self.ladder.profile());
             self.shared.tap(|| Tapped::Levels {
                 ts_ns: noticed_ns,
                 levels,
@@ -247,11 +250,13 @@ impl Reactor {
     fn order_rest(&self, decision: &Decision, trimmed: &Trimmed) -> bool {
         let slow = decision.steps.has(Step::Pack) || decision.steps.has(Step::Thin);
         let left = decision.missing.saturating_sub(trimmed.bytes);
+        let Some(kind) = decision.trigger.kind() else {
+            return false;
+        };
         if !slow || left == Bytes::ZERO {
             return false;
         }
-        self.order
-            .place(left, decision.trigger.kind(), decision.onset_ns);
+        self.order.place(left, kind, decision.onset_ns);
         true
     }
 

@@ -23,6 +23,8 @@ pub enum Trigger {
     EarlyWarning,
     /// A slow step that such a stall had ordered.
     Background(Kind),
+    /// Somebody asked for it.
+    ByHand,
 }
 
 impl Trigger {
@@ -35,16 +37,24 @@ impl Trigger {
             Self::FollowUp(_) => "follow_up",
             Self::EarlyWarning => "early_warning",
             Self::Background(_) => "background",
+            Self::ByHand => "by_hand",
         }
     }
 
-    /// The kernel's event behind it.
+    /// The kernel's event behind it, if there is one.
     #[must_use]
-    pub const fn kind(self) -> Kind {
+    pub const fn kind(self) -> Option<Kind> {
         match self {
-            Self::Onset(k) | Self::Ongoing(k) | Self::FollowUp(k) | Self::Background(k) => k,
-            Self::EarlyWarning => Kind::KswapdWake,
+            Self::Onset(k) | Self::Ongoing(k) | Self::FollowUp(k) | Self::Background(k) => Some(k),
+            Self::EarlyWarning => Some(Kind::KswapdWake),
+            Self::ByHand => None,
         }
+    }
+
+    /// Its name in text and JSON; empty without one.
+    #[must_use]
+    pub fn kind_name(self) -> &'static str {
+        self.kind().map_or("", Kind::name)
     }
 }
 

@@ -89,7 +89,7 @@ impl Worker {
     }
 
     fn carry_out(&self) {
-        let allowed = self.ladder.config().profile.steps(false);
+        let allowed = self.ladder.profile().steps(false);
         let mut freed = false;
         loop {
             let left = self.order.bytes.load(SeqCst);

@@ -7,14 +7,17 @@
 //! Refuses to know of memory pressure: the pool may lose blocks at any time
 //! and the text goes on.
 
+mod answer;
+pub mod batch;
 mod history;
 mod recompute;
 mod sampling;
 mod session;
 mod stats;
+mod stops;
 
 pub use recompute::Healed;
-pub use sampling::SamplingConfig;
+pub use sampling::{Chances, MOST_CHANCES, SamplingConfig};
 pub use session::Session;
 pub use stats::{Finish, GenStats};
 
@@ -99,6 +102,9 @@ pub struct EngineConfig {
     pub kv_budget: Option<Bytes>,
     /// Sessions that may be open at once.
     pub max_sequences: usize,
+    /// Sessions that go on together, each with a context of its own: the pool
+    /// has address space for all, and a step room for a row of each.
+    pub parallel: usize,
     /// First tokens of a session that are never evicted.
     pub sink_tokens: usize,
     /// Last tokens of a session that are never evicted.
@@ -124,6 +130,7 @@ impl EngineConfig {
             kv_type: KvType::F16,
             kv_budget: None,
             max_sequences: 16,
+            parallel: 1,
             sink_tokens: 4,
             recent_tokens: 256,
             profile: Profile::default(),
@@ -189,7 +196,7 @@ impl Engine {
         shape.row_mass = config.evict.needs_row_mass();
         let pool = KvPool::new(PoolConfig {
             shape,
-            capacity_tokens: context,
+            capacity_tokens: context.saturating_mul(config.parallel.max(1)),
             max_sequences: config.max_sequences,
             sink_tokens: config.sink_tokens,
             recent_tokens: config.recent_tokens,
@@ -199,7 +206,7 @@ impl Engine {
         if let Some(budget) = config.kv_budget {
             pool.set_budget(budget);
         }
-        let step = Step::new(&decoder, &pool, MOST_ROWS)?;
+        let step = Step::new(&decoder, &pool, MOST_ROWS.max(config.parallel + 1))?;
         let ladder = LadderConfig {
             profile: config.profile,
             evict: config.evict,

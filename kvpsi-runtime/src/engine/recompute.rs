@@ -33,7 +33,9 @@ pub enum Healed {
 }
 
 /// How far recomputing came.
-enum Walk {
+pub(super) enum Walk {
+    /// One step further.
+    More,
     Done,
     Stopped,
     NoRoom,
@@ -107,25 +109,37 @@ impl Engine {
     /// Computes a preempted session again, up to where it was; its last
     /// logits are then the step's. False when there is no room yet.
     pub(super) fn resume(&mut self, session: &mut Session) -> Result<bool, EngineError> {
-        let pool = self.pool.clone();
-        let Some(old) = session.seq else {
+        let Some(new) = self.begin_again(session)? else {
             return Ok(false);
+        };
+        let len = session.history.len();
+        let done = matches!(self.walk(session, new, len, true)?, Walk::Done);
+        if done {
+            self.pool.set_wanted(Bytes::ZERO);
+        }
+        Ok(done)
+    }
+
+    /// Gives a preempted session a new, empty sequence, if there is room for
+    /// all that it had.
+    pub(super) fn begin_again(
+        &mut self,
+        session: &mut Session,
+    ) -> Result<Option<SeqId>, EngineError> {
+        let pool = &self.pool;
+        let Some(old) = session.seq else {
+            return Ok(None);
         };
         let len = session.history.len();
         let needed = pool.shape().token_bytes().0 * len as u64;
         let account = pool.account();
         pool.set_wanted(Bytes(needed));
         if needed > pool.budget().saturating_sub(account.in_use).0 {
-            return Ok(false);
+            return Ok(None);
         }
         session.seq = None;
-        let new = pool.reopen(old)?;
-        session.seq = Some(new);
-        let done = matches!(self.walk(session, new, len, true)?, Walk::Done);
-        if done {
-            pool.set_wanted(Bytes::ZERO);
-        }
-        Ok(done)
+        session.seq = Some(pool.reopen(old)?);
+        Ok(session.seq)
     }
 
     /// Computes the positions of `session` up to `len` that `seq` does not
@@ -137,51 +151,66 @@ impl Engine {
         len: usize,
         logits: bool,
     ) -> Result<Walk, EngineError> {
-        let pool = self.pool.clone();
         loop {
-            let at = pool.len(seq);
-            if at >= len {
-                return Ok(Walk::Done);
-            }
-            let (rows, times) = session.history.next(at).unwrap_or((len - at, 1));
-            let steps = if rows == 1 { times.min(TOGETHER) } else { 1 };
-            // The last step alone, where its logits are wanted.
-            let last = at + rows * steps >= len;
-            let steps = if last && logits && steps > 1 {
-                steps - 1
-            } else {
-                steps
-            };
-            let positions = match pool.append(seq, rows * steps) {
-                Ok(positions) => positions,
-                Err(KvError::Exhausted(_)) => return Ok(Walk::NoRoom),
-                Err(KvError::Preempted) => return Ok(Walk::Stopped),
-                Err(e) => return Err(e.into()),
-            };
-            let spans: Vec<RowSpan> = (0..steps)
-                .map(|i| RowSpan {
-                    seq,
-                    first_pos: at + i * rows,
-                    rows,
-                })
-                .collect();
-            let last = last && at + rows * steps >= len;
-            let tokens = &session.tokens[positions];
-            let done = if last && logits {
-                self.decoder
-                    .step(tokens, &spans, &pool, &mut self.step)
-                    .map(|_| ())
-            } else {
-                self.decoder.store(tokens, &spans, &pool, &mut self.step)
-            };
-            match done {
-                Err(e) if is_interrupted(&e) => return Ok(Walk::Stopped),
-                other => other?,
-            }
-            if pool.preempted(seq) {
-                return Ok(Walk::Stopped);
+            match self.walk_on(session, seq, len, logits)? {
+                Walk::More => {}
+                end => return Ok(end),
             }
         }
+    }
+
+    /// One step of it.
+    pub(super) fn walk_on(
+        &mut self,
+        session: &Session,
+        seq: SeqId,
+        len: usize,
+        logits: bool,
+    ) -> Result<Walk, EngineError> {
+        let pool = self.pool.clone();
+        let at = pool.len(seq);
+        if at >= len {
+            return Ok(Walk::Done);
+        }
+        let (rows, times) = session.history.next(at).unwrap_or((len - at, 1));
+        let steps = if rows == 1 { times.min(TOGETHER) } else { 1 };
+        // The last step alone, where its logits are wanted.
+        let last = at + rows * steps >= len;
+        let steps = if last && logits && steps > 1 {
+            steps - 1
+        } else {
+            steps
+        };
+        let positions = match pool.append(seq, rows * steps) {
+            Ok(positions) => positions,
+            Err(KvError::Exhausted(_)) => return Ok(Walk::NoRoom),
+            Err(KvError::Preempted) => return Ok(Walk::Stopped),
+            Err(e) => return Err(e.into()),
+        };
+        let spans: Vec<RowSpan> = (0..steps)
+            .map(|i| RowSpan {
+                seq,
+                first_pos: at + i * rows,
+                rows,
+            })
+            .collect();
+        let last = last && at + rows * steps >= len;
+        let tokens = &session.tokens[positions];
+        let done = if last && logits {
+            self.decoder
+                .step(tokens, &spans, &pool, &mut self.step)
+                .map(|_| ())
+        } else {
+            self.decoder.store(tokens, &spans, &pool, &mut self.step)
+        };
+        match done {
+            Err(e) if is_interrupted(&e) => return Ok(Walk::Stopped),
+            other => other?,
+        }
+        if pool.preempted(seq) {
+            return Ok(Walk::Stopped);
+        }
+        Ok(if last { Walk::Done } else { Walk::More })
     }
 }
 

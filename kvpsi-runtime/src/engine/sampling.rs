@@ -28,6 +28,30 @@ pub struct SamplingConfig {
     pub repeat_penalty: f32,
     /// How many recent tokens the penalty looks at.
     pub repeat_last: usize,
+    /// What is taken off the logit of a token that the answer has already
+    /// (OpenAI's `presence_penalty`, -2 to 2).
+    pub presence_penalty: f32,
+    /// The same, times how often the answer has it (`frequency_penalty`).
+    pub frequency_penalty: f32,
+    /// Texts that end the answer, and are not part of it.
+    pub stops: Vec<String>,
+    /// Go on where the model would end its answer.
+    pub ignore_eos: bool,
+    /// How probable the token was, and so many of the likeliest: before
+    /// penalties and temperature.
+    pub chances: Option<usize>,
+}
+
+/// The likeliest tokens that [`SamplingConfig::chances`] may ask for.
+pub const MOST_CHANCES: usize = 20;
+
+/// How probable a chosen token was.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chances {
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, likeliest first.
+    pub top: Vec<(u32, f32)>,
 }
 
 impl Default for SamplingConfig {
@@ -40,6 +64,11 @@ impl Default for SamplingConfig {
             seed: 0,
             repeat_penalty: 1.1,
             repeat_last: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            stops: Vec::new(),
+            ignore_eos: false,
+            chances: None,
         }
     }
 }
@@ -61,6 +90,17 @@ impl SamplingConfig {
         if !(self.repeat_penalty > 0.0 && self.repeat_penalty <= 100.0) {
             return bad("repeat-penalty must be above 0 and at most 100");
         }
+        for (name, penalty) in [
+            ("presence-penalty", self.presence_penalty),
+            ("frequency-penalty", self.frequency_penalty),
+        ] {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return bad(&format!("{name} must be between -2 and 2"));
+            }
+        }
+        if self.chances.is_some_and(|n| n > MOST_CHANCES) {
+            return bad(&format!("at most {MOST_CHANCES} likeliest tokens"));
+        }
         Ok(())
     }
 }
@@ -71,6 +111,14 @@ pub(super) struct Sampler {
     settings: SamplingConfig,
     /// What may be drawn: logits and tokens. Memory for the next call.
     candidates: Vec<(f32, u32)>,
+}
+
+impl std::fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sampler")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Sampler {
@@ -85,14 +133,49 @@ impl Sampler {
         }
     }
 
-    /// `logits`: of every token, and changed by the penalty; `so_far`: every
-    /// token of the sequence.
+    pub(super) fn settings(&self) -> &SamplingConfig {
+        &self.settings
+    }
+
+    /// `logits`: of every token, and changed by the penalties; `so_far`: every
+    /// token of the sequence, those of the answer from `answer` on.
     pub(super) fn sample(
         &mut self,
         logits: &mut [f32],
         so_far: &[u32],
+        answer: usize,
+    ) -> candle_core::Result<(u32, Option<Chances>)> {
+        // Before anything is changed; which one is chosen is not known yet.
+        let before = self.settings.chances.map(|n| {
+            let mut top = Vec::new();
+            likeliest(logits, n.max(1), &mut top);
+            let max = top.first().map_or(0.0, |t| t.0);
+            let log_mass = max + mass(logits.iter().copied(), max, 1.0).ln();
+            (logits.to_vec(), log_mass, n, top)
+        });
+        let token = self.choose(logits, so_far, answer)?;
+        let chances = before.map(|(raw, log_mass, n, top)| Chances {
+            logprob: raw[token as usize] - log_mass,
+            top: (top.iter().take(n))
+                .map(|&(logit, token)| (token, logit - log_mass))
+                .collect(),
+        });
+        Ok((token, chances))
+    }
+
+    fn choose(
+        &mut self,
+        logits: &mut [f32],
+        so_far: &[u32],
+        answer: usize,
     ) -> candle_core::Result<u32> {
         let c = &self.settings;
+        subtract(
+            logits,
+            c.presence_penalty,
+            c.frequency_penalty,
+            so_far.get(answer..).unwrap_or_default(),
+        );
         penalize(
             logits,
             c.repeat_penalty,
@@ -152,6 +235,23 @@ fn penalize(logits: &mut [f32], penalty: f32, recent: &[u32]) {
             } else {
                 *logit * penalty
             };
+        }
+    }
+}
+
+/// OpenAI's penalties: the logit of a token that the answer has `n` times
+/// loses `presence + n * frequency`.
+fn subtract(logits: &mut [f32], presence: f32, frequency: f32, answer: &[u32]) {
+    if presence == 0.0 && frequency == 0.0 {
+        return;
+    }
+    let mut seen = std::collections::HashSet::new();
+    for token in answer {
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit -= frequency;
+            if seen.insert(token) {
+                *logit -= presence;
+            }
         }
     }
 }
@@ -247,7 +347,7 @@ mod tests {
         let mut sampler = Sampler::new(c);
         let mut counts = vec![0; logits.len()];
         for _ in 0..times {
-            counts[sampler.sample(&mut logits.to_vec(), &[]).unwrap() as usize] += 1;
+            counts[sampler.sample(&mut logits.to_vec(), &[], 0).unwrap().0 as usize] += 1;
         }
         counts
     }
@@ -328,6 +428,33 @@ mod tests {
     }
 
     #[test]
+    fn presence_counts_once_and_frequency_each_time() {
+        let mut logits = [5.0, 5.0, 5.0];
+        subtract(&mut logits, 1.0, 0.5, &[0, 1, 0, 9]);
+        assert_eq!(logits, [3.0, 3.5, 5.0]);
+    }
+
+    #[test]
+    fn chances_are_those_before_penalties_and_add_up() {
+        let shares = [0.5f32, 0.25, 0.125, 0.125];
+        let mut logits = shares.map(|s| s.ln() + 3.0);
+        let c = SamplingConfig {
+            temperature: 0.0,
+            frequency_penalty: 2.0,
+            chances: Some(2),
+            ..config()
+        };
+        let (token, chances) = Sampler::new(&c).sample(&mut logits, &[0, 0], 0).unwrap();
+        let chances = chances.unwrap();
+        // The likeliest was penalized away; what is told is the model's own.
+        assert_eq!(token, 1);
+        assert!((chances.logprob.exp() - 0.25).abs() < 1e-4, "{chances:?}");
+        let top: Vec<u32> = chances.top.iter().map(|t| t.0).collect();
+        assert_eq!(top, [0, 1]);
+        assert!((chances.top[0].1.exp() - 0.5).abs() < 1e-4, "{chances:?}");
+    }
+
+    #[test]
     fn a_logit_that_is_no_number_is_an_error_and_not_a_token() {
         let mut logits = vec![0.0; 100];
         logits[70] = f32::NAN;
@@ -335,6 +462,6 @@ mod tests {
             top_k: Some(5),
             ..config()
         };
-        assert!(Sampler::new(&c).sample(&mut logits, &[]).is_err());
+        assert!(Sampler::new(&c).sample(&mut logits, &[], 0).is_err());
     }
 }

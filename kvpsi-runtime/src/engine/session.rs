@@ -1,12 +1,11 @@
 //! One sequence and how it goes on.
 
 use super::{
-    Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, history::History,
-    sampling::Sampler,
+    Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, answer::Answer, history::History,
 };
 use crate::{
     attention::RowSpan,
-    kv::{BlockHash, KvError, KvPool, SeqId},
+    kv::{BlockHash, KvError, KvPool, Loss, SeqId},
     units::Bytes,
 };
 use std::{
@@ -17,11 +16,11 @@ use std::{
 
 /// Rows of one prefill step: large enough for the matrix kernels, small
 /// enough that a stop request is obeyed soon.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = 256;
 /// Time between two tries to compute a preempted session anew.
 const RESUME_EVERY: Duration = Duration::from_millis(5);
 /// Rows to retry with when the pool has no room for a whole chunk: one block.
-const SMALL_CHUNK: usize = 32;
+pub(super) const SMALL_CHUNK: usize = 32;
 
 /// A sequence that keeps its KV between generations; dropping it leaves its
 /// blocks cached.
@@ -69,7 +68,14 @@ impl Session {
     /// Tokens that the session lost and that were not computed anew.
     #[must_use]
     pub fn lost_tokens(&self) -> u64 {
-        self.seq.map_or(0, |seq| self.pool.lost_tokens(seq))
+        self.loss().tokens
+    }
+
+    /// What the session lost and that was not computed anew.
+    #[must_use]
+    pub fn loss(&self) -> Loss {
+        self.seq
+            .map_or_else(Loss::default, |seq| self.pool.loss(seq))
     }
 
     /// Times that it was preempted and computed anew.
@@ -78,18 +84,34 @@ impl Session {
         self.preemptions
     }
 
+    pub(super) fn note_preemption(&mut self) {
+        self.preemptions += 1;
+    }
+
+    /// Positions that had been computed before it was preempted.
+    pub(super) fn computed_before(&self) -> usize {
+        self.history.len()
+    }
+
+    /// What was handed out is written; true if it was all taken meanwhile.
+    pub(super) fn written(&self) -> bool {
+        let Some(seq) = self.seq else { return true };
+        self.pool.written(seq);
+        self.pool.preempted(seq)
+    }
+
     /// Positions that the pool has handed out.
     fn computed(&self) -> usize {
         self.seq.map_or(0, |seq| self.pool.len(seq))
     }
 
     /// Tokens whose rows are not computed yet.
-    fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.tokens.len() - self.computed()
     }
 
     /// Makes the whole blocks known that were computed without a loss.
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let Some(seq) = self.seq else { return };
         let computed = &self.tokens[..self.computed()];
         self.pool.hash_blocks(computed, &mut self.hashes);
@@ -151,6 +173,15 @@ enum Went {
 }
 
 impl Engine {
+    /// Opens a session over `tokens`, none of which it computes; what the cache
+    /// has of them it need not.
+    pub(super) fn open_with(&mut self, tokens: Vec<u32>) -> Result<Session, EngineError> {
+        let mut session = self.open()?;
+        session.tokens = tokens;
+        session.take_up()?;
+        Ok(session)
+    }
+
     /// Appends `prompt` to the session and generates. Only what is new is
     /// prefilled.
     ///
@@ -179,54 +210,30 @@ impl Engine {
         let started = Instant::now();
         session.tokens.extend_from_slice(prompt);
         session.take_up()?;
-        let mut stats = GenStats {
-            prompt_tokens: session.waiting(),
-            tokens: 0,
-            ttft: Duration::ZERO,
-            decode: Duration::ZERO,
-            sampling: Duration::ZERO,
-            finish: Finish::Stopped,
-        };
+        let before = session.tokens.len();
+        let waiting = session.waiting();
+        let mut answer = Answer::new(&self.tokenizer, sampling, started, before, waiting);
         if let Err(finish) = self.prefill(session)? {
-            stats.finish = finish;
-            stats.ttft = started.elapsed();
-            return Ok(stats);
+            answer.stats.finish = finish;
+            answer.unanswered();
+            return Ok(answer.stats);
         }
-        let mut sampler = Sampler::new(sampling);
-        let mut first = None;
-        let tokenizer = self.tokenizer.clone();
-        let mut stream = tokenizer.stream();
-        stats.finish = loop {
-            if stats.tokens == sampling.max_tokens {
-                break Finish::MaxTokens;
+        answer.stats.finish = loop {
+            if let Some(finish) = answer.at_end(session.tokens.len(), self.context) {
+                break finish;
             }
-            // The token that was sampled at the last position has none.
-            if session.tokens.len() == self.context {
-                break Finish::Length;
+            let taken = answer.take(self.step.logits(), &mut session.tokens)?;
+            if taken.token.is_some() {
+                let piece = Piece {
+                    token: taken.token,
+                    text: &taken.text,
+                };
+                if sink(piece).is_break() || self.stop.load(Ordering::Relaxed) {
+                    break Finish::Stopped;
+                }
             }
-            let since = Instant::now();
-            let token = sampler.sample(self.step.logits(), &session.tokens)?;
-            stats.sampling += since.elapsed();
-            let first = *first.get_or_insert_with(|| {
-                stats.ttft = started.elapsed();
-                Instant::now()
-            });
-            stats.decode = first.elapsed();
-            if self.tokenizer.ends(token) {
-                break Finish::Eos;
-            }
-            session.tokens.push(token);
-            stats.tokens += 1;
-            let text = stream.push(token)?;
-            let piece = Piece {
-                token: Some(token),
-                text: &text,
-            };
-            if sink(piece).is_break() || self.stop.load(Ordering::Relaxed) {
-                break Finish::Stopped;
-            }
-            if stats.tokens == sampling.max_tokens {
-                break Finish::MaxTokens;
+            if let Some(finish) = taken.finish {
+                break finish;
             }
             match self.advance(session, 1)? {
                 Went::On => {}
@@ -235,7 +242,7 @@ impl Engine {
             }
         };
         session.publish();
-        let rest = stream.finish()?;
+        let rest = answer.rest()?;
         if !rest.is_empty() {
             // The answer is over: whether the sink wants more does not matter.
             let _ = sink(Piece {
@@ -243,7 +250,7 @@ impl Engine {
                 text: &rest,
             });
         }
-        Ok(stats)
+        Ok(answer.stats)
     }
 
     /// Appends `tokens` to the session and computes them; `tell` gets the logits
@@ -311,7 +318,7 @@ impl Engine {
     fn advance(&mut self, session: &mut Session, rows: usize) -> Result<Went, EngineError> {
         let mut went = self.go_on(session, rows)?;
         while matches!(went, Went::Preempted) {
-            session.preemptions += 1;
+            session.note_preemption();
             while !self.resume(session)? {
                 if self.stop.load(Ordering::Relaxed) {
                     return Ok(Went::Preempted);
@@ -348,8 +355,7 @@ impl Engine {
         session.history.push(rows);
         let (decoder, step) = (&self.decoder, &mut self.step);
         decoder.step(&session.tokens[at], &[span], &session.pool, step)?;
-        session.pool.written(seq);
-        Ok(if session.pool.preempted(seq) {
+        Ok(if session.written() {
             Went::Preempted
         } else {
             Went::On
@@ -358,13 +364,13 @@ impl Engine {
 
     /// Before new rows go beyond the budget, the ladder's slow steps: better
     /// than the sequence's own oldest blocks.
-    fn make_room(&mut self, rows: usize) {
+    pub(super) fn make_room(&mut self, rows: usize) {
         let pool = &self.pool;
         let (a, block) = (pool.account(), pool.shape().block_bytes().0);
         let needed = rows.div_ceil(pool.shape().block_tokens) as u64 * block;
         let over = (a.in_use.0 + needed).saturating_sub(pool.budget().0);
         if over > 0 && rows > 0 {
-            let allowed = self.ladder.config().profile.steps(false);
+            let allowed = self.ladder.profile().steps(false);
             let most = Bytes(a.in_use.0.saturating_sub(over));
             self.ladder.fit(most, allowed, &mut |_| ());
         }

@@ -11,6 +11,8 @@ pub enum Finish {
     Eos,
     /// `max_tokens` were generated.
     MaxTokens,
+    /// A stop text came.
+    StopText,
     /// The context is full.
     Length,
     /// The caller or the stop flag asked for it.
@@ -25,6 +27,7 @@ impl fmt::Display for Finish {
         f.write_str(match self {
             Self::Eos => "end of answer",
             Self::MaxTokens => "token limit",
+            Self::StopText => "stop text",
             Self::Length => "length: the context is full",
             Self::Stopped => "stopped",
             Self::Exhausted => "KV memory exhausted",

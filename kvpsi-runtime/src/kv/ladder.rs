@@ -13,7 +13,10 @@ use super::{
     types::{Step, Steps},
 };
 use crate::units::Bytes;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// What may be given up for memory.
 #[derive(
@@ -41,6 +44,9 @@ pub enum Profile {
 }
 
 impl Profile {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Lossless, Self::Balanced, Self::Latency];
+
     /// Name in text and JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -69,7 +75,7 @@ impl Profile {
 /// How the slow steps are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LadderConfig {
-    /// What may be given up.
+    /// What may be given up at first.
     pub profile: Profile,
     /// Which tokens go first.
     pub evict: Evict,
@@ -98,6 +104,8 @@ impl Default for LadderConfig {
 pub struct Ladder {
     pool: Arc<KvPool>,
     config: LadderConfig,
+    /// As [`Profile::ALL`] counts.
+    profile: AtomicUsize,
     policy: Box<dyn Policy>,
     /// One step at a time.
     memory: Mutex<ThinMemory>,
@@ -113,12 +121,28 @@ impl Ladder {
             Evict::Keydiff => Box::new(KeyDiff),
             Evict::Expected => Box::new(Expected(queries.clone())),
         };
-        Self {
+        let new = Self {
             pool,
             config,
+            profile: AtomicUsize::new(0),
             policy,
             memory: Mutex::default(),
-        }
+        };
+        new.set_profile(config.profile);
+        new
+    }
+
+    /// What may be given up now.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        Profile::ALL[self.profile.load(Relaxed)]
+    }
+
+    /// Changes what may be given up from the next step on.
+    pub fn set_profile(&self, profile: Profile) {
+        let at = Profile::ALL.iter().position(|p| *p == profile);
+        self.profile.store(at.unwrap_or_default(), Relaxed);
+        self.pool.set_may_drop(profile != Profile::Lossless);
     }
 
     /// The pool that it is over.
@@ -127,7 +151,7 @@ impl Ladder {
         &self.pool
     }
 
-    /// Its settings.
+    /// The settings that it was made with.
     #[must_use]
     pub fn config(&self) -> &LadderConfig {
         &self.config

@@ -42,7 +42,7 @@ pub use ladder::{Ladder, LadderConfig, Profile};
 pub use pack::Reclaimed;
 pub use pool::KvPool;
 pub use prefix::BlockHash;
-pub use sequence::SeqId;
+pub use sequence::{Loss, SeqId};
 pub use thin::{ThinMemory, ThinOrder};
 pub use trim::Trimmed;
 pub use types::{Account, KvError, KvShape, PoolConfig, Step, Steps};

@@ -13,7 +13,7 @@ use super::{
     encoding::KvType,
     guard::Guards,
     prefix::Registry,
-    sequence::{SeqId, Slot},
+    sequence::{Loss, SeqId, Slot},
     types::{Account, KvError, KvShape, PoolConfig, slots},
 };
 use crate::units::Bytes;
@@ -22,7 +22,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{
-            AtomicU64, AtomicUsize,
+            AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -51,6 +51,8 @@ pub struct KvPool {
     pub(super) live_tokens: AtomicU64,
     /// Most pages that may be resident.
     pub(super) budget: AtomicUsize,
+    /// As [`PoolConfig::may_drop`], now.
+    pub(super) may_drop: AtomicBool,
     /// Bytes that somebody waits for.
     wanted: AtomicU64,
     /// The trimmer's: cached blocks by age. Nobody else locks it, and who
@@ -93,6 +95,7 @@ impl KvPool {
             cached: AtomicUsize::new(0),
             live_tokens: AtomicU64::new(0),
             budget: AtomicUsize::new(0),
+            may_drop: AtomicBool::new(config.may_drop),
             wanted: AtomicU64::new(0),
             trimming: Mutex::new(Vec::with_capacity(blocks)),
             madvise_errors: AtomicU64::new(0),
@@ -325,6 +328,12 @@ impl KvPool {
         self.slots[seq.0].lost()
     }
 
+    /// What the sequence lost and has not got back.
+    #[must_use]
+    pub fn loss(&self, seq: SeqId) -> Loss {
+        self.slots[seq.0].loss()
+    }
+
     /// The first position that lost its keys and values; those after it were
     /// computed, or are used, without it.
     #[must_use]
@@ -343,6 +352,11 @@ impl KvPool {
     #[must_use]
     pub fn budget(&self) -> Bytes {
         self.bytes(self.budget.load(Relaxed))
+    }
+
+    /// Changes [`PoolConfig::may_drop`].
+    pub(super) fn set_may_drop(&self, may: bool) {
+        self.may_drop.store(may, Relaxed);
     }
 
     /// Says how many bytes somebody waits for, to compute again what was lost:

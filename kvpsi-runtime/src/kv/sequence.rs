@@ -14,6 +14,17 @@ use std::sync::atomic::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SeqId(pub(super) usize);
 
+/// What a sequence lost and has not got back.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// Positions without their keys and values.
+    pub tokens: u64,
+    /// Trims that took some of them.
+    pub trims: u64,
+    /// Share of the sequence's attention mass that fell on them, 0 to 1.
+    pub mass: f32,
+}
+
 /// No block: never written, or given up.
 pub(super) const HOLE: u32 = u32::MAX;
 
@@ -41,6 +52,10 @@ pub(super) struct Slot {
     lost_from: AtomicUsize,
     /// Positions that lost theirs.
     lost: AtomicU64,
+    /// Share of the attention mass that fell on them, f32 bits.
+    lost_mass: AtomicU32,
+    /// Trims that took some.
+    trims: AtomicU32,
     /// Some block was written in fewer bits, or came so from the cache: what
     /// is computed after it is near, and not exact.
     coarse: AtomicBool,
@@ -67,6 +82,8 @@ impl Slot {
             live: AtomicUsize::new(0),
             lost_from: AtomicUsize::new(usize::MAX),
             lost: AtomicU64::new(0),
+            lost_mass: AtomicU32::new(0),
+            trims: AtomicU32::new(0),
             coarse: AtomicBool::new(false),
             preempted: AtomicBool::new(false),
             born: AtomicU64::new(0),
@@ -87,6 +104,8 @@ impl Slot {
             self.live.store(0, Relaxed);
             self.lost_from.store(usize::MAX, Relaxed);
             self.lost.store(0, Relaxed);
+            self.lost_mass.store(0, Relaxed);
+            self.trims.store(0, Relaxed);
             self.coarse.store(false, Relaxed);
             self.preempted.store(false, Relaxed);
             self.born.store(born, Relaxed);
@@ -219,6 +238,35 @@ impl Slot {
         self.lost.load(SeqCst)
     }
 
+    /// Notes that what was taken had this share of the sequence's attention
+    /// mass. Several threads may.
+    pub fn lose_share(&self, share: f32) {
+        let more = |bits| Some((f32::from_bits(bits) + share).to_bits());
+        let _ = self.lost_mass.fetch_update(Relaxed, Relaxed, more);
+    }
+
+    /// [`Slot::lose_share`] of so much mass.
+    pub fn lose_mass(&self, mass: f32) {
+        let all = self.total_mass();
+        if all > 0.0 {
+            self.lose_share(mass / all);
+        }
+    }
+
+    /// One more trim took some of its positions.
+    pub fn trimmed(&self) {
+        self.trims.fetch_add(1, Relaxed);
+    }
+
+    /// What it lost so far.
+    pub fn loss(&self) -> Loss {
+        Loss {
+            tokens: self.lost(),
+            trims: u64::from(self.trims.load(Relaxed)),
+            mass: f32::from_bits(self.lost_mass.load(Relaxed)).min(1.0),
+        }
+    }
+
     pub fn lost_from(&self) -> Option<usize> {
         let from = self.lost_from.load(SeqCst);
         (from != usize::MAX).then_some(from)
@@ -281,6 +329,11 @@ impl Slot {
 
     pub fn mass(&self, i: usize) -> f32 {
         f32::from_bits(self.mass[i].load(Relaxed))
+    }
+
+    /// Of all entries, those that are gone too.
+    pub fn total_mass(&self) -> f32 {
+        (0..self.entries()).map(|i| self.mass(i)).sum()
     }
 
     pub fn set_mass(&self, i: usize, mass: f32) {

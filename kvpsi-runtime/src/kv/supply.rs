@@ -24,7 +24,7 @@ impl KvPool {
                 None
             })
             .or_else(|| {
-                if self.config.may_drop {
+                if self.may_drop.load(Relaxed) {
                     self.evict_own(slot);
                 }
                 self.take(kind, budget)
@@ -137,6 +137,7 @@ impl KvPool {
             }
             let Some(b) = slot.unlink(i) else { continue };
             slot.lose(i * self.config.shape.block_tokens, tokens);
+            slot.lose_mass(slot.mass(i));
             self.live_tokens.fetch_sub(tokens as u64, Relaxed);
             self.self_evicted.fetch_add(1, Relaxed);
             if self.let_one_go(b, false) == Let::Free {

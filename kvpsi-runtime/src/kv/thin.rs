@@ -175,6 +175,8 @@ impl KvPool {
             return self.undo(memory);
         }
         let mass = share_of_group(slot, memory, fell);
+        slot.trimmed();
+        slot.lose_share(mass);
         let before = self.freed(memory);
         let held = blocks * self.pages(kind);
         Some(Reclaimed {
@@ -358,7 +360,7 @@ struct Group {
 /// What fell on the dropped rows of a group, as a share of all that fell
 /// on the sequence.
 fn share_of_group(slot: &Slot, memory: &ThinMemory, fell: f32) -> f32 {
-    let all: f32 = (0..slot.entries()).map(|i| slot.mass(i)).sum();
+    let all = slot.total_mass();
     let kept: f32 = memory.old.iter().map(|(i, ..)| slot.mass(*i)).sum();
     let dropped = kept * fell / (1.0 - fell).max(1e-6);
     if all + dropped > 0.0 {

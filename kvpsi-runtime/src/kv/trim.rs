@@ -138,12 +138,14 @@ impl KvPool {
     /// The oldest block of each sequence in turn, sinks and recent kept.
     fn trim_window(&self, need: usize, done: &mut Trimmed) {
         let mut cursor = [self.sink_entries(); MAX_SEQUENCES];
+        let mut fell = [0.0; MAX_SEQUENCES];
+        let mut touched = [false; MAX_SEQUENCES];
         let (mut pages, mut dropped_mass) = (0, 0.0);
         let open = self.slots.iter().filter(|s| s.is_open());
-        let mass: f32 = open.map(total_mass).sum();
+        let mass: f32 = open.map(Slot::total_mass).sum();
         loop {
             let mut found = false;
-            for (slot, next) in self.slots.iter().zip(&mut cursor) {
+            for (i, (slot, next)) in self.slots.iter().zip(&mut cursor).enumerate() {
                 if pages >= need {
                     break;
                 }
@@ -152,6 +154,8 @@ impl KvPool {
                     found = true;
                     done.tokens += tokens as u64;
                     dropped_mass += m;
+                    fell[i] += m;
+                    touched[i] = true;
                     if let Some(b) = block {
                         pages += self.blocks[b].held();
                         self.draining.insert(b);
@@ -160,6 +164,12 @@ impl KvPool {
             }
             if !found || pages >= need {
                 break;
+            }
+        }
+        for (i, slot) in self.slots.iter().enumerate() {
+            if touched[i] {
+                slot.trimmed();
+                slot.lose_mass(fell[i]);
             }
         }
         if mass > 0.0 {
@@ -262,8 +272,4 @@ impl KvPool {
         }
         done.add(step, self.bytes(pages));
     }
-}
-
-fn total_mass(slot: &Slot) -> f32 {
-    (0..slot.entries()).map(|i| slot.mass(i)).sum()
 }

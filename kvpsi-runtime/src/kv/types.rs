@@ -121,8 +121,8 @@ pub struct PoolConfig {
     pub recent_tokens: usize,
     /// Tokens below which no step but preemption takes a sequence.
     pub floor_tokens: usize,
-    /// A sequence may give up its own oldest tokens for new ones where the
-    /// budget is spent; else it goes beyond the budget.
+    /// At first: a sequence may give up its own oldest tokens for new ones where
+    /// the budget is spent; else it goes beyond the budget.
     pub may_drop: bool,
 }
 

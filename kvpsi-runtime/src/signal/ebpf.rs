@@ -18,13 +18,15 @@ use aya::{
     maps::{Map, MapData, RingBuf},
 };
 use bytemuck::{Pod, Zeroable};
-use kvpsi_common::{ABI_VERSION, Counters, Event, Phase, SharedReading, shared};
+use kvpsi_common::{
+    ABI_VERSION, Counters, Event, Kind, Phase, SharedReading, counters::KindCounters, shared,
+};
 use object::{Object, ObjectSection, ObjectSymbol};
 use rustix::event::PollFlags;
 use std::{
     fmt, io,
-    os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -46,6 +48,13 @@ pub struct EbpfStats {
     shared: MappedArray<SharedReading>,
     /// Programs that are loaded later refer to the maps by descriptor.
     _maps: [MapData; 2],
+    attached: OnceLock<Attached>,
+}
+
+/// What is known once the programs are attached.
+struct Attached {
+    rung: Rung,
+    programs: Vec<(String, OwnedFd)>,
 }
 
 impl fmt::Debug for EbpfStats {
@@ -99,6 +108,21 @@ impl SourceStats for EbpfStats {
 
     fn some_ns(&self) -> Option<u64> {
         Some(self.shared().scopes[shared::SYSTEM].some_ns(monotonic_ns()))
+    }
+
+    fn rung(&self) -> Option<Rung> {
+        self.attached.get().map(|a| a.rung)
+    }
+
+    fn kinds(&self) -> Vec<(Kind, KindCounters)> {
+        let counters = self.counters();
+        Kind::ALL.map(|k| (k, *counters.of(k))).to_vec()
+    }
+
+    fn costs(&self) -> Vec<(String, Cost)> {
+        let programs = self.attached.get().map_or(&[][..], |a| &a.programs);
+        let cost = |(name, fd): &(String, OwnedFd)| Some((name.clone(), Cost::of(fd)?));
+        programs.iter().filter_map(cost).collect()
     }
 
     fn note(&self) -> Option<String> {
@@ -206,9 +230,18 @@ impl EbpfSource {
             counters: mapped(&maps[0], cpus()?)?,
             shared: mapped(&maps[1], 1)?,
             _maps: maps,
+            attached: OnceLock::new(),
         });
         let programs = programs::attach(&mut ebpf, hooks, config.rung);
         check_hearing(&programs, config.rung)?;
+        let fds = ebpf.programs().filter_map(|(name, program)| {
+            let fd = program.fd().ok()?.as_fd().try_clone_to_owned().ok()?;
+            Some((name.to_owned(), fd))
+        });
+        let _ = stats.attached.set(Attached {
+            rung: programs::reached(&programs),
+            programs: fds.collect(),
+        });
         Ok(Self {
             events,
             trace,

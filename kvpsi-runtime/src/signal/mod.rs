@@ -20,7 +20,7 @@ pub mod watchdog;
 
 pub(crate) use psi::total_us as psi_total_us;
 
-use kvpsi_common::Event;
+use kvpsi_common::{Event, Kind, counters::KindCounters};
 use rustix::event::PollFlags;
 use std::{os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
@@ -56,6 +56,19 @@ pub trait SourceStats: Send + Sync {
     /// Nanoseconds in which at least one task stalled, system-wide; `None`
     /// where the source cannot tell.
     fn some_ns(&self) -> Option<u64>;
+    /// How far up the ladder eBPF goes.
+    fn rung(&self) -> Option<programs::Rung> {
+        None
+    }
+    /// Counts by kind, where the source keeps them.
+    fn kinds(&self) -> Vec<(Kind, KindCounters)> {
+        Vec::new()
+    }
+    /// What each program cost, where the kernel measures it
+    /// ([`programs::enable_statistics`], or `kernel.bpf_stats_enabled`).
+    fn costs(&self) -> Vec<(String, programs::Cost)> {
+        Vec::new()
+    }
     /// A line for people, if the source has come to work otherwise than it was
     /// opened.
     fn note(&self) -> Option<String> {

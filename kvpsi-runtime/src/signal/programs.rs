@@ -12,7 +12,11 @@ use aya::{
     programs::{FEntry, FExit, KProbe, Program, RawTracePoint},
 };
 use serde::Serialize;
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
 
 /// By which means a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -339,6 +343,21 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// What the kernel says of a program by its descriptor, without a
+    /// privilege (`bpf_prog_show_fdinfo` in kernel/bpf/syscall.c, Linux 5.1).
+    pub(super) fn of(program: &OwnedFd) -> Option<Self> {
+        let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+        let text = std::fs::read_to_string(path).ok()?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name));
+            line?.trim().parse().ok()
+        };
+        Some(Self {
+            runs: field("run_cnt:")?,
+            time: Duration::from_nanos(field("run_time_ns:")?),
+        })
+    }
+
     /// Mean time of a run in ns; `None` if it never ran.
     #[must_use]
     pub fn mean_ns(&self) -> Option<u128> {

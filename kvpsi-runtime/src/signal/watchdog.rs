@@ -10,8 +10,11 @@
 //! Draining does not allocate.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{EventTotals, PressureSource, Readiness, SourceStats};
-use kvpsi_common::Event;
+use crate::signal::{
+    EventTotals, PressureSource, Readiness, SourceStats,
+    programs::{Cost, Rung},
+};
+use kvpsi_common::{Event, Kind, counters::KindCounters};
 use std::{
     io,
     sync::{
@@ -101,6 +104,18 @@ impl SourceStats for WatchedStats {
         } else {
             self.first.some_ns()
         }
+    }
+
+    fn rung(&self) -> Option<Rung> {
+        self.first.rung()
+    }
+
+    fn kinds(&self) -> Vec<(Kind, KindCounters)> {
+        self.first.kinds()
+    }
+
+    fn costs(&self) -> Vec<(String, Cost)> {
+        self.first.costs()
     }
 
     fn note(&self) -> Option<String> {

@@ -225,7 +225,7 @@ impl From<&TrimRecord> for Trim {
     fn from(t: &TrimRecord) -> Self {
         Self {
             trigger: t.trigger.name().into(),
-            kind: t.trigger.kind() as u16,
+            kind: t.trigger.kind().map_or(0, |k| k as u16),
             onset_ns: t.onset_ns,
             noticed_ns: t.noticed_ns,
             returned_ns: t.trimmed.returned_ns,

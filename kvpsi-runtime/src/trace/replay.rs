@@ -355,7 +355,7 @@ impl Simulation {
         let made = Made {
             t_ns: self.now_ns.saturating_sub(self.began_ns),
             trigger,
-            kind: decision.trigger.kind().name(),
+            kind: decision.trigger.kind_name(),
             wanted: decision.want,
             by_step,
             resident: Bytes(self.kv.resident()),

@@ -110,7 +110,7 @@ impl From<&TrimRecord> for Trim {
             onset_to_start_us: us(r.onset_ns, t.started_ns),
             onset_to_returned_us: us(r.onset_ns, t.returned_ns),
             trigger: r.trigger.name().into(),
-            kind: r.trigger.kind().name().into(),
+            kind: r.trigger.kind_name().into(),
             step: t.deepest.map_or("none", |s| s.name()).into(),
             bytes: t.bytes,
             rss_before: r.rss_before.unwrap_or_default(),

@@ -153,7 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let held = HeldFile::open(&model);
     let kept = pressure::Kept::open(args.record.as_deref())?;
     let tap = kept.as_ref().map(pressure::Kept::tap);
-    let prepared = listen(args.signal, args.rung, args.profile, tap)?;
+    let prepared = listen(args.signal, args.rung, tap)?;
     let (turns, inbox) = mpsc::channel();
     let mut config = EngineConfig::new(held.path());
     config.context = args.ctx;
@@ -199,18 +199,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Opens the signal and gives up privileges; `None` for `--signal none`, and
 /// where the service manager wants nobody to listen.
-fn listen(
-    signal: Signal,
-    rung: Rung,
-    profile: Profile,
-    tap: Option<Arc<Tap>>,
-) -> anyhow::Result<Option<Prepared>> {
+fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = signal.choice() else {
         privilege::drop_all().context("cannot give up privileges")?;
         return Ok(None);
     };
     let config = GovernorConfig {
-        profile,
         tap,
         ..GovernorConfig::default()
     };

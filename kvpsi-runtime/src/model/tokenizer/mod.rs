@@ -11,6 +11,7 @@ mod spm;
 
 use super::gguf::{Gguf, ModelError};
 use metadata::Metadata;
+use std::sync::Arc;
 use tokenizers::{Tokenizer as Inner, processors::template::TemplateProcessing};
 
 /// Texts of tokens that end a turn in the chat formats of the supported
@@ -145,9 +146,9 @@ impl Tokenizer {
 
     /// Starts to turn tokens into text one by one.
     #[must_use]
-    pub fn stream(&self) -> TextStream<'_> {
+    pub fn stream(self: &Arc<Self>) -> TextStream {
         TextStream {
-            tokenizer: self,
+            tokenizer: self.clone(),
             window: Vec::new(),
             context: 0,
         }
@@ -156,15 +157,15 @@ impl Tokenizer {
 
 /// Tokens on their way to text.
 #[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct TextStream {
+    tokenizer: Arc<Tokenizer>,
     /// Tokens already shown that the next ones may depend on, then those held.
     window: Vec<u32>,
     /// How many of `window` were shown.
     context: usize,
 }
 
-impl TextStream<'_> {
+impl TextStream {
     /// Takes a token and returns the text that is complete with it: empty
     /// while a character is still in pieces.
     ///

@@ -1,0 +1,146 @@
+//! One answer while it grows: from logits to text, and when it is over.
+//!
+//! Owns the sampler, the way back to text, stop texts and the answer's figures.
+//! The same for one session alone and for many in a batch. Refuses to know how
+//! logits are made.
+
+use super::{
+    EngineError, Finish, GenStats, SamplingConfig,
+    sampling::{Chances, Sampler},
+    stops::Stops,
+};
+use crate::model::tokenizer::{TextStream, Tokenizer};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// An answer in the making.
+#[derive(Debug)]
+pub(super) struct Answer {
+    tokenizer: Arc<Tokenizer>,
+    sampler: Sampler,
+    stream: TextStream,
+    stops: Stops,
+    stopped: bool,
+    started: Instant,
+    first: Option<Instant>,
+    /// Tokens of the session before the answer.
+    before: usize,
+    pub stats: GenStats,
+}
+
+/// What came of one position's logits.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// None when the model ended its answer.
+    pub token: Option<u32>,
+    /// Text that may be shown now.
+    pub text: String,
+    /// Where they were asked for.
+    pub chances: Option<Chances>,
+    /// The answer is over.
+    pub finish: Option<Finish>,
+}
+
+impl Answer {
+    /// To a session that has `before` tokens, `waiting` of which must be
+    /// computed first.
+    pub fn new(
+        tokenizer: &Arc<Tokenizer>,
+        sampling: &SamplingConfig,
+        started: Instant,
+        before: usize,
+        waiting: usize,
+    ) -> Self {
+        Self {
+            tokenizer: tokenizer.clone(),
+            sampler: Sampler::new(sampling),
+            stream: tokenizer.stream(),
+            stops: Stops::new(&sampling.stops),
+            stopped: false,
+            started,
+            first: None,
+            before,
+            stats: GenStats {
+                prompt_tokens: waiting,
+                tokens: 0,
+                ttft: Duration::ZERO,
+                decode: Duration::ZERO,
+                sampling: Duration::ZERO,
+                finish: Finish::Stopped,
+            },
+        }
+    }
+
+    /// Why there is no next token to be chosen, if there is none: `tokens` are
+    /// in the session, and `context` may be.
+    pub fn at_end(&self, tokens: usize, context: usize) -> Option<Finish> {
+        if self.stats.tokens >= self.sampler.settings().max_tokens {
+            Some(Finish::MaxTokens)
+        } else if tokens >= context {
+            // The token that was sampled at the last position has none.
+            Some(Finish::Length)
+        } else {
+            None
+        }
+    }
+
+    /// Chooses the next token by the logits, which are changed, and appends it
+    /// to the session's.
+    pub fn take(
+        &mut self,
+        logits: &mut [f32],
+        tokens: &mut Vec<u32>,
+    ) -> Result<Taken, EngineError> {
+        let since = Instant::now();
+        let (token, chances) = self.sampler.sample(logits, tokens, self.before)?;
+        self.stats.sampling += since.elapsed();
+        let first = *self.first.get_or_insert_with(|| {
+            self.stats.ttft = self.started.elapsed();
+            Instant::now()
+        });
+        self.stats.decode = first.elapsed();
+        if self.tokenizer.ends(token) && !self.sampler.settings().ignore_eos {
+            return Ok(Taken {
+                token: None,
+                text: String::new(),
+                chances: None,
+                finish: Some(Finish::Eos),
+            });
+        }
+        tokens.push(token);
+        self.stats.tokens += 1;
+        let (text, hit) = self.stops.push(&self.stream.push(token)?);
+        self.stopped = hit;
+        let most = self.sampler.settings().max_tokens;
+        let finish = if hit {
+            Some(Finish::StopText)
+        } else {
+            (self.stats.tokens >= most).then_some(Finish::MaxTokens)
+        };
+        Ok(Taken {
+            token: Some(token),
+            text,
+            chances,
+            finish,
+        })
+    }
+
+    /// The text that was held back, once the answer is over.
+    pub fn rest(&mut self) -> Result<String, EngineError> {
+        if self.stopped {
+            return Ok(String::new());
+        }
+        let (mut text, hit) = self.stops.push(&self.stream.finish()?);
+        if !hit {
+            text.push_str(&self.stops.finish());
+        }
+        Ok(text)
+    }
+
+    /// Nothing was generated: the time until now is all there was.
+    pub fn unanswered(&mut self) {
+        self.stats.ttft = self.started.elapsed();
+    }
+}

@@ -1,0 +1,204 @@
+//! One request: what was asked, how far it is, and what its client is told.
+
+use crate::{
+    engine::{Chances, Finish, GenStats, SamplingConfig, Session, answer::Answer},
+    kv::{BlockHash, Loss},
+    model::tokenizer::Tokenizer,
+    units::Bytes,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Who waits for an answer. Called on the thread that computes: it must not
+/// wait.
+pub trait Client: Send {
+    /// The next that there is to tell.
+    fn tell(&mut self, told: Told);
+    /// Nobody listens any more.
+    fn gone(&self) -> bool;
+}
+
+/// A request.
+pub struct Ask {
+    /// Its name in accounts.
+    pub id: String,
+    /// The prompt.
+    pub tokens: Vec<u32>,
+    /// How tokens are chosen, and when to stop.
+    pub sampling: SamplingConfig,
+    /// When it came.
+    pub arrived: Instant,
+    /// When it is given up.
+    pub deadline: Instant,
+    /// Who asks.
+    pub client: Box<dyn Client>,
+}
+
+impl std::fmt::Debug for Ask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ask")
+            .field("id", &self.id)
+            .field("tokens", &self.tokens.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a client is told, in this order: once started, pieces, one end.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// It has a place.
+    Started {
+        /// Since it came.
+        queued: Duration,
+        /// Tokens of the prompt that were found in the cache.
+        cached_tokens: usize,
+    },
+    /// A token, or text that had been held back.
+    Piece {
+        /// None for text that was held back until the end.
+        token: Option<u32>,
+        /// Text that is whole now; may be empty.
+        text: String,
+        /// How probable the token was, where it was asked.
+        chances: Option<Chances>,
+    },
+    /// The answer is whole.
+    Done(Outcome),
+    /// There will be no more.
+    Failed(Failure),
+}
+
+/// A whole answer in figures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Its figures; why it ended is there too.
+    pub stats: GenStats,
+    /// Tokens of the prompt that were found in the cache.
+    pub cached_tokens: usize,
+    /// What was trimmed of it and is missing.
+    pub loss: Loss,
+    /// Times that it lost all its memory, and was computed anew.
+    pub preemptions: u64,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// It took too long.
+    #[error("the request took longer than the server's --request-timeout")]
+    Deadline,
+    /// Memory is short, and stays so.
+    #[error(
+        "memory is short: this request's floor is {floor} of KV cache, {free} may be used now; try again later"
+    )]
+    NoMemory {
+        /// What it needs at least.
+        floor: Bytes,
+        /// What there is.
+        free: Bytes,
+    },
+    /// The model could not compute it.
+    #[error("{0}")]
+    Step(String),
+    /// The server ends.
+    #[error("the server is shutting down")]
+    Ending,
+}
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// In the queue.
+    Waiting,
+    /// Its prompt is being computed.
+    Prefill,
+    /// It generates: one row waits to be computed.
+    Decode,
+    /// All its memory was taken.
+    Preempted,
+    /// It is being computed anew.
+    Resuming,
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub ask: Ask,
+    pub state: State,
+    pub session: Option<Session>,
+    pub answer: Option<Answer>,
+    /// Of the prompt's whole blocks.
+    pub hashes: Vec<BlockHash>,
+    /// Since when it is the next, and memory is short.
+    pub blocked: Option<Instant>,
+    pub cached_tokens: usize,
+}
+
+impl Job {
+    pub fn new(ask: Ask) -> Self {
+        Self {
+            ask,
+            state: State::Waiting,
+            session: None,
+            answer: None,
+            hashes: Vec::new(),
+            blocked: None,
+            cached_tokens: 0,
+        }
+    }
+
+    /// It has a place.
+    pub fn begin(&mut self, session: Session, tokenizer: &Arc<Tokenizer>) {
+        let (all, waiting) = (session.tokens().len(), session.waiting());
+        let sampling = &self.ask.sampling;
+        let answer = Answer::new(tokenizer, sampling, self.ask.arrived, all, waiting);
+        self.cached_tokens = all - waiting;
+        self.session = Some(session);
+        self.answer = Some(answer);
+        self.state = State::Prefill;
+        self.ask.client.tell(Told::Started {
+            queued: self.ask.arrived.elapsed(),
+            cached_tokens: self.cached_tokens,
+        });
+    }
+
+    /// Tells the client that it failed, once its memory is free. The caller
+    /// drops the job.
+    pub fn fail(&mut self, failure: Failure) {
+        self.session = None;
+        self.ask.client.tell(Told::Failed(failure));
+    }
+
+    /// Tells the client that its answer is whole, as above. The caller drops the job.
+    pub fn finish(&mut self, finish: Finish) {
+        let (Some(answer), Some(session)) = (&mut self.answer, self.session.take()) else {
+            return;
+        };
+        let (loss, preemptions) = (session.loss(), session.preemptions());
+        // Who is told may ask again at once: its memory is free by then.
+        drop(session);
+        answer.stats.finish = finish;
+        match answer.rest() {
+            Ok(text) if text.is_empty() => {}
+            Ok(text) => self.ask.client.tell(Told::Piece {
+                token: None,
+                text,
+                chances: None,
+            }),
+            Err(e) => return self.fail(Failure::Step(e.to_string())),
+        }
+        self.ask.client.tell(Told::Done(Outcome {
+            stats: answer.stats.clone(),
+            cached_tokens: self.cached_tokens,
+            loss,
+            preemptions,
+        }));
+    }
+
+    /// Tokens generated so far.
+    pub fn generated(&self) -> usize {
+        self.answer.as_ref().map_or(0, |a| a.stats.tokens)
+    }
+}

@@ -1,0 +1,246 @@
+//! What one step computes, and what becomes of its logits.
+
+use super::{
+    super::{Engine, EngineError, recompute::Walk},
+    Batch, is,
+    job::{Failure, Job, State, Told},
+};
+use crate::{
+    attention::RowSpan,
+    engine::session::{CHUNK, SMALL_CHUNK},
+    kv::KvError,
+};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A step in the making: whose rows, and which.
+#[derive(Default)]
+struct Plan {
+    tokens: Vec<u32>,
+    spans: Vec<RowSpan>,
+    /// Index of the job of each span.
+    jobs: Vec<usize>,
+}
+
+/// What came of asking the pool for a job's next rows.
+enum Rows {
+    Planned,
+    NoRoom,
+    Preempted,
+}
+
+impl Batch {
+    /// Takes the preempted request that came first one step further. True if
+    /// there was something to do.
+    pub(super) fn resume(&mut self) -> bool {
+        let at = self.running.iter().position(is(State::Resuming));
+        let Some(i) = at.or_else(|| self.running.iter().position(is(State::Preempted))) else {
+            return false;
+        };
+        let job = &mut self.running[i];
+        let Some(session) = &mut job.session else {
+            return false;
+        };
+        if job.state == State::Preempted {
+            match self.engine.begin_again(session) {
+                Ok(Some(_)) => job.state = State::Resuming,
+                Ok(None) => return false,
+                Err(e) => {
+                    self.fail(i, &e.to_string());
+                    return true;
+                }
+            }
+        }
+        let len = session.computed_before();
+        let Some(seq) = session.seq() else {
+            return false;
+        };
+        match self.engine.walk_on(session, seq, len, true) {
+            Ok(Walk::More) => {}
+            Ok(Walk::Done) => {
+                self.engine.pool.set_wanted(crate::units::Bytes::ZERO);
+                if session.waiting() > 0 {
+                    job.state = State::Prefill;
+                } else {
+                    job.state = State::Decode;
+                    self.next_token(i, 0);
+                }
+            }
+            // It lost what it had so far, or there is no place for more.
+            Ok(Walk::Stopped | Walk::NoRoom) => job.state = State::Preempted,
+            Err(e) => self.fail(i, &e.to_string()),
+        }
+        true
+    }
+
+    /// Computes a row of everyone who generates and a chunk of one prompt. True
+    /// if there was something to compute.
+    pub(super) fn compute(&mut self) -> bool {
+        let mut plan = Plan::default();
+        for i in 0..self.running.len() {
+            if self.running[i].state == State::Decode {
+                self.plan(i, 1, &mut plan);
+            }
+        }
+        if let Some(i) = self.next_prefill() {
+            let chunk = if plan.spans.is_empty() {
+                CHUNK
+            } else {
+                self.config.chunk_beside
+            };
+            self.plan(i, chunk, &mut plan);
+        }
+        if !plan.spans.is_empty() {
+            self.run(&plan);
+        }
+        let worked = !plan.spans.is_empty();
+        // Who was answered or failed is gone: memory first, then the place.
+        self.running.retain(|job| job.session.is_some());
+        worked
+    }
+
+    /// Prompts take turns.
+    fn next_prefill(&mut self) -> Option<usize> {
+        let n = self.running.len();
+        let at = (0..n)
+            .map(|i| (self.turn + i) % n)
+            .find(|i| self.running[*i].state == State::Prefill)?;
+        self.turn = at + 1;
+        Some(at)
+    }
+
+    /// Asks the pool for up to `most` of a job's waiting rows and puts them
+    /// into the step.
+    fn plan(&mut self, i: usize, most: usize, plan: &mut Plan) {
+        let (job, engine) = (&mut self.running[i], &mut self.engine);
+        let mut rows = engine.rows_of(job, most, plan);
+        if matches!(rows, Ok(Rows::NoRoom)) && most > SMALL_CHUNK {
+            rows = engine.rows_of(job, SMALL_CHUNK, plan);
+        }
+        match rows {
+            Ok(Rows::Planned) => plan.jobs.push(i),
+            Ok(Rows::Preempted) => self.preempted(i),
+            Ok(Rows::NoRoom) => {
+                let pool = &self.engine.pool;
+                let block = pool.shape().block_bytes();
+                let free = pool.budget().saturating_sub(pool.account().in_use);
+                self.end_with(i, Failure::NoMemory { floor: block, free });
+            }
+            Err(e) => self.fail(i, &e.to_string()),
+        }
+    }
+
+    fn run(&mut self, plan: &Plan) {
+        let Engine {
+            decoder,
+            pool,
+            step,
+            ..
+        } = &mut self.engine;
+        if let Err(e) = decoder.step(&plan.tokens, &plan.spans, pool, step) {
+            let why = EngineError::from(e).to_string();
+            for i in &plan.jobs {
+                self.fail(*i, &why);
+            }
+            return;
+        }
+        for (row, i) in plan.jobs.iter().enumerate() {
+            let job = &mut self.running[*i];
+            let Some(session) = &mut job.session else {
+                continue;
+            };
+            if session.written() {
+                self.preempted(*i);
+            } else if session.waiting() == 0 {
+                if job.state == State::Prefill {
+                    session.publish();
+                    job.state = State::Decode;
+                }
+                self.next_token(*i, row);
+            }
+        }
+    }
+
+    /// Chooses a job's next token by row `row` of the step's logits.
+    fn next_token(&mut self, i: usize, row: usize) {
+        let vocab = self.engine.decoder.config().vocab;
+        let context = self.engine.context;
+        let job = &mut self.running[i];
+        let (Some(answer), Some(session)) = (&mut job.answer, &mut job.session) else {
+            return;
+        };
+        if let Some(finish) = answer.at_end(session.tokens.len(), context) {
+            job.finish(finish);
+            self.account.finished.fetch_add(1, Relaxed);
+            return;
+        }
+        let logits = &mut self.engine.step.logits()[row * vocab..][..vocab];
+        match answer.take(logits, &mut session.tokens) {
+            Ok(taken) => {
+                if taken.token.is_some() {
+                    self.account.tokens.fetch_add(1, Relaxed);
+                    job.ask.client.tell(Told::Piece {
+                        token: taken.token,
+                        text: taken.text,
+                        chances: taken.chances,
+                    });
+                }
+                if let Some(finish) = taken.finish {
+                    job.finish(finish);
+                    self.account.finished.fetch_add(1, Relaxed);
+                }
+            }
+            Err(e) => self.fail(i, &e.to_string()),
+        }
+    }
+
+    fn preempted(&mut self, i: usize) {
+        self.account.preemptions.fetch_add(1, Relaxed);
+        let job = &mut self.running[i];
+        job.state = State::Preempted;
+        if let Some(session) = &mut job.session {
+            session.note_preemption();
+        }
+    }
+
+    fn fail(&mut self, i: usize, why: &str) {
+        self.end_with(i, Failure::Step(why.to_owned()));
+    }
+
+    fn end_with(&mut self, i: usize, failure: Failure) {
+        self.account.failed.fetch_add(1, Relaxed);
+        self.running[i].fail(failure);
+    }
+}
+
+impl Engine {
+    /// Positions for up to `most` of a job's waiting rows, put into the plan.
+    fn rows_of(
+        &mut self,
+        job: &mut Job,
+        most: usize,
+        plan: &mut Plan,
+    ) -> Result<Rows, EngineError> {
+        let Some(session) = &mut job.session else {
+            return Ok(Rows::NoRoom);
+        };
+        let Some(seq) = session.seq() else {
+            return Ok(Rows::NoRoom);
+        };
+        let rows = session.waiting().min(most);
+        self.make_room(rows);
+        let at = match self.pool.append(seq, rows) {
+            Ok(at) => at,
+            Err(KvError::Exhausted(_)) => return Ok(Rows::NoRoom),
+            Err(KvError::Preempted) => return Ok(Rows::Preempted),
+            Err(e) => return Err(e.into()),
+        };
+        session.history.push(rows);
+        plan.spans.push(RowSpan {
+            seq,
+            first_pos: at.start,
+            rows,
+        });
+        plan.tokens.extend_from_slice(&session.tokens[at]);
+        Ok(Rows::Planned)
+    }
+}
