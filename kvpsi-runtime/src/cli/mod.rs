@@ -11,6 +11,7 @@ mod reading;
 pub mod record;
 pub mod replay;
 pub mod run;
+pub mod serve;
 pub mod trace_dump;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,8 @@ pub struct Cli {
 enum Command {
     /// Generate text from a prompt, or hold a conversation on stdin
     Run(run::Args),
+    /// Serve an OpenAI-compatible API
+    Serve(serve::Args),
     /// Show the loop at work: a model and a memory hog in one small cgroup
     Demo(demo::Args),
     /// Measure how well the model predicts a text
@@ -49,6 +52,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Run(a) => run::run(a),
+            Command::Serve(a) => serve::run(a),
             Command::Demo(a) => demo::run(a),
             Command::Perplexity(a) => perplexity::run(&a),
             Command::TraceDump(a) => trace_dump::run(a),

@@ -6,13 +6,14 @@ use crate::{
     kv::KvPool,
     signal::{self, Choice, SourceConfig, privilege, programs::Rung},
     trace::{
-        recorder::{Background, Recorder},
+        recorder::{Background, Recorder, Sink},
         recording::Head,
     },
 };
 use anyhow::Context;
 use std::{
     fs::File,
+    io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -100,9 +101,19 @@ impl Kept {
     /// The file cannot be written, or the thread not made.
     pub fn start(self, signal: &str, pool: Arc<KvPool>) -> anyhow::Result<Background> {
         let path = self.path.display().to_string();
-        Recorder::over(&self.path, self.file, Head::here(signal), MOST)
-            .and_then(|r| Background::start(r, self.tap, pool))
+        let tap = self.tap();
+        self.sink(signal)
+            .and_then(|r| Background::start(vec![r], tap, pool))
             .with_context(|| format!("cannot write {path}"))
+    }
+
+    /// Begins the recording, for whoever hands the entries on.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn sink(self, signal: &str) -> io::Result<Box<dyn Sink>> {
+        let recorder = Recorder::over(&self.path, self.file, Head::here(signal), MOST)?;
+        Ok(Box::new(recorder))
     }
 }
 

@@ -156,7 +156,7 @@ pub struct Engine {
     decoder: Decoder,
     step: Step,
     tokenizer: Arc<Tokenizer>,
-    chat: Option<ChatTemplate>,
+    chat: Option<Arc<ChatTemplate>>,
     pool: Arc<KvPool>,
     ladder: Arc<Ladder>,
     context: usize,
@@ -190,7 +190,7 @@ impl Engine {
         }
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         let (bos, eos) = tokenizer.bos_eos();
-        let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?;
+        let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?.map(Arc::new);
         let decoder = Decoder::load_with(&gguf, progress)?;
         let mut shape = decoder.kv_shape(config.kv_type);
         shape.row_mass = config.evict.needs_row_mass();
@@ -249,10 +249,22 @@ impl Engine {
         &self.tokenizer
     }
 
+    /// The same, for other threads.
+    #[must_use]
+    pub fn shared_tokenizer(&self) -> Arc<Tokenizer> {
+        self.tokenizer.clone()
+    }
+
+    /// [`Engine::chat`], for other threads.
+    #[must_use]
+    pub fn shared_chat(&self) -> Option<Arc<ChatTemplate>> {
+        self.chat.clone()
+    }
+
     /// The model's chat template, if it has one.
     #[must_use]
     pub fn chat(&self) -> Option<&ChatTemplate> {
-        self.chat.as_ref()
+        self.chat.as_deref()
     }
 
     /// Positions of a session.

@@ -1,3 +1,28 @@
 //! The OpenAI-compatible server, and what it shows of itself.
+//!
+//! Owns the sockets, the requests on them, and how the engine's thread is asked.
+//! Invariants: nothing of a request is believed before it was checked; a request
+//! that was let in ends with exactly one answer or error, and gives its place
+//! back; handlers never wait for the model on a thread of the runtime. Refuses
+//! to know how memory is given back.
 
+pub mod api;
+mod complete;
+mod error;
+mod guard;
+mod live;
+mod metrics;
+mod model;
+mod routes;
+mod seats;
+mod serve;
+mod sse;
+mod tell;
+mod trace;
 pub mod view;
+
+pub use error::ApiError;
+pub use live::Live;
+pub use model::{Loaded, ModelThread};
+pub use serve::{Config, Server};
+pub use trace::Watchers;

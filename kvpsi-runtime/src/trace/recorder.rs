@@ -125,21 +125,32 @@ impl Recorder {
         self.pending.clear();
         written
     }
+}
 
-    /// Takes all that a reactor let out; `lost` is what was told of losses.
-    pub fn drain(&mut self, tap: &Tap, lost: &mut u64) {
-        let now = tap.lost();
-        if now > *lost {
-            self.put(&Entry::Lost(now - *lost));
-            *lost = now;
-        }
-        while let Some(tapped) = tap.pop() {
-            self.put(&match tapped {
-                Tapped::Event(e) => Entry::Event((&e).into()),
-                Tapped::Levels { ts_ns, levels } => Entry::Levels { ts_ns, levels },
-                Tapped::Trim(t) => Entry::Trim((&t).into()),
-            });
-        }
+/// Where the entries of a running kvpsi go.
+pub trait Sink: Send {
+    /// Takes an entry.
+    fn put(&mut self, entry: &Entry);
+
+    /// Hands on what is pending.
+    ///
+    /// # Errors
+    /// It cannot: this sink gets no more.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+impl Sink for Recorder {
+    fn put(&mut self, entry: &Entry) {
+        Self::put(self, entry);
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let path = self.path.display().to_string();
+        // A full disk ends the recording, not the model.
+        Self::flush(self).map_err(|e| {
+            let what = format!("the recording ended: {path}: {e}; it is whole up to there");
+            io::Error::new(e.kind(), what)
+        })
     }
 }
 
@@ -148,7 +159,7 @@ const EVERY: Duration = Duration::from_millis(20);
 /// And how many times before it reads PSI and the pool.
 const SAMPLED: u32 = 5;
 
-/// A recording of this process, written by a thread of its own until dropped.
+/// Hands on what the reactor lets out, by a thread of its own until dropped.
 #[derive(Debug)]
 pub struct Background {
     stop: mpsc::Sender<()>,
@@ -156,15 +167,15 @@ pub struct Background {
 }
 
 impl Background {
-    /// Begins to write what the reactor lets out, and how the pool is.
+    /// Begins to hand on what the reactor lets out, and how the pool is.
     ///
     /// # Errors
     /// The thread cannot be made.
-    pub fn start(recorder: Recorder, tap: Arc<Tap>, pool: Arc<KvPool>) -> io::Result<Self> {
+    pub fn start(sinks: Vec<Box<dyn Sink>>, tap: Arc<Tap>, pool: Arc<KvPool>) -> io::Result<Self> {
         let (stop, told) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("kvpsi-record".into())
-            .spawn(move || write_all(recorder, &tap, &pool, &told))?;
+            .spawn(move || hand_on(sinks, &tap, &pool, &told))?;
         Ok(Self {
             stop,
             thread: Some(thread),
@@ -183,24 +194,37 @@ impl Drop for Background {
     }
 }
 
-fn write_all(mut recorder: Recorder, tap: &Tap, pool: &KvPool, told: &mpsc::Receiver<()>) {
+fn hand_on(mut sinks: Vec<Box<dyn Sink>>, tap: &Tap, pool: &KvPool, told: &mpsc::Receiver<()>) {
     let (mut lost, mut looks) = (0, 0u32);
     loop {
         let last = told.recv_timeout(EVERY) != Err(mpsc::RecvTimeoutError::Timeout);
-        recorder.drain(tap, &mut lost);
+        let mut put = |entry: &Entry| sinks.iter_mut().for_each(|s| s.put(entry));
+        let now = tap.lost();
+        if now > lost {
+            put(&Entry::Lost(now - lost));
+            lost = now;
+        }
+        while let Some(tapped) = tap.pop() {
+            put(&match tapped {
+                Tapped::Event(e) => Entry::Event((&e).into()),
+                Tapped::Levels { ts_ns, levels } => Entry::Levels { ts_ns, levels },
+                Tapped::Trim(t) => Entry::Trim((&t).into()),
+            });
+        }
         if looks.is_multiple_of(SAMPLED) || last {
-            recorder.put(&kv(pool));
+            put(&kv(pool));
             if let Some(sample) = Sample::now() {
-                recorder.put(&Entry::Psi(sample));
+                put(&Entry::Psi(sample));
             }
         }
         looks = looks.wrapping_add(1);
-        if let Err(e) = recorder.flush() {
-            // A full disk ends the recording, not the model.
-            let path = recorder.path.display();
-            tracing::warn!("the recording ended: {path}: {e}; it is whole up to there");
-            return;
-        }
+        sinks.retain_mut(|sink| match sink.flush() {
+            Ok(()) => true,
+            Err(e) => {
+                tracing::warn!("{e}");
+                false
+            }
+        });
         if last {
             return;
         }

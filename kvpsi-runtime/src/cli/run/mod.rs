@@ -55,7 +55,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    fn choice(self) -> Option<Choice> {
+    pub(super) fn choice(self) -> Option<Choice> {
         match self {
             Self::Auto => Some(Choice::Auto),
             Self::Ebpf => Some(Choice::Ebpf),
@@ -270,7 +270,7 @@ impl Args {
 
 /// candle and rayon read their thread count from the environment once, and
 /// setting it in a running process is unsound: start again with it set.
-fn restart_with_threads(threads: Option<u16>) -> anyhow::Result<()> {
+pub(super) fn restart_with_threads(threads: Option<u16>) -> anyhow::Result<()> {
     use std::os::unix::process::CommandExt;
     const KEY: &str = "RAYON_NUM_THREADS";
     let Some(threads) = threads.map(|n| n.to_string()) else {

@@ -1,0 +1,361 @@
+//! `kvpsi serve`: the OpenAI-compatible server.
+//!
+//! Owns the flags, and the order of things: the signal is opened with the
+//! privilege that it needs, all privilege is given up, and only then the socket
+//! and the model are opened.
+
+use super::{
+    pressure::{self, HeldFile},
+    reading,
+    run::Signal,
+};
+use crate::{
+    control::{GovernorConfig, Prepared, Tap},
+    engine::{EngineConfig, batch::BatchConfig},
+    kv::{KvType, Profile, evict::Evict},
+    model::default_model,
+    server::{self, ModelThread, Server, Watchers},
+    signal::{
+        SignalError, privilege,
+        programs::{self, Rung},
+    },
+    trace::recorder::Background,
+    units::Bytes,
+};
+use anyhow::{Context, bail};
+use sd_notify::NotifyState;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+
+const EXAMPLES: &str = "Examples:
+  kvpsi serve                                   the model of `cargo xtask model`, at 127.0.0.1:8080
+  kvpsi serve -m model.gguf --parallel 8 --kv-budget 512
+  kvpsi serve --host 0.0.0.0 --api-key-file /etc/kvpsi/key
+  curl localhost:8080/v1/chat/completions -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'
+Then `kvpsi top` shows what it does, and so does a browser at http://127.0.0.1:8080/.";
+
+/// Entries that those who watch may be late by.
+const TAP: usize = 1 << 15;
+/// How long the model's thread may be silent before the service manager is no
+/// longer told that all is well. A step of a large prompt may take seconds.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Arguments of `kvpsi serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// GGUF file [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The name that clients call the model by [default: the file's name]
+    #[arg(long, value_name = "NAME")]
+    alias: Option<String>,
+    /// Address to listen at; any but loopback wants an API key
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port to listen at; 0 takes a free one and says which
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// What clients must send as `Authorization: Bearer KEY`; better in a file, or in the
+    /// environment: others can read a command line
+    #[arg(
+        long,
+        value_name = "KEY",
+        hide_env_values = true,
+        env = "KVPSI_API_KEY"
+    )]
+    api_key: Option<String>,
+    /// A file whose first line is the API key
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    api_key_file: Option<PathBuf>,
+    /// Listen at any address without an API key: whoever reaches it may use it
+    #[arg(long)]
+    insecure: bool,
+    /// Requests computed together
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=32))]
+    parallel: u16,
+    /// Requests that may wait beyond those; more are told to come again (429)
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: u16,
+    /// Tokens that a prompt and its answer may have together [default: the model's, up to 8192]
+    #[arg(long, value_name = "TOKENS")]
+    ctx: Option<usize>,
+    /// Tokens of a prompt [default: what --ctx has room for]
+    #[arg(long, value_name = "TOKENS")]
+    max_prompt: Option<usize>,
+    /// Bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    max_body: usize,
+    /// Connections at once; more wait
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_connections: u16,
+    /// Seconds for the head of a request, for its body, and for a client to read what is sent
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    client_timeout: u32,
+    /// Seconds for an answer, waiting included
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    request_timeout: u32,
+    /// Seconds that answers may take to end when the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u32,
+    /// How keys and values are written at first: q8_0 takes half the memory of f16, q4_0 a quarter
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    kv_type: KvType,
+    /// What may be given up for memory
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+    /// Which tokens go first where some must
+    #[arg(long, value_enum, default_value_t)]
+    evict: Evict,
+    /// Tokens below which no request's cache goes, but all at once
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    kv_floor: usize,
+    /// Most memory of keys and values, in MiB [default: all of --parallel times --ctx]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    kv_budget: Option<u32>,
+    /// Record pressure, cache and trims to this file, for `kvpsi replay`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Threads to compute with [default: $RAYON_NUM_THREADS, else one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Where to hear of memory pressure
+    #[arg(long, value_enum, default_value = "auto")]
+    signal: Signal,
+    /// How far up the ladder eBPF goes
+    #[arg(long, value_enum, default_value_t = Rung::Auto)]
+    rung: Rung,
+    /// Let the kernel measure what the eBPF programs cost, for /metrics; needs CAP_SYS_ADMIN
+    #[arg(long)]
+    probe_cost: bool,
+}
+
+/// Runs the command until SIGINT or SIGTERM.
+///
+/// # Errors
+/// The model, the address or a setting cannot be used.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    super::run::restart_with_threads(args.threads)?;
+    let path = match &args.model {
+        Some(path) => path.clone(),
+        None => default_model::find()?,
+    };
+    let config = args.server_config(&path)?;
+    let held = HeldFile::open(&path);
+    let watchers = Watchers::default();
+    let kept = pressure::Kept::open(args.record.as_deref())?;
+    let tap = kept
+        .as_ref()
+        .map_or_else(|| Arc::new(Tap::new(TAP)), pressure::Kept::tap);
+    // The kernel measures as long as this is open.
+    let _measured = args
+        .probe_cost
+        .then(programs::enable_statistics)
+        .transpose()
+        .context("--probe-cost")?;
+    let prepared = listen(&args, &tap)?;
+    let socket = bind(SocketAddr::new(args.host, args.port))?;
+    let address = socket.local_addr()?;
+
+    let server = Server::new(config, watchers.clone())?;
+    let mut engine = EngineConfig::new(held.path());
+    engine.context = args.ctx;
+    engine.kv_type = args.kv_type;
+    engine.profile = args.profile;
+    engine.evict = args.evict;
+    engine.floor_tokens = args.kv_floor;
+    engine.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
+    engine.parallel = usize::from(args.parallel);
+    engine.max_sequences = engine.parallel + 2;
+    let batch = BatchConfig {
+        parallel: engine.parallel,
+        ..BatchConfig::default()
+    };
+    let ready = server.clone();
+    let load = move || -> anyhow::Result<Model> {
+        let engine = reading::engine(&engine)?;
+        let signal = prepared.as_ref().map_or("none", Prepared::signal);
+        let mut sinks = vec![watchers.sink()];
+        if let Some(kept) = kept {
+            sinks.push(kept.sink(signal).context("cannot write the recording")?);
+        }
+        let watching = Background::start(sinks, tap, engine.pool())?;
+        let governor = prepared.map(|p| p.start(engine.ladder())).transpose()?;
+        let (thread, loaded) = ModelThread::start(engine, batch, governor)?;
+        ready.ready(loaded);
+        Ok(Model {
+            _thread: thread,
+            _watching: watching,
+        })
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?
+        .block_on(serve(server, socket, address, load))
+}
+
+/// What ends with the server: the model's thread first.
+struct Model {
+    _thread: ModelThread,
+    _watching: Background,
+}
+
+async fn serve(
+    server: Arc<Server>,
+    socket: std::net::TcpListener,
+    address: SocketAddr,
+    load: impl FnOnce() -> anyhow::Result<Model> + Send + 'static,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::from_std(socket).context("cannot listen")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let (failed, failure) = oneshot::channel();
+    let (model, loaded) = std::sync::mpsc::channel();
+    // Its own thread: a thread of the runtime's would be waited for at the end.
+    std::thread::Builder::new()
+        .name("kvpsi-load".into())
+        .spawn(move || match load() {
+            Ok(m) => {
+                eprintln!("kvpsi: serving at http://{address}/");
+                // Where there is no service manager nobody is told.
+                let _ = sd_notify::notify(&[NotifyState::Ready]);
+                let _ = model.send(m);
+            }
+            Err(e) => {
+                let _ = failed.send(e);
+            }
+        })
+        .context("cannot start a thread")?;
+    tokio::spawn(server.clone().watch());
+    tokio::spawn(life(server.clone()));
+    let mut broken = None;
+    let stop = async {
+        tokio::select! {
+            Ok(e) = failure => broken = Some(e),
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        // A second signal does not wait.
+        tokio::spawn(async move {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            std::process::exit(130);
+        });
+    };
+    server.serve(listener, stop, move || drop(loaded)).await;
+    broken.map_or(Ok(()), Err)
+}
+
+/// Tells a service manager that all is well, as long as it is.
+async fn life(server: Arc<Server>) {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut tick = tokio::time::interval(limit / 3);
+    loop {
+        tick.tick().await;
+        let well = (server.live()).is_none_or(|live| live.loaded.silent_for() < SILENCE);
+        if well {
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// Opens the signal and gives up privileges; `None` for `--signal none`, and
+/// where the service manager wants nobody to listen.
+fn listen(args: &Args, tap: &Arc<Tap>) -> anyhow::Result<Option<Prepared>> {
+    let Some(choice) = args.signal.choice() else {
+        privilege::drop_all().context("cannot give up privileges")?;
+        return Ok(None);
+    };
+    let config = GovernorConfig {
+        tap: Some(tap.clone()),
+        ..GovernorConfig::default()
+    };
+    match pressure::listen(choice, args.rung, false, &config) {
+        Ok(listening) => {
+            for note in &listening.notes {
+                eprintln!("kvpsi: signal {}: {note}", listening.prepared.signal());
+            }
+            Ok(Some(listening.prepared))
+        }
+        Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
+            eprintln!("kvpsi: nothing will be trimmed: {e}");
+            privilege::drop_all().context("cannot give up privileges")?;
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let socket = std::net::TcpListener::bind(address).map_err(|e| {
+        let what = match e.kind() {
+            std::io::ErrorKind::AddrInUse => "another program has that port: choose another --port",
+            std::io::ErrorKind::PermissionDenied => {
+                "ports below 1024 want a privilege that kvpsi has given up: choose a higher --port"
+            }
+            std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+            _ => "choose another --host or --port",
+        };
+        anyhow::anyhow!("cannot listen at {address}: {e}; {what}")
+    })?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+impl Args {
+    fn server_config(&self, model: &Path) -> anyhow::Result<server::Config> {
+        let api_key = self.key()?;
+        if api_key.is_none() && !self.host.is_loopback() && !self.insecure {
+            bail!(
+                "--host {}: other machines could use this server; set --api-key-file or KVPSI_API_KEY, or say --insecure",
+                self.host
+            );
+        }
+        let file_name = || {
+            let stem = model.file_stem().unwrap_or_default();
+            stem.to_string_lossy().into_owned()
+        };
+        let client = Duration::from_secs(u64::from(self.client_timeout));
+        Ok(server::Config {
+            name: self.alias.clone().unwrap_or_else(file_name),
+            api_key,
+            max_body: self.max_body,
+            max_prompt: self.max_prompt,
+            max_connections: usize::from(self.max_connections.max(1)),
+            header_timeout: client,
+            body_timeout: client,
+            request_timeout: Duration::from_secs(u64::from(self.request_timeout)),
+            seats: usize::from(self.parallel) + usize::from(self.queue),
+            drain: Duration::from_secs(u64::from(self.drain)),
+        })
+    }
+
+    fn key(&self) -> anyhow::Result<Option<String>> {
+        let key = match (&self.api_key, &self.api_key_file) {
+            (Some(key), _) => key.clone(),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("--api-key-file {}", path.display()))?;
+                text.lines().next().unwrap_or_default().trim().to_owned()
+            }
+            (None, None) => return Ok(None),
+        };
+        if key.is_empty() || key.contains(|c: char| !c.is_ascii_graphic()) {
+            bail!("the API key must be printable ASCII without spaces, and not empty");
+        }
+        Ok(Some(key))
+    }
+}

@@ -1,0 +1,74 @@
+//! The fields of a JSON object, each asked for by name and type.
+
+use super::{super::error::ApiError, is_nothing};
+use serde_json::{Map, Value};
+use std::{fmt::Display, ops::RangeInclusive};
+
+/// A parsed body.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(_) => Err(ApiError::bad("the body must be a JSON object")),
+            Err(e) if body.is_empty() => Err(ApiError::bad(format!("the body is empty: {e}"))),
+            Err(e) => Err(ApiError::bad(format!("the body is not JSON: {e}"))),
+        }
+    }
+
+    /// A field; null is none.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|v| !v.is_null())
+    }
+
+    /// A field is there and asks for something.
+    pub fn asks_for(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|v| !is_nothing(v))
+    }
+
+    fn typed<T>(
+        &self,
+        name: &str,
+        what: impl Display,
+        get: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let wrong = || ApiError::param(name, format!("`{name}` must be {what}"));
+        self.get(name).map(|v| get(v).ok_or_else(wrong)).transpose()
+    }
+
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.typed(name, "true or false", Value::as_bool)
+    }
+
+    pub fn text(&self, name: &str) -> Result<Option<String>, ApiError> {
+        self.typed(name, "a string", |v| v.as_str().map(str::to_owned))
+    }
+
+    pub fn number(&self, name: &str, in_: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+        let what = format!("a number between {} and {}", in_.start(), in_.end());
+        self.typed(name, what, |v| v.as_f64().filter(|n| in_.contains(n)))
+    }
+
+    pub fn whole(&self, name: &str, in_: RangeInclusive<u64>) -> Result<Option<u64>, ApiError> {
+        let what = if *in_.end() == u64::MAX {
+            format!("a whole number of at least {}", in_.start())
+        } else {
+            format!("a whole number between {} and {}", in_.start(), in_.end())
+        };
+        // Some clients write 64 as 64.0.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked: whole, not negative, and exact in f64"
+        )]
+        let whole = |v: &Value| {
+            v.as_u64().or_else(|| {
+                v.as_f64()
+                    .filter(|f| f.fract() == 0.0 && (0.0..=9e15).contains(f))
+                    .map(|f| f as u64)
+            })
+        };
+        self.typed(name, what, |v| whole(v).filter(|n| in_.contains(n)))
+    }
+}

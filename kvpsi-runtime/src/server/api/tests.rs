@@ -1,0 +1,172 @@
+use super::*;
+use axum::http::StatusCode;
+use proptest::prelude::*;
+use serde_json::json;
+
+fn chat(more: &Value) -> Result<Request, ApiError> {
+    let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+    if let (Some(body), Some(more)) = (body.as_object_mut(), more.as_object()) {
+        body.extend(more.clone());
+    }
+    parse_chat(body.to_string().as_bytes())
+}
+
+#[test]
+fn a_bare_chat_has_openais_defaults() {
+    let r = chat(&json!({})).unwrap();
+    assert_eq!(r.prompt, Prompt::Chat(vec![Message::new(Role::User, "hi")]));
+    let s = &r.sampling;
+    assert_eq!((s.temperature, s.top_p, s.top_k), (1.0, None, None));
+    assert_eq!((s.repeat_penalty, s.max_tokens), (1.0, usize::MAX));
+    assert!(!r.stream && !r.include_usage && s.stops.is_empty());
+}
+
+#[test]
+fn every_field_that_is_supported_is_obeyed() {
+    let r = chat(&json!({
+        "model": "m", "max_tokens": 7, "max_completion_tokens": 9.0, "temperature": 0.5,
+        "top_p": 0.25, "top_k": 3, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1,
+        "frequency_penalty": -1.5, "repetition_penalty": 1.25, "logprobs": true,
+        "top_logprobs": 4, "stream": true, "stream_options": {"include_usage": true},
+        "response_format": {"type": "text"}, "n": 1, "tools": [], "tool_choice": "none",
+        "user": "u", "metadata": {"x": 1}, "store": true, "logit_bias": {}, "ignore_eos": true,
+    }))
+    .unwrap();
+    let s = r.sampling;
+    assert_eq!((s.max_tokens, s.top_k, s.chances), (9, Some(3), Some(4)));
+    assert_eq!(
+        (s.temperature, s.top_p, s.seed),
+        (0.5, Some(0.25), u64::MAX)
+    );
+    assert_eq!(
+        (s.presence_penalty, s.frequency_penalty, s.repeat_penalty),
+        (1.0, -1.5, 1.25)
+    );
+    assert_eq!(s.stops, ["a", "b"]);
+    assert!(r.stream && r.include_usage && s.ignore_eos);
+    assert_eq!(r.model.as_deref(), Some("m"));
+}
+
+#[test]
+fn what_cannot_be_obeyed_is_refused_by_name() {
+    for (field, value) in [
+        ("tools", json!([{"type": "function"}])),
+        ("n", json!(2)),
+        ("best_of", json!(3)),
+        ("logit_bias", json!({"5": 1})),
+        ("response_format", json!({"type": "json_object"})),
+        ("min_p", json!(0.1)),
+        ("modalities", json!(["audio"])),
+        ("tool_choice", json!("required")),
+    ] {
+        let e = chat(&json!({ field: value })).unwrap_err();
+        assert_eq!(e.status, StatusCode::BAD_REQUEST, "{field}");
+        assert_eq!(e.param.as_deref(), Some(field), "{e:?}");
+        assert_eq!(e.code, Some("unsupported_parameter"), "{e:?}");
+    }
+}
+
+#[test]
+fn a_wrong_type_or_range_names_the_field() {
+    for (field, value) in [
+        ("temperature", json!("hot")),
+        ("temperature", json!(2.5)),
+        ("top_p", json!(-0.1)),
+        ("max_tokens", json!(0)),
+        ("max_tokens", json!(1.5)),
+        ("max_tokens", json!(-3)),
+        ("top_k", json!(-2)),
+        ("stop", json!(5)),
+        ("stop", json!([""])),
+        ("stop", json!(vec!["x"; 17])),
+        ("stream", json!("yes")),
+        ("seed", json!(1.5)),
+        ("presence_penalty", json!(3)),
+        ("top_logprobs", json!(2)),
+        ("logprobs", json!(3)),
+        ("model", json!(["m"])),
+        ("stream_options", json!(true)),
+        ("messages", json!("hi")),
+        ("messages", json!([])),
+        ("messages[0].role", json!(null)),
+    ] {
+        let more = if field.contains('[') {
+            json!({"messages": [{"role": "robot", "content": "x"}]})
+        } else {
+            json!({ field: value })
+        };
+        let e = chat(&more).unwrap_err();
+        assert_eq!(e.param.as_deref(), Some(field), "{e:?}");
+    }
+}
+
+#[test]
+fn contents_may_come_in_text_parts_and_pictures_are_refused() {
+    let parts =
+        |parts: Value| chat(&json!({"messages": [{"role": "developer", "content": parts}]}));
+    let two = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+    let want = Prompt::Chat(vec![Message::new(Role::System, "ab")]);
+    assert_eq!(parts(two).unwrap().prompt, want);
+    let picture = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
+    let e = parts(picture).unwrap_err();
+    assert_eq!(e.param.as_deref(), Some("messages[0].content"));
+}
+
+#[test]
+fn a_completion_takes_text_or_tokens_and_has_16_tokens_by_default() {
+    let get = |prompt: Value| parse_completion(json!({"prompt": prompt}).to_string().as_bytes());
+    assert_eq!(get(json!("a")).unwrap().prompt, Prompt::Text("a".into()));
+    assert_eq!(get(json!(["a"])).unwrap().prompt, Prompt::Text("a".into()));
+    assert_eq!(
+        get(json!([1, 2])).unwrap().prompt,
+        Prompt::Tokens(vec![1, 2])
+    );
+    assert_eq!(
+        get(json!([[1, 2]])).unwrap().prompt,
+        Prompt::Tokens(vec![1, 2])
+    );
+    assert_eq!(get(json!("a")).unwrap().sampling.max_tokens, 16);
+    for bad in [
+        json!(["a", "b"]),
+        json!(5),
+        json!([1.5]),
+        json!([-1]),
+        json!(null),
+    ] {
+        assert_eq!(get(bad).unwrap_err().param.as_deref(), Some("prompt"));
+    }
+}
+
+#[test]
+fn what_is_no_json_object_is_a_bad_request() {
+    for body in [&b""[..], b"{", b"[]", b"null", b"\xff\xfe{}", b"{\"a\":1}x"] {
+        let e = parse_chat(body).unwrap_err();
+        assert_eq!(e.status, StatusCode::BAD_REQUEST);
+    }
+    // As deep as anybody likes: an error, not a stack that is used up.
+    let deep = "[".repeat(100_000);
+    assert!(parse_chat(format!("{{\"messages\": {deep}").as_bytes()).is_err());
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse_chat(&body);
+        let _ = parse_completion(&body);
+    }
+
+    #[test]
+    fn no_values_make_it_panic(
+        name in prop::sample::select(vec![
+            "messages", "prompt", "stop", "seed", "top_k", "stream_options", "response_format",
+            "max_tokens", "n", "logprobs", "temperature", "tool_choice", "logit_bias",
+        ]),
+        value in prop::sample::select(vec![
+            json!(null), json!(-1), json!(1e300), json!(u64::MAX), json!("x"), json!([null]),
+            json!({"type": []}), json!([{}]), json!([[]]), json!({"include_usage": 3}),
+        ]),
+    ) {
+        let _ = chat(&json!({ name: value.clone() }));
+        let _ = parse_completion(json!({ name: value }).to_string().as_bytes());
+    }
+}
