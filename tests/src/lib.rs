@@ -2,6 +2,8 @@
 
 mod figures;
 #[cfg(feature = "llm")]
+pub mod hog;
+#[cfg(feature = "llm")]
 mod model;
 #[cfg(feature = "llm")]
 pub mod ours;
@@ -9,7 +11,11 @@ pub mod ours;
 pub mod quality;
 #[cfg(feature = "llm")]
 mod requantize;
+#[cfg(feature = "llm")]
+pub mod served;
 mod skip;
+#[cfg(feature = "llm")]
+pub mod soak;
 pub mod storm;
 #[cfg(feature = "llm")]
 pub mod talker;

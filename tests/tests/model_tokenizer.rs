@@ -198,7 +198,7 @@ proptest! {
         for in_front in [true, false] {
             let mut model = vocab.model("llama");
             set(&mut model, "add_space_prefix", Value::Bool(in_front));
-            let tokenizer = read(&model).unwrap();
+            let tokenizer = std::sync::Arc::new(read(&model).unwrap());
             let tokens = tokenizer.encode(&text, false).unwrap();
             prop_assert_eq!(&tokenizer.decode(&tokens).unwrap(), &text);
             let mut stream = tokenizer.stream();

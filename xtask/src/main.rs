@@ -10,6 +10,7 @@
 mod bench;
 mod benchmarks;
 mod check;
+mod client;
 mod cotenant;
 mod cross;
 mod ebpf;

@@ -223,8 +223,15 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
     Ok(Some(listening.prepared))
 }
 
-/// What was given back, where anything was; and what was lost, if anything.
+/// What was given back, or that nothing was though somebody stalled; and what
+/// was lost, if anything.
 fn report_trims(stats: &GovernorStats) {
+    if stats.trims == 0 && stats.events.seen > 0 {
+        eprintln!(
+            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen, {} of them of other cgroups)",
+            stats.signal, stats.events.seen, stats.ignored
+        );
+    }
     if stats.trims > 0 {
         let steps = stats.by_step.iter().map(|(step, b)| format!("{step} {b}"));
         eprintln!(

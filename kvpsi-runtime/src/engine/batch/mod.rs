@@ -88,6 +88,12 @@ impl Batch {
         }
     }
 
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// What can be seen from outside while it runs.
     #[must_use]
     pub fn account(&self) -> Arc<BatchAccount> {

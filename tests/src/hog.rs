@@ -1,0 +1,57 @@
+//! A process that takes memory on order.
+
+use crate::kvpsi_binary;
+use kvpsi::control::cgroup::OwnedCgroup;
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+/// The demo's hog; killed and reaped on drop.
+#[derive(Debug)]
+pub struct Hog {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Hog {
+    /// In a cgroup, or where the test is.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    #[must_use]
+    pub fn start(cgroup: Option<&OwnedCgroup>) -> Self {
+        let mut c = Command::new(kvpsi_binary());
+        c.args(["demo", "--role", "hog"]);
+        for p in cgroup.iter().flat_map(|c| c.procs()) {
+            c.arg("--join").arg(p);
+        }
+        let mut child = c
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary was built");
+        Self {
+            orders: child.stdin.take().expect("piped"),
+            answers: BufReader::new(child.stdout.take().expect("piped")),
+            child,
+        }
+    }
+
+    /// Grows to so much, holds it for a while, and lets go; false if it was
+    /// killed instead.
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let mut answer = String::new();
+        writeln!(self.orders, "anon {bytes} 400").is_ok()
+            && self.answers.read_line(&mut answer).is_ok()
+            && answer.starts_with("done ")
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,308 @@
+//! Many requests over one pool, with the real model: what each says does not
+//! depend on the others, and what one loses is not another's.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi::{
+    engine::{
+        Engine, EngineConfig, Finish, SamplingConfig,
+        batch::{Ask, Batch, BatchConfig, Client, Failure, Outcome, Progress, Told},
+    },
+    kv::{Profile, Step, Steps},
+    units::Bytes,
+};
+use std::{
+    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+const HOLMES: &str = include_str!("../data/holmes.txt");
+const PREEMPT: Steps = Steps::NONE.with(Step::Preempt);
+
+struct Listener {
+    tell: Sender<Told>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Client for Listener {
+    fn tell(&mut self, told: Told) {
+        let _ = self.tell.send(told);
+    }
+
+    fn gone(&self) -> bool {
+        self.gone.load(Relaxed)
+    }
+}
+
+/// One request as its client sees it.
+struct Asked {
+    told: Receiver<Told>,
+    gone: Arc<AtomicBool>,
+    tokens: Vec<u32>,
+    end: Option<Result<Outcome, Failure>>,
+}
+
+impl Asked {
+    fn listen(&mut self) {
+        while let Ok(told) = self.told.try_recv() {
+            assert!(self.end.is_none(), "told after the end: {told:?}");
+            match told {
+                Told::Started { .. } => {}
+                Told::Piece { token, .. } => self.tokens.extend(token),
+                Told::Done(outcome) => self.end = Some(Ok(outcome)),
+                Told::Failed(failure) => self.end = Some(Err(failure)),
+            }
+        }
+    }
+}
+
+fn batch(test: &str, parallel: usize, change: impl FnOnce(&mut EngineConfig)) -> Option<Batch> {
+    let mut config = EngineConfig::new(kvpsi_tests::model(test)?);
+    config.context = Some(2048);
+    config.parallel = parallel;
+    config.max_sequences = parallel + 2;
+    change(&mut config);
+    let engine = Engine::load(&config).unwrap();
+    let config = BatchConfig {
+        parallel,
+        patience: Duration::from_millis(20),
+        floor_patience: Duration::from_millis(40),
+        ..BatchConfig::default()
+    };
+    Some(Batch::new(engine, config))
+}
+
+fn prompt(batch: &Batch, from: usize, count: usize) -> Vec<u32> {
+    let all = batch.engine().tokenizer().encode(HOLMES, false).unwrap();
+    all[from..from + count].to_vec()
+}
+
+fn greedy(max_tokens: usize) -> SamplingConfig {
+    SamplingConfig {
+        max_tokens,
+        temperature: 0.0,
+        repeat_penalty: 1.0,
+        ignore_eos: true,
+        ..SamplingConfig::default()
+    }
+}
+
+fn ask(batch: &mut Batch, tokens: Vec<u32>, count: usize, deadline: Duration) -> Asked {
+    let (tell, told) = channel();
+    let gone = Arc::new(AtomicBool::new(false));
+    batch.submit(Ask {
+        id: "x".into(),
+        tokens,
+        sampling: greedy(count),
+        arrived: Instant::now(),
+        deadline: Instant::now() + deadline,
+        client: Box::new(Listener {
+            tell,
+            gone: gone.clone(),
+        }),
+    });
+    Asked {
+        told,
+        gone,
+        tokens: Vec::new(),
+        end: None,
+    }
+}
+
+const LONG: Duration = Duration::from_secs(300);
+
+/// Steps until nothing is left to do; `at` is run after each.
+fn finish(batch: &mut Batch, asked: &mut [Asked], mut at: impl FnMut(usize, &mut [Asked])) {
+    for step in 0.. {
+        let progress = batch.step();
+        asked.iter_mut().for_each(Asked::listen);
+        at(step, asked);
+        match progress {
+            Progress::Idle => return,
+            Progress::Blocked => std::thread::sleep(Duration::from_millis(2)),
+            Progress::Worked => {}
+        }
+        assert!(step < 20_000, "it does not come to an end");
+    }
+}
+
+fn alone(batch: &mut Batch, tokens: &[u32], count: usize) -> Vec<u32> {
+    let mut asked = [ask(batch, tokens.to_vec(), count, LONG)];
+    finish(batch, &mut asked, |_, _| ());
+    let pool = batch.engine().pool();
+    pool.trim(Bytes(u64::MAX), Steps::FREE);
+    std::mem::take(&mut asked[0].tokens)
+}
+
+#[test]
+fn each_says_what_it_says_alone_and_every_block_is_free_after() {
+    let test = "each_says_what_it_says_alone_and_every_block_is_free_after";
+    let Some(mut b) = batch(test, 4, |_| ()) else {
+        return;
+    };
+    // Within a chunk: how a prompt is cut changes last bits.
+    let prompts: Vec<Vec<u32>> = (0..6).map(|i| prompt(&b, i * 50, 10 + 4 * i)).collect();
+    let want: Vec<Vec<u32>> = prompts.iter().map(|p| alone(&mut b, p, 24)).collect();
+    let mut asked: Vec<Asked> = (prompts.iter())
+        .map(|p| ask(&mut b, p.clone(), 24, LONG))
+        .collect();
+    let mut most = 0;
+    let account = b.account();
+    finish(&mut b, &mut asked, |_, _| {
+        most = most.max(account.running.load(Relaxed));
+    });
+    assert_eq!(most, 4, "four at once, and no more");
+    for (a, want) in asked.iter().zip(&want) {
+        assert_eq!(&a.tokens, want);
+        let outcome = a.end.clone().unwrap().unwrap();
+        assert_eq!(outcome.stats.finish, Finish::MaxTokens);
+    }
+    let kv = b.engine().pool().account();
+    assert_eq!((kv.in_use, kv.live_tokens), (Bytes::ZERO, 0));
+    assert_eq!(kv.resident.0, kv.cached.0 + kv.slack.0);
+}
+
+#[test]
+fn one_who_generates_waits_for_no_more_than_a_chunk_of_anothers_prompt() {
+    let test = "one_who_generates_waits_for_no_more_than_a_chunk_of_anothers_prompt";
+    let Some(mut b) = batch(test, 2, |_| ()) else {
+        return;
+    };
+    let (short, long) = (prompt(&b, 0, 8), prompt(&b, 100, 400));
+    let mut asked = vec![ask(&mut b, short, 60, LONG)];
+    b.step();
+    asked[0].listen();
+    asked.push(ask(&mut b, long, 4, LONG));
+    let mut before = asked[0].tokens.len();
+    finish(&mut b, &mut asked, |_, asked| {
+        // Every step gives it a token, until it has all.
+        let now = asked[0].tokens.len();
+        assert!(now == before + 1 || now == 60, "{before} -> {now}");
+        before = now;
+        // 400 tokens in chunks of 32 are 13 steps.
+        if asked[1].tokens.is_empty() {
+            assert!(now < 20, "the prompt takes {now} steps");
+        }
+    });
+    assert!(asked.iter().all(|a| matches!(a.end, Some(Ok(_)))));
+}
+
+#[test]
+fn who_goes_or_is_late_is_let_go_with_all_it_had() {
+    let Some(mut b) = batch("who_goes_or_is_late_is_let_go_with_all_it_had", 2, |_| ()) else {
+        return;
+    };
+    let tokens = prompt(&b, 0, 40);
+    let mut asked = vec![
+        ask(&mut b, tokens.clone(), 500, LONG),
+        ask(&mut b, tokens.clone(), 500, Duration::from_millis(300)),
+        // In the queue.
+        ask(&mut b, tokens.clone(), 5, Duration::ZERO),
+        ask(&mut b, tokens, 5, LONG),
+    ];
+    finish(&mut b, &mut asked, |_, asked| {
+        if asked[0].tokens.len() == 10 {
+            asked[0].gone.store(true, Relaxed);
+        }
+    });
+    assert!(asked[0].end.is_none() && asked[0].tokens.len() < 13);
+    assert_eq!(asked[1].end, Some(Err(Failure::Deadline)));
+    assert_eq!(asked[2].end, Some(Err(Failure::Deadline)));
+    assert!(matches!(asked[3].end, Some(Ok(_))));
+    let account = b.account();
+    let n = |a: &std::sync::atomic::AtomicU64| a.load(Relaxed);
+    assert_eq!(
+        (
+            n(&account.cancelled),
+            n(&account.failed),
+            n(&account.finished)
+        ),
+        (1, 2, 1)
+    );
+    assert_eq!(b.engine().pool().account().in_use, Bytes::ZERO);
+}
+
+#[test]
+fn one_that_lost_all_its_memory_goes_on_with_the_same_text() {
+    let test = "one_that_lost_all_its_memory_goes_on_with_the_same_text";
+    let Some(mut b) = batch(test, 2, |c| c.profile = Profile::Lossless) else {
+        return;
+    };
+    let (first, second) = (prompt(&b, 0, 30), prompt(&b, 300, 90));
+    let want = [alone(&mut b, &first, 40), alone(&mut b, &second, 40)];
+    let pool = b.engine().pool();
+    // The first as alone; the second's prompt goes beside it, in chunks.
+    let mut asked = vec![ask(&mut b, first, 40, LONG), ask(&mut b, second, 40, LONG)];
+    let mut preempted = 0;
+    finish(&mut b, &mut asked, |step, _| {
+        if step == 2 || step == 20 {
+            let t = pool.trim(Bytes(u64::MAX), PREEMPT);
+            preempted += t.preempted;
+        }
+    });
+    assert_eq!(preempted, 2);
+    assert_eq!(asked[0].tokens, want[0]);
+    let [a, b] = [0, 1].map(|i| asked[i].end.clone().unwrap().unwrap());
+    assert_eq!((a.preemptions, b.preemptions), (0, 2));
+    assert_eq!((b.loss.tokens, b.stats.tokens), (0, 40));
+}
+
+#[test]
+fn a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there() {
+    let test = "a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there";
+    let Some(mut b) = batch(test, 2, |_| ()) else {
+        return;
+    };
+    let tokens = prompt(&b, 0, 600);
+    let pool = b.engine().pool();
+    let token = pool.shape().token_bytes().0;
+    // A floor is 32 sinks, 256 recent tokens, and the block that is written.
+    pool.set_budget(Bytes(token * 200));
+    let mut asked = [ask(&mut b, tokens.clone(), 4, LONG)];
+    let began = Instant::now();
+    finish(&mut b, &mut asked, |_, _| ());
+    assert!(began.elapsed() >= Duration::from_millis(40), "it waited");
+    assert!(
+        matches!(asked[0].end, Some(Err(Failure::NoMemory { .. }))),
+        "{:?}",
+        asked[0].end
+    );
+    assert!(
+        pool.wanted() > Bytes::ZERO,
+        "and it was said how much is wanted"
+    );
+
+    // Less than the prompt, more than the floor: it goes on, and loses some.
+    pool.set_budget(Bytes(token * 400));
+    let mut asked = [ask(&mut b, tokens, 4, LONG)];
+    finish(&mut b, &mut asked, |_, _| ());
+    let outcome = asked[0].end.clone().unwrap().unwrap();
+    assert!(
+        outcome.loss.tokens > 0 && outcome.loss.mass > 0.0,
+        "{outcome:?}"
+    );
+    let a = pool.account();
+    assert!(
+        a.resident.0 <= pool.budget().0 + pool.shape().block_bytes().0 * 2,
+        "{a:?}"
+    );
+}
+
+#[test]
+fn the_beginning_that_two_prompts_share_is_computed_once() {
+    let test = "the_beginning_that_two_prompts_share_is_computed_once";
+    let Some(mut b) = batch(test, 2, |_| ()) else {
+        return;
+    };
+    let shared = prompt(&b, 0, 200);
+    let mut asked = [ask(&mut b, shared.clone(), 4, LONG)];
+    finish(&mut b, &mut asked, |_, _| ());
+    let more = [shared, prompt(&b, 900, 20)].concat();
+    let mut asked = [ask(&mut b, more, 4, LONG)];
+    finish(&mut b, &mut asked, |_, _| ());
+    assert_eq!(asked[0].end.clone().unwrap().unwrap().cached_tokens, 192);
+}

@@ -1,0 +1,204 @@
+//! `kvpsi serve` where memory is short: in a memory cgroup, with a hog, and
+//! clients of all kinds.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
+use kvpsi_tests::{
+    figure,
+    hog::Hog,
+    model,
+    served::Served,
+    soak::{Account, soak},
+    storm::limited,
+};
+use serde_json::{Value, json};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Bytes of the cgroup's limit above what is used now.
+fn tighten(cgroup: &OwnedCgroup, above: u64) -> u64 {
+    let used = cgroup.memory().anonymous().unwrap();
+    let limit = (used.0 + above).next_multiple_of(1 << 20);
+    cgroup.set_limit(Bytes(limit)).unwrap();
+    limit
+}
+
+/// What a hog may take so that the rest must give way a little.
+fn room(cgroup: &OwnedCgroup, limit: u64) -> u64 {
+    limit.saturating_sub(cgroup.memory().anonymous().unwrap().0)
+}
+
+#[test]
+fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
+    let test = "a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims";
+    let Some(file) = model(test) else { return };
+    let Some(cgroup) = limited("serve-chat", 1 << 30) else {
+        return;
+    };
+    let s = Served::start(&file, &["--parallel", "2"], Some(&cgroup));
+    let mut hog = Hog::start(Some(&cgroup));
+    let story = include_str!("../data/holmes.txt");
+    let long: String = story.chars().take(6000).collect();
+    let body = json!({
+        "messages": [{"role": "user", "content": format!("{long}\n\nTell me about it at length.")}],
+        "max_tokens": 500, "ignore_eos": true, "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let over = AtomicBool::new(false);
+    let (got, lived) = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let got = s.stream(CHAT, &body, |_| true);
+            over.store(true, Relaxed);
+            got.unwrap()
+        });
+        while s.status().kv.in_use.0 < 20 << 20 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let limit = tighten(&cgroup, 24 << 20);
+        let mut lived = true;
+        while !over.load(Relaxed) {
+            // A little more than is free: some of the cache has to go.
+            lived &= hog.grow(room(&cgroup, limit) + (2 << 20));
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        (asking.join().unwrap(), lived)
+    });
+    let usage = got.usage().unwrap();
+    let kvpsi = &usage["kvpsi"];
+    let status = s.rest();
+    figure(&json!({"figure": "serve_trims", "usage": usage, "trims": status.trims.count}));
+    assert!(lived && cgroup.memory().oom_kills() == 0, "{kvpsi}");
+    assert!(got.done && usage["completion_tokens"] == 500, "{usage}");
+    assert!(status.trims.bytes.0 > 1 << 20, "{status:?}");
+    assert!(kvpsi["trims"].as_u64().unwrap() >= 1, "{usage}");
+    assert!(kvpsi["tokens_dropped"].as_u64().unwrap() > 0, "{usage}");
+    let mass = kvpsi["attention_mass_dropped"].as_f64().unwrap();
+    assert!(mass > 0.0 && mass <= 1.0, "{usage}");
+}
+
+#[test]
+fn a_request_whose_floor_cannot_be_held_gets_a_503() {
+    let test = "a_request_whose_floor_cannot_be_held_gets_a_503";
+    let Some(file) = model(test) else { return };
+    let s = Served::start(&file, &["--kv-budget", "1", "--signal", "none"], None);
+    let body = json!({"prompt": "a lamp ".repeat(300), "max_tokens": 4});
+    let (status, answer) = s.post("/v1/completions", &body);
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (503, &json!("memory")),
+        "{answer}"
+    );
+    // One that fits is answered.
+    let body = json!({"prompt": "a lamp", "max_tokens": 4});
+    assert_eq!(s.post("/v1/completions", &body).0, 200);
+    s.rest();
+}
+
+/// RSS once nothing is in flight and no cache is kept.
+fn bare(s: &Served) -> u64 {
+    s.rest();
+    s.post("/kvpsi/trim", &json!({"bytes": 1u64 << 40}));
+    // A prefill's memory goes with the next decoded token.
+    let tiny = json!({"prompt": "a", "max_tokens": 2});
+    s.post("/v1/completions", &tiny);
+    s.rest();
+    s.post("/kvpsi/trim", &json!({"bytes": 1u64 << 40}));
+    s.status().rss.0
+}
+
+/// Two minutes; `KVPSI_SOAK_SECONDS` says otherwise.
+#[test]
+fn no_client_and_no_pressure_loses_a_request_a_block_or_memory() {
+    let test = "no_client_and_no_pressure_loses_a_request_a_block_or_memory";
+    let Some(file) = model(test) else { return };
+    let Some(cgroup) = limited("serve-soak", 1 << 30) else {
+        return;
+    };
+    let seconds = std::env::var("KVPSI_SOAK_SECONDS");
+    let time = Duration::from_secs(seconds.map_or(120, |s| s.parse().unwrap()));
+    let args = ["--parallel", "4", "--queue", "6", "--client-timeout", "5"];
+    let s = Served::start(&file, &args, Some(&cgroup));
+    let account = Account::default();
+    // Threads, buffers and caches of a loaded server are there first.
+    soak(&s, 10, time / 8, 1, &account);
+    let before = bare(&s);
+    let over = AtomicBool::new(false);
+    let began = Instant::now();
+    let (lived, bursts) = std::thread::scope(|scope| {
+        let pressing = scope.spawn(|| press(&cgroup, &over));
+        soak(&s, 10, time, 1000, &account);
+        over.store(true, Relaxed);
+        pressing.join().unwrap()
+    });
+    let took = began.elapsed();
+    cgroup.set_limit(Bytes(1 << 30)).unwrap();
+    let after = bare(&s);
+    let status = s.rest();
+    let n = |a: &std::sync::atomic::AtomicU64| a.load(Relaxed);
+    let account_json = json!({
+        "asked": n(&account.asked), "answered": n(&account.answered),
+        "put_off": n(&account.put_off), "refused": n(&account.refused),
+        "left": n(&account.left), "tokens": n(&account.tokens),
+    });
+    let figures: Value = json!({
+        "figure": "soak", "seconds": took.as_secs(), "clients": account_json, "bursts": bursts,
+        "trims": status.trims.count, "returned": status.trims.bytes.0,
+        "requests": status.requests, "rss_before": before, "rss_after": after,
+        "oom_kills": cgroup.memory().oom_kills(),
+    });
+    eprintln!("{figures:#}");
+    figure(&figures);
+    let wrong = account.wrong();
+    assert!(
+        wrong.is_empty(),
+        "{} of these: {:#?}",
+        wrong.len(),
+        &wrong[..wrong.len().min(5)]
+    );
+    let ends = n(&account.answered) + n(&account.put_off) + n(&account.refused) + n(&account.left);
+    assert_eq!(ends, n(&account.asked), "every request has one end");
+    assert_eq!(cgroup.memory().oom_kills(), 0);
+    assert!(lived, "the hog was killed");
+    assert!(status.trims.count > 0 && bursts > 0, "nothing pressed");
+    assert_eq!(status.requests.failed, 0, "{status:?}");
+    assert_eq!(
+        (status.kv.in_use.0, status.kv.tokens),
+        (0, 0),
+        "a block is lost"
+    );
+    assert_eq!(status.kv.resident.0, status.kv.cached.0 + status.kv.slack.0);
+    assert!(
+        after as f64 <= before as f64 * 1.05,
+        "RSS was {before} and is {after}"
+    );
+    let leftover = Path::new("/proc").join(s.pid().to_string()).join("status");
+    let threads = std::fs::read_to_string(leftover).unwrap();
+    let threads = threads.lines().find_map(|l| l.strip_prefix("Threads:"));
+    assert!(
+        threads.unwrap().trim().parse::<u32>().unwrap() < 40,
+        "{threads:?}"
+    );
+}
+
+/// Random demand until the time is over: whether the hog lived, and how often
+/// it grew.
+fn press(cgroup: &OwnedCgroup, over: &AtomicBool) -> (bool, u32) {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut hog = Hog::start(Some(cgroup));
+    let (mut lived, mut bursts) = (true, 0);
+    let limit = tighten(cgroup, 48 << 20);
+    while !over.load(Relaxed) && lived {
+        std::thread::sleep(Duration::from_millis(rng.u64(300..2500)));
+        // It fits into what is free and what caches hold, not into what is free.
+        let more = rng.u64(0..6 << 20);
+        lived &= hog.grow((room(cgroup, limit) + more).saturating_sub(3 << 20));
+        bursts += 1;
+    }
+    (lived, bursts)
+}
