@@ -3,6 +3,7 @@
 //! Refuses to hold logic that another front end (the server) would need.
 
 mod arrivals;
+pub mod config;
 pub mod demo;
 pub mod doctor;
 pub mod perplexity;
@@ -14,22 +15,52 @@ pub mod run;
 pub mod serve;
 pub mod trace_dump;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::{ffi::OsString, path::Path};
 
 /// LLM runtime that gives KV-cache pages back to the kernel the moment it stalls on memory.
 #[derive(Debug, Parser)]
 #[command(name = "kvpsi", version, about, max_term_width = 100)]
 pub struct Cli {
+    /// How logs are written, on stderr; KVPSI_LOG says what is logged
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        env = "KVPSI_LOG_FORMAT",
+        hide_env = true,
+        default_value_t,
+        display_order = 1000
+    )]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+    /// What the configured subcommands run with, and the file behind it.
+    #[arg(skip)]
+    settings: Vec<config::Setting>,
+    #[arg(skip)]
+    file: Option<std::path::PathBuf>,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    #[default]
+    Human,
+    /// A JSON object a line
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Generate text from a prompt, or hold a conversation on stdin
     Run(run::Args),
-    /// Serve an OpenAI-compatible API
+    /// Serve the model over HTTP, as OpenAI's API does
     Serve(serve::Args),
+    /// Print what `kvpsi serve` would run with, and where each value comes from
+    Config(config::Args),
     /// Show the loop at work: a model and a memory hog in one small cgroup
     Demo(demo::Args),
     /// Measure how well the model predicts a text
@@ -45,6 +76,32 @@ enum Command {
 }
 
 impl Cli {
+    /// The whole command line, with what configures it.
+    #[must_use]
+    pub fn prepared() -> clap::Command {
+        config::prepare(Self::command())
+    }
+
+    /// Parses a command line, with environment and file where it is for a
+    /// subcommand that these configure.
+    ///
+    /// # Errors
+    /// One of them is wrong; asking for help counts.
+    pub fn load(argv: impl IntoIterator<Item = OsString>) -> Result<Self, config::Refused> {
+        let argv = argv.into_iter().collect();
+        let loaded = config::load(Self::prepared(), argv, Path::new(config::DEFAULT_FILE))?;
+        let mut cli = Self::from_arg_matches(&loaded.matches).map_err(config::Refused::Usage)?;
+        cli.settings = loaded.settings;
+        cli.file = loaded.file;
+        Ok(cli)
+    }
+
+    /// How logs are to be written.
+    #[must_use]
+    pub fn log_format(&self) -> LogFormat {
+        self.log_format
+    }
+
     /// Runs the chosen subcommand.
     ///
     /// # Errors
@@ -53,6 +110,9 @@ impl Cli {
         match self.command {
             Command::Run(a) => run::run(a),
             Command::Serve(a) => serve::run(a),
+            Command::Config(a) => {
+                config::run(&a, &self.settings, self.file.as_deref(), &Self::prepared())
+            }
             Command::Demo(a) => demo::run(a),
             Command::Perplexity(a) => perplexity::run(&a),
             Command::TraceDump(a) => trace_dump::run(a),
