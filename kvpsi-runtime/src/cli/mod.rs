@@ -6,6 +6,7 @@ mod arrivals;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod manual;
 pub mod perplexity;
 pub mod pressure;
 mod reading;
@@ -73,6 +74,10 @@ enum Command {
     Replay(replay::Args),
     /// Say what this kernel offers and what kvpsi would use
     Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page, or write all of them
+    Man(manual::ManArgs),
 }
 
 impl Cli {
@@ -119,6 +124,8 @@ impl Cli {
             Command::Record(a) => record::run(&a),
             Command::Replay(a) => replay::run(&a),
             Command::Doctor(a) => doctor::run(a),
+            Command::Completions(a) => manual::completions(&a, Self::prepared()),
+            Command::Man(a) => manual::man(&a, Self::prepared()),
         }
     }
 }
