@@ -13,6 +13,7 @@ mod guard;
 mod live;
 mod metrics;
 mod model;
+pub mod names;
 mod routes;
 mod seats;
 mod serve;
