@@ -12,6 +12,9 @@ pub enum Shape {
     Gauge,
     /// Only goes up.
     Counter,
+    /// Only goes up, in fractions of a second: as `metrics` counts in whole
+    /// numbers, it is set like a gauge.
+    Seconds,
     /// Counts by upper bound: `_bucket`, `_sum` and `_count` of the name.
     Histogram(&'static [f64]),
 }
@@ -70,6 +73,19 @@ const fn histogram(
     }
 }
 
+const fn seconds(
+    name: &'static str,
+    labels: &'static [&'static str],
+    about: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        shape: Shape::Seconds,
+        labels,
+        about,
+    }
+}
+
 /// vLLM's bounds, s.
 const TO_FIRST_TOKEN: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -88,7 +104,7 @@ const PER_REQUEST: &[f64] = &[
 ];
 /// From a tenth of what a trim is to take, 1 ms, to what it must never, s.
 const PER_TRIM: &[f64] = &[
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0,
+    0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03, 0.1, 1.0,
 ];
 /// Requests being computed.
 pub const REQUESTS_RUNNING: Metric = gauge(
@@ -102,11 +118,11 @@ pub const REQUESTS_WAITING: Metric = gauge(
     OF_MODEL,
     "Requests waiting for a place.",
 );
-/// Share of the KV budget that is resident; 1 is all of it.
+/// KV of requests in flight as a share of the budget, 0 to 1.
 pub const KV_CACHE_USAGE: Metric = gauge(
     "vllm:kv_cache_usage_perc",
     OF_MODEL,
-    "Share of the KV budget that is resident; 1 is all of it.",
+    "KV of requests in flight as a share of the budget, 0 to 1.",
 );
 /// Seconds from a request's arrival to its first token.
 pub const TIME_TO_FIRST_TOKEN: Metric = histogram(
@@ -178,6 +194,20 @@ pub const KV_BYTES: Metric = gauge(
     &["state"],
     "Bytes of keys and values: resident, in_use, cached, slack, floor, budget, capacity.",
 );
+/// Positions with keys and values.
+pub const KV_TOKENS: Metric = gauge("kvpsi_kv_tokens", &[], "Positions with keys and values.");
+/// Blocks that a request or the cache gave up for want of budget.
+pub const KV_BLOCKS_EVICTED: Metric = counter(
+    "kvpsi_kv_blocks_evicted_total",
+    &["by"],
+    "Blocks that a request or the cache gave up for want of budget.",
+);
+/// Times that the kernel would not take pages back.
+pub const MADVISE_ERRORS: Metric = counter(
+    "kvpsi_madvise_errors_total",
+    &[],
+    "Times that the kernel would not take pages back.",
+);
 /// Bytes of keys and values given back to the kernel.
 pub const KV_RETURNED: Metric = counter(
     "kvpsi_kv_returned_bytes_total",
@@ -191,16 +221,22 @@ pub const STALLS: Metric = counter(
     "Stalls on memory that ended, by kind and by whose they were.",
 );
 /// Seconds that tasks stalled on memory, by kind and by whose stalls they were.
-pub const STALL_SECONDS: Metric = counter(
+pub const STALL_SECONDS: Metric = seconds(
     "kvpsi_stall_seconds_total",
     &["kind", "scope"],
     "Seconds that tasks stalled on memory, by kind and by whose stalls they were.",
 );
 /// Seconds in which at least one task stalled on memory.
-pub const STALL_SOME_SECONDS: Metric = counter(
+pub const STALL_SOME_SECONDS: Metric = seconds(
     "kvpsi_stall_some_seconds_total",
-    &[],
+    &["scope"],
     "Seconds in which at least one task stalled on memory.",
+);
+/// Stalls of other cgroups, let pass.
+pub const STALLS_IGNORED: Metric = counter(
+    "kvpsi_stalls_ignored_total",
+    &[],
+    "Stalls of other cgroups, let pass.",
 );
 /// What the programs saw: seen = delivered + coalesced + dropped.
 pub const EVENTS: Metric = counter(
@@ -239,6 +275,12 @@ pub const SOURCE_INFO: Metric = gauge(
     &["signal", "rung"],
     "1 for where pressure is heard.",
 );
+/// 1 when the signal broke: nothing is trimmed any more.
+pub const SOURCE_BROKEN: Metric = gauge(
+    "kvpsi_source_broken",
+    &[],
+    "1 when the signal broke: nothing is trimmed any more.",
+);
 /// Runs of an eBPF program.
 pub const PROBE_RUNS: Metric = counter(
     "kvpsi_probe_runs_total",
@@ -246,7 +288,7 @@ pub const PROBE_RUNS: Metric = counter(
     "Runs of an eBPF program.",
 );
 /// Seconds that an eBPF program ran.
-pub const PROBE_SECONDS: Metric = counter(
+pub const PROBE_SECONDS: Metric = seconds(
     "kvpsi_probe_seconds_total",
     &["program"],
     "Seconds that an eBPF program ran.",
@@ -263,6 +305,18 @@ pub const REQUESTS_REFUSED: Metric = counter(
     &["reason"],
     "Requests turned away, by why.",
 );
+/// Requests begun and broken off, by why.
+pub const REQUESTS_FAILED: Metric = counter(
+    "kvpsi_requests_failed_total",
+    &["reason"],
+    "Requests begun and broken off, by why.",
+);
+/// Requests whose client went.
+pub const REQUESTS_CANCELLED: Metric = counter(
+    "kvpsi_requests_cancelled_total",
+    &[],
+    "Requests whose client went.",
+);
 /// Trims that happened and that no other metric knows of.
 pub const TRIM_RECORDS_LOST: Metric = counter(
     "kvpsi_trim_records_lost_total",
@@ -277,7 +331,7 @@ pub const RESIDENT_MEMORY: Metric = gauge(
 );
 
 /// All of them.
-pub const ALL: [Metric; 30] = [
+pub const ALL: [Metric; 37] = [
     REQUESTS_RUNNING,
     REQUESTS_WAITING,
     KV_CACHE_USAGE,
@@ -292,20 +346,27 @@ pub const ALL: [Metric; 30] = [
     PREFIX_CACHE_QUERIES,
     PREFIX_CACHE_HITS,
     KV_BYTES,
+    KV_TOKENS,
+    KV_BLOCKS_EVICTED,
+    MADVISE_ERRORS,
     KV_RETURNED,
     STALLS,
     STALL_SECONDS,
     STALL_SOME_SECONDS,
+    STALLS_IGNORED,
     EVENTS,
     TRIMS,
     TRIM_BYTES,
     TRIM_SECONDS,
     DROPPED_TOKENS,
     SOURCE_INFO,
+    SOURCE_BROKEN,
     PROBE_RUNS,
     PROBE_SECONDS,
     HTTP_REQUESTS,
     REQUESTS_REFUSED,
+    REQUESTS_FAILED,
+    REQUESTS_CANCELLED,
     TRIM_RECORDS_LOST,
     RESIDENT_MEMORY,
 ];

@@ -62,7 +62,7 @@ fn known(name: &str) -> Option<Metric> {
         Shape::Histogram(_) => ["_bucket", "_sum", "_count"]
             .iter()
             .any(|suffix| name.strip_suffix(suffix) == Some(m.name)),
-        Shape::Gauge | Shape::Counter => m.name == name,
+        _ => m.name == name,
     })
 }
 
@@ -156,7 +156,8 @@ fn names_are_prometheuss_and_say_their_shape() {
         let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == ':';
         assert!(m.name.chars().all(valid), "{}", m.name);
         let total = m.name.ends_with("_total");
-        assert_eq!(total, m.shape == Shape::Counter, "{}", m.name);
+        let rises = matches!(m.shape, Shape::Counter | Shape::Seconds);
+        assert_eq!(total, rises, "{}", m.name);
         assert_eq!(
             m.labels.contains(&MODEL),
             m.name.starts_with("vllm:"),
