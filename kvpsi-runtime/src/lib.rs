@@ -10,6 +10,8 @@ pub mod attention;
 #[cfg(feature = "llm")]
 pub mod cli;
 pub mod clock;
+#[cfg(feature = "llm")]
+pub mod confine;
 pub mod control;
 #[cfg(feature = "llm")]
 pub mod crew;

@@ -2,9 +2,10 @@
 //! without privileges. The one order of steps for every command that trims.
 
 use crate::{
+    confine::{Confinement, Report},
     control::{Governor, GovernorConfig, Prepared, Tap},
     kv::KvPool,
-    signal::{self, Choice, SourceConfig, privilege, programs::Rung},
+    signal::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
     trace::{
         recorder::{Background, Recorder, Sink},
         recording::Head,
@@ -41,22 +42,71 @@ pub fn listen(
     witness: bool,
     config: &GovernorConfig,
 ) -> anyhow::Result<Listening> {
-    let sources = SourceConfig {
-        rung,
-        ..SourceConfig::default()
-    };
-    let opened = signal::open(choice.with_rung(rung), &sources)?;
-    let mut notes = opened.notes;
-    let mut watching = None;
-    if witness && opened.source.name() != "ebpf" {
-        match signal::open(Choice::Ebpf, &sources) {
-            Ok(w) => watching = Some(w.source),
-            Err(e) => notes.push(format!("onsets are as late as the signal: {e}")),
-        }
-    }
-    let prepared = Governor::prepare(opened.source, watching, config)?;
+    let heard = Heard::open(choice, rung, witness)?;
+    let listening = heard.prepare(config)?;
     privilege::drop_all().context("cannot give up privileges")?;
-    Ok(Listening { prepared, notes })
+    Ok(listening)
+}
+
+/// [`listen`] of a process that serves strangers: gives up what `confinement`
+/// says, ids and capabilities among it. The threads of the reactor work for
+/// the same user.
+///
+/// # Errors
+/// As [`listen`]; a thread keeps what was to be given up.
+pub fn listen_confined(
+    choice: Choice,
+    rung: Rung,
+    config: GovernorConfig,
+    confinement: &Confinement,
+) -> anyhow::Result<(Listening, Report)> {
+    let heard = Heard::open(choice, rung, false)?;
+    // Before there are threads: Landlock holds those that are started later.
+    let fenced = confinement.fence();
+    let listening = heard.prepare(&GovernorConfig {
+        ids: confinement.ids().cloned(),
+        ..config
+    })?;
+    let report = fenced.leave().context("cannot give up privileges")?;
+    Ok((listening, report))
+}
+
+/// A source that is open and attached.
+struct Heard {
+    source: Box<dyn PressureSource>,
+    witness: Option<Box<dyn PressureSource>>,
+    notes: Vec<String>,
+}
+
+impl Heard {
+    fn open(choice: Choice, rung: Rung, witness: bool) -> anyhow::Result<Self> {
+        let sources = SourceConfig {
+            rung,
+            ..SourceConfig::default()
+        };
+        let opened = signal::open(choice.with_rung(rung), &sources)?;
+        let mut notes = opened.notes;
+        let mut watching = None;
+        if witness && opened.source.name() != "ebpf" {
+            match signal::open(Choice::Ebpf, &sources) {
+                Ok(w) => watching = Some(w.source),
+                Err(e) => notes.push(format!("onsets are as late as the signal: {e}")),
+            }
+        }
+        Ok(Self {
+            source: opened.source,
+            witness: watching,
+            notes,
+        })
+    }
+
+    fn prepare(self, config: &GovernorConfig) -> anyhow::Result<Listening> {
+        let prepared = Governor::prepare(self.source, self.witness, config)?;
+        Ok(Listening {
+            prepared,
+            notes: self.notes,
+        })
+    }
 }
 
 /// Entries that a recorder may be late by: some ten seconds of a storm.

@@ -62,6 +62,8 @@ pub struct GovernorConfig {
     pub observe_only: bool,
     /// Who wants to know all that the reactor sees and does.
     pub tap: Option<Arc<Tap>>,
+    /// For whom its threads are to work; `None`: as before.
+    pub ids: Option<privilege::Ids>,
 }
 
 impl Default for GovernorConfig {
@@ -73,6 +75,7 @@ impl Default for GovernorConfig {
             measure_rss: false,
             observe_only: false,
             tap: None,
+            ids: None,
         }
     }
 }
@@ -261,18 +264,19 @@ impl Governor {
         let of_reactor = Arc::clone(&order);
         let mut threads = Threads::default();
         if let Some(w) = witness {
-            let shared = Arc::clone(&shared);
-            threads.spawn("kvpsi-witness", move |stop| watch(w, &shared, &stop))?;
+            let (shared, ids) = (Arc::clone(&shared), config.ids.clone());
+            threads.spawn("kvpsi-witness", move |stop| {
+                give_up("witness", ids.as_ref());
+                watch(w, &shared, &stop);
+            })?;
         }
         let (tell, told) = mpsc::sync_channel(1);
         let (pool_tx, pool_rx) = mpsc::sync_channel::<Arc<Ladder>>(1);
         let in_thread = Arc::clone(&shared);
+        let ids = config.ids.clone();
         threads.spawn("kvpsi-reactor", move |stop| {
             let hardening = harden::current_thread();
-            // Capabilities are per thread on Linux: this one needs none now.
-            if let Err(e) = privilege::drop_all() {
-                tracing::warn!("the reactor's thread keeps its capabilities: {e}");
-            }
+            give_up("reactor", ids.as_ref());
             let _ = tell.send(hardening);
             let Ok(ladder) = pool_rx.recv() else { return };
             let pool = Arc::clone(ladder.pool());
@@ -392,11 +396,16 @@ impl Governor {
     }
 }
 
+/// Ids and capabilities are per thread on Linux: each of ours gives up its
+/// own. `confine` finds one that could not.
+fn give_up(name: &str, ids: Option<&privilege::Ids>) {
+    if let Err(e) = privilege::leave(ids) {
+        tracing::warn!("the {name}'s thread keeps its privileges: {e}");
+    }
+}
+
 /// The witness: keeps the start of the last burst.
 fn watch(mut source: Box<dyn PressureSource>, shared: &Shared, stop: &OwnedFd) {
-    if let Err(e) = privilege::drop_all() {
-        tracing::warn!("the witness keeps its capabilities: {e}");
-    }
     loop {
         let woken = {
             let r = source.readiness();
