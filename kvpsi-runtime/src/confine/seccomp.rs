@@ -165,7 +165,9 @@ fn refusals() -> Result<(BpfProgram, usize), seccompiler::BackendError> {
         )?])?],
     );
     let calls = rules.len();
-    Ok((compile(rules, libc::EPERM)?, calls))
+    let mut program = native_numbers();
+    program.extend(compile(rules, libc::EPERM)?);
+    Ok((program, calls))
 }
 
 /// clone3(2) has its flags in memory, where no filter looks. C libraries take
@@ -182,35 +184,33 @@ fn none_of(argument: u8, allowed: &[u64]) -> Result<Vec<SeccompRule>, seccompile
 }
 
 fn compile(rules: Rules, errno: i32) -> Result<BpfProgram, seccompiler::BackendError> {
-    let refuse = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Allow,
-        refuse.clone(),
+        SeccompAction::Errno(errno.unsigned_abs()),
         ARCH.try_into()?,
     )?;
-    let mut program = native_numbers(refuse);
-    program.extend(BpfProgram::try_from(filter)?);
-    Ok(program)
+    BpfProgram::try_from(filter)
 }
 
 /// x86-64 has every call a second time, for programs with short pointers, by
 /// numbers from bit 30 on (`__X32_SYSCALL_BIT`); nothing here makes those.
 #[cfg(target_arch = "x86_64")]
-fn native_numbers(refuse: SeccompAction) -> BpfProgram {
+fn native_numbers() -> BpfProgram {
     // linux/bpf_common.h; the number is the first word of `seccomp_data`.
     const LOAD_WORD: u16 = 0x20;
     const JUMP_IF_AT_LEAST: u16 = 0x35;
     const RETURN: u16 = 0x06;
+    let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs()).into();
     let step = |code, jf, k| sock_filter { code, jt: 0, jf, k };
     vec![
         step(LOAD_WORD, 0, 0),
         step(JUMP_IF_AT_LEAST, 1, 0x4000_0000),
-        step(RETURN, 0, refuse.into()),
+        step(RETURN, 0, refuse),
     ]
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn native_numbers(_: SeccompAction) -> BpfProgram {
+fn native_numbers() -> BpfProgram {
     Vec::new()
 }

@@ -63,7 +63,8 @@ impl FromStr for User {
             Some((name, group)) => (name, Some(group)),
             None => (text, None),
         };
-        if name.is_empty() || group == Some("") {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        if name.is_empty() || group == Some("") || text.contains(odd) {
             return Err(UserError::Form(text.to_owned()));
         }
         let gid = group.map(gid_of).transpose()?;
