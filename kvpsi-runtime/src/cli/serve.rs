@@ -10,13 +10,14 @@ use super::{
     run::Signal,
 };
 use crate::{
+    confine::{Confinement, Holds, Report, User},
     control::{GovernorConfig, Prepared, Tap},
     engine::{EngineConfig, batch::BatchConfig},
     kv::{KvType, Profile, evict::Evict},
     model::default_model,
     server::{self, ModelThread, Server, Watchers},
     signal::{
-        SignalError, privilege,
+        SignalError,
         programs::{self, Rung},
     },
     trace::recorder::Background,
@@ -134,6 +135,15 @@ pub struct Args {
     /// How far up the ladder eBPF goes
     #[arg(long, value_enum, default_value_t = Rung::Auto)]
     rung: Rung,
+    /// User to work for once the programs are attached, `NAME[:GROUP]` or `UID[:GID]`
+    #[arg(long, value_name = "USER")]
+    user: Option<User>,
+    /// Hold files and network down to what is needed, by Landlock, where the kernel has it
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    landlock: bool,
+    /// Refuse system calls that a server never makes, by seccomp, where the kernel has it
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    seccomp: bool,
     /// Let the kernel measure what the eBPF programs cost, for /metrics; needs CAP_SYS_ADMIN
     #[arg(long)]
     probe_cost: bool,
@@ -162,7 +172,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .then(programs::enable_statistics)
         .transpose()
         .context("--probe-cost")?;
-    let prepared = listen(&args, &tap)?;
+    let prepared = listen(&args, &path, &tap)?;
     let socket = bind(SocketAddr::new(args.host, args.port))?;
     let address = socket.local_addr()?;
 
@@ -274,17 +284,20 @@ async fn life(server: Arc<Server>) {
 
 /// Opens the signal and gives up privileges; `None` for `--signal none`, and
 /// where the service manager wants nobody to listen.
-fn listen(args: &Args, tap: &Arc<Tap>) -> anyhow::Result<Option<Prepared>> {
+fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Prepared>> {
+    let confinement = args.confinement(model);
     let Some(choice) = args.signal.choice() else {
-        privilege::drop_all().context("cannot give up privileges")?;
+        let report = confinement.confine().context("cannot give up privileges")?;
+        tell(&report);
         return Ok(None);
     };
     let config = GovernorConfig {
         tap: Some(tap.clone()),
         ..GovernorConfig::default()
     };
-    match pressure::listen(choice, args.rung, false, &config) {
-        Ok(listening) => {
+    match pressure::listen_confined(choice, args.rung, config, &confinement) {
+        Ok((listening, report)) => {
+            tell(&report);
             for note in &listening.notes {
                 eprintln!("kvpsi: signal {}: {note}", listening.prepared.signal());
             }
@@ -292,10 +305,22 @@ fn listen(args: &Args, tap: &Arc<Tap>) -> anyhow::Result<Option<Prepared>> {
         }
         Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
             eprintln!("kvpsi: nothing will be trimmed: {e}");
-            privilege::drop_all().context("cannot give up privileges")?;
+            let report = confinement.confine().context("cannot give up privileges")?;
+            tell(&report);
             Ok(None)
         }
         Err(e) => Err(e),
+    }
+}
+
+/// What a user would miss; all of it in the log.
+fn tell(report: &Report) {
+    for (name, part) in report.parts() {
+        if matches!(part.holds, Holds::No) {
+            eprintln!("kvpsi: {name}: {part}");
+        } else {
+            tracing::info!("{name}: {part}");
+        }
     }
 }
 
@@ -316,6 +341,22 @@ fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
 }
 
 impl Args {
+    fn confinement(&self, model: &Path) -> Confinement {
+        // The next file of a recording is made beside the first.
+        let folder = |f: &Path| {
+            let parent = f.parent().filter(|p| !p.as_os_str().is_empty());
+            parent.unwrap_or(Path::new(".")).to_path_buf()
+        };
+        Confinement {
+            user: self.user.clone(),
+            read: vec![model.to_path_buf()],
+            write: self.record.iter().map(|f| folder(f)).collect(),
+            port: Some(self.port),
+            landlock: self.landlock,
+            seccomp: self.seccomp,
+        }
+    }
+
     fn server_config(&self, model: &Path) -> anyhow::Result<server::Config> {
         let api_key = self.key()?;
         if api_key.is_none() && !self.host.is_loopback() && !self.insecure {
