@@ -9,9 +9,9 @@ use kvpsi::model::{
 };
 use std::path::Path;
 
-fn tokenizer(path: &Path) -> (Gguf, Tokenizer) {
+fn tokenizer(path: &Path) -> (Gguf, std::sync::Arc<Tokenizer>) {
     let gguf = Gguf::open(path).unwrap();
-    let t = Tokenizer::from_gguf(&gguf).unwrap();
+    let t = std::sync::Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
     (gguf, t)
 }
 

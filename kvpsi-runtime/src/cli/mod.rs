@@ -3,6 +3,7 @@
 //! Refuses to hold logic that another front end (the server) would need.
 
 mod arrivals;
+mod attach;
 pub mod config;
 pub mod demo;
 pub mod doctor;

@@ -4,6 +4,7 @@
 //! sources, which have nothing else) what the runtime would see.
 
 use super::arrivals::{self, Arrivals, LATENCY, Next, Readiness, seconds};
+use super::attach;
 use crate::clock::monotonic_ns;
 use crate::signal::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
@@ -50,7 +51,8 @@ Examples:
   kvpsi trace-dump --duration 10 --summary          who stalled, how often, how long
   kvpsi trace-dump --min-us 1000 --comm camera      stalls of a millisecond and more of one program
   kvpsi trace-dump --cgroup /sys/fs/cgroup/robot.slice --kind memcg_reclaim
-  kvpsi trace-dump --format perfetto > stalls.json  then open it in ui.perfetto.dev")]
+  kvpsi trace-dump --format perfetto > stalls.json  then open it in ui.perfetto.dev
+  kvpsi trace-dump --attach                         of a running `kvpsi serve`: trims between the stalls")]
 pub struct Args {
     /// How the events are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -80,6 +82,24 @@ pub struct Args {
     /// Only what lasted so many microseconds or more
     #[arg(long, value_name = "MICROSECONDS")]
     min_us: Option<u64>,
+    /// What a running `kvpsi serve` hears and gives back, instead of listening anew
+    #[arg(
+        long,
+        value_name = "URL",
+        num_args = 0..=1,
+        default_missing_value = "http://127.0.0.1:8080",
+        conflicts_with_all = ["signal", "rung", "coalesced"]
+    )]
+    attach: Option<String>,
+    /// The running server's API key
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "KVPSI_API_KEY",
+        hide_env_values = true,
+        requires = "attach"
+    )]
+    api_key: Option<String>,
     /// Where the events come from
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     signal: Choice,
@@ -244,6 +264,17 @@ impl Input {
 pub fn run(args: Args) -> anyhow::Result<()> {
     // The first events come while the last programs are being attached.
     let start_ns = monotonic_ns();
+    if let Some(url) = &args.attach {
+        let taken = filter(&args);
+        let mut output = output(&args, start_ns);
+        return attach::follow(
+            url,
+            args.api_key.as_deref(),
+            args.duration,
+            &taken,
+            &mut *output,
+        );
+    }
     let (mut input, notes) = Input::open(&args)?;
     privilege::drop_all().context("capabilities cannot be dropped")?;
     for note in notes {
@@ -276,14 +307,18 @@ fn output(args: &Args, start_ns: u64) -> Box<dyn Output> {
     }
 }
 
-async fn follow(args: &Args, input: &mut Input, start_ns: u64) -> anyhow::Result<()> {
-    let filter = Filter {
+fn filter(args: &Args) -> Filter {
+    Filter {
         kinds: args.kind.clone(),
         pid: args.pid,
         comm: args.comm.clone(),
         cgroup: args.cgroup,
         least: args.min_us.map(Duration::from_micros),
-    };
+    }
+}
+
+async fn follow(args: &Args, input: &mut Input, start_ns: u64) -> anyhow::Result<()> {
+    let filter = filter(args);
     let mut output = output(args, start_ns);
     let mut shown = 0u64;
     let mut arrivals = Arrivals::new(input.readiness()?, args.duration)?;

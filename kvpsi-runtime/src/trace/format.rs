@@ -3,7 +3,7 @@
 //! Owns the columns, the names and the colours. Times are relative to the
 //! start of the dump. Refuses to know where the events come from.
 
-use super::Output;
+use super::{KvLevel, Output, recording::Trim};
 use anstyle::{AnsiColor, Style};
 use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
 use serde_json::json;
@@ -101,6 +101,31 @@ impl<W: Write> Output for Text<W> {
         )
     }
 
+    fn trim(&mut self, t: &Trim) -> io::Result<()> {
+        let us = t.returned_ns.saturating_sub(self.start_ns) / 1000;
+        let style = if self.colour {
+            Style::new().fg_color(Some(AnsiColor::Green.into()))
+        } else {
+            Style::new()
+        };
+        let behind = match t.kind_name() {
+            "" => String::new(),
+            kind => format!(" of {kind}"),
+        };
+        writeln!(
+            self.out,
+            "{style}{:>8}.{:03} {:<17} {}{behind}: {} returned {} us after the onset, {} tokens dropped ({:.1} % of attention){style:#}",
+            us / 1000,
+            us % 1000,
+            format!("trim {}", t.deepest()),
+            t.trigger,
+            t.bytes(),
+            t.returned_ns.saturating_sub(t.onset_ns) / 1000,
+            t.tokens,
+            t.mass_dropped * 100.0,
+        )
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
@@ -140,6 +165,36 @@ impl<W: Write> Output for Jsonl<W> {
             "node": e.node,
             "cgroup_id": e.cgroup_id,
             "detail": e.detail,
+        });
+        writeln!(self.out, "{line}")
+    }
+
+    fn trim(&mut self, t: &Trim) -> io::Result<()> {
+        let line = json!({
+            "t_ns": t.returned_ns.saturating_sub(self.start_ns),
+            "ts_ns": t.returned_ns,
+            "kind": "trim",
+            "trigger": t.trigger,
+            "behind": t.kind_name(),
+            "step": t.deepest(),
+            "onset_ns": t.onset_ns,
+            "noticed_ns": t.noticed_ns,
+            "wanted": t.wanted,
+            "bytes": t.bytes(),
+            "tokens": t.tokens,
+            "mass_dropped": t.mass_dropped,
+        });
+        writeln!(self.out, "{line}")
+    }
+
+    fn kv(&mut self, kv: &KvLevel) -> io::Result<()> {
+        let line = json!({
+            "t_ns": kv.ts_ns.saturating_sub(self.start_ns),
+            "ts_ns": kv.ts_ns,
+            "kind": "kv",
+            "resident": kv.resident,
+            "in_use": kv.in_use,
+            "budget": kv.budget,
         });
         writeln!(self.out, "{line}")
     }

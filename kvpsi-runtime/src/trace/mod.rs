@@ -12,7 +12,7 @@ pub mod recording;
 pub mod replay;
 pub mod summary;
 
-use crate::signal::psi_total_us as total_us;
+use crate::{signal::psi_total_us as total_us, units::Bytes};
 use kvpsi_common::Event;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -47,6 +47,19 @@ impl Sample {
     }
 }
 
+/// The KV memory of a running kvpsi at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLevel {
+    /// `CLOCK_MONOTONIC`, ns.
+    pub ts_ns: u64,
+    /// Resident blocks.
+    pub resident: Bytes,
+    /// Blocks of sequences in flight.
+    pub in_use: Bytes,
+    /// Most that may be resident.
+    pub budget: Bytes,
+}
+
 /// Where events go to be looked at.
 pub trait Output {
     /// Takes one event, in the order of arrival.
@@ -60,6 +73,22 @@ pub trait Output {
     /// # Errors
     /// What was written to refused.
     fn sample(&mut self, _sample: &Sample) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Takes a trim of a running kvpsi; others have none.
+    ///
+    /// # Errors
+    /// What was written to refused.
+    fn trim(&mut self, _trim: &recording::Trim) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Takes a look at the KV memory of a running kvpsi; others have none.
+    ///
+    /// # Errors
+    /// What was written to refused.
+    fn kv(&mut self, _kv: &KvLevel) -> io::Result<()> {
         Ok(())
     }
 

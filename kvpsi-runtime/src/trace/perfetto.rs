@@ -9,11 +9,11 @@
 //! that was cut off is still read up to there: the format lets the closing
 //! bracket be missing.
 
-use super::{Output, Sample, printable};
+use super::{KvLevel, Output, Sample, printable, recording::Trim};
 use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
 use serde_json::{Value, json};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     io::{self, Write},
 };
 
@@ -22,6 +22,12 @@ use std::{
 const SYSTEM: u32 = 1 << 30;
 /// Process of the first CPU; the others follow.
 const CPUS: u32 = SYSTEM + 1;
+/// Process of a running kvpsi: behind as many CPUs as Linux can have (8192).
+const KVPSI: u32 = CPUS + (1 << 14);
+/// Onsets that a trim may still come from.
+const ONSETS: usize = 256;
+/// Length of an onset, us: an arrow begins in a slice, and an instant is none.
+const ONSET_US: f64 = 1.0;
 
 /// Writes the trace.
 #[derive(Debug)]
@@ -34,6 +40,8 @@ pub struct Perfetto<W> {
     /// kswapd's slices that are open, by node.
     kswapd: HashMap<u32, u64>,
     last: Option<Sample>,
+    /// When and whose, the last ones.
+    onsets: VecDeque<(u64, u32, u32)>,
     /// Number of the next asynchronous slice.
     next: u64,
 }
@@ -47,6 +55,7 @@ impl<W: Write> Perfetto<W> {
             named: HashSet::new(),
             kswapd: HashMap::new(),
             last: None,
+            onsets: VecDeque::new(),
             next: 1,
         }
     }
@@ -125,6 +134,20 @@ impl<W: Write> Perfetto<W> {
         }))
     }
 
+    /// The first stall of a burst, which trims come from.
+    fn onset(&mut self, e: &Event, name: &str) -> io::Result<()> {
+        let comm = printable(e.comm_str());
+        self.track(e.tgid, e.tid, &comm, &comm)?;
+        if self.onsets.len() >= ONSETS {
+            self.onsets.pop_front();
+        }
+        self.onsets.push_back((e.ts_ns, e.tgid, e.tid));
+        self.put(&json!({
+            "ph": "X", "cat": "onset", "name": format!("{name} onset"), "pid": e.tgid,
+            "tid": e.tid, "ts": us(e.ts_ns), "dur": ONSET_US, "args": args(e),
+        }))
+    }
+
     fn instant(&mut self, e: &Event, name: &str) -> io::Result<()> {
         let comm = printable(e.comm_str());
         self.track(e.tgid, e.tid, &comm, &comm)?;
@@ -162,6 +185,7 @@ impl<W: Write> Output for Perfetto<W> {
         match (e.kind(), e.phase()) {
             (Some(k @ (Kind::KswapdWake | Kind::KswapdSleep)), _) => self.kswapd(e, k)?,
             (_, Some(Phase::End)) => self.stall(e, name)?,
+            (Some(_), Some(Phase::Onset)) => self.onset(e, name)?,
             // Its end will tell.
             (_, Some(Phase::Begin)) => {}
             // Time that at least one task of the scope was stalled.
@@ -186,6 +210,49 @@ impl<W: Write> Output for Perfetto<W> {
             "full": percent(s.full_us, before.full_us),
         });
         self.counter(s.ts_ns, "PSI memory, %", &psi)
+    }
+
+    fn trim(&mut self, t: &Trim) -> io::Result<()> {
+        self.track(KVPSI, KVPSI, "kvpsi", "trims")?;
+        let (begin, end) = (us(t.noticed_ns), us(t.returned_ns.max(t.noticed_ns)));
+        let name = format!("trim {}", t.deepest());
+        let args = json!({
+            "trigger": t.trigger, "behind": t.kind_name(), "bytes": t.bytes(),
+            "wanted": t.wanted, "tokens": t.tokens, "mass_dropped": t.mass_dropped,
+            "onset_to_returned_us": us(t.returned_ns.saturating_sub(t.onset_ns)),
+        });
+        let (pid, tid) = (KVPSI, KVPSI);
+        self.put(&json!({
+            "ph": "X", "cat": "trim", "name": name, "pid": pid, "tid": tid, "ts": begin,
+            "dur": end - begin, "args": args,
+        }))?;
+        self.put(&json!({
+            "ph": "i", "cat": "trim", "name": format!("{} returned", t.bytes()), "pid": pid,
+            "tid": tid, "ts": end, "s": "p", "args": args,
+        }))?;
+        let from = self.onsets.iter().rev().find(|o| o.0 == t.onset_ns);
+        let Some(&(ts_ns, from_pid, from_tid)) = from else {
+            return Ok(());
+        };
+        let id = self.next;
+        self.next += 1;
+        self.put(&json!({
+            "ph": "s", "cat": "trim", "name": "trim", "id": id, "pid": from_pid,
+            "tid": from_tid, "ts": us(ts_ns),
+        }))?;
+        // It ends in the slice that it points at.
+        self.put(&json!({
+            "ph": "f", "cat": "trim", "name": "trim", "id": id, "pid": pid, "tid": tid,
+            "ts": begin, "bp": "e",
+        }))
+    }
+
+    fn kv(&mut self, kv: &KvLevel) -> io::Result<()> {
+        self.track(KVPSI, 0, "kvpsi", "")?;
+        self.put(&json!({
+            "ph": "C", "name": "KV memory, bytes", "pid": KVPSI, "ts": us(kv.ts_ns),
+            "args": {"resident": kv.resident, "in_use": kv.in_use, "budget": kv.budget},
+        }))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -246,6 +313,40 @@ mod tests {
         assert_eq!(of("b")["pid"], json!(CPUS + 1));
         let names = all.iter().filter(|e| e["ph"] == "M").count();
         assert_eq!(names, 4, "process, thread, CPU, memory: {all:?}");
+    }
+
+    #[test]
+    fn an_arrow_leads_from_the_onset_to_the_trim() {
+        let trim = Trim {
+            trigger: "onset".into(),
+            kind: Kind::MemcgReclaim as u16,
+            onset_ns: 100_000,
+            noticed_ns: 130_000,
+            returned_ns: 300_000,
+            by_step: vec![crate::units::Bytes(4096)],
+            ..Trim::default()
+        };
+        let all = trace(|p| {
+            p.event(&event(Kind::MemcgReclaim, Phase::Onset, 100, 0))
+                .unwrap();
+            p.trim(&trim).unwrap();
+            // Nobody saw where this one comes from.
+            p.trim(&Trim::default()).unwrap();
+        });
+        let of = |ph: &str| all.iter().filter(|e| e["ph"] == ph).collect::<Vec<_>>();
+        let (s, f) = (of("s"), of("f"));
+        assert_eq!((s.len(), f.len()), (1, 1));
+        assert_eq!(s[0]["id"], f[0]["id"]);
+        // Both ends lie in a slice of their track.
+        for end in [s[0], f[0]] {
+            let within = |x: &&Value| {
+                let ts = end["ts"].as_f64().unwrap();
+                let begin = x["ts"].as_f64().unwrap();
+                x["tid"] == end["tid"] && begin <= ts && ts <= begin + x["dur"].as_f64().unwrap()
+            };
+            assert_eq!(of("X").iter().filter(|x| within(x)).count(), 1, "{end}");
+        }
+        assert_eq!(of("i")[0]["args"]["bytes"], 4096);
     }
 
     #[test]

@@ -7,9 +7,9 @@
 //! that ends anywhere is readable up to its last whole entry. Refuses to know
 //! where entries come from.
 
-use crate::{control::gauge::Levels, units::Bytes};
+use crate::{control::gauge::Levels, kv::Step, units::Bytes};
 use bytemuck::Zeroable;
-use kvpsi_common::Event;
+use kvpsi_common::{Event, Kind};
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::Path};
 
@@ -144,6 +144,28 @@ pub struct Trim {
     pub tokens: u64,
     /// Share of recent attention mass that fell on what was dropped.
     pub mass_dropped: f32,
+}
+
+impl Trim {
+    /// Bytes given back.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.by_step.iter().map(|b| b.0).sum())
+    }
+
+    /// The step that lost most, by its name.
+    #[must_use]
+    pub fn deepest(&self) -> &'static str {
+        let steps = Step::ALL.iter().zip(&self.by_step);
+        let taken = steps.filter(|(_, b)| **b > Bytes::ZERO).map(|(s, _)| *s);
+        taken.max().map_or("", Step::name)
+    }
+
+    /// The kernel's event behind it, by its name.
+    #[must_use]
+    pub fn kind_name(&self) -> &'static str {
+        Kind::from_raw(self.kind).map_or("", Kind::name)
+    }
 }
 
 /// One entry.

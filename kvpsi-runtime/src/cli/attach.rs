@@ -1,0 +1,174 @@
+//! `kvpsi trace-dump --attach`: what a running server hears and gives back.
+//!
+//! Owns the connection, and the way back from JSON lines to entries. What the
+//! server could not hand over in time is counted and said. Refuses to know how
+//! entries are shown.
+
+use crate::trace::{KvLevel, Output, filter::Filter, recording::Entry};
+use anyhow::{Context, bail};
+use kvpsi_common::Event;
+use std::{
+    io::{self, BufRead, BufReader},
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+/// Time to connect, and to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Lines that may wait to be shown.
+const ROOM: usize = 4096;
+
+/// Shows what `url` says until it ends, a signal comes, or the time is over.
+///
+/// # Errors
+/// There is no such server, it refuses, or the output cannot be written.
+pub(super) fn follow(
+    url: &str,
+    key: Option<&str>,
+    duration: Option<Duration>,
+    filter: &Filter,
+    output: &mut dyn Output,
+) -> anyhow::Result<()> {
+    let lines = open(url, key)?;
+    eprintln!("kvpsi: source: {url}, coalesced, with its trims; Ctrl-C ends");
+    let (tell, told) = mpsc::channel(ROOM);
+    // It ends with the connection, or with the process.
+    std::thread::spawn(move || {
+        for line in lines.lines() {
+            if tell.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let counts = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(show(told, duration, filter, output))?;
+    eprintln!(
+        "kvpsi: shown {} events and {} trims, lost {}",
+        counts.shown, counts.trims, counts.lost
+    );
+    if counts.gone {
+        bail!("{url} is gone");
+    }
+    Ok(())
+}
+
+/// The server's answer, line by line.
+fn open(url: &str, key: Option<&str>) -> anyhow::Result<impl BufRead + use<>> {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(PATIENCE))
+        .timeout_recv_response(Some(PATIENCE))
+        .build();
+    let agent: ureq::Agent = config.into();
+    let mut request = agent.get(format!("{}/kvpsi/trace", url.trim_end_matches('/')));
+    if let Some(key) = key {
+        request = request.header("Authorization", format!("Bearer {key}"));
+    }
+    let mut answer = request.call().with_context(|| {
+        format!("no kvpsi answers at {url}; is `kvpsi serve` running, and at this port?")
+    })?;
+    let status = answer.status().as_u16();
+    if status != 200 {
+        let why = answer.body_mut().read_to_string().unwrap_or_default();
+        let hint = if status == 401 {
+            "; give --api-key"
+        } else {
+            ""
+        };
+        bail!("{url} refuses ({status}){hint}: {}", why.trim());
+    }
+    Ok(BufReader::new(answer.into_body().into_reader()))
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    shown: u64,
+    trims: u64,
+    lost: u64,
+    /// The server ended first.
+    gone: bool,
+}
+
+async fn show(
+    mut told: mpsc::Receiver<io::Result<String>>,
+    duration: Option<Duration>,
+    filter: &Filter,
+    output: &mut dyn Output,
+) -> anyhow::Result<Counts> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let end = tokio::time::sleep(duration.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
+    tokio::pin!(end);
+    let mut counts = Counts::default();
+    loop {
+        let line = tokio::select! {
+            line = told.recv() => line,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            () = &mut end => break,
+        };
+        let Some(Ok(line)) = line else {
+            counts.gone = true;
+            break;
+        };
+        let entry = serde_json::from_str(&line)
+            .with_context(|| format!("the server says what this kvpsi does not know: {line}"))?;
+        match put(&entry, filter, output, &mut counts) {
+            // Whoever read has seen enough.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(counts),
+            other => other?,
+        }
+        if told.is_empty() {
+            output.flush()?;
+        }
+    }
+    match output.finish() {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(counts),
+    }
+}
+
+fn put(
+    entry: &Entry,
+    filter: &Filter,
+    output: &mut dyn Output,
+    counts: &mut Counts,
+) -> io::Result<()> {
+    match entry {
+        Entry::Event(recorded) => {
+            let event = Event::from(recorded);
+            if filter.takes(&event) {
+                counts.shown += 1;
+                output.event(&event)?;
+            }
+            Ok(())
+        }
+        Entry::Psi(sample) => output.sample(sample),
+        Entry::Trim(trim) => {
+            counts.trims += 1;
+            output.trim(trim)
+        }
+        Entry::Kv {
+            ts_ns,
+            resident,
+            in_use,
+            budget,
+            ..
+        } => output.kv(&KvLevel {
+            ts_ns: *ts_ns,
+            resident: *resident,
+            in_use: *in_use,
+            budget: *budget,
+        }),
+        Entry::Lost(n) => {
+            counts.lost += n;
+            Ok(())
+        }
+        Entry::Head(_) | Entry::Levels { .. } => Ok(()),
+    }
+}
