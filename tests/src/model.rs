@@ -18,7 +18,7 @@ pub fn model(name: &str) -> Option<PathBuf> {
 }
 
 /// The `kvpsi` binary of this build. A test of another package does not get
-/// its path from cargo: it lies two folders above the test binary.
+/// its path from cargo: it lies beside this program, or, of a test, above it.
 ///
 /// # Panics
 /// It was not built, as by `cargo test -p kvpsi-tests` alone: run
@@ -26,10 +26,13 @@ pub fn model(name: &str) -> Option<PathBuf> {
 #[must_use]
 pub fn kvpsi_binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
-    let folder = test.parent().and_then(|deps| deps.parent());
-    let path = folder
-        .expect("tests lie in target/PROFILE/deps")
-        .join("kvpsi");
+    let here = test.parent().expect("a program is in a folder");
+    let folder = if here.ends_with("deps") {
+        here.parent().expect("tests lie in target/PROFILE/deps")
+    } else {
+        here
+    };
+    let path = folder.join("kvpsi");
     assert!(
         path.exists(),
         "{} is not there: cargo build -p kvpsi-runtime",

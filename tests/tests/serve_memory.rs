@@ -7,14 +7,16 @@ use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
 use kvpsi_tests::{
     figure,
     hog::Hog,
-    model,
+    kvpsi_binary, model,
     served::Served,
     soak::{Account, soak},
     storm::limited,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
+    process::{Child, Command},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -43,6 +45,8 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
     };
     let s = Served::start(&file, &["--parallel", "2"], Some(&cgroup));
     let mut hog = Hog::start(Some(&cgroup));
+    let dir = tempfile::tempdir().unwrap();
+    let (mut attached, traced) = attach(&s, dir.path());
     let story = include_str!("../data/holmes.txt");
     let long: String = story.chars().take(6000).collect();
     let body = json!({
@@ -69,17 +73,60 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
         }
         (asking.join().unwrap(), lived)
     });
+    let status = s.rest();
+    kill_process(Pid::from_child(&attached), Signal::INT).unwrap();
+    assert!(attached.wait().unwrap().success());
     let usage = got.usage().unwrap();
     let kvpsi = &usage["kvpsi"];
-    let status = s.rest();
     figure(&json!({"figure": "serve_trims", "usage": usage, "trims": status.trims.count}));
     assert!(lived && cgroup.memory().oom_kills() == 0, "{kvpsi}");
     assert!(got.done && usage["completion_tokens"] == 500, "{usage}");
     assert!(status.trims.bytes.0 > 1 << 20, "{status:?}");
     assert!(kvpsi["trims"].as_u64().unwrap() >= 1, "{usage}");
     assert!(kvpsi["tokens_dropped"].as_u64().unwrap() > 0, "{usage}");
+    arrows(&traced, status.trims.count);
     let mass = kvpsi["attention_mass_dropped"].as_f64().unwrap();
     assert!(mass > 0.0 && mass <= 1.0, "{usage}");
+}
+
+/// `trace-dump --attach` beside it: the process, and the file it writes.
+fn attach(s: &Served, dir: &Path) -> (Child, PathBuf) {
+    let file = dir.join("trace.json");
+    let url = format!("http://127.0.0.1:{}", s.port);
+    let child = Command::new(kvpsi_binary())
+        .args(["trace-dump", "--format", "perfetto", "--attach", &url])
+        .stdout(std::fs::File::create(&file).unwrap())
+        .spawn()
+        .unwrap();
+    (child, file)
+}
+
+/// Every trim is in the trace, and arrows lead to trims from onsets.
+fn arrows(traced: &Path, trims: u64) {
+    let text = std::fs::read_to_string(traced).unwrap();
+    let all: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let of = |ph: &str, cat: &str| -> Vec<&Value> {
+        let all = all.iter();
+        all.filter(|e| e["ph"] == ph && (cat.is_empty() || e["cat"] == cat))
+            .collect()
+    };
+    assert_eq!(of("X", "trim").len() as u64, trims);
+    assert!(
+        of("C", "")
+            .iter()
+            .any(|c| c["args"]["resident"].as_u64() > Some(0))
+    );
+    let (from, to) = (of("s", "trim"), of("f", "trim"));
+    assert_eq!(from.len(), to.len());
+    for (s, f) in from.iter().zip(&to) {
+        assert_eq!(s["id"], f["id"]);
+        assert!(s["ts"].as_f64() <= f["ts"].as_f64(), "{s} {f}");
+    }
+    if of("X", "onset").is_empty() {
+        // Not every signal tells of onsets.
+        return;
+    }
+    assert!(!from.is_empty(), "no trim came from an onset that is known");
 }
 
 #[test]

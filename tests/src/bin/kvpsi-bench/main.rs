@@ -14,6 +14,7 @@ mod models;
 mod overhead;
 mod quality;
 mod recall;
+mod serve;
 mod settings;
 mod steps;
 
@@ -58,6 +59,8 @@ enum What {
     Cotenant(cotenant::Args),
     /// The neighbour, or a burst, ordered about by `cotenant`
     CotenantOther(cotenant::Other),
+    /// How several clients fare at one server
+    Serve(serve::Args),
     /// Resident memory of kvpsi alone
     Memory {
         /// GGUF file
@@ -97,6 +100,7 @@ fn main() -> Result<()> {
         What::OverheadJob(args) => overhead::job(&args),
         What::Cotenant(args) => cotenant::run(&args),
         What::CotenantOther(args) => cotenant::other(&args),
+        What::Serve(args) => serve::run(&args),
         What::Memory { model } => memory::resident(&model),
         What::Bandwidth { threads } => {
             memory::bandwidth(threads);
