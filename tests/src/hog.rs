@@ -42,8 +42,17 @@ impl Hog {
     /// Grows to so much, holds it for a while, and lets go; false if it was
     /// killed instead.
     pub fn grow(&mut self, bytes: u64) -> bool {
+        self.order("anon", bytes)
+    }
+
+    /// Reads a file of that size for a while: reclaim and refaults.
+    pub fn read(&mut self, bytes: u64) -> bool {
+        self.order("file", bytes)
+    }
+
+    fn order(&mut self, what: &str, bytes: u64) -> bool {
         let mut answer = String::new();
-        writeln!(self.orders, "anon {bytes} 400").is_ok()
+        writeln!(self.orders, "{what} {bytes} 400").is_ok()
             && self.answers.read_line(&mut answer).is_ok()
             && answer.starts_with("done ")
     }

@@ -23,7 +23,11 @@ use std::{
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// Bytes of the cgroup's limit above what is used now.
+/// What must be there to give before demand is made for it, as in the demo:
+/// where nothing can be given the OOM killer is right.
+const WORTH_GROWING: u64 = 8 << 20;
+
+/// A limit that leaves so much above what is used now.
 fn tighten(cgroup: &OwnedCgroup, above: u64) -> u64 {
     let used = cgroup.memory().anonymous().unwrap();
     let limit = (used.0 + above).next_multiple_of(1 << 20);
@@ -31,9 +35,18 @@ fn tighten(cgroup: &OwnedCgroup, above: u64) -> u64 {
     limit
 }
 
-/// What a hog may take so that the rest must give way a little.
-fn room(cgroup: &OwnedCgroup, limit: u64) -> u64 {
-    limit.saturating_sub(cgroup.memory().anonymous().unwrap().0)
+/// One burst of demand: anonymous memory that half of what the server could
+/// give makes room for, at most `most`; else a file that does not fit. False
+/// if the hog was killed.
+fn burst(s: &Served, cgroup: &OwnedCgroup, hog: &mut Hog, limit: u64, most: u64) -> bool {
+    let room = limit.saturating_sub(cgroup.memory().anonymous().unwrap().0);
+    let kv = s.status().kv;
+    let trimmable = kv.resident.0.saturating_sub(kv.floor.0);
+    if trimmable >= WORTH_GROWING {
+        hog.grow((room + trimmable / 2).min(most))
+    } else {
+        hog.read(room + (32 << 20))
+    }
 }
 
 #[test]
@@ -61,15 +74,15 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
             over.store(true, Relaxed);
             got.unwrap()
         });
-        while s.status().kv.in_use.0 < 20 << 20 {
+        // The prompt's own memory goes with the first token.
+        while s.status().requests.tokens < 10 {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let limit = tighten(&cgroup, 24 << 20);
+        let limit = tighten(&cgroup, 28 << 20);
         let mut lived = true;
-        while !over.load(Relaxed) {
-            // A little more than is free: some of the cache has to go.
-            lived &= hog.grow(room(&cgroup, limit) + (2 << 20));
-            std::thread::sleep(Duration::from_millis(300));
+        while !over.load(Relaxed) && lived {
+            lived &= burst(&s, &cgroup, &mut hog, limit, u64::MAX);
+            std::thread::sleep(Duration::from_millis(200));
         }
         (asking.join().unwrap(), lived)
     });
@@ -178,7 +191,7 @@ fn no_client_and_no_pressure_loses_a_request_a_block_or_memory() {
     let over = AtomicBool::new(false);
     let began = Instant::now();
     let (lived, bursts) = std::thread::scope(|scope| {
-        let pressing = scope.spawn(|| press(&cgroup, &over));
+        let pressing = scope.spawn(|| press(&s, &cgroup, &over));
         soak(&s, 10, time, 1000, &account);
         over.store(true, Relaxed);
         pressing.join().unwrap()
@@ -233,18 +246,20 @@ fn no_client_and_no_pressure_loses_a_request_a_block_or_memory() {
     );
 }
 
+/// What the requests of all places need when all else is given: sinks, recent
+/// tokens and the memory of a prompt's chunk.
+const FLOOR: u64 = 48 << 20;
+
 /// Random demand until the time is over: whether the hog lived, and how often
-/// it grew.
-fn press(cgroup: &OwnedCgroup, over: &AtomicBool) -> (bool, u32) {
+/// it pressed.
+fn press(s: &Served, cgroup: &OwnedCgroup, over: &AtomicBool) -> (bool, u32) {
     let mut rng = fastrand::Rng::with_seed(7);
     let mut hog = Hog::start(Some(cgroup));
     let (mut lived, mut bursts) = (true, 0);
-    let limit = tighten(cgroup, 48 << 20);
+    let limit = tighten(cgroup, 2 * FLOOR);
     while !over.load(Relaxed) && lived {
-        std::thread::sleep(Duration::from_millis(rng.u64(300..2500)));
-        // It fits into what is free and what caches hold, not into what is free.
-        let more = rng.u64(0..6 << 20);
-        lived &= hog.grow((room(cgroup, limit) + more).saturating_sub(3 << 20));
+        std::thread::sleep(Duration::from_millis(rng.u64(100..1500)));
+        lived &= burst(s, cgroup, &mut hog, limit, FLOOR);
         bursts += 1;
     }
     (lived, bursts)
