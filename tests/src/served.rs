@@ -203,14 +203,21 @@ impl Served {
     /// # Panics
     /// There is no answer.
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.try_post(path, body)
+            .unwrap_or_else(|e| panic!("{path}: {e}: {}", self.said()))
+    }
+
+    /// [`Served::post`] for those who go on without an answer.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub fn try_post(&self, path: &str, body: &Value) -> Result<(u16, Value), String> {
         let answer = self.agent.post(self.url(path)).send_json(body);
-        let mut answer = answer.unwrap_or_else(|e| panic!("{path}: {e}: {}", self.said()));
+        let mut answer = answer.map_err(|e| e.to_string())?;
         let status = answer.status().as_u16();
         let text = answer.body_mut().read_to_string().unwrap_or_default();
-        (
-            status,
-            serde_json::from_str(&text).unwrap_or(Value::String(text)),
-        )
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok((status, body))
     }
 
     /// How it is.

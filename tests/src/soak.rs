@@ -149,7 +149,10 @@ fn put_off(status: u16, body: &str, account: &Account) {
 }
 
 fn at_once(served: &Served, rng: &mut fastrand::Rng, account: &Account) {
-    let (status, answer) = served.post(CHAT, &chat(rng, false));
+    let (status, answer) = match served.try_post(CHAT, &chat(rng, false)) {
+        Ok(got) => got,
+        Err(e) => return account.note(format!("a good request broke: {e}")),
+    };
     if status != 200 {
         return put_off(status, &answer.to_string(), account);
     }
@@ -228,7 +231,10 @@ fn bad(served: &Served, rng: &mut fastrand::Rng, account: &Account) {
     let (field, value) = WRONG[rng.usize(0..WRONG.len())];
     let mut body = chat(rng, false);
     body[field] = serde_json::from_str(value).unwrap_or(Value::Null);
-    let (status, answer) = served.post(CHAT, &body);
+    let (status, answer) = match served.try_post(CHAT, &body) {
+        Ok(got) => got,
+        Err(e) => return account.note(format!("a bad request got no answer: {e}")),
+    };
     if status == 400 && answer["error"]["param"] == field {
         account.refused.fetch_add(1, Relaxed);
     } else {

@@ -255,14 +255,17 @@ fn one_that_lost_all_its_memory_goes_on_with_the_same_text() {
 fn a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there() {
     let test = "a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there";
     // Where tokens are dropped and not written in fewer bits.
-    let Some(mut b) = batch(test, 2, |c| c.profile = Profile::Latency) else {
+    let token = 30 * 3 * 64 * 2 * 2;
+    // A floor is 32 sinks, 256 recent tokens, and the block that is written.
+    let Some(mut b) = batch(test, 2, |c| {
+        c.profile = Profile::Latency;
+        c.kv_budget = Some(Bytes(token * 200));
+    }) else {
         return;
     };
     let tokens = prompt(&b, 0, 600);
     let pool = b.engine().pool();
-    let token = pool.shape().token_bytes().0;
-    // A floor is 32 sinks, 256 recent tokens, and the block that is written.
-    pool.set_budget(Bytes(token * 200));
+    assert_eq!(pool.shape().token_bytes().0, token);
     let mut asked = [ask(&mut b, tokens.clone(), 4, LONG)];
     let began = Instant::now();
     finish(&mut b, &mut asked, |_, _| ());
@@ -279,9 +282,11 @@ fn a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there() 
 
     // Less than the prompt, more than the floor: it goes on, and loses some.
     pool.set_budget(Bytes(token * 400));
+    let began = Instant::now();
     let mut asked = [ask(&mut b, tokens, 4, LONG)];
     finish(&mut b, &mut asked, |_, _| ());
     let outcome = asked[0].end.clone().unwrap().unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(20), "it waited");
     assert!(
         outcome.loss.tokens > 0 && outcome.loss.mass > 0.0,
         "{outcome:?}"

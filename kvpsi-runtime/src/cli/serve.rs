@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     confine::{Confinement, Holds, Report, User},
-    control::{GovernorConfig, Prepared, Tap},
+    control::{GovernorConfig, Prepared, Tap, gauge},
     engine::{EngineConfig, batch::BatchConfig},
     kv::{KvType, Profile, evict::Evict},
     model::default_model,
@@ -188,6 +188,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     engine.max_sequences = engine.parallel + 2;
     let batch = BatchConfig {
         parallel: engine.parallel,
+        obtainable: gauge::obtainable,
         ..BatchConfig::default()
     };
     let ready = server.clone();

@@ -153,6 +153,24 @@ impl CgroupGauge {
     }
 }
 
+/// Anonymous memory that the tightest cgroup around this process still has room
+/// for, but for a reserve: page cache gives way to it. Everything where no
+/// cgroup has a limit: the system's own reserves are the kernel's to keep. Slow:
+/// not for the reactor.
+#[must_use]
+pub fn obtainable() -> Bytes {
+    let tightest = MemoryCgroup::of_self().ok().and_then(|c| c.tightest());
+    let Some((cgroup, limit)) = tightest else {
+        return Bytes(u64::MAX);
+    };
+    let used = cgroup.anonymous().unwrap_or(Bytes::ZERO);
+    limit.saturating_sub(used).saturating_sub(RESERVE)
+}
+
+/// What [`obtainable`] leaves: a prompt's rows, and what else a request takes
+/// beside its cache.
+const RESERVE: Bytes = Bytes::mib(16);
+
 /// The process's resident set.
 #[derive(Debug)]
 pub struct ResidentGauge {

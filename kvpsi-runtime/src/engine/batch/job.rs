@@ -131,8 +131,6 @@ pub(super) struct Job {
     pub answer: Option<Answer>,
     /// Of the prompt's whole blocks.
     pub hashes: Vec<BlockHash>,
-    /// Since when it is the next, and memory is short.
-    pub blocked: Option<Instant>,
     pub cached_tokens: usize,
 }
 
@@ -144,7 +142,6 @@ impl Job {
             session: None,
             answer: None,
             hashes: Vec::new(),
-            blocked: None,
             cached_tokens: 0,
         }
     }

@@ -32,11 +32,14 @@ pub struct BatchConfig {
     /// Rows of a prompt computed beside sequences that generate: what these
     /// wait for one another's prompts.
     pub chunk_beside: usize,
-    /// How long the first request waits for memory to become free before it
-    /// goes on with less than it wants.
+    /// How long memory is short before a request that would have the machine to
+    /// itself goes on with less than it wants: with its floor, whatever the
+    /// budget is now.
     pub patience: Duration,
-    /// How long it waits when not even its floor is free.
+    /// How long it is short before a request fails whose floor cannot be had.
     pub floor_patience: Duration,
+    /// Bytes that could be had if they must, whatever the budget is now.
+    pub obtainable: fn() -> Bytes,
 }
 
 impl Default for BatchConfig {
@@ -44,8 +47,9 @@ impl Default for BatchConfig {
         Self {
             parallel: 4,
             chunk_beside: 32,
-            patience: Duration::from_secs(5),
-            floor_patience: Duration::from_secs(10),
+            patience: Duration::from_secs(1),
+            floor_patience: Duration::from_secs(5),
+            obtainable: || Bytes(u64::MAX),
         }
     }
 }
@@ -70,6 +74,10 @@ pub struct Batch {
     running: Vec<Job>,
     /// Whose prompt goes on next, counted in turns.
     turn: usize,
+    /// Since when the first in the queue has not had the memory that it wants.
+    short: Option<Instant>,
+    /// The budget that a user allows.
+    most: Bytes,
     account: Arc<BatchAccount>,
 }
 
@@ -79,11 +87,13 @@ impl Batch {
     #[must_use]
     pub fn new(engine: Engine, config: BatchConfig) -> Self {
         Self {
+            most: engine.pool.budget(),
             engine,
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
             turn: 0,
+            short: None,
             account: Arc::default(),
         }
     }
@@ -185,7 +195,7 @@ impl Batch {
 
     /// Whether there is memory to take this one up: all of its prompt, or, if
     /// nobody is running who could end and make room, and it has waited, less.
-    fn room_for(&self, job: &mut Job, now: Instant) -> Room {
+    fn room_for(&mut self, job: &mut Job, now: Instant) -> Room {
         let pool = &self.engine.pool;
         let (account, shape) = (pool.account(), *pool.shape());
         let free = pool.budget().saturating_sub(account.in_use);
@@ -198,13 +208,15 @@ impl Batch {
         let needed = bytes_of(tokens - known.min(tokens) + 1);
         let shared = bytes_of(known);
         if needed.0 + shared.0 <= free.0 {
+            self.short = None;
             return Room::Yes;
         }
         if !self.running.is_empty() {
             return Room::NotYet;
         }
         pool.set_wanted(Bytes(needed.0 + shared.0));
-        let waited = now.duration_since(*job.blocked.get_or_insert(now));
+        // Of all who wait, not of each: a queue must not wait one by one.
+        let waited = now.duration_since(*self.short.get_or_insert(now));
         if waited < self.config.patience {
             return Room::NotYet;
         }
@@ -213,7 +225,13 @@ impl Batch {
             + c.recent_tokens.max(c.floor_tokens)
             + shape.block_tokens;
         let floor = bytes_of(tokens.min(kept));
-        if floor.0 <= free.0 {
+        let in_use = account.in_use;
+        let obtainable = self
+            .most
+            .saturating_sub(in_use)
+            .min((self.config.obtainable)());
+        let free = free.max(obtainable);
+        if floor <= free {
             Room::Yes
         } else if waited < self.config.floor_patience {
             Room::NotYet
