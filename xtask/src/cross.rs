@@ -138,12 +138,28 @@ pub fn clippy(sh: &Shell, args: &[&str]) -> Result<()> {
 /// To the compiler: with a libc of its own.
 const STATIC: [&str; 2] = ["-C", "target-feature=+crt-static"];
 
-/// `cargo xtask build --target aarch64-unknown-linux-gnu`: the runtime in
-/// release, static; prints where it is.
+/// `cargo xtask build --target aarch64-unknown-linux-gnu`: prints where it is.
+///
+/// # Errors
+/// As [`release`].
+pub fn build(sh: &Shell, target: &str) -> Result<()> {
+    println!("{}", release(sh, target)?.binary.display());
+    Ok(())
+}
+
+/// A release for another machine.
+pub struct Release {
+    /// The runtime, static.
+    pub binary: PathBuf,
+    /// Cargo's target folder.
+    pub target_dir: PathBuf,
+}
+
+/// Builds the runtime in release, static.
 ///
 /// # Errors
 /// Something is missing, or it does not build.
-pub fn build(sh: &Shell, target: &str) -> Result<()> {
+pub fn release(sh: &Shell, target: &str) -> Result<Release> {
     if target != TARGET {
         bail!("{target}: only {TARGET} is known");
     }
@@ -163,9 +179,19 @@ pub fn build(sh: &Shell, target: &str) -> Result<()> {
     cargo(sh, &rustc, &args)
         .args(["--", STATIC[0], STATIC[1]])
         .run()?;
-    let built = rustc.target_dir().join(TARGET).join("release/kvpsi");
-    println!("{}", built.display());
-    Ok(())
+    let target_dir = rustc.target_dir();
+    Ok(Release {
+        binary: target_dir.join(TARGET).join("release/kvpsi"),
+        target_dir,
+    })
+}
+
+/// The emulator that runs what was built for arm64.
+///
+/// # Errors
+/// It is not there.
+pub fn emulator(sh: &Shell) -> Result<&'static str> {
+    missing(sh, true).map_or(Ok(QEMU), |why| Err(anyhow::anyhow!(why)))
 }
 
 /// Runs the kernels' unit tests on each of the processors; returns what was

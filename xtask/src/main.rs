@@ -13,6 +13,7 @@ mod check;
 mod client;
 mod cotenant;
 mod cross;
+mod deb;
 mod ebpf;
 mod giveback;
 mod lint;
@@ -105,6 +106,18 @@ As an ordinary user it calls sudo where there is one, else it prints the command
         #[arg(long)]
         target: String,
     },
+    /// Build a Debian package (target/debian); the last line on stdout is its path
+    #[command(after_help = "Examples:
+  cargo xtask deb                                       for this machine
+  cargo xtask deb --target aarch64-unknown-linux-gnu    for arm64; wants `setup --cross`
+
+The package brings the binary, its manual pages and completions, a systemd unit that is neither enabled nor
+started, and /etc/kvpsi/kvpsi.toml. cargo-deb is built into kvpsi's cache folder where it is not there.")]
+    Deb {
+        /// Rust's name of the machine, if it is another one
+        #[arg(long)]
+        target: Option<String>,
+    },
     /// Build the eBPF object that the runtime embeds (target/bpf/kvpsi.bpf.o)
     #[command(
         after_help = "Two toolchains will do, and it says which it took: Debian's (rustc-web, which has core for BPF
@@ -193,6 +206,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Setup { cross: true, .. } => setup::cross(sh),
         Task::Setup { .. } => setup::all(sh),
         Task::Build { target } => cross::build(sh, &target),
+        Task::Deb { target } => deb::run(sh, target.as_deref()),
         Task::BuildEbpf => ebpf::build(sh),
         Task::Model { model } => {
             println!("{}", model::get(sh, model.as_deref())?.display());
