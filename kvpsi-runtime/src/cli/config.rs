@@ -158,19 +158,25 @@ fn prepared(arg: Arg) -> Arg {
         Some(variable) => arg.env(variable).hide_env(true),
         None => arg,
     };
-    let arg = match arg.get_action() {
+    let switch = matches!(arg.get_action(), ArgAction::SetTrue);
+    let arg = if switch || Kind::of(&arg) == Kind::Flag {
+        // The environment's yes and no are 1 and 0, too.
+        arg.value_parser(BoolishValueParser::new())
+    } else {
+        arg
+    };
+    let arg = if switch {
         // As clap has it a flag could not say no to a file that says yes.
-        ArgAction::SetTrue => arg
-            .action(ArgAction::Set)
+        arg.action(ArgAction::Set)
             .num_args(0..=1)
             .require_equals(true)
             .value_name("BOOL")
-            .value_parser(BoolishValueParser::new())
             .default_missing_value("true")
             .default_value("false")
             .hide_default_value(true)
-            .hide_possible_values(true),
-        _ => arg,
+            .hide_possible_values(true)
+    } else {
+        arg
     };
     arg.hide_env_values(secret)
 }

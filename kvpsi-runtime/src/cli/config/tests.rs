@@ -35,6 +35,8 @@ struct Flags {
     share: f64,
     #[arg(long)]
     insecure: bool,
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
+    landlock: bool,
     #[arg(long, conflicts_with = "api_key_file")]
     api_key: Option<String>,
     #[arg(long)]
@@ -145,6 +147,10 @@ fn a_flag_can_say_no_to_a_file_that_says_yes() {
             .0
             .insecure
     );
+    let case = Case::new("landlock = false");
+    assert!(!case.flags(&["serve", "-m", "m"]).0.landlock);
+    let on = ["serve", "-m", "m", "--landlock", "yes"];
+    assert!(case.flags(&on).0.landlock);
     let case = Case::new("insecure = false");
     assert!(!case.flags(&["serve", "-m", "m"]).0.insecure);
     assert!(case.flags(&["serve", "--insecure", "-m", "m"]).0.insecure);
