@@ -252,6 +252,33 @@ fn one_that_lost_all_its_memory_goes_on_with_the_same_text() {
 }
 
 #[test]
+fn one_that_is_alone_goes_on_though_the_budget_stays_spent() {
+    let test = "one_that_is_alone_goes_on_though_the_budget_stays_spent";
+    let Some(mut b) = batch(test, 2, |_| ()) else {
+        return;
+    };
+    let pool = b.engine().pool();
+    let mut asked: Vec<Asked> = (0..2)
+        .map(|i| {
+            let tokens = prompt(&b, 100 * i, 60);
+            ask(&mut b, tokens, 20, LONG)
+        })
+        .collect();
+    finish(&mut b, &mut asked, |step, _| {
+        if step > 3 {
+            // A neighbour that never comes to rest.
+            if step % 7 == 0 {
+                pool.trim(Bytes(u64::MAX), PREEMPT);
+            }
+            pool.set_budget(Bytes::ZERO);
+        }
+    });
+    let outcomes = asked.iter().map(|a| a.end.clone().unwrap().unwrap());
+    assert!(outcomes.map(|o| o.preemptions).sum::<u64>() > 0);
+    assert_eq!(pool.account().in_use, Bytes::ZERO);
+}
+
+#[test]
 fn a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there() {
     let test = "a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there";
     // Where tokens are dropped and not written in fewer bits.

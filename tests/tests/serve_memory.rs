@@ -60,6 +60,7 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
     let mut hog = Hog::start(Some(&cgroup));
     let dir = tempfile::tempdir().unwrap();
     let (mut attached, traced) = attach(&s, dir.path());
+    without_capabilities(s.pid());
     let story = include_str!("../data/holmes.txt");
     let long: String = story.chars().take(6000).collect();
     let body = json!({
@@ -95,11 +96,44 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
     assert!(lived && cgroup.memory().oom_kills() == 0, "{kvpsi}");
     assert!(got.done && usage["completion_tokens"] == 500, "{usage}");
     assert!(status.trims.bytes.0 > 1 << 20, "{status:?}");
+    // It has no privilege since before the first request, and hears all the same.
+    without_capabilities(s.pid());
+    assert!(
+        status.stalls.seen > 0 && status.stalls.dropped == 0,
+        "{status:?}"
+    );
     assert!(kvpsi["trims"].as_u64().unwrap() >= 1, "{usage}");
     assert!(kvpsi["tokens_dropped"].as_u64().unwrap() > 0, "{usage}");
     arrows(&traced, status.trims.count);
     let mass = kvpsi["attention_mass_dropped"].as_f64().unwrap();
     assert!(mass > 0.0 && mass <= 1.0, "{usage}");
+}
+
+/// No thread has a capability in any set, nor a way to gain one.
+fn without_capabilities(pid: u32) {
+    let mut threads = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else {
+            continue;
+        };
+        let field = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {status}"))
+                .trim()
+                .to_owned()
+        };
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(
+                field(set),
+                "0000000000000000",
+                "{set} of {}",
+                field("Name:")
+            );
+        }
+        assert_eq!(field("NoNewPrivs:"), "1", "{}", field("Name:"));
+        threads += 1;
+    }
+    assert!(threads > 4, "{threads}");
 }
 
 /// `trace-dump --attach` beside it: the process, and the file it writes.

@@ -109,7 +109,7 @@ impl Engine {
     /// Computes a preempted session again, up to where it was; its last
     /// logits are then the step's. False when there is no room yet.
     pub(super) fn resume(&mut self, session: &mut Session) -> Result<bool, EngineError> {
-        let Some(new) = self.begin_again(session)? else {
+        let Some(new) = self.begin_again(session, false)? else {
             return Ok(false);
         };
         let len = session.history.len();
@@ -121,10 +121,11 @@ impl Engine {
     }
 
     /// Gives a preempted session a new, empty sequence, if there is room for
-    /// all that it had.
+    /// all that it had, or if it `must` be.
     pub(super) fn begin_again(
         &mut self,
         session: &mut Session,
+        must: bool,
     ) -> Result<Option<SeqId>, EngineError> {
         let pool = &self.pool;
         let Some(old) = session.seq else {
@@ -134,7 +135,7 @@ impl Engine {
         let needed = pool.shape().token_bytes().0 * len as u64;
         let account = pool.account();
         pool.set_wanted(Bytes(needed));
-        if needed > pool.budget().saturating_sub(account.in_use).0 {
+        if !must && needed > pool.budget().saturating_sub(account.in_use).0 {
             return Ok(None);
         }
         session.seq = None;

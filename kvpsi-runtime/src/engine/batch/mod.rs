@@ -220,17 +220,8 @@ impl Batch {
         if waited < self.config.patience {
             return Room::NotYet;
         }
-        let c = pool.config();
-        let kept = c.sink_tokens.next_multiple_of(shape.block_tokens)
-            + c.recent_tokens.max(c.floor_tokens)
-            + shape.block_tokens;
-        let floor = bytes_of(tokens.min(kept));
-        let in_use = account.in_use;
-        let obtainable = self
-            .most
-            .saturating_sub(in_use)
-            .min((self.config.obtainable)());
-        let free = free.max(obtainable);
+        let floor = self.floor(tokens);
+        let free = free.max(self.obtainable());
         if floor <= free {
             Room::Yes
         } else if waited < self.config.floor_patience {
@@ -238,6 +229,25 @@ impl Batch {
         } else {
             Room::Never(Failure::NoMemory { floor, free })
         }
+    }
+
+    /// What a request of so many tokens keeps in any case.
+    fn floor(&self, tokens: usize) -> Bytes {
+        let pool = &self.engine.pool;
+        let (c, shape) = (pool.config(), pool.shape());
+        let kept = c.sink_tokens.next_multiple_of(shape.block_tokens)
+            + c.recent_tokens.max(c.floor_tokens)
+            + shape.block_tokens;
+        let blocks = tokens.min(kept).div_ceil(shape.block_tokens) as u64;
+        Bytes(blocks * shape.block_bytes().0)
+    }
+
+    /// What could be had beyond what is in use, if it must.
+    fn obtainable(&self) -> Bytes {
+        let in_use = self.engine.pool.account().in_use;
+        self.most
+            .saturating_sub(in_use)
+            .min((self.config.obtainable)())
     }
 
     /// Shows what is in flight; not at every step unless it must.

@@ -10,7 +10,7 @@ use crate::{
     engine::session::{CHUNK, SMALL_CHUNK},
     kv::KvError,
 };
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 /// A step in the making: whose rows, and which.
 #[derive(Default)]
@@ -36,13 +36,17 @@ impl Batch {
         let Some(i) = at.or_else(|| self.running.iter().position(is(State::Preempted))) else {
             return false;
         };
+        let must = self.must_resume(i);
         let job = &mut self.running[i];
         let Some(session) = &mut job.session else {
             return false;
         };
         if job.state == State::Preempted {
-            match self.engine.begin_again(session) {
-                Ok(Some(_)) => job.state = State::Resuming,
+            match self.engine.begin_again(session, must) {
+                Ok(Some(_)) => {
+                    self.short = None;
+                    job.state = State::Resuming;
+                }
                 Ok(None) => return false,
                 Err(e) => {
                     self.fail(i, &e.to_string());
@@ -70,6 +74,19 @@ impl Batch {
             Err(e) => self.fail(i, &e.to_string()),
         }
         true
+    }
+
+    /// Whether a preempted request is taken up again though the budget says no:
+    /// nobody is computed who could end and make room, memory has been short for
+    /// a while, and its floor can be had. A budget need never grow again.
+    fn must_resume(&mut self, i: usize) -> bool {
+        let idle = |job: &Job| job.state == State::Preempted;
+        if !self.running.iter().all(idle) {
+            return false;
+        }
+        let short = *self.short.get_or_insert_with(Instant::now);
+        let tokens = (self.running[i].session.as_ref()).map_or(0, |s| s.tokens().len());
+        short.elapsed() >= self.config.patience && self.floor(tokens) <= self.obtainable()
     }
 
     /// Computes a row of everyone who generates and a chunk of one prompt. True
