@@ -14,6 +14,7 @@ mod live;
 mod metrics;
 mod model;
 pub mod names;
+mod page;
 mod routes;
 mod seats;
 mod serve;

@@ -9,6 +9,7 @@ use super::{
     error::ApiError,
     guard,
     live::Live,
+    page,
     serve::Server,
     view::{Control, History, Status, TrimDone, TrimOrder},
 };
@@ -61,6 +62,7 @@ pub(super) fn router(server: &Arc<Server>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .merge(page::routes())
         .merge(guarded)
         .fallback(|uri: Uri| async move { ApiError::no_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
