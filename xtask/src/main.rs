@@ -11,6 +11,7 @@ mod bench;
 mod benchmarks;
 mod check;
 mod client;
+mod clients;
 mod cotenant;
 mod cross;
 mod deb;
@@ -174,6 +175,8 @@ enum Bench {
     Reaction(benchmarks::Args),
     /// Memory given back: what RSS lost, beside candle, malloc and bare madvise
     Giveback(benchmarks::Args),
+    /// Tokens a second of several clients at one server, and how long one waits
+    Clients(benchmarks::Args),
     /// What listening costs a job that does nothing but reclaim
     Overhead(benchmarks::Args),
     /// A neighbour below the same memory limit: its latency, by each signal
@@ -227,6 +230,9 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         Task::Bench {
             what: Bench::Giveback(args),
         } => giveback::run(sh, &args),
+        Task::Bench {
+            what: Bench::Clients(args),
+        } => clients::run(sh, &args),
         Task::Bench {
             what: Bench::Cotenant(args),
         } => cotenant::run(sh, &args),

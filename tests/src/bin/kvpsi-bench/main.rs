@@ -5,6 +5,7 @@
 //! the first product has run. Refuses to judge or to print tables.
 
 mod candle;
+mod clients;
 mod cotenant;
 mod decode;
 mod giveback;
@@ -14,7 +15,6 @@ mod models;
 mod overhead;
 mod quality;
 mod recall;
-mod serve;
 mod settings;
 mod steps;
 
@@ -60,7 +60,7 @@ enum What {
     /// The neighbour, or a burst, ordered about by `cotenant`
     CotenantOther(cotenant::Other),
     /// How several clients fare at one server
-    Serve(serve::Args),
+    Clients(clients::Args),
     /// Resident memory of kvpsi alone
     Memory {
         /// GGUF file
@@ -100,7 +100,7 @@ fn main() -> Result<()> {
         What::OverheadJob(args) => overhead::job(&args),
         What::Cotenant(args) => cotenant::run(&args),
         What::CotenantOther(args) => cotenant::other(&args),
-        What::Serve(args) => serve::run(&args),
+        What::Clients(args) => clients::run(&args),
         What::Memory { model } => memory::resident(&model),
         What::Bandwidth { threads } => {
             memory::bandwidth(threads);

@@ -160,6 +160,8 @@ pub fn run(args: &Args) -> Result<()> {
         "clients": 3, "beside_prompts": true,
         "gap_p50_ms": quantile(&mut beside, 0.5), "gap_p99_ms": quantile(&mut beside, 0.99),
     }));
-    println!("{}", json!({"bench": "serve", "rows": rows}));
+    for row in rows {
+        println!("{row}");
+    }
     Ok(())
 }
