@@ -24,7 +24,7 @@ pub mod tiny;
 
 pub use figures::figure;
 #[cfg(feature = "llm")]
-pub use model::{kvpsi_binary, model};
+pub use model::{kvpsi_binary, model, openai_client};
 #[cfg(feature = "llm")]
 pub use requantize::requantize;
 pub use skip::{emulated, skip};

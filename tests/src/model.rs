@@ -40,3 +40,18 @@ pub fn kvpsi_binary() -> PathBuf {
     );
     path
 }
+
+/// OpenAI's Python client, where `cargo xtask test` put it. Without it the test
+/// `name` says that it is skipped and gets `None`.
+#[must_use]
+pub fn openai_client(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("KVPSI_OPENAI").map(PathBuf::from);
+    let folder = folder.filter(|f| f.join("openai").is_dir());
+    if folder.is_none() {
+        skip(
+            name,
+            "no openai client: `cargo xtask test` fetches it, where pip can",
+        );
+    }
+    folder
+}

@@ -7,7 +7,7 @@ use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
 use kvpsi_tests::{
     figure,
     hog::Hog,
-    kvpsi_binary, model,
+    kvpsi_binary, model, openai_client,
     served::Served,
     soak::{Account, soak},
     storm::limited,
@@ -15,13 +15,15 @@ use kvpsi_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
+    io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 const CHAT: &str = "/v1/chat/completions";
+const STORY: &str = include_str!("../data/holmes.txt");
 
 /// What must be there to give before demand is made for it, as in the demo:
 /// where nothing can be given the OOM killer is right.
@@ -49,6 +51,83 @@ fn burst(s: &Served, cgroup: &OwnedCgroup, hog: &mut Hog, limit: u64, most: u64)
     }
 }
 
+/// Runs a client beside a hog that presses from the first tokens on: what came of
+/// it, and whether the hog lived.
+fn pressed<T: Send>(
+    s: &Served,
+    cgroup: &OwnedCgroup,
+    hog: &mut Hog,
+    client: impl FnOnce() -> T + Send,
+) -> (T, bool) {
+    let over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(move || {
+            let got = client();
+            over.store(true, Relaxed);
+            got
+        });
+        // The prompt's own memory goes with the first token.
+        while s.status().requests.tokens < 10 && !over.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let limit = tighten(cgroup, 28 << 20);
+        let mut lived = true;
+        while !over.load(Relaxed) && lived {
+            lived &= burst(s, cgroup, hog, limit, u64::MAX);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        (asking.join().unwrap(), lived)
+    })
+}
+
+#[test]
+fn openais_client_streams_on_while_a_hog_presses() {
+    let test = "openais_client_streams_on_while_a_hog_presses";
+    let (Some(file), Some(client)) = (model(test), openai_client(test)) else {
+        return;
+    };
+    let Some(cgroup) = limited("serve-openai", 1 << 30) else {
+        return;
+    };
+    let s = Served::start(
+        &file,
+        &["--parallel", "2", "--alias", "smol"],
+        Some(&cgroup),
+    );
+    let mut hog = Hog::start(Some(&cgroup));
+    let ask = || {
+        let mut python = Command::new("python3")
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/data/openai_pressed.py"
+            ))
+            .env("PYTHONPATH", client)
+            .env("OPENAI_BASE_URL", format!("http://127.0.0.1:{}/v1", s.port))
+            .env("OPENAI_API_KEY", "none")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let long: String = STORY.chars().take(6000).collect();
+        python
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(long.as_bytes())
+            .unwrap();
+        python.wait_with_output().unwrap()
+    };
+    let (out, lived) = pressed(&s, &cgroup, &mut hog, ask);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    let usage: Value = serde_json::from_slice(&out.stdout).unwrap();
+    figure(&json!({"figure": "openai_pressed", "usage": usage}));
+    assert!(lived && cgroup.memory().oom_kills() == 0, "{usage}");
+    assert_eq!(usage["completion_tokens"], 500);
+    assert!(usage["kvpsi"]["trims"].as_u64().unwrap() >= 1, "{usage}");
+}
+
 #[test]
 fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
     let test = "a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims";
@@ -61,32 +140,14 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
     let dir = tempfile::tempdir().unwrap();
     let (mut attached, traced) = attach(&s, dir.path());
     without_capabilities(s.pid());
-    let story = include_str!("../data/holmes.txt");
-    let long: String = story.chars().take(6000).collect();
+    let long: String = STORY.chars().take(6000).collect();
     let body = json!({
         "messages": [{"role": "user", "content": format!("{long}\n\nTell me about it at length.")}],
         "max_tokens": 500, "ignore_eos": true, "stream": true,
         "stream_options": {"include_usage": true},
     });
-    let over = AtomicBool::new(false);
-    let (got, lived) = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| {
-            let got = s.stream(CHAT, &body, |_| true);
-            over.store(true, Relaxed);
-            got
-        });
-        // The prompt's own memory goes with the first token.
-        while s.status().requests.tokens < 10 {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let limit = tighten(&cgroup, 28 << 20);
-        let mut lived = true;
-        while !over.load(Relaxed) && lived {
-            lived &= burst(&s, &cgroup, &mut hog, limit, u64::MAX);
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        (asking.join().unwrap().unwrap(), lived)
-    });
+    let (got, lived) = pressed(&s, &cgroup, &mut hog, || s.stream(CHAT, &body, |_| true));
+    let got = got.unwrap();
     let status = s.rest();
     kill_process(Pid::from_child(&attached), Signal::INT).unwrap();
     assert!(attached.wait().unwrap().success());

@@ -2,26 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{model, served::Served, skip};
-use std::{path::PathBuf, process::Command};
-
-/// Where `cargo xtask setup` puts it.
-fn client(test: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("KVPSI_OPENAI").map(PathBuf::from);
-    let folder = folder.filter(|f| f.join("openai").is_dir());
-    if folder.is_none() {
-        skip(
-            test,
-            "no openai client: `cargo xtask test` fetches it, where pip can",
-        );
-    }
-    folder
-}
+use kvpsi_tests::{model, openai_client, served::Served};
+use std::process::Command;
 
 #[test]
 fn openais_python_client_is_at_home_here() {
     let test = "openais_python_client_is_at_home_here";
-    let (Some(file), Some(client)) = (model(test), client(test)) else {
+    let (Some(file), Some(client)) = (model(test), openai_client(test)) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -39,7 +39,7 @@ fn fetch(sh: &Shell) -> Result<()> {
     ));
     let pip = cmd!(
         sh,
-        "python3 -m pip --disable-pip-version-check install --quiet --target {begun} {wanted}"
+        "python3 -m pip --disable-pip-version-check install --quiet --root-user-action ignore --target {begun} {wanted}"
     );
     let status = std::process::Command::from(pip.quiet())
         .status()
