@@ -36,8 +36,8 @@ fn answers(s: &Served) -> u16 {
 
 fn storm(test: &str, length: Duration) -> Option<Storm> {
     let cgroup = limited(test, LIMIT_BYTES)?;
-    let bytes = 48 << 20;
-    let mut storm = Storm::thrash(PRESSURE, Path::new(TMP), &cgroup, bytes, length).unwrap();
+    let pause = Duration::from_millis(1);
+    let mut storm = Storm::start(PRESSURE, Path::new(TMP), &cgroup, length, pause).unwrap();
     while !storm.over().unwrap() {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -50,7 +50,7 @@ fn events_that_a_reader_which_stands_still_misses_are_counted_and_it_goes_on() {
     let Some(s) = hearing(test) else { return };
     s.signal(Signal::STOP);
     // At most one event a millisecond: the ring buffer has room for two seconds.
-    let stormed = storm(test, Duration::from_secs(6));
+    let stormed = storm(test, Duration::from_secs(8));
     s.signal(Signal::CONT);
     if stormed.is_none() {
         return;

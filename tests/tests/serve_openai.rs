@@ -15,7 +15,7 @@ fn openais_python_client_is_at_home_here() {
     let key = dir.path().join("key");
     std::fs::write(&key, "k-123").unwrap();
     let key = key.to_str().unwrap();
-    let s = Served::start(&file, &["--alias", "smol", "--api-key-file", key], None);
+    let mut s = Served::start(&file, &["--alias", "smol", "--api-key-file", key], None);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/openai_client.py");
     let out = Command::new("python3")
         .arg(script)
@@ -28,5 +28,6 @@ fn openais_python_client_is_at_home_here() {
     assert!(out.status.success(), "{said}");
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(text.trim_end().ends_with("all is well"), "{text}\n{said}");
-    s.rest();
+    let (status, said) = s.stop();
+    assert!(status.success(), "{said}");
 }
