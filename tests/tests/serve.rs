@@ -1,7 +1,5 @@
 //! `kvpsi serve` as its clients meet it: real sockets, the real model.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use kvpsi_tests::{
     kvpsi_binary, model,
     served::{Served, request},

@@ -1,7 +1,5 @@
 //! The clients that people have: OpenAI's own, from PyPI.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use kvpsi_tests::{model, openai_client, served::Served};
 use std::process::Command;
 
