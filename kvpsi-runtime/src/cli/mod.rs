@@ -15,6 +15,7 @@ pub mod record;
 pub mod replay;
 pub mod run;
 pub mod serve;
+pub mod top;
 pub mod trace_dump;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -63,6 +64,8 @@ enum Command {
     Serve(serve::Args),
     /// Print what `kvpsi serve` would run with, and where each value comes from
     Config(config::Args),
+    /// Watch a running kvpsi: stalls, KV memory, trims, sequences
+    Top(top::Args),
     /// Show the loop at work: a model and a memory hog in one small cgroup
     Demo(demo::Args),
     /// Measure how well the model predicts a text
@@ -119,6 +122,7 @@ impl Cli {
             Command::Config(a) => {
                 config::run(&a, &self.settings, self.file.as_deref(), &Self::prepared())
             }
+            Command::Top(a) => top::run(a),
             Command::Demo(a) => demo::run(a),
             Command::Perplexity(a) => perplexity::run(&a),
             Command::TraceDump(a) => trace_dump::run(a),
