@@ -138,9 +138,6 @@ fn start(
     })?;
     spawn("ordering", sender.clone(), move |sender| {
         for order in ordered {
-            if matches!(order, Order::Trim(_)) {
-                panic!("in a thread");
-            }
             let outcome = client.order(order);
             if sender.send(Message::Ordered(order, outcome)).is_err() {
                 return;
@@ -232,11 +229,7 @@ fn watch(
         for message in first.into_iter().chain(inbox.try_iter()) {
             match message {
                 Message::Terminal(Event::Key(key)) => match view.key(key) {
-                    Wish::Draw => {
-                        if view.help {
-                            panic!("in the loop");
-                        }
-                    }
+                    Wish::Draw => {}
                     Wish::Quit => return Ok(None),
                     Wish::Order(order) => {
                         orders.send(order).context("the ordering thread ended")?
