@@ -150,7 +150,8 @@ impl Trim {
     /// Bytes given back.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
-        Bytes(self.by_step.iter().map(|b| b.0).sum())
+        let all = self.by_step.iter();
+        Bytes(all.fold(0, |sum, b| b.0.saturating_add(sum)))
     }
 
     /// The step that lost most, by its name.
