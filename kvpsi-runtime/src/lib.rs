@@ -19,6 +19,8 @@ pub mod crew;
 pub mod engine;
 #[cfg(feature = "llm")]
 pub mod eval;
+#[cfg(all(fuzzing, feature = "llm"))]
+pub mod fuzzing;
 pub mod kv;
 #[cfg(feature = "llm")]
 pub mod model;

@@ -10,6 +10,7 @@ use xshell::{Shell, cmd};
 /// If anything is not as it should be, or the eBPF crate cannot be checked here.
 pub fn run(sh: &Shell) -> Result<()> {
     cmd!(sh, "cargo fmt --all --check").run()?;
+    cmd!(sh, "cargo fmt --manifest-path fuzz/Cargo.toml --check").run()?;
     cmd!(sh, "cargo clippy --all-targets -- -D warnings").run()?;
     cmd!(
         sh,

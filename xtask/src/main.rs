@@ -16,6 +16,7 @@ mod cotenant;
 mod cross;
 mod deb;
 mod ebpf;
+mod fuzz;
 mod giveback;
 mod lint;
 mod model;
@@ -161,6 +162,14 @@ TEST is a part of BINARY::NAME. The test binaries are those of tests/tests that 
 (kernel, rungs, latency), as cargo builds them for the host. A boot takes seconds; no root, no KVM is needed.
 `cargo xtask setup --cross` installs the emulators.")]
     Vm(vm::Args),
+    /// Give bytes by chance to what reads from outside, a minute for each target
+    #[command(after_help = "Examples:
+  cargo xtask fuzz                          every target
+  cargo xtask fuzz gguf --seconds 600       one, for longer
+
+Needs a C++ compiler and cargo-fuzz, and installs them where they are missing. Inputs worth keeping lie in
+fuzz/corpus, those that something was found by in fuzz/artifacts.")]
+    Fuzz(fuzz::Args),
     /// Check formatting and run clippy with warnings as errors, user space and eBPF
     Lint,
 }
@@ -243,6 +252,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
             what: Bench::CandleQuality(args),
         } => bench::candle_quality(sh, &args),
         Task::Vm(args) => vm::run(sh, &args),
+        Task::Fuzz(args) => fuzz::run(sh, &args),
         Task::Lint => lint::run(sh),
     }
 }

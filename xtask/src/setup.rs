@@ -151,6 +151,18 @@ pub fn cross(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
+/// A C++ compiler, which libFuzzer takes and nothing else here.
+///
+/// # Errors
+/// It could not be installed.
+pub fn cpp(sh: &Shell) -> Result<()> {
+    if places::in_path("c++").is_some() {
+        return Ok(());
+    }
+    apt_update(sh)?;
+    apt_install(sh, &["g++"])
+}
+
 /// The kernels of emulated machines, into kvpsi's cache folder; with one look
 /// whether newer lists of packages know them, where that may help. Without
 /// them machines are skipped by name, no more.

@@ -167,9 +167,9 @@ fn recorded(recording: &Recording) -> Option<(usize, [Bytes; Step::ALL.len()], u
     for e in &recording.entries {
         if let Entry::Trim(t) = e {
             count += 1;
-            tokens += t.tokens;
+            tokens = t.tokens.saturating_add(tokens);
             for (sum, b) in by_step.iter_mut().zip(&t.by_step) {
-                sum.0 += b.0;
+                sum.0 = sum.0.saturating_add(b.0);
             }
         }
     }
@@ -220,7 +220,10 @@ fn table(
         )
     };
     let (count, by_step, tokens) = was.unwrap_or_default();
-    let total = |steps: &[Bytes]| Bytes(steps.iter().map(|b| b.0).sum()).to_string();
+    let total = |steps: &[Bytes]| {
+        let sum = steps.iter().fold(0u64, |sum, b| sum.saturating_add(b.0));
+        Bytes(sum).to_string()
+    };
     figures("trims", &count.to_string(), &|o| o.trims.len().to_string())?;
     figures("given back", &total(&by_step), &|o| total(&o.by_step))?;
     for (i, step) in Step::ALL.iter().enumerate() {

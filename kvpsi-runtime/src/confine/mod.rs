@@ -11,7 +11,7 @@
 
 mod landlock;
 mod seccomp;
-mod threads;
+pub(crate) mod threads;
 mod user;
 
 pub use user::User;

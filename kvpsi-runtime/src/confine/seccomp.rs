@@ -62,7 +62,6 @@ const REFUSED: &[i64] = &[
     libc::SYS_capset,
     // The machine.
     libc::SYS_kexec_load,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_kexec_file_load,
     libc::SYS_init_module,
     libc::SYS_finit_module,

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// One thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Thread {
+pub(crate) struct Thread {
     name: String,
     tid: u32,
     /// Real, effective, saved, of the file system.
@@ -29,7 +29,7 @@ struct Thread {
 }
 
 impl Thread {
-    fn parse(tid: u32, text: &str) -> Self {
+    pub(crate) fn parse(tid: u32, text: &str) -> Self {
         let mut t = Self {
             tid,
             ..Self::default()
@@ -63,7 +63,7 @@ impl Thread {
     }
 
     /// What it has and should not.
-    fn excess(&self, ids: Option<&Ids>) -> Option<String> {
+    pub(crate) fn excess(&self, ids: Option<&Ids>) -> Option<String> {
         if self.capabilities != 0 {
             return Some(format!(
                 "still holds capabilities ({:#x})",

@@ -114,7 +114,7 @@ fn unescape(s: &str) -> String {
 }
 
 /// Mount points of (cgroup2, the v1 memory controller).
-fn parse_mountinfo(text: &str) -> (Option<PathBuf>, Option<PathBuf>) {
+pub(crate) fn parse_mountinfo(text: &str) -> (Option<PathBuf>, Option<PathBuf>) {
     let (mut v2, mut v1) = (None, None);
     for line in text.lines() {
         let Some((left, right)) = line.split_once(" - ") else {
@@ -153,7 +153,7 @@ fn hierarchies() -> Result<Hierarchies, CgroupError> {
 }
 
 /// The path of this process in `/proc/self/cgroup`; `""` selects v2's line.
-fn own_path(text: &str, controller: &str) -> Option<String> {
+pub(crate) fn own_path(text: &str, controller: &str) -> Option<String> {
     text.lines().find_map(|l| {
         let mut f = l.splitn(3, ':');
         let (_, controllers, path) = (f.next()?, f.next()?, f.next()?);

@@ -282,7 +282,7 @@ fn free() -> Bytes {
 
 /// What all zones together keep, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Watermarks {
+pub(crate) struct Watermarks {
     high: u64,
     reserve: u64,
 }
@@ -290,7 +290,7 @@ struct Watermarks {
 impl Watermarks {
     /// Sums every zone's `high` and the largest of its `protection`, which is
     /// no more than the zone has. `None` if no zone has a `high`.
-    fn read(zoneinfo: &str) -> Option<Self> {
+    pub(crate) fn read(zoneinfo: &str) -> Option<Self> {
         let mut sum = Self::default();
         let mut found = false;
         let mut managed = 0u64;

@@ -65,7 +65,11 @@ impl ChatTemplate {
             .transpose()
     }
 
-    fn compile(source: String, bos: String, eos: String) -> Result<Self, ModelError> {
+    /// A template by its source.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn compile(source: String, bos: String, eos: String) -> Result<Self, ModelError> {
         let mut env = Environment::new();
         env.set_fuel(Some(FUEL));
         // As transformers compiles them.

@@ -52,7 +52,7 @@ impl SourceStats for PsiStats {
 
     fn some_ns(&self) -> Option<u64> {
         let total_us = total_of(&self.file).ok()?;
-        Some(total_us.saturating_sub(self.base_us) * 1000)
+        Some(total_us.saturating_sub(self.base_us).saturating_mul(1000))
     }
 }
 
@@ -133,7 +133,12 @@ impl PsiFile {
         self.last_us = total;
         let now = monotonic_ns();
         let phase = self.burst.stall(now);
-        sink(&event(now, grown * 1000, self.cgroup_id, phase));
+        sink(&event(
+            now,
+            grown.saturating_mul(1000),
+            self.cgroup_id,
+            phase,
+        ));
         self.stats.events.fetch_add(1, Relaxed);
         Ok(())
     }

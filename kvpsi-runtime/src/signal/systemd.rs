@@ -86,7 +86,7 @@ pub fn asked() -> Result<Asked, SignalError> {
     }
 }
 
-fn parse(watch: &OsStr, write: &str) -> Result<Asked, SignalError> {
+pub(crate) fn parse(watch: &OsStr, write: &str) -> Result<Asked, SignalError> {
     if watch == OFF {
         return Ok(Asked::Off);
     }

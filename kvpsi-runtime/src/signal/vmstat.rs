@@ -33,7 +33,7 @@ const TEXT_BYTES: usize = 64 << 10;
 
 /// What the file counts since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
+pub(crate) struct Counts {
     /// Tasks that began to reclaim by themselves.
     stalls: u64,
     /// Pages that such tasks looked at.
@@ -47,7 +47,7 @@ struct Counts {
 impl Counts {
     /// Sums the lines that count here: one a zone, in some kernels. `None` if
     /// there is none of stalls.
-    fn read(text: &[u8]) -> Option<Self> {
+    pub(crate) fn read(text: &[u8]) -> Option<Self> {
         let mut sum = Self::default();
         let mut found = false;
         for line in text.split(|b| *b == b'\n') {

@@ -7,6 +7,7 @@
 //! text: what a step costs there is docs/QUALITY.md's.
 
 mod counted;
+mod plausible;
 
 use super::recording::{Entry, Recording};
 use crate::{
@@ -57,7 +58,11 @@ impl ReplaySource {
             next: events.next(),
             events,
             stats: Arc::new(ReplayStats {
-                lost: recording.entries.iter().map(lost).sum(),
+                lost: recording
+                    .entries
+                    .iter()
+                    .map(lost)
+                    .fold(0, u64::saturating_add),
                 ..ReplayStats::default()
             }),
         }
@@ -101,7 +106,7 @@ impl SourceStats for ReplayStats {
     fn totals(&self) -> EventTotals {
         let delivered = self.delivered.load(Relaxed);
         EventTotals {
-            seen: delivered + self.lost,
+            seen: delivered.saturating_add(self.lost),
             delivered,
             coalesced: 0,
             dropped: self.lost,
@@ -193,8 +198,10 @@ pub struct Outcome {
     pub resident: Bytes,
 }
 
-/// Longest spell of the simulated clock between two looks, ns.
+/// Longest spell of the simulated clock between two looks, ns; and most looks
+/// between two entries. A recorder that runs leaves several entries a second.
 const TICK_NS: u64 = 20_000_000;
+const TICKS: u64 = 3000;
 
 struct Simulation {
     source: ReplaySource,
@@ -215,12 +222,13 @@ struct Simulation {
 /// it is made, and of the passing of time (`None`) in ns since the beginning.
 ///
 /// # Errors
-/// Never, so far: a source may break.
+/// A number of the recording cannot be meant; a source broke.
 pub fn simulate(
     recording: &Recording,
     setup: &Setup,
     on: &mut dyn FnMut(u64, Option<&Made>),
 ) -> io::Result<Outcome> {
+    plausible::check(recording)?;
     let source = ReplaySource::new(recording);
     let first = recording.entries.iter().find_map(|e| match e {
         Entry::Kv {
@@ -308,7 +316,10 @@ impl Simulation {
                 self.recorded = resident.0;
             }
             Entry::Trim(t) => {
-                let bytes: u64 = t.by_step.iter().map(|b| b.0).sum();
+                let bytes = t
+                    .by_step
+                    .iter()
+                    .fold(0u64, |sum, b| sum.saturating_add(b.0));
                 self.recorded = self.recorded.saturating_sub(bytes);
             }
         }
@@ -370,8 +381,9 @@ impl Simulation {
 
     /// Time passes: slow steps, new tokens, growth.
     fn until(&mut self, then_ns: u64, on: &mut dyn FnMut(u64, Option<&Made>)) {
+        let tick = TICK_NS.max(then_ns.saturating_sub(self.now_ns) / TICKS);
         while self.now_ns < then_ns {
-            let next = then_ns.min(self.now_ns + TICK_NS);
+            let next = then_ns.min(self.now_ns + tick);
             self.slow_until(next, on);
             if !self.known {
                 self.kv.append_for(next - self.now_ns);

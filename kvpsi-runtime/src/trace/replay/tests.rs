@@ -162,3 +162,94 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn numbers_that_no_machine_has_are_refused_by_name() {
+    let refused = |r: &Recording| {
+        let setup = Setup::default();
+        let played = simulate(r, &setup, &mut |_, _| ());
+        played.expect_err("refused").to_string()
+    };
+    let kv = |resident| Entry::Kv {
+        ts_ns: MS,
+        resident: Bytes(resident),
+        in_use: Bytes(resident),
+        cached: Bytes::ZERO,
+        floor: Bytes::ZERO,
+        budget: Bytes(resident),
+        tokens: 0,
+    };
+    for (entry, what) in [
+        (kv(u64::MAX), "the cache"),
+        (levels(u64::MAX, 1), "the time"),
+        (levels(MS, 1 << 40), "memory"),
+        (
+            event(u64::MAX, Kind::MemcgReclaim, Phase::Onset),
+            "the time",
+        ),
+    ] {
+        let e = refused(&recording(vec![entry]));
+        assert!(e.starts_with(what), "{e}");
+    }
+    let mut r = burst();
+    r.head.page_bytes = u64::MAX;
+    assert!(refused(&r).starts_with("a page"));
+}
+
+#[test]
+fn a_recording_of_two_entries_a_century_apart_is_played_at_once() {
+    let century = 100 * 365 * 86_400 * 1000 * MS;
+    let r = recording(vec![levels(MS, 150), levels(century, 150)]);
+    let mut looks = 0u64;
+    simulate(&r, &Setup::default(), &mut |_, _| looks += 1).unwrap();
+    assert!(looks <= 2 * (TICKS + 1), "{looks}");
+}
+
+#[test]
+fn losses_without_number_are_counted_as_far_as_numbers_go() {
+    let r = recording(vec![Entry::Lost(u64::MAX), Entry::Lost(2)]);
+    let outcome = play(&r, Profile::Balanced);
+    assert_eq!(outcome.events.dropped, u64::MAX);
+}
+
+#[test]
+fn the_largest_numbers_that_are_believed_are_played() {
+    let (time, cache, memory) = (1 << 62, Bytes(1 << 40), Bytes(1 << 50));
+    let kv = |ts_ns, in_use| Entry::Kv {
+        ts_ns,
+        resident: cache,
+        in_use,
+        cached: cache,
+        floor: Bytes::ZERO,
+        budget: cache,
+        tokens: u64::MAX,
+    };
+    let full = |ts_ns| Entry::Levels {
+        ts_ns,
+        levels: Levels {
+            cgroup: Some(CgroupLevel {
+                usage: memory,
+                limit: Bytes::ZERO,
+                headroom: memory,
+            }),
+            system: None,
+        },
+    };
+    let onset = |ts_ns| event(ts_ns, Kind::Memstall, Phase::Onset);
+    let r = recording(vec![
+        kv(0, cache),
+        onset(MS),
+        full(MS),
+        kv(time / 2, Bytes::ZERO),
+        onset(time),
+        full(time),
+    ]);
+    for profile in [Profile::Lossless, Profile::Balanced, Profile::Latency] {
+        let setup = Setup {
+            profile,
+            ..Setup::default()
+        };
+        let outcome = simulate(&r, &setup, &mut |_, _| ()).unwrap();
+        assert!(!outcome.trims.is_empty());
+    }
+}
