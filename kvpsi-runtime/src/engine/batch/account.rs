@@ -22,6 +22,9 @@ pub struct BatchAccount {
     pub cancelled: AtomicU64,
     /// Requests that failed.
     pub failed: AtomicU64,
+    /// Requests that were not taken up: there was no memory, or they cannot be
+    /// computed.
+    pub refused: AtomicU64,
     /// Tokens of prompts, found in the cache or not.
     pub prompt_tokens: AtomicU64,
     /// Tokens generated.

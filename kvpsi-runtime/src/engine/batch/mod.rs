@@ -188,8 +188,9 @@ impl Batch {
         }
     }
 
+    /// One that never had a place.
     fn give_up(&self, mut job: Job, failure: Failure) {
-        self.account.failed.fetch_add(1, Relaxed);
+        self.account.refused.fetch_add(1, Relaxed);
         job.fail(failure);
     }
 
