@@ -22,9 +22,9 @@ const COMPLETIONS: [(&str, &str); 3] =
 /// # Errors
 /// Something does not build, or cannot be packed.
 pub fn run(sh: &Shell, target: Option<&str>) -> Result<()> {
-    for program in ["dpkg-shlibdeps", "strip"] {
+    for program in ["dpkg-shlibdeps", "strip", "gzip"] {
         if places::in_path(program).is_none() {
-            bail!("no {program} here: apt-get install -y --no-install-recommends dpkg-dev");
+            bail!("no {program} here: apt-get install -y --no-install-recommends dpkg-dev gzip");
         }
     }
     ebpf::build(sh)?;
@@ -84,6 +84,10 @@ fn pages(sh: &Shell, kvpsi: &Path, emulator: Option<&str>) -> Result<()> {
         .to_str()
         .context("the target folder's name is no UTF-8")?;
     run(&["man", "--out", out]).context("no manual pages")?;
+    // As Debian wants them; without the time, so that the same text gives the
+    // same bytes. cargo-deb compresses nothing of what was built.
+    let pages = sh.read_dir(&man)?;
+    cmd!(sh, "gzip --best --no-name {pages...}").quiet().run()?;
     for (shell, name) in COMPLETIONS {
         let text = run(&["completions", shell])
             .context("no completions")?
