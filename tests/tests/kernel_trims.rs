@@ -165,7 +165,7 @@ fn wall() -> (&'static str, u64, u64) {
 }
 
 /// Most times that the hog grows.
-const ROUNDS: u32 = 10;
+const ROUNDS: u32 = 6;
 
 /// Times that a task reclaimed memory itself, in any zone or cgroup.
 fn direct_reclaims() -> u64 {
