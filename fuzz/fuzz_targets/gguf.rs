@@ -9,7 +9,7 @@ use kvpsi::model::{
     tokenizer::Tokenizer,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
-use std::hint::black_box;
+use std::{hint::black_box, sync::Arc};
 
 fuzz_target!(|bytes: &[u8]| -> Corpus {
     let Ok(gguf) = kvpsi_fuzz::as_model(bytes) else {
@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
             black_box(data.bytes.iter().fold(0u8, |sum, b| sum ^ b));
         }
     }
-    if let Ok(tokenizer) = Tokenizer::from_gguf(&gguf) {
+    if let Ok(tokenizer) = Tokenizer::from_gguf(&gguf).map(Arc::new) {
         let (bos, eos) = tokenizer.bos_eos();
         if let Ok(tokens) = tokenizer.encode("Hi <s>\u{e9}\u{4e2d} 12\n\n x", true) {
             let mut stream = tokenizer.stream();
