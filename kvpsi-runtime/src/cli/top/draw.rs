@@ -10,7 +10,10 @@ use super::{
     tables,
     words::{age, count, micros, percent},
 };
-use crate::{server::view::Status, units::Bytes};
+use crate::{
+    server::view::{Sample, Status},
+    units::Bytes,
+};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Margin, Rect},
@@ -28,6 +31,8 @@ const ROOMY: u16 = 110;
 /// Rows of a plot beside its title and its marks.
 const LEAST_PLOT: u16 = 3;
 const MOST_PLOT: u16 = 14;
+/// A budget of more than so many times what is resident is not drawn.
+const FAR: u64 = 4;
 
 const HELP: &str = "\
 q Esc Ctrl-C  quit
@@ -42,6 +47,7 @@ t             give back some memory by hand
 
 ▲ a trim; △ one that lost no token
 latency: from a stall's onset to the last page back
+↑ the budget is far above the plot
 Shares are of the last 10 s; in ( ) totals,
 PSI's since boot.";
 
@@ -260,7 +266,11 @@ fn figures(frame: &mut Frame<'_>, area: Rect, data: &Data, s: &Status) {
     };
     let dropped = Span::from(format!("{} dropped", count(s.stalls.dropped)));
     let failed = Span::from(format!("{} failed", count(s.requests.failed)));
-    let lost = Span::from(format!("{} lost", count(s.trims.tokens)));
+    let lost = Span::from(format!(
+        "{} lost in {} trims",
+        count(s.trims.tokens),
+        count(s.trims.count)
+    ));
     let red_if = |span: Span<'static>, n: u64| if n > 0 { span.style(alarm()) } else { span };
     let said = |n: u64, what: &str| Span::from(format!("{} {what}", count(n)));
     let figure_line = |name, figures| figure_line(name, figures, area.width);
@@ -395,24 +405,34 @@ fn stalls(frame: &mut Frame<'_>, area: Rect, view: &View) {
 fn memory(frame: &mut Frame<'_>, area: Rect, view: &View, status: &Status) {
     let [title, left, drawing, below] = parts(area);
     let grid = grid(view, drawing);
+    let shown = view.data().last(view.minutes.saturating_mul(60_000));
+    let most = |of: fn(&Sample) -> Bytes| shown.clone().map(of).max().unwrap_or_default().0;
+    let resident = most(|s| s.resident).max(1 << 20);
+    let budget = most(|s| s.budget);
+    // A budget far above would leave nothing to see of what is resident.
+    let aside = budget > resident.saturating_mul(FAR);
     let text = vec![
         "KV ".bold(),
         status.kv.resident.to_string().bold(),
         " resident, budget ".into(),
         status.kv.budget.to_string().bold().yellow(),
-        " of ".into(),
+        if aside { "↑ of " } else { " of " }.into(),
         status.kv.capacity.to_string().into(),
         ", returned ".into(),
         status.trims.bytes.to_string().bold(),
-        format!(" in {} trims", count(status.trims.count)).into(),
     ];
     frame.render_widget(Line::from(text), title);
-    let shown = view.data().last(view.minutes.saturating_mul(60_000));
-    let most = shown.clone().map(|s| s.resident.max(s.budget).0).max();
-    let top = plot::binary_top(most.unwrap_or(0).max(1 << 20));
+    let top = plot::binary_top(if aside {
+        resident
+    } else {
+        resident.max(budget)
+    });
     scale(frame, left, &Bytes(top).to_string());
     let resident = grid.latest(shown.clone().map(|s| (s.t_ms, s.resident.0)));
-    let budget = grid.latest(shown.map(|s| (s.t_ms, s.budget.0)));
+    let mut budget = grid.latest(shown.map(|s| (s.t_ms, s.budget.0)));
+    for value in &mut budget {
+        *value = value.filter(|v| *v <= top);
+    }
     let buffer = frame.buffer_mut();
     plot::bars(buffer, drawing, &resident, top, Color::Blue);
     plot::line(buffer, drawing, &budget, top, Color::Yellow);

@@ -8,7 +8,7 @@ use ratatui::{buffer::Buffer, layout::Rect, style::Color};
 
 const EIGHTHS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
 /// A value is carried over a gap in time of at most so many ms.
-const CARRIED_MS: u64 = 1500;
+const CARRIED_MS: u64 = 3000;
 
 /// Which stretch of time each column is. The grid stands still while time goes
 /// on: a bar does not change its height because it moved.
@@ -187,9 +187,10 @@ mod tests {
     fn a_level_is_carried_over_short_gaps_alone() {
         let grid = Grid::new(9_999, 10_000, 20);
         let columns = grid.latest([(0, 4), (5_000, 6)].into_iter());
-        assert_eq!(columns[..5], [Some(4), Some(4), Some(4), Some(4), None]);
-        assert_eq!(columns[10..14], [Some(6); 4]);
-        assert_eq!(columns[14], None);
+        assert_eq!(columns[..7], [Some(4); 7]);
+        assert_eq!(columns[7], None);
+        assert_eq!(columns[10..17], [Some(6); 7]);
+        assert_eq!(columns[17], None);
     }
 
     #[test]

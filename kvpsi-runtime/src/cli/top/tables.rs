@@ -133,5 +133,9 @@ pub fn trims(frame: &mut Frame<'_>, area: Rect, data: &Data) {
         Constraint::Length(6),
         Constraint::Length(8),
     ];
-    frame.render_widget(table(newest.map(rows).collect(), head, widths), area);
+    let mut rows: Vec<Row<'_>> = newest.map(rows).collect();
+    if rows.is_empty() {
+        rows.push(Row::new(["", "none lately"]));
+    }
+    frame.render_widget(table(rows, head, widths), area);
 }

@@ -14,8 +14,10 @@ const EVERY_MS = 1000;
 /** What is kept: as much as the server keeps. */
 const KEPT_MS = 10 * 60 * 1000;
 /** Longer between two samples is a gap, not a line. */
-const GAP_MS = 1500;
+const GAP_MS = 3000;
 const KEPT_TRIMS = 1024;
+/** A budget of more than so many times what is resident is not drawn. */
+const FAR = 4;
 
 const seen = { status: null, samples: [], trims: [], next: 0, now: 0, psi: [] };
 let minutes = 5;
@@ -221,6 +223,10 @@ function draw() {
   const marks = seen.trims.map((t) => ({ t: t.t_ms, color: t.tokens > 0 ? c.lost : c.trim, solid: t.tokens > 0 }));
   const shared = { from: seen.now - minutes * 60_000, to: seen.now, marks, cursor, colors: c };
   const bars = stretches((s) => s.stall_us / 1000).flat();
+  // A budget far above would leave nothing to see of what is resident.
+  const most = (name) => Math.max(...stretches((s) => s[name]).flat().map(([, v]) => v), 1 << 20);
+  const aside = most("budget") > FAR * most("resident");
+  put("legend-budget", aside ? "budget, above the plot" : "budget");
   plots.stall.draw({
     ...shared,
     series: [...line("area", c.psi, (s) => s.psi_some_us / 1000), { kind: "bars", color: c.stall, points: bars }],
@@ -230,7 +236,7 @@ function draw() {
     series: [
       ...line("area", c.resident, (s) => s.resident),
       ...line("line", c["in-use"], (s) => s.in_use),
-      ...line("dashes", c.budget, (s) => s.budget),
+      ...line("dashes", c.budget, (s) => s.budget).map((s) => ({ ...s, aside })),
     ],
   });
   tip();

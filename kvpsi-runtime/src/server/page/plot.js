@@ -67,7 +67,8 @@ export class Plot {
 
   /**
    * Draws. A series is {kind: "bars" | "area" | "line" | "dashes", color, points: [[t, value]]},
-   * oldest first; bars show the largest value of each. A mark is {t, color, solid}.
+   * oldest first; bars show the largest value of each. One with `aside` does not set the scale,
+   * and is not drawn where it is above the top. A mark is {t, color, solid}.
    */
   draw({ from, to, series, marks, cursor, colors }) {
     this.from = from;
@@ -88,6 +89,7 @@ export class Plot {
     const height = h - GAP.top - GAP.bottom;
     let most = this.least;
     for (const s of series) {
+      if (s.aside) continue;
       for (const [t, v] of s.points) if (t >= from && v > most) most = v;
     }
     const step = this.step(most / Math.max(Math.floor(height / TICK), 1));
@@ -99,7 +101,9 @@ export class Plot {
     g.beginPath();
     g.rect(GAP.left, 0, this.width(), h - GAP.bottom + 1);
     g.clip();
-    for (const s of series) this.one(g, s, y);
+    for (const s of series) {
+      this.one(g, s.aside ? { ...s, points: s.points.filter(([, v]) => v <= top) } : s, y);
+    }
     g.restore();
     this.marks(g, marks, h, colors);
     if (cursor !== null && cursor >= from && cursor <= to) {

@@ -81,7 +81,7 @@ fn has_the_figures(lines: &[String]) {
     );
     assert_eq!(
         line(lines, "of prompts"),
-        "tokens 24.0/s 98,765 generated 345,678 of prompts 96 lost"
+        "tokens 24.0/s 98,765 generated 345,678 of prompts 96 lost in 4 trims"
     );
     assert_eq!(
         line(lines, "slack 1"),
@@ -89,7 +89,7 @@ fn has_the_figures(lines: &[String]) {
     );
     assert_eq!(
         line(lines, "resident, budget"),
-        "KV 38.3 MiB resident, budget 48.0 MiB of 64.0 MiB, returned 4.9 MiB in 4 trims"
+        "KV 38.3 MiB resident, budget 48.0 MiB of 64.0 MiB, returned 4.9 MiB"
     );
     assert_eq!(
         line(lines, "STALL TIME"),
@@ -177,6 +177,24 @@ fn no_figure_of_a_table_is_cut_at_80_columns() {
         line(&lines, "b2c9"),
         "chatcmpl-5f1d70a4b2c9 preempted 131,072 131,072 131,072 3 d 04:05"
     );
+}
+
+#[test]
+fn a_budget_far_above_does_not_hide_what_is_resident() {
+    let mut answer = answer();
+    for sample in &mut answer.history.samples {
+        sample.budget = Bytes::mib(720);
+    }
+    answer.status.kv.budget = Bytes::mib(720);
+    answer.status.kv.capacity = Bytes::mib(720);
+    answer.history.trims.clear();
+    let lines = lines(&drawn(&view_of(answer), 80, 24));
+    assert!(line(&lines, "resident, budget").contains("budget 720.0 MiB↑ of 720.0 MiB"));
+    // 38.3 of 48 MiB in 24 eighths: two rows and three eighths.
+    let top = line(&lines, "48.0 MiB┤");
+    assert!(top.ends_with('▃'), "{top}");
+    assert!(!lines.join("").contains('▔'));
+    line(&lines, "none lately");
 }
 
 #[test]
