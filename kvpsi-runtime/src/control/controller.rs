@@ -10,7 +10,7 @@
 //! - Where reclaim has other pages to turn to, what costs text waits for the
 //!   slow steps, which lose less; not longer than a patience while stalls go on.
 //!   A stall in a cgroup at its limit, or a victim of the OOM killer, is urgent:
-//!   one slice by quick steps at once, the rest of the deficit by slow ones.
+//!   two slices by quick steps at once, the rest of the deficit by slow ones.
 //! - After a trim the budget is what is left. When calm, it grows back by a
 //!   constant per period (additive), as far as it is used and there is room,
 //!   so that two tenants settle and do not oscillate.
@@ -43,18 +43,21 @@ pub struct Tuning {
     pub grow_by: Bytes,
     /// Time between growth steps.
     pub grow_every: Duration,
+    /// Whether kswapd's wake counts.
+    pub early_warning: bool,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            first_slice: Bytes::mib(2),
+            first_slice: Bytes(512 << 10),
             max_slice: Bytes::mib(64),
             quiet: Duration::from_millis(10),
             patience: Duration::from_millis(5),
             calm: Duration::from_secs(2),
             grow_by: Bytes::mib(4),
             grow_every: Duration::from_millis(250),
+            early_warning: true,
         }
     }
 }
@@ -149,7 +152,7 @@ impl Controller {
             return;
         };
         if kind == Kind::KswapdWake {
-            self.warned = Some((e.ts_ns, false));
+            self.warned = self.tuning.early_warning.then_some((e.ts_ns, false));
         } else if kind.is_stall() || kind == Kind::OomVictim {
             let order = u32::try_from(e.order).unwrap_or(0).min(10);
             let asked = Bytes((self.page << order).saturating_mul(u64::from(e.stalled_now.max(1))));
@@ -185,10 +188,14 @@ impl Controller {
                 Trigger::Ongoing(p.kind)
             };
             self.warned = None;
+            let (want, steps) = (b.slice.min(b.target).max(p.asked), self.steps(&b, now_ns));
+            // The rest is not asked of the slow steps before a second slice: the
+            // first is small for the sake of who stalls now.
+            let first = b.slice == self.tuning.first_slice && steps.has(Step::Window);
             return Some(Decision {
-                want: b.slice.min(b.target).max(p.asked),
-                missing: b.target.max(p.asked),
-                steps: self.steps(&b, now_ns),
+                want,
+                missing: if first { want } else { b.target.max(p.asked) },
+                steps,
                 trigger,
                 onset_ns: p.ts_ns,
             });
@@ -357,7 +364,7 @@ fn missing(kind: Kind, r: Reading) -> Option<Bytes> {
         | Kind::SwapIn
         | Kind::MemcgThrottle
         | Kind::OomVictim
-        | Kind::Throttled => cgroup.or(r.system_deficit.filter(|_| r.system_tight)),
+        | Kind::Throttled => cgroup.or(r.system_deficit.filter(|d| *d > Bytes::ZERO)),
         _ => r.system_deficit,
     }
 }

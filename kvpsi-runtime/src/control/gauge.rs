@@ -25,13 +25,11 @@ pub struct Gauges {
 pub struct Reading {
     /// Bytes missing below the cgroup's limit: usage + headroom - limit.
     pub cgroup_deficit: Option<Bytes>,
-    /// Bytes missing in the system: sum of high watermarks - free.
+    /// Bytes missing in the system: what all zones keep - free. Above it the
+    /// kernel reclaims only for a cgroup at its limit, below for everybody.
     pub system_deficit: Option<Bytes>,
     /// Bytes free of both walls, less what is to stay free: the smaller.
     pub room: Bytes,
-    /// The whole system may be short: below this the kernel reclaims for
-    /// everybody, above it only for a cgroup at its limit.
-    pub system_tight: bool,
 }
 
 /// A memory cgroup at one moment.
@@ -50,9 +48,9 @@ pub struct CgroupLevel {
 pub struct SystemLevel {
     /// Free pages of all zones.
     pub free: Bytes,
-    /// Sum of the high watermarks.
+    /// Sum of the high watermarks; for who reads a recording.
     pub high: Bytes,
-    /// The same and what zones keep in reserve.
+    /// The same and what zones keep in reserve: what is to stay free.
     pub tight: Bytes,
 }
 
@@ -79,8 +77,7 @@ impl Levels {
         Reading {
             cgroup_deficit: of_cgroup.map(|d| d.0),
             room: rooms.min().unwrap_or(Bytes(u64::MAX)),
-            system_deficit: self.system.map(|g| g.high.saturating_sub(g.free)),
-            system_tight: self.system.is_some_and(|g| g.free < g.tight),
+            system_deficit: self.system.map(|g| g.tight.saturating_sub(g.free)),
         }
     }
 
@@ -221,20 +218,21 @@ fn read_number(file: &File) -> io::Result<Option<u64>> {
     Ok(value)
 }
 
-/// Distance of the whole system to its high watermarks.
+/// Distance of the whole system to what its zones keep free.
 ///
 /// The watermarks are summed once from /proc/zoneinfo (they change only when
 /// memory is hot-plugged or an admin writes `min_free_kbytes`); free pages
-/// come from `sysinfo(2)`, one system call and no text. Free pages of all
-/// zones against the sum of all high watermarks is a lower bound of the sum
-/// over zones, which the doubling of steps makes up for.
+/// come from `sysinfo(2)`, one system call and no text.
 /// MemAvailable is no signal here: it counts the model's own mapped weights
 /// as free.
 ///
 /// Lower zones keep a reserve from allocations that could have come from a
 /// higher one (`lowmem_reserve` in mm/page_alloc.c). While any zone still has
 /// free pages beyond its high watermark and that reserve, nobody reclaims for
-/// want of memory.
+/// want of memory; and kswapd, once woken, goes on until one has. So the sum
+/// of both over all zones is what is to stay free. The watermarks alone are
+/// too little: with 24 GiB in two zones kswapd wakes while 70 MiB more than
+/// their sum are free, in the reserve of the lower one.
 #[derive(Debug)]
 pub struct SystemGauge {
     high: Bytes,
@@ -357,7 +355,7 @@ mod tests {
             cgroup: None,
             system: Some(level),
         };
-        assert!(levels.reading().system_deficit.unwrap() <= g.high);
+        assert!(levels.reading().system_deficit.unwrap() <= g.tight);
     }
 
     #[test]
@@ -377,12 +375,12 @@ mod tests {
         };
         let r = levels.reading();
         assert_eq!((r.cgroup_deficit, r.room), (Some(mib(6)), mib(0)));
-        assert_eq!((r.system_deficit, r.system_tight), (Some(mib(0)), true));
+        assert_eq!(r.system_deficit, Some(mib(10)));
         let back = levels.with_returned(20 << 20).reading();
         assert_eq!((back.cgroup_deficit, back.room), (Some(mib(0)), mib(10)));
         let taken = levels.with_returned(-(20 << 20)).reading();
         assert_eq!(taken.cgroup_deficit, Some(mib(26)));
-        assert_eq!(taken.system_deficit, Some(mib(10)));
+        assert_eq!(taken.system_deficit, Some(mib(30)));
         let unlimited = CgroupLevel {
             usage: mib(90),
             limit: Bytes(u64::MAX),

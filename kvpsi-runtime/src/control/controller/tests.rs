@@ -23,7 +23,6 @@ fn cgroup(deficit: Bytes) -> Reading {
     Reading {
         cgroup_deficit: Some(deficit),
         system_deficit: Some(Bytes::ZERO),
-        system_tight: false,
         room: Bytes::mib(100),
     }
 }
@@ -37,12 +36,12 @@ fn the_first_slice_is_small_and_the_next_ones_double_until_the_deficit_is_met() 
     let mut wants = vec![];
     let mut left = Bytes::mib(16);
     while let Some(d) = c.decide(10, cgroup(left)) {
-        wants.push(d.want.0 >> 20);
+        wants.push(d.want.0 >> 10);
         assert_eq!(d.onset_ns, 5);
         left = left.saturating_sub(d.want);
         c.trimmed(&d, d.want, false);
     }
-    assert_eq!(wants, [2, 4, 8, 2]);
+    assert_eq!(wants, [512, 1024, 2048, 4096, 8192, 512]);
 }
 
 #[test]
@@ -52,12 +51,12 @@ fn a_burst_that_goes_on_keeps_doubling_and_a_new_one_starts_small() {
         c.observe(&event(Kind::MemcgReclaim, phase, t));
         let d = c.decide(t, cgroup(Bytes::mib(100))).unwrap();
         c.trimmed(&d, d.want, false);
-        d.want.0 >> 20
+        d.want.0 >> 10
     };
-    assert_eq!(first(&mut c, Phase::Onset, MS), 2);
-    assert_eq!(first(&mut c, Phase::Summary, 2 * MS), 4);
-    assert_eq!(first(&mut c, Phase::Summary, 3 * MS), 8);
-    assert_eq!(first(&mut c, Phase::Onset, 100 * MS), 2);
+    assert_eq!(first(&mut c, Phase::Onset, MS), 512);
+    assert_eq!(first(&mut c, Phase::Summary, 2 * MS), 1024);
+    assert_eq!(first(&mut c, Phase::Summary, 3 * MS), 2048);
+    assert_eq!(first(&mut c, Phase::Onset, 100 * MS), 512);
 }
 
 #[test]
@@ -78,7 +77,7 @@ fn a_stall_of_unknown_cause_is_ours_only_where_memory_is_short() {
         (cgroup(Bytes::mib(1)), Tuning::default().first_slice),
         (
             Reading {
-                system_tight: true,
+                system_deficit: Some(Bytes::mib(1)),
                 ..cgroup(Bytes::ZERO)
             },
             Tuning::default().first_slice,
@@ -121,6 +120,17 @@ fn kswapd_waking_up_costs_only_slack() {
 }
 
 #[test]
+fn kswapd_waking_up_costs_nothing_where_it_is_not_to_count() {
+    let tuning = Tuning {
+        early_warning: false,
+        ..Tuning::default()
+    };
+    let mut c = Controller::new(tuning, Profile::Latency, 4096);
+    c.observe(&event(Kind::KswapdWake, Phase::Mark, 1));
+    assert_eq!(c.decide(2, Reading::default()), None);
+}
+
+#[test]
 fn what_costs_text_waits_for_the_slow_steps_but_not_for_long() {
     let mut c = Controller::new(Tuning::default(), Profile::Balanced, 4096);
     let reading = Reading {
@@ -152,6 +162,22 @@ fn a_cgroup_at_its_limit_is_urgent_and_lossless_stays_lossless() {
         assert_eq!(d.steps.has(Step::Window), window);
         assert!(d.steps.has(Step::Preempt));
     }
+}
+
+#[test]
+fn the_slow_steps_are_asked_after_the_second_slice() {
+    let mut c = Controller::new(Tuning::default(), Profile::Balanced, 4096);
+    let mut left = Bytes::mib(8);
+    c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
+    let first = c.decide(2, cgroup(left)).unwrap();
+    assert_eq!(first.missing, first.want);
+    left = left.saturating_sub(first.want);
+    c.trimmed(&first, first.want, false);
+    let second = c.decide(3, cgroup(left)).unwrap();
+    assert_eq!(second.want, Bytes::mib(1));
+    assert_eq!(second.missing, left);
+    c.trimmed(&second, second.want, true);
+    assert_eq!(c.decide(4, cgroup(left)), None);
 }
 
 #[test]
