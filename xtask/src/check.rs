@@ -13,7 +13,7 @@ use xshell::Shell;
 /// What to do.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Compare the figures of the last runs instead of measuring (quickly)
+    /// Compare the figures of the last runs instead of measuring (quickly, and again what fell)
     #[arg(long)]
     no_run: bool,
     /// Make the ratios the new baseline
@@ -38,22 +38,13 @@ type Ratios = BTreeMap<String, f64>;
 /// Something cannot be measured or read; or a ratio fell.
 pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     if !args.no_run {
-        let quick = || benchmarks::Args {
-            quick: true,
-            json: None,
-            model: args.model.clone(),
-        };
-        reaction::run(sh, &quick())?;
-        giveback::run(sh, &quick())?;
-        cotenant::run(sh, &quick())?;
+        for name in BENCHES {
+            measure(sh, name, args)?;
+        }
     }
-    let bench = places::target().join("bench");
     let mut now = Ratios::new();
-    for name in ["reaction", "giveback", "cotenant"] {
-        let file = bench.join(format!("{name}.json"));
-        let bytes = fs::read(&file)
-            .with_context(|| format!("{}: cargo xtask bench {name}", file.display()))?;
-        now.extend(ratios(&serde_json::from_slice(&bytes)?));
+    for name in BENCHES {
+        now.extend(last(name)?);
     }
     let file = places::root().join("docs/ratios.json");
     if args.write {
@@ -65,7 +56,25 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     let bytes = fs::read(&file)
         .with_context(|| format!("{}: cargo xtask bench check --write", file.display()))?;
     let base: Ratios = serde_json::from_slice(&bytes)?;
-    let rows = compare(&base, &now);
+    let mut rows = compare(&base, &now);
+    if !args.no_run {
+        // On a machine that others use too, one fall is chance; two are not.
+        for name in BENCHES {
+            let of = format!("{name}: ");
+            let fell = |r: &Value| {
+                r["fell"] == true && r["ratio"].as_str().is_some_and(|n| n.starts_with(&of))
+            };
+            if rows.iter().any(fell) {
+                say(format!("a ratio of {name} fell: once more"));
+                measure(sh, name, args)?;
+                for (ratio, again) in last(name)? {
+                    let best = now.entry(ratio).or_insert(again);
+                    *best = best.max(again);
+                }
+            }
+        }
+        rows = compare(&base, &now);
+    }
     println!(
         "{:<44} {:>10} {:>10} {:>8}",
         "ratio", "baseline", "now", "share"
@@ -95,6 +104,37 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Whose ratios count.
+const BENCHES: [&str; 3] = ["reaction", "giveback", "cotenant"];
+
+/// Runs a benchmark, quickly.
+fn measure(sh: &Shell, name: &str, args: &Args) -> Result<()> {
+    let quick = benchmarks::Args {
+        quick: true,
+        json: None,
+        model: args.model.clone(),
+    };
+    match name {
+        "reaction" => reaction::run(sh, &quick),
+        "giveback" => giveback::run(sh, &quick),
+        _ => cotenant::run(
+            sh,
+            &cotenant::CotenantArgs {
+                args: quick,
+                machine: false,
+            },
+        ),
+    }
+}
+
+/// The ratios of its last run.
+fn last(name: &str) -> Result<Ratios> {
+    let file = places::target().join(format!("bench/{name}.json"));
+    let bytes =
+        fs::read(&file).with_context(|| format!("{}: cargo xtask bench {name}", file.display()))?;
+    Ok(ratios(&serde_json::from_slice(&bytes)?))
+}
+
 /// The ratios of a report, by name.
 fn ratios(report: &Value) -> Ratios {
     let mut all = Ratios::new();
@@ -108,17 +148,15 @@ fn ratios(report: &Value) -> Ratios {
     };
     match report["bench"].as_str() {
         Some("reaction") => {
-            let p50 = |source: &str| {
+            let of = |source: &str, key: &str| {
                 let found = rows().find(|r| r["source"] == source && r["load"] == "decoding");
-                found.and_then(|r| r["p50_us"].as_f64())
+                found.and_then(|r| r[key].as_f64())
             };
-            for source in ["psi-poll", "psi-trigger"] {
-                put(
-                    format!("reaction: {source} by ebpf, p50"),
-                    p50(source),
-                    p50("ebpf"),
-                );
-            }
+            put(
+                "reaction: psi-poll-10ms by ebpf".into(),
+                of("psi-poll-10ms", "mean_us"),
+                of("ebpf", "p50_us"),
+            );
         }
         Some("giveback") => {
             for r in rows().filter(|r| r["holder"] == "kvpsi") {
@@ -180,13 +218,13 @@ mod tests {
             json!({"bench": "reaction", "rows": [
                 {"source": "ebpf", "load": "decoding", "p50_us": ebpf},
                 {"source": "ebpf", "load": "idle", "p50_us": 1.0},
-                {"source": "psi-poll", "load": "decoding", "p50_us": 9000.0},
+                {"source": "psi-poll-10ms", "load": "decoding", "mean_us": 9000.0},
             ]})
         };
         let base = ratios(&report(300.0));
         assert_eq!(
             base,
-            Ratios::from([("reaction: psi-poll by ebpf, p50".into(), 30.0)])
+            Ratios::from([("reaction: psi-poll-10ms by ebpf".into(), 30.0)])
         );
         let fell = |now: f64| compare(&base, &ratios(&report(now)))[0]["fell"].clone();
         assert_eq!(fell(340.0), false);

@@ -5,9 +5,9 @@
 //! figure is the median of its rounds.
 
 use crate::{
-    bench::build,
+    bench::{build, lines},
     benchmarks::{Args, machine, publish, report},
-    ebpf, model, places, say, setup,
+    ebpf, model, places, setup,
 };
 use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use std::fmt::Write;
 use xshell::{Shell, cmd};
 
-const FIGURES: [&str; 11] = [
+const FIGURES: [&str; 12] = [
     "neighbour_p50_us",
     "neighbour_p99_us",
     "neighbour_max_us",
@@ -26,42 +26,59 @@ const FIGURES: [&str; 11] = [
     "tok_s",
     "kv_tokens",
     "trims",
+    "early",
     "mass_dropped",
 ];
+
+/// How much to measure, and below which wall.
+#[derive(Debug, clap::Args)]
+pub struct CotenantArgs {
+    #[command(flatten)]
+    pub args: Args,
+    /// Measure where the whole machine is short of memory too: a process takes all but some MiB of it, for
+    /// minutes, and is the first that the OOM killer would choose
+    #[arg(long)]
+    pub machine: bool,
+}
+
+/// Below a cgroup's limit, and at the end of the machine's memory: the name of
+/// the report, the wall, and the variants.
+const CGROUP: (&str, &str, &str) = (
+    "cotenant",
+    "cgroup",
+    "fixed,psi-poll,psi-poll-10ms,psi-trigger,ebpf",
+);
+const MACHINE: (&str, &str, &str) = (
+    "cotenant-machine",
+    "machine",
+    "fixed,psi-poll,psi-trigger,ebpf-late,ebpf",
+);
 
 /// Measures, prints and writes everything.
 ///
 /// # Errors
 /// Something could not be built, run or written; or this is not root.
-pub fn run(sh: &Shell, args: &Args) -> Result<()> {
+pub fn run(sh: &Shell, args: &CotenantArgs) -> Result<()> {
     setup::on_the_way(sh)?;
     ebpf::build_if_possible(sh)?;
-    let model = model::get(sh, args.model.as_deref())?;
-    say("building kvpsi in release");
-    cmd!(
-        sh,
-        "cargo build --release --package kvpsi-runtime --bin kvpsi"
-    )
-    .quiet()
-    .run()?;
+    let model = model::get(sh, args.args.model.as_deref())?;
     let bench = build(sh, &places::target(), "")?;
-    let kvpsi = places::target().join("release/kvpsi");
-    let rounds = if args.quick { "2" } else { "7" };
-    let text = cmd!(
-        sh,
-        "{bench} cotenant --kvpsi {kvpsi} --model {model} --rounds {rounds}"
-    )
-    .quiet()
-    .read()
-    .context("it takes root, for a memory cgroup")?;
-    let runs: Vec<Value> = text
-        .lines()
-        .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
-        .collect::<Result<_>>()?;
-    let report = report("cotenant", args.quick, rows(&runs));
-    let mut svg = String::new();
-    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    publish(&report, &section(&report), &svg, args)
+    let rounds = if args.args.quick { "2" } else { "7" };
+    let all = [CGROUP, MACHINE];
+    for (name, wall, variants) in &all[..if args.machine { 2 } else { 1 }] {
+        let text = cmd!(
+            sh,
+            "{bench} cotenant --wall {wall} --model {model} --rounds {rounds} --variants {variants}"
+        )
+        .quiet()
+        .read()
+        .context("it takes root, for a memory cgroup")?;
+        let report = report(name, args.args.quick, rows(&lines(&text)?));
+        let mut svg = String::new();
+        draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
+        publish(&report, &section(&report), &svg, &args.args)?;
+    }
+    Ok(())
 }
 
 /// A row for each variant, in the order of the first round.
@@ -90,6 +107,7 @@ fn rows(runs: &[Value]) -> Vec<Value> {
         let p99 = of("neighbour_p99_us");
         let ends = [p99.first(), p99.last()].map(|v| v.copied());
         row.insert("neighbour_p99_us_spread".into(), ends.to_vec().into());
+        row.insert("perplexity_cost".into(), cost(runs, variant).into());
         // Kills are counted, not halved.
         row.insert(
             "oom_kills".into(),
@@ -100,21 +118,52 @@ fn rows(runs: &[Value]) -> Vec<Value> {
     variants.iter().map(row).collect()
 }
 
+/// By how much the text was predicted worse than by `fixed`: the ratio of
+/// perplexities over the tokens of all rounds, less one.
+fn cost(runs: &[Value], variant: &str) -> Option<f64> {
+    let mean = |variant: &str| {
+        let of = runs.iter().filter(|r| r["variant"] == variant);
+        let pairs = of.filter_map(|r| r["nll"].as_f64().zip(r["scored"].as_f64()));
+        let (nll, scored) = pairs.fold((0.0, 0.0), |s, p| (s.0 + p.0, s.1 + p.1));
+        (scored > 0.0).then_some(nll / scored)
+    };
+    Some((mean(variant)? - mean("fixed")?).exp() - 1.0)
+}
+
+/// What is said before the table.
+fn told(report: &Value) -> String {
+    let common = "The neighbour touches 8 MiB and reads 16 pages of a file of 32 MiB, some 200 times a second, and times each\n\
+         turn. The model reads on in a text, token after token; perplexity is how much worse it predicts the next ones\n\
+         than `fixed` does, whose cache is never trimmed. Medians of rounds whose order changes; in brackets the least\n\
+         and the most of p99; OOM kills of all rounds together; stall time is the whole system's. Mass is the sum over\n\
+         trims of the share of recent attention that fell on what was dropped.";
+    if report["bench"] == MACHINE.0 {
+        return format!(
+            "## A neighbour on a machine that is short of memory\n\n\
+             `cargo xtask bench cotenant --machine`. {}\n\n\
+             No cgroup: a balloon leaves the high watermarks and 4 MiB more than the run takes. The model has a conversation\n\
+             of 700 tokens, and one that ended and is cached. A third program takes, every 1.5 s, what is free above the\n\
+             low watermarks and 24 MiB beyond, further than from there to where tasks must reclaim by themselves. The\n\
+             neighbour's file has 96 MiB here.\n\
+             `ebpf-late` is eBPF to which kswapd's wake does not count.\n\n{common}\n\n\
+             ![Neighbour](cotenant-machine.svg)\n\n",
+            machine(report)
+        );
+    }
+    format!(
+        "## A neighbour below the same limit\n\n\
+         `cargo xtask bench cotenant`. {}\n\n\
+         All are in a cgroup. A third program takes, every 1.5 s, 14 MiB more than there is room for. A cgroup's limit\n\
+         wakes no kswapd: early warning has no part here.\n\n{common}\n\n\
+         ![Neighbour](cotenant.svg)\n\n",
+        machine(report)
+    )
+}
+
 fn section(report: &Value) -> String {
-    let mut t = String::from("## A neighbour below the same limit\n\n");
-    let _ = writeln!(
-        t,
-        "`cargo xtask bench cotenant`. {}\n\n\
-         The neighbour touches 8 MiB and reads 16 pages of a file of 32 MiB, some 200 times a second, and times each\n\
-         turn. A third program takes, every 1.5 s, 14 MiB more than there is room for. `fixed` is a model whose cache\n\
-         is never trimmed. Medians of rounds whose order changes; in brackets the least and the most of p99; OOM kills\n\
-         of all rounds together; stall time is the whole system's. Mass is the sum over trims of the share of recent\n\
-         attention that fell on what was dropped. A cgroup's limit wakes no kswapd: early warning has no part here.\n\n\
-         ![Neighbour](cotenant.svg)\n\n\
-         | variant | rounds | p50 us | p99 us | max us | some ms | full ms | refaults | OOM kills | tokens/s | KV tokens | trims | mass |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        machine(report),
-    );
+    let mut t = told(report);
+    t += "| variant | rounds | p50 us | p99 us | max us | some ms | full ms | refaults | OOM kills | tokens/s | KV tokens | trims | early | mass | perplexity |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     for r in report["rows"].as_array().into_iter().flatten() {
         let number = |v: &Value, by: f64, digits: usize| {
             v.as_f64()
@@ -122,7 +171,7 @@ fn section(report: &Value) -> String {
         };
         let _ = writeln!(
             t,
-            "| {} | {} | {} | {} ({} to {}) | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} ({} to {}) | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             r["variant"].as_str().unwrap_or("-"),
             r["rounds"],
             number(&r["neighbour_p50_us"], 1.0, 0),
@@ -137,7 +186,11 @@ fn section(report: &Value) -> String {
             number(&r["tok_s"], 1.0, 1),
             number(&r["kv_tokens"], 1.0, 0),
             number(&r["trims"], 1.0, 0),
+            number(&r["early"], 1.0, 0),
             number(&r["mass_dropped"], 1.0, 2),
+            r["perplexity_cost"]
+                .as_f64()
+                .map_or_else(|| "-".to_owned(), |c| format!("{:+.2} %", c * 100.0)),
         );
     }
     t
@@ -207,7 +260,7 @@ mod tests {
         let run = |round: u32, variant: &str, p99: f64| {
             json!({
                 "round": round, "variant": variant, "neighbour_p99_us": p99, "oom_kills": 1,
-                "psi_some_us": 2000,
+                "psi_some_us": 2000, "scored": 100, "nll": if variant == "ebpf" { 201.0 } else { 200.0 },
             })
         };
         let runs = [
@@ -228,6 +281,7 @@ mod tests {
             page.contains("| fixed | 3 | - | 20 (10 to 30) | - | 2.0 | - |"),
             "{page}"
         );
+        assert!(page.contains("+1.01 % |\n"), "{page}");
         let mut svg = String::new();
         draw(&report, &mut svg).unwrap();
         assert!(svg.contains("ebpf") && svg.contains("fixed"));

@@ -3,11 +3,11 @@
 //! Owns the table and the plot; `kvpsi-bench giveback` measures.
 
 use crate::{
-    bench::build,
+    bench::{build, lines},
     benchmarks::{Args, machine, publish, report},
     ebpf, model, places, setup,
 };
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::fmt::Write;
@@ -26,10 +26,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     let text = cmd!(sh, "{bench} giveback --model {model} --rounds {rounds}")
         .quiet()
         .read()?;
-    let rows: Vec<Value> = text
-        .lines()
-        .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
-        .collect::<Result<_>>()?;
+    let rows: Vec<Value> = lines(&text)?;
     let report = report("giveback", args.quick, rows);
     let mut svg = String::new();
     draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;

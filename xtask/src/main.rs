@@ -15,6 +15,7 @@ mod clients;
 mod cotenant;
 mod cross;
 mod deb;
+mod decode;
 mod ebpf;
 mod fuzz;
 mod giveback;
@@ -177,7 +178,7 @@ fuzz/corpus, those that something was found by in fuzz/artifacts.")]
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// Prefill and decode at several depths
-    Decode(bench::Args),
+    Decode(decode::Args),
     /// What a smaller cache costs: perplexity, facts forgotten, time of each step
     Quality(quality::Args),
     /// From a stall's onset to returned pages, by each signal
@@ -189,11 +190,11 @@ enum Bench {
     /// What listening costs a job that does nothing but reclaim
     Overhead(benchmarks::Args),
     /// A neighbour below the same memory limit: its latency, by each signal
-    Cotenant(benchmarks::Args),
+    Cotenant(cotenant::CotenantArgs),
     /// Whether a ratio of reaction, giveback or cotenant fell since the baseline
     Check(check::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
-    CandleQuality(bench::CandleArgs),
+    CandleQuality(benchmarks::Args),
 }
 
 fn main() -> ExitCode {
@@ -226,7 +227,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         }
         Task::Bench {
             what: Bench::Decode(args),
-        } => bench::decode(sh, &args),
+        } => decode::run(sh, &args),
         Task::Bench {
             what: Bench::Quality(args),
         } => quality::run(sh, &args),

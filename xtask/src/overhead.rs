@@ -3,7 +3,7 @@
 //! Owns the tables and the plot; `kvpsi-bench overhead` measures.
 
 use crate::{
-    bench::build,
+    bench::{build, lines},
     benchmarks::{Args, machine, publish, report},
     ebpf, places, setup,
 };
@@ -22,15 +22,12 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     ebpf::build_if_possible(sh)?;
     let bench = build(sh, &places::target(), "")?;
     // Even: who is first is slower or faster, and takes turns.
-    let rounds = if args.quick { "6" } else { "16" };
+    let rounds = if args.quick { "20" } else { "240" };
     let text = cmd!(sh, "{bench} overhead --rounds {rounds}")
         .quiet()
         .read()
         .context("it takes root, for BPF and a memory cgroup")?;
-    let rows: Vec<Value> = text
-        .lines()
-        .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
-        .collect::<Result<_>>()?;
+    let rows: Vec<Value> = lines(&text)?;
     let report = report("overhead", args.quick, rows);
     let mut svg = String::new();
     draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
@@ -54,6 +51,24 @@ fn ratios(report: &Value) -> Vec<f64> {
     means
 }
 
+/// Between which of the sorted values the median of all that might have been
+/// measured lies, 19 times of 20: each of them is above it or below by chance,
+/// so that as many are below as heads fall of as many coins (the normal
+/// distribution's 1.96 standard deviations, half a root of their number each).
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "places in a list of hundreds"
+)]
+fn median_between(sorted: &[f64]) -> [f64; 2] {
+    let n = sorted.len() as f64;
+    let off = 0.98 * n.sqrt();
+    let low = (n / 2.0 - off).floor().max(0.0) as usize;
+    let high = ((n / 2.0 + off).ceil() as usize).min(sorted.len().saturating_sub(1));
+    [low, high].map(|i| sorted.get(i).copied().unwrap_or(f64::NAN))
+}
+
 /// Values of the rounds, sorted.
 fn sorted(report: &Value, key: &str) -> Vec<f64> {
     let mut all: Vec<f64> = rows(report, "overhead")
@@ -73,30 +88,30 @@ fn section(report: &Value) -> String {
     let share: f64 = rows(report, "program")
         .filter_map(|r| r["share"].as_f64())
         .sum();
-    let at = |i: usize| ratios.get(i).copied().unwrap_or(f64::NAN);
+    let [low, high] = median_between(&ratios);
     let percent = |ratio: f64| format!("{:+.2} %", (ratio - 1.0) * 100.0);
     let _ = writeln!(
         t,
         "`cargo xtask bench overhead`. {}\n\n\
-         A job reads a mapped file three times as large as its cgroup's limit, page after page, alone and with the\n\
-         programs attached and listened to, in turn ({} times two rounds, of which each begins with another one). Compared\n\
-         is its processor time for a page, in which its reclaim is; pages a second are the disk's. Where the quartiles lie\n\
-         further apart than what is looked for, the programs' own time is the better figure: together they took\n\
-         {:.2} % of one core.\n\n\
-         | ns a page alone | listened to | more, median | quartiles | pages/s alone | listened to | stalls/s | events/s | dropped |\n\
-         |--:|--:|--:|--:|--:|--:|--:|--:|--:|\n\
-         | {:.0} | {:.0} | {} | {} to {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |\n\n\
+         A job reads a mapped file three times as large as its cgroup's limit, page after page, and runs on while the\n\
+         programs are attached and listened to for half a second, and not for the next ({} times two pairs, of which\n\
+         each begins with another one). Compared is its processor time for a page, in which its reclaim is; pages a\n\
+         second are the disk's. In brackets: where the median lies, 19 times of 20, by the order of the ratios. The\n\
+         programs' own time was {:.2} % of one core.\n\n\
+         | ns a page alone | listened to | more, median | pages/s alone | listened to | stalls/s | events/s | dropped |\n\
+         |--:|--:|--:|--:|--:|--:|--:|--:|\n\
+         | {:.0} | {:.0} | {} ({} to {}) | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |\n\n\
          ![Overhead](overhead.svg)\n\n\
-         Each program by the kernel's clock, which has a cost of its own and was on in a run apart:\n\n\
+         Each program by the kernel's clock, which has a cost of its own and was on in a stretch apart:\n\n\
          | program | ns | runs |\n|---|--:|--:|",
         machine(report),
         ratios.len(),
         share * 100.0,
         median("page_ns"),
         median("attached_page_ns"),
-        percent(at(ratios.len() / 2)),
-        percent(at(ratios.len() / 4)),
-        percent(at(ratios.len() * 3 / 4)),
+        percent(ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)),
+        percent(low),
+        percent(high),
         median("pages_s"),
         median("attached_pages_s"),
         median("seen_s"),
@@ -120,7 +135,7 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
         .caption(
-            "More processor time a page with the programs attached, by round",
+            "More processor time a page with the programs attached, by pair",
             ("sans-serif", 18),
         )
         .margin(12)
@@ -129,12 +144,12 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
         .build_cartesian_2d(0..ratios.len() + 1, -most..most)?;
     chart
         .configure_mesh()
-        .x_desc("round")
+        .x_desc("pair")
         .y_desc("%")
         .light_line_style(WHITE)
         .draw()?;
     let dots = ratios.iter().enumerate();
-    chart.draw_series(dots.map(|(i, r)| Circle::new((i + 1, *r), 4, BLUE.filled())))?;
+    chart.draw_series(dots.map(|(i, r)| Circle::new((i + 1, *r), 2, BLUE.filled())))?;
     area.present()?;
     Ok(())
 }
@@ -158,7 +173,7 @@ mod tests {
         let report = json!({"cpus": 2, "rows": rows});
         let page = section(&report);
         assert!(
-            page.contains("| 3000 | 3030 | +0.00 % | -10.00 % to +10.00 % | 1000 | 990 |"),
+            page.contains("| 3000 | 3030 | +0.00 % (-10.00 % to +10.00 %) | 1000 | 990 |"),
             "{page}"
         );
         assert!(page.contains("0.30 % of one core"), "{page}");

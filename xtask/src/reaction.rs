@@ -1,36 +1,33 @@
 //! `cargo xtask bench reaction`: how long a stall lasts before pages are back,
 //! by each signal.
 //!
-//! Owns the order of the runs and what is made of them; `kvpsi demo` measures:
-//! a hog reads a mapped file larger than the room in the model's cgroup, and
-//! eBPF says when the stall began, whichever signal is listened to. Invariant:
-//! signals are run in turn, each round beginning with another one.
+//! Owns what is made of the bursts; `kvpsi-bench reaction` measures.
 
 use crate::{
+    bench::{build, lines},
     benchmarks::{Args, machine, publish, report},
-    ebpf, model, places, say, setup,
+    ebpf, model, places, setup,
 };
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fmt::Write, fs, path::PathBuf};
+use std::fmt::Write;
 use xshell::{Shell, cmd};
 
-const SOURCES: [&str; 4] = ["ebpf", "psi-trigger", "psi-poll", "vmstat"];
-
-/// What the model does meanwhile, and the tokens and the pause after each, in
-/// ms, that make some five bursts.
-const LOADS: [(&str, &str, &str); 2] = [("decoding", "2400", "0"), ("idle", "500", "20")];
-
-/// All runs of a source at a load.
+/// All that was measured of a source at a load.
 #[derive(Default)]
 struct Runs {
-    /// Onset of a burst's first stall to its first pages returned, us.
+    source: String,
+    load: String,
+    bursts: usize,
+    /// From the onset of a burst's first stall, us: to the decision, and to its
+    /// pages back.
+    decided: Vec<f64>,
     returned: Vec<f64>,
-    bursts: f64,
-    missed: f64,
-    cpu: Vec<f64>,
-    calm_cpu: Vec<f64>,
+    calm: Vec<f64>,
+    storm: Vec<f64>,
+    /// Bursts in which nobody stalled.
+    silent: usize,
 }
 
 /// Measures, prints and writes everything.
@@ -41,88 +38,50 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     setup::on_the_way(sh)?;
     ebpf::build_if_possible(sh)?;
     let model = model::get(sh, args.model.as_deref())?;
-    say("building in release");
-    cmd!(
-        sh,
-        "cargo build --release --package kvpsi-runtime --bin kvpsi"
-    )
-    .quiet()
-    .run()?;
-    let bench = Bench {
-        sh,
-        program: places::target().join("release/kvpsi"),
-        model,
-        report: places::target().join("bench/demo.json"),
+    let bench = build(sh, &places::target(), "")?;
+    let size: &[&str] = if args.quick {
+        // The mean of where in 10 ms a poller looks takes as many.
+        &[
+            "--rounds=2",
+            "--loads=decoding",
+            "--ears=ebpf,psi-poll-10ms",
+            "--bursts=15",
+            "--ebpf-bursts=15",
+            "--calm=4",
+        ]
+    } else {
+        &["--rounds=4"]
     };
-    fs::create_dir_all(places::target().join("bench"))?;
-    let rounds = if args.quick { 1 } else { 2 };
-    let loads = if args.quick { &LOADS[..1] } else { &LOADS[..] };
-    let mut all: BTreeMap<(usize, usize), Runs> = BTreeMap::new();
-    for round in 0..rounds {
-        for (l, load) in loads.iter().enumerate() {
-            for turn in 0..SOURCES.len() {
-                let s = (round + turn) % SOURCES.len();
-                say(format!(
-                    "round {} of {rounds}: {}, {}",
-                    round + 1,
-                    SOURCES[s],
-                    load.0
-                ));
-                bench.pressed(SOURCES[s], *load, all.entry((l, s)).or_default())?;
-            }
-        }
-        for (s, source) in SOURCES.iter().enumerate() {
-            let calm = bench.demo(source, &["-n", "150", "--pause", "600000"])?;
-            if let Some(cpu) = calm["reactor_cpu_percent"].as_f64() {
-                all.entry((0, s)).or_default().calm_cpu.push(cpu);
-            }
-        }
-    }
-    let rows: Vec<Value> = all
-        .iter_mut()
-        .map(|((l, s), runs)| runs.row(SOURCES[*s], LOADS[*l].0))
-        .collect();
-    let report = report("reaction", args.quick, rows);
+    let text = cmd!(sh, "{bench} reaction --model {model} {size...}")
+        .quiet()
+        .read()
+        .context("it takes root, for BPF and a memory cgroup")?;
+    let report = report("reaction", args.quick, rows(&lines(&text)?));
     let mut svg = String::new();
     draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
     publish(&report, &section(&report), &svg, args)
 }
 
-struct Bench<'a> {
-    sh: &'a Shell,
-    program: PathBuf,
-    model: PathBuf,
-    report: PathBuf,
-}
-
-impl Bench<'_> {
-    fn demo(&self, source: &str, more: &[&str]) -> Result<Value> {
-        let (program, model, report) = (&self.program, &self.model, &self.report);
-        let _ = fs::remove_file(report);
-        cmd!(
-            self.sh,
-            "{program} demo --quiet --press file --signal {source} --model {model} --report {report} {more...}"
-        )
-        .quiet()
-        .ignore_stdout()
-        .run()
-        .context("kvpsi demo failed; it takes root, for a memory cgroup")?;
-        Ok(serde_json::from_slice(&fs::read(report)?)?)
+/// A row for each source and load, in the order of the first round.
+fn rows(lines: &[Value]) -> Vec<Value> {
+    let mut all: Vec<Runs> = Vec::new();
+    for line in lines {
+        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        let (source, load) = (text("source"), text("load"));
+        let found = all
+            .iter()
+            .position(|r| (&r.source, &r.load) == (&source, &load));
+        let at = found.unwrap_or(all.len());
+        if found.is_none() {
+            all.push(Runs {
+                source,
+                load,
+                ..Runs::default()
+            });
+        }
+        all[at].take(line);
     }
-
-    fn pressed(&self, source: &str, load: (&str, &str, &str), runs: &mut Runs) -> Result<()> {
-        // Calm for long enough that the cache grows again.
-        let more = ["-n", load.1, "--token-pause", load.2, "--pause", "3000"];
-        let report = self.demo(source, &more)?;
-        ensure!(report["signal"] == source, "{source} is not to be had here");
-        let firsts = report["first_returned_us"].as_array().into_iter().flatten();
-        runs.returned.extend(firsts.filter_map(Value::as_f64));
-        let number = |v: &Value| v.as_f64().unwrap_or(0.0);
-        runs.bursts += number(&report["bursts"][0]);
-        runs.missed += number(&report["missed"]);
-        runs.cpu.extend(report["reactor_cpu_percent"].as_f64());
-        Ok(())
-    }
+    all.iter_mut().map(Runs::row).collect()
 }
 
 /// A quantile of sorted values, null of none.
@@ -138,54 +97,91 @@ fn quantile(sorted: &[f64], q: f64) -> Value {
 }
 
 impl Runs {
-    fn row(&mut self, source: &str, load: &str) -> Value {
-        for v in [&mut self.returned, &mut self.cpu, &mut self.calm_cpu] {
+    fn take(&mut self, line: &Value) {
+        match line["what"].as_str() {
+            Some("burst") => {
+                self.bursts += 1;
+                self.decided.extend(line["decided_us"].as_f64());
+                self.returned.extend(line["returned_us"].as_f64());
+            }
+            Some("cpu") => {
+                self.calm.extend(line["calm"].as_f64());
+                self.storm.extend(line["storm"].as_f64());
+            }
+            _ => self.silent += 1,
+        }
+    }
+
+    fn row(&mut self) -> Value {
+        for v in [
+            &mut self.decided,
+            &mut self.returned,
+            &mut self.calm,
+            &mut self.storm,
+        ] {
             v.sort_by(f64::total_cmp);
         }
+        let answered = self.returned.len();
+        #[expect(clippy::cast_precision_loss, reason = "a short list")]
+        let mean = (answered > 0).then(|| self.returned.iter().sum::<f64>() / answered as f64);
         json!({
-            "source": source, "load": load, "answered": self.returned.len(),
+            "mean_us": mean,
+            "source": self.source, "load": self.load, "bursts": self.bursts, "answered": answered,
+            "decided_p50_us": quantile(&self.decided, 0.5),
+            "decided_p99_us": quantile(&self.decided, 0.99),
             "p50_us": quantile(&self.returned, 0.5), "p99_us": quantile(&self.returned, 0.99),
             "max_us": quantile(&self.returned, 1.0),
-            "bursts": self.bursts, "missed": self.missed,
-            "cpu_percent": quantile(&self.cpu, 0.5),
-            "calm_cpu_percent": quantile(&self.calm_cpu, 0.5),
+            "missed": self.bursts - answered, "silent": self.silent,
+            "cpu_percent": quantile(&self.storm, 0.5),
+            "calm_cpu_percent": quantile(&self.calm, 0.5),
         })
     }
 }
 
 fn section(report: &Value) -> String {
     let mut t = String::from("## Reaction: from a stall's onset to returned pages\n\n");
-    let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
+    let rows = || report["rows"].as_array().into_iter().flatten();
     let _ = writeln!(
         t,
         "`cargo xtask bench reaction`. {}\n\n\
-         A hog reads a mapped file larger than the room that is left in the model's cgroup. The onset is what eBPF\n\
-         saw, whichever signal was listened to; pages are returned when the first `madvise` of the burst is. A burst is\n\
-         missed that found 2 MiB or more to take and ended before any had gone. Processor time is of the\n\
-         reactor's thread, in percent of one core, while pressed and while nobody presses. `psi-poll` reads PSI's\n\
-         total every 10 ms while it moves and every 100 ms before; `psi-trigger` is the least window that the kernel\n\
-         grants.\n\n![Reaction](reaction.svg)\n\n\
-         | source | load | bursts | answered | p50 us | p99 us | max us | missed | CPU % | CPU % calm |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+         A hog reads a mapped file of 128 MiB where 32 MiB are left below the limit of the model's cgroup, until the\n\
+         model has given something back, for 6 s at most: a burst that is not answered by then is missed. The onset of\n\
+         its first stall is what eBPF saw in another process, whichever signal the model listens to. Pages are returned\n\
+         when the first `madvise` is, of 2 MiB. Every burst finds the same cache, and begins at another moment of a\n\
+         poller's second; signals take turns. Processor time is of the thread that listens, in percent of one core, in\n\
+         a storm of 3 s in which nothing is given back, and while nobody presses; what the programs take in the\n\
+         kernel is told below, of `overhead`.\n\n\
+         `psi-trigger` is the least window that the kernel grants; `psi-poll` what `--signal psi-poll` does, every 100 ms\n\
+         and every 10 while it moves; `psi-poll-10ms` reads PSI's total every 10 ms; `psi-avg10-1s` reads avg10 once a\n\
+         second, and takes anything above 0 for pressure. /proc/vmstat counts no reclaim of cgroups. How soon each\n\
+         hears on other kernels, privileged triggers among them: [KERNELS.md](KERNELS.md).\n\n\
+         ![Reaction](reaction.svg)\n\n\
+         | source | load | bursts | missed | decided p50 us | p99 | returned p50 us | p99 | max | of ebpf's p50 | CPU % storm | CPU % calm |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         machine(report),
     );
-    for r in report["rows"].as_array().into_iter().flatten() {
+    for r in rows() {
         let number = |key: &str, digits: usize| {
             r[key]
                 .as_f64()
                 .map_or_else(|| "-".to_owned(), |n| format!("{n:.digits$}"))
         };
+        let ours = rows().find(|o| o["source"] == "ebpf" && o["load"] == r["load"]);
+        let times = ours
+            .and_then(|o| Some(r["p50_us"].as_f64()? / o["p50_us"].as_f64()?))
+            .map_or_else(|| "-".to_owned(), |n| format!("{n:.1}"));
         let _ = writeln!(
             t,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            text(&r["source"]),
-            text(&r["load"]),
-            number("bursts", 0),
-            r["answered"],
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {times} | {} | {} |",
+            r["source"].as_str().unwrap_or("-"),
+            r["load"].as_str().unwrap_or("-"),
+            r["bursts"],
+            r["missed"],
+            number("decided_p50_us", 0),
+            number("decided_p99_us", 0),
             number("p50_us", 0),
             number("p99_us", 0),
             number("max_us", 0),
-            number("missed", 0),
             number("cpu_percent", 3),
             number("calm_cpu_percent", 4),
         );
@@ -251,24 +247,30 @@ mod tests {
 
     #[test]
     fn rows_have_the_quantiles_and_the_page_and_the_plot_name_every_one() {
-        let mut runs = Runs {
-            returned: vec![300.0, 100.0, 200.0],
-            bursts: 3.0,
-            ..Runs::default()
-        };
-        let row = runs.row("ebpf", "decoding");
+        let burst = |source: &str, us: Option<f64>| json!({"what": "burst", "source": source, "load": "decoding", "decided_us": us.map(|u| u / 2.0), "returned_us": us});
+        let lines = [
+            burst("ebpf", Some(300.0)),
+            burst("ebpf", Some(100.0)),
+            burst("psi-poll", Some(9000.0)),
+            burst("ebpf", Some(200.0)),
+            burst("vmstat", None),
+            json!({"what": "cpu", "source": "ebpf", "load": "decoding", "calm": 0.0, "storm": 0.25}),
+        ];
+        let rows = rows(&lines);
         assert_eq!(
-            (&row["p50_us"], &row["p99_us"]),
+            (&rows[0]["p50_us"], &rows[0]["p99_us"]),
             (&json!(200.0), &json!(300.0))
         );
-        assert!(row["cpu_percent"].is_null());
-        let other = Runs::default().row("vmstat", "idle");
-        let report = json!({"cpus": 2, "rows": [row, other]});
+        assert_eq!(rows[2]["missed"], 1);
+        let report = json!({"cpus": 2, "rows": rows});
         let page = section(&report);
-        assert!(
-            page.contains("| ebpf | decoding | 3 | 3 | 200 | 300 | 300 | 0 | - | - |"),
-            "{page}"
-        );
+        for row in [
+            "| ebpf | decoding | 3 | 0 | 100 | 150 | 200 | 300 | 300 | 1.0 | 0.250 | 0.0000 |",
+            "| psi-poll | decoding | 1 | 0 | 4500 | 4500 | 9000 | 9000 | 9000 | 45.0 | - | - |",
+            "| vmstat | decoding | 1 | 1 | - | - | - | - | - | - | - | - |",
+        ] {
+            assert!(page.contains(row), "{page}");
+        }
         let mut svg = String::new();
         draw(&report, &mut svg).unwrap();
         assert!(svg.contains("ebpf, decoding"), "{svg}");

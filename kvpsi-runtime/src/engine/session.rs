@@ -292,6 +292,40 @@ impl Engine {
         Ok(())
     }
 
+    /// Appends `prompt` and computes it, then takes `text` token after token as
+    /// if it had generated them; `tell` gets the logits that each would have
+    /// been drawn from, and says whether it is taken. For whoever measures
+    /// what trims meanwhile cost. Says how many were taken: fewer than all
+    /// where `tell` ended it, or where there was no memory.
+    ///
+    /// # Errors
+    /// As [`Engine::generate_in`].
+    pub fn follow_in(
+        &mut self,
+        session: &mut Session,
+        prompt: &[u32],
+        text: &[u32],
+        tell: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<usize, EngineError> {
+        if prompt.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        session.tokens.extend_from_slice(prompt);
+        session.take_up()?;
+        let mut went = self.prefill(session)?.is_ok();
+        let mut taken = 0;
+        for &token in text {
+            if !went || tell(taken, self.step.logits()).is_break() {
+                break;
+            }
+            session.tokens.push(token);
+            went = matches!(self.advance(session, 1)?, Went::On);
+            taken += 1;
+        }
+        session.publish();
+        Ok(taken)
+    }
+
     /// Computes every waiting row, or says why not.
     fn prefill(&mut self, session: &mut Session) -> Result<Result<(), Finish>, EngineError> {
         let mut chunk = CHUNK;

@@ -63,7 +63,6 @@ pub(super) struct Done {
     pub events: Events,
     pub ignored: u64,
     pub wakeups: u64,
-    pub reactor_cpu_percent: f64,
     pub trim_records_lost: u64,
     pub source_error: Option<String>,
     pub realtime: bool,

@@ -73,9 +73,6 @@ pub struct Args {
     /// Do not print the model's text
     #[arg(long)]
     quiet: bool,
-    /// Pause after each token, in ms: a model that has little to do
-    #[arg(long, default_value_t = 0, value_name = "MS")]
-    token_pause: u64,
     #[arg(long, hide = true, value_enum)]
     role: Option<Role>,
     #[arg(long, hide = true)]

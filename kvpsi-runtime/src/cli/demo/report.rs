@@ -16,14 +16,6 @@ pub(super) struct Report {
     pub oom_kills: u64,
     /// Bursts of the hog: (reading a file, growing memory).
     pub bursts: (u32, u32),
-    /// Bursts that found memory of the model's to take, and ended before any
-    /// of it had gone.
-    pub missed: u32,
-    /// From the onset of the first stall of a burst to returned pages, us, for
-    /// each that was not missed.
-    pub first_returned_us: Vec<f64>,
-    /// Processor time of the reactor's thread, in percent of one core.
-    pub reactor_cpu_percent: f64,
     pub limit: Bytes,
     pub events: Events,
     pub wakeups: u64,
@@ -41,7 +33,6 @@ impl Report {
         self.tokens_per_s = done.tokens_per_s;
         self.events = done.events;
         self.wakeups = done.wakeups;
-        self.reactor_cpu_percent = done.reactor_cpu_percent;
         self.ignored = done.ignored;
         self.trim_records_lost = done.trim_records_lost;
         self.kv = done.kv;

@@ -25,9 +25,6 @@ const PREFIX: &str = "kvpsi-demo-";
 /// Above any need: the cgroup counts as limited before its limit is known.
 const LIMIT_AT_FIRST: Bytes = Bytes(1 << 40);
 
-/// Memory of the model's that a burst could have had, for it to be missed.
-const WORTH_MISSING: Bytes = Bytes::mib(2);
-
 /// Below this much to trim, growing memory could not be served.
 const WORTH_GROWING: Bytes = Bytes::mib(8);
 
@@ -88,9 +85,6 @@ struct Demo<'a> {
     answers: Lines<BufReader<ChildStdout>>,
     /// The hog is at work.
     busy: bool,
-    /// Trims before its burst, and whether there was anything to trim.
-    before: usize,
-    worth: bool,
     kv: Kv,
     token_bytes: Bytes,
     report: Report,
@@ -120,9 +114,6 @@ impl<'a> Demo<'a> {
             tokens_per_s: 0.0,
             oom_kills: 0,
             bursts: (0, 0),
-            missed: 0,
-            first_returned_us: Vec::new(),
-            reactor_cpu_percent: 0.0,
             limit: Bytes::ZERO,
             events: Default::default(),
             wakeups: 0,
@@ -140,8 +131,6 @@ impl<'a> Demo<'a> {
             orders,
             answers,
             busy: false,
-            before: 0,
-            worth: false,
             kv: Kv::default(),
             token_bytes: Bytes::ZERO,
             report,
@@ -172,7 +161,6 @@ impl<'a> Demo<'a> {
                 }
                 answer = self.answers.next_line(), if self.busy => {
                     self.busy = false;
-                    self.burst_over();
                     next_burst = answer?.map(|_| Instant::now() + self.pause());
                 }
                 () = sleep_until(burst.unwrap_or_else(Instant::now)), if burst.is_some() => {
@@ -180,19 +168,6 @@ impl<'a> Demo<'a> {
                     self.press().await?;
                 }
             }
-        }
-    }
-
-    /// What became of a burst: the first trim since it began, if there was
-    /// anything to trim.
-    fn burst_over(&mut self) {
-        let mut since = self.report.trims.iter().skip(self.before);
-        match since.find(|t| !t.in_background()) {
-            Some(first) => self
-                .report
-                .first_returned_us
-                .push(first.onset_to_returned_us),
-            None => self.report.missed += u32::from(self.worth),
         }
     }
 
@@ -239,8 +214,6 @@ impl<'a> Demo<'a> {
             room
         ));
         self.busy = true;
-        self.before = self.report.trims.len();
-        self.worth = trimmable >= WORTH_MISSING;
         let order = format!("{what} {bytes} {}\n", BURST.as_millis());
         // A hog that was killed shows as the end of its answers.
         let _ = self.orders.write_all(order.as_bytes()).await;
@@ -413,7 +386,6 @@ fn child(args: &Args, cgroup: &OwnedCgroup, role: &str) -> Result<Child> {
         if args.no_trim {
             c.arg("--no-trim");
         }
-        c.args(["--token-pause", &args.token_pause.to_string()]);
     }
     c.stdin(if role == "hog" {
         Stdio::piped()

@@ -61,7 +61,6 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let recording = recording.transpose()?;
     let governor = listening.prepared.start(engine.ladder())?;
     let mut session = engine.open()?;
-    let (began, before) = (Instant::now(), reactor_cpu().unwrap_or_default());
     let stats = talk(
         args,
         &mut engine,
@@ -70,8 +69,6 @@ pub(super) fn run(args: &Args) -> Result<()> {
         listening.notes,
         &mut session,
     )?;
-    let spent = reactor_cpu().unwrap_or_default().saturating_sub(before);
-    let reactor_cpu_percent = spent.div_duration_f64(began.elapsed()) * 100.0;
     drop(recording);
     let totals = governor.stats();
     while let Some(trim) = governor.next_trim() {
@@ -83,24 +80,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         events: totals.events.into(),
         ignored: totals.ignored,
         wakeups: totals.wakeups,
-        reactor_cpu_percent,
         trim_records_lost: totals.records_lost,
         source_error: totals.source_error,
         realtime,
         kv: kv(&pool),
     }))
-}
-
-/// Processor time of the reactor's thread so far: the first number of its
-/// schedstat, in ns (Documentation/scheduler/sched-stats.rst).
-fn reactor_cpu() -> Option<Duration> {
-    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
-    let ours = tasks.flatten().map(|t| t.path()).find(|t| {
-        std::fs::read(t.join("comm")).is_ok_and(|name| name.trim_ascii() == b"kvpsi-reactor")
-    })?;
-    let text = std::fs::read_to_string(ours.join("schedstat")).ok()?;
-    let ns = text.split_whitespace().next()?.parse().ok()?;
-    Some(Duration::from_nanos(ns))
 }
 
 /// Talks until the tokens are spent; (tokens, tokens a second while decoding).
@@ -149,7 +133,6 @@ fn talk(
                 lines.push(FromWorker::Kv(kv(pool)));
             }
             lines.push(FromWorker::Text(piece.text.into()));
-            std::thread::sleep(Duration::from_millis(args.token_pause));
             match lines.iter().try_for_each(say) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(e) => {

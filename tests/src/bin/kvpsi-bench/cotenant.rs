@@ -1,35 +1,44 @@
 //! The question itself: how a neighbour fares that shares a memory limit with
 //! the model, while a third program demands memory in bursts.
 //!
-//! Owns the cgroup and the order of the runs; the model is `kvpsi demo`'s
-//! worker, with the signal of the variant. The neighbour touches a working set
-//! and reads small pieces of a file, some 200 times a second, and times
-//! itself. Invariants: every variant has the same limit above what it took
-//! when it began, and the same bursts; variants are run in turn, each round in
-//! another order.
+//! Owns the walls and the order of the runs; the model is `worker`, with the
+//! signal of the variant. The neighbour touches a working set and reads small
+//! pieces of a file, some 200 times a second, and times itself. Two walls: a
+//! cgroup that all are in; or the machine's own memory, of which a balloon
+//! takes all but a little. Invariants: every variant has the same room above
+//! what it took when it began, and the same bursts, and reads on in the same
+//! text; variants are run in turn, each round in another order.
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::{
+    balloon::{self, Balloon},
+    piped::{Piped, join, orders},
+    worker::Ear,
+};
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
 use memmap2::MmapMut;
-use rustix::process::{Signal, set_parent_process_death_signal};
 use serde_json::{Value, json};
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    io::Write,
     os::unix::fs::FileExt,
     path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::TryRecvError,
     },
     time::{Duration, Instant},
 };
 
 const PAGE: usize = 4096;
-/// What the neighbour touches, and what it reads pieces of.
+/// What the neighbour touches, and what it reads pieces of; more of it where the
+/// machine is the wall: without, programs would be all that can be reclaimed.
 const TOUCHED: usize = 8 << 20;
 const READ: usize = 32 << 20;
+const READ_OF_MACHINE: usize = 96 << 20;
 /// Pieces of a page read in one turn of the loop.
 const PIECES: usize = 16;
 /// Pause between turns.
@@ -38,27 +47,44 @@ const TURN: Duration = Duration::from_millis(5);
 const SLACK: u64 = 4 << 20;
 /// What a burst takes beyond all room: less than the neighbour's file has.
 const BEYOND: u64 = 14 << 20;
+/// And beyond the low watermark, where the machine is the wall: further than
+/// from there to where tasks must reclaim by themselves.
+const BEYOND_LOW: u64 = 24 << 20;
+/// What the machine has before a run.
+const AT_FIRST: u64 = 1 << 30;
 /// How long a burst holds its memory, and the pause after it.
 const HOLD: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(1200);
+/// Tokens of the conversation, and of one that ended and is cached.
+const FILLED: usize = 700;
+const CACHED: usize = 700;
+
+/// What everybody runs into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wall {
+    /// The limit of a cgroup
+    Cgroup,
+    /// The machine's memory, all but a little of which is taken first
+    Machine,
+}
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// GGUF file
     #[arg(long)]
     model: PathBuf,
-    /// The `kvpsi` program
-    #[arg(long)]
-    kvpsi: PathBuf,
     /// Rounds
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Tokens of a run
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1000)]
     tokens: u32,
-    /// Variants: fixed, psi-poll, psi-trigger, ebpf
-    #[arg(long, value_delimiter = ',', default_values_t = ["fixed", "psi-poll", "psi-trigger", "ebpf"].map(String::from))]
-    variants: Vec<String>,
+    /// What everybody runs into
+    #[arg(long, value_enum, default_value_t = Wall::Cgroup)]
+    wall: Wall,
+    /// Variants
+    #[arg(long, value_enum, value_delimiter = ',')]
+    variants: Vec<Ear>,
 }
 
 /// How one of the other two programs is to work.
@@ -67,63 +93,39 @@ pub struct Other {
     /// Bytes that a burst takes; 0: be the neighbour
     #[arg(long, default_value_t = 0)]
     burst: usize,
+    /// Bytes of the neighbour's file
+    #[arg(long, default_value_t = READ)]
+    read: usize,
     /// cgroup.procs files to join by
     procs: Vec<PathBuf>,
-}
-
-/// A child with a pipe either way; killed and reaped on drop.
-struct Piped {
-    child: Child,
-    orders: Option<ChildStdin>,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-}
-
-impl Piped {
-    fn start(command: &mut Command) -> Result<Self> {
-        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.stderr(Stdio::null()).spawn()?;
-        let lines = child.stdout.take().context("piped")?;
-        Ok(Self {
-            orders: child.stdin.take(),
-            lines: BufReader::new(lines).lines(),
-            child,
-        })
-    }
-
-    fn say(&mut self, word: &str) -> Result<()> {
-        let orders = self.orders.as_mut().context("closed")?;
-        Ok(writeln!(orders, "{word}")?)
-    }
-
-    fn hear(&mut self) -> Option<String> {
-        self.lines.next()?.ok()
-    }
-}
-
-impl Drop for Piped {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 pub fn run(a: &Args) -> Result<()> {
     // Out here: page cache is charged to who reads it first.
     fs::read(&a.model)?;
+    // The greater part once: it takes half a minute.
+    let _balloon = match a.wall {
+        Wall::Machine => {
+            balloon::drop_cache()?;
+            Some(Balloon::start(&std::env::current_exe()?, AT_FIRST)?)
+        }
+        Wall::Cgroup => None,
+    };
     for round in 0..a.rounds {
-        let mut order: Vec<&String> = a.variants.iter().collect();
+        let mut order = a.variants.clone();
         // Another order each round, and the same ones in every run.
         let turn = round % order.len().max(1);
         order.rotate_left(turn);
         if round % 2 == 1 {
             order.reverse();
         }
-        for variant in order {
-            let mut row = one(a, variant)?;
+        for ear in order {
+            let mut row = one(a, ear)?;
             row["round"] = json!(round);
             eprintln!(
-                "  round {} {variant:<12} neighbour p99 {:.0} us, some {:.0} ms, {:.1} tokens/s, {} OOM kills",
+                "  round {} {:<12} neighbour p99 {:.0} us, some {:.0} ms, {:.1} tokens/s, {} OOM kills",
                 round + 1,
+                ear.name(),
                 row["neighbour_p99_us"].as_f64().unwrap_or(f64::NAN),
                 row["psi_some_us"].as_f64().unwrap_or(f64::NAN) / 1e3,
                 row["tok_s"].as_f64().unwrap_or(f64::NAN),
@@ -136,69 +138,87 @@ pub fn run(a: &Args) -> Result<()> {
 }
 
 /// One run of a variant.
-fn one(a: &Args, variant: &str) -> Result<Value> {
-    let cgroup = OwnedCgroup::create(&format!("kvpsi-cotenant-{}", std::process::id()))?;
-    cgroup.set_limit(Bytes(4 << 30))?;
-    let me = std::env::current_exe()?;
-    let mut neighbour = Piped::start(Command::new(&me).arg("cotenant-other").args(cgroup.procs()))?;
-    ensure!(neighbour.hear().is_some(), "the neighbour ended");
-    let mut model = Command::new(&a.kvpsi);
-    model
-        .args(["demo", "--role", "worker", "--quiet", "-m"])
-        .arg(&a.model);
-    model.args(["-n", &a.tokens.to_string()]);
-    match variant {
-        "fixed" => model.arg("--no-trim"),
-        signal => model.args(["--signal", signal]),
+fn one(a: &Args, ear: Ear) -> Result<Value> {
+    let cgroup = match a.wall {
+        Wall::Machine => None,
+        Wall::Cgroup => {
+            let name = format!("kvpsi-cotenant-{}", std::process::id());
+            let cgroup = OwnedCgroup::create(&name)?;
+            cgroup.set_limit(Bytes(4 << 30))?;
+            Some(cgroup)
+        }
     };
-    for procs in cgroup.procs() {
-        model.arg("--join").arg(procs);
-    }
+    let procs: Vec<PathBuf> = cgroup.iter().flat_map(|c| c.procs()).collect();
+    let me = std::env::current_exe()?;
+    let read = match a.wall {
+        Wall::Cgroup => READ,
+        Wall::Machine => READ_OF_MACHINE,
+    };
+    let mut neighbour = Command::new(&me);
+    neighbour.args(["cotenant-other", "--read", &read.to_string()]);
+    let mut neighbour = Piped::start(neighbour.args(&procs))?;
+    ensure!(neighbour.hear().is_some(), "the neighbour ended");
+    let mut model = Command::new(&me);
+    model.arg("worker").arg("--model").arg(&a.model);
+    model.args(["--ear", &ear.name()]).args(&procs);
     let mut model = Piped::start(&mut model)?;
-    let mut token_bytes = 0;
-    // Until the prompt is read.
-    loop {
-        let line = model.hear().context("the model's process ended early")?;
-        let line: Value = serde_json::from_str(&line)?;
-        if let Some(bytes) = line.pointer("/ready/token_bytes") {
-            token_bytes = bytes.as_u64().unwrap_or(0);
-        }
-        if line.get("text").is_some() {
-            break;
-        }
+    let ready = model.hear_of("ready", &mut |_| ())?;
+    let growth = ready["token_bytes"].as_u64().unwrap_or(0) * u64::from(a.tokens);
+    if a.wall == Wall::Machine {
+        // An ended conversation: what can be given up for an early warning.
+        model.say(&format!("cached {CACHED}"))?;
+        model.hear_of("cached", &mut |_| ())?;
     }
-    let usage = cgroup.memory().usage().context("no usage")?;
-    let growth = token_bytes * u64::from(a.tokens);
-    cgroup.set_limit(Bytes(usage.0 + growth + SLACK))?;
-    let before = (psi()?, refaults());
+    model.say(&format!("fill {FILLED}"))?;
+    model.hear_of("filled", &mut |_| ())?;
+    let (taken, _balloon) = match &cgroup {
+        Some(cgroup) => {
+            let usage = cgroup.memory().usage().context("no usage")?;
+            cgroup.set_limit(Bytes(usage.0 + growth + SLACK))?;
+            (growth + SLACK + BEYOND, None)
+        }
+        None => {
+            let marks = balloon::Marks::read()?;
+            let balloon = Balloon::start(&me, marks.high + growth + SLACK)?;
+            (
+                marks.high - marks.low + growth + SLACK + BEYOND_LOW,
+                Some(balloon),
+            )
+        }
+    };
+    let kills = || {
+        cgroup
+            .as_ref()
+            .map_or_else(all_oom_kills, |c| c.memory().oom_kills())
+    };
+    let before = (psi()?, vmstat("workingset_refault_file "), kills());
     neighbour.say("go")?;
-    let bursts = Bursts::start(&me, &cgroup, growth + SLACK + BEYOND);
-    let (mut done, mut trims, mut mass, mut kv) = (Value::Null, 0u64, 0.0, json!(null));
-    while let Some(line) = model.hear() {
-        let line: Value = serde_json::from_str(&line)?;
+    let bursts = Bursts::start(&me, procs, taken);
+    let (mut trims, mut early, mut mass) = (0u64, 0u64, 0.0);
+    model.say(&format!("follow {}", a.tokens))?;
+    let done = model.hear_of("done", &mut |line| {
         if let Some(trim) = line.get("trim") {
             trims += 1;
+            early += u64::from(trim["trigger"] == "early_warning");
             mass += trim["mass_dropped"].as_f64().unwrap_or(0.0);
-        } else if let Some(now) = line.get("kv") {
-            kv = now["tokens"].clone();
-        } else if let Some(d) = line.get("done") {
-            done = d.clone();
         }
-    }
-    let after = (psi()?, refaults());
+    });
+    // One that was killed has no speed.
+    let done = done.unwrap_or_default();
+    let after = (psi()?, vmstat("workingset_refault_file "), kills());
     let bursts = bursts.end();
     neighbour.say("end")?;
     let told = neighbour.hear();
     let told: Value = told.map_or(Ok(Value::Null), |t| serde_json::from_str(&t))?;
     Ok(json!({
-        "what": "cotenant", "variant": variant,
+        "what": "cotenant", "variant": ear.name(),
         "neighbour_p50_us": told["p50_us"], "neighbour_p99_us": told["p99_us"],
         "neighbour_max_us": told["max_us"], "neighbour_turns": told["turns"],
         "psi_some_us": after.0.0 - before.0.0, "psi_full_us": after.0.1 - before.0.1,
-        "refaults": after.1.saturating_sub(before.1), "oom_kills": cgroup.memory().oom_kills(),
-        // A model that was killed has no speed.
-        "tok_s": done["tokens_per_s"].as_f64().unwrap_or(0.0),
-        "kv_tokens": kv, "trims": trims, "mass_dropped": mass, "bursts": bursts,
+        "refaults": after.1.saturating_sub(before.1), "oom_kills": after.2.saturating_sub(before.2),
+        "tok_s": done["tok_s"].as_f64().unwrap_or(0.0), "kv_tokens": done["kv_tokens"],
+        "nll": done["nll"], "scored": done["scored"], "trims": trims, "early": early,
+        "mass_dropped": mass, "bursts": bursts,
     }))
 }
 
@@ -209,10 +229,9 @@ struct Bursts {
 }
 
 impl Bursts {
-    fn start(me: &std::path::Path, cgroup: &OwnedCgroup, bytes: u64) -> Self {
+    fn start(me: &std::path::Path, procs: Vec<PathBuf>, bytes: u64) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let (end, me) = (Arc::clone(&over), me.to_owned());
-        let procs: Vec<PathBuf> = cgroup.procs().collect();
         let thread = std::thread::spawn(move || {
             let mut count = 0;
             while !end.load(Relaxed) {
@@ -242,22 +261,26 @@ fn psi() -> Result<(u64, u64)> {
     Ok((sample.some_us, sample.full_us))
 }
 
-fn refaults() -> u64 {
+/// What the kernel has counted since boot; 0 of what it does not count.
+fn vmstat(key: &str) -> u64 {
     let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|l| l.strip_prefix("workingset_refault_file "));
+    let line = text.lines().find_map(|l| l.strip_prefix(key));
     line.and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+fn all_oom_kills() -> u64 {
+    vmstat("oom_kill ")
 }
 
 /// One of the other two programs.
 pub fn other(a: &Other) -> Result<()> {
-    for procs in &a.procs {
-        fs::write(procs, "0").with_context(|| format!("cannot join {}", procs.display()))?;
-    }
-    set_parent_process_death_signal(Some(Signal::KILL))?;
+    join(&a.procs)?;
     if a.burst == 0 {
-        return neighbour();
+        return neighbour(a.read);
+    }
+    // In a cgroup it is the model that may be chosen: that is what is looked at.
+    if a.procs.is_empty() {
+        balloon::choose_me_first()?;
     }
     let mut map = MmapMut::map_anon(a.burst)?;
     map.chunks_mut(PAGE).for_each(|page| page[0] = 1);
@@ -265,30 +288,23 @@ pub fn other(a: &Other) -> Result<()> {
     Ok(())
 }
 
-fn neighbour() -> Result<()> {
+fn neighbour(read: usize) -> Result<()> {
     let mut file = tempfile::tempfile_in("/var/tmp")?;
     let block = vec![7u8; 1 << 20];
-    for _ in 0..READ >> 20 {
+    for _ in 0..read >> 20 {
         file.write_all(&block)?;
     }
     file.sync_all()?;
     let mut set = MmapMut::map_anon(TOUCHED)?;
     let mut state = 0x2545_f491_4f6c_dd1du64;
     let mut times = Vec::new();
-    let over = Arc::new(AtomicBool::new(false));
-    once(&file, &mut set, &mut state)?;
+    once(&file, read, &mut set, &mut state)?;
     println!("ready");
-    if std::io::stdin().lines().next().transpose()?.is_none() {
-        bail!("nobody is there");
-    }
-    let end = Arc::clone(&over);
-    std::thread::spawn(move || {
-        let _ = std::io::stdin().lines().next();
-        end.store(true, Relaxed);
-    });
-    while !over.load(Relaxed) {
+    let orders = orders();
+    orders.recv().context("nobody is there")?;
+    while orders.try_recv() == Err(TryRecvError::Empty) {
         let began = Instant::now();
-        once(&file, &mut set, &mut state)?;
+        once(&file, read, &mut set, &mut state)?;
         times.push(began.elapsed().as_secs_f64() * 1e6);
         std::thread::sleep(TURN);
     }
@@ -302,7 +318,7 @@ fn neighbour() -> Result<()> {
 }
 
 /// One turn of the neighbour's loop.
-fn once(file: &File, set: &mut MmapMut, state: &mut u64) -> Result<()> {
+fn once(file: &File, read: usize, set: &mut MmapMut, state: &mut u64) -> Result<()> {
     for page in set.chunks_mut(PAGE) {
         page[0] = page[0].wrapping_add(1);
     }
@@ -312,7 +328,7 @@ fn once(file: &File, set: &mut MmapMut, state: &mut u64) -> Result<()> {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
-        let page = *state % (READ / PAGE) as u64;
+        let page = *state % (read / PAGE) as u64;
         file.read_exact_at(&mut piece, page * PAGE as u64)?;
         std::hint::black_box(&piece);
     }

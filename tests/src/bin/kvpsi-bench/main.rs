@@ -4,6 +4,7 @@
 //! A process of its own for each thread count and kernel: both are fixed once
 //! the first product has run. Refuses to judge or to print tables.
 
+mod balloon;
 mod candle;
 mod clients;
 mod cotenant;
@@ -13,10 +14,13 @@ mod ladder;
 mod memory;
 mod models;
 mod overhead;
+mod piped;
 mod quality;
+mod reaction;
 mod recall;
 mod settings;
 mod steps;
+mod worker;
 
 use anyhow::{Result, bail};
 use candle_core::quantized::GgmlDType;
@@ -51,6 +55,14 @@ enum What {
     Steps(steps::Args),
     /// What the kernel has of what is given back, beside candle and malloc
     Giveback(giveback::Args),
+    /// From a stall's onset to returned pages, by each signal
+    Reaction(reaction::Args),
+    /// The hog, ordered about by `reaction`
+    ReactionHog(reaction::Hog),
+    /// Takes memory until so many bytes are free, ordered about by `cotenant`
+    Balloon { left: u64 },
+    /// The model, ordered about by `reaction` and `cotenant`
+    Worker(worker::Args),
     /// What listening costs a job that does nothing but reclaim
     Overhead(overhead::Args),
     /// That job, ordered about by `overhead`
@@ -96,6 +108,10 @@ fn main() -> Result<()> {
         What::Recall(args) => recall::run(&args),
         What::Steps(args) => steps::run(&args),
         What::Giveback(args) => giveback::run(&args),
+        What::Reaction(args) => reaction::run(&args),
+        What::ReactionHog(args) => reaction::hog(&args),
+        What::Balloon { left } => balloon::run(left),
+        What::Worker(args) => worker::run(&args),
         What::Overhead(args) => overhead::run(&args),
         What::OverheadJob(args) => overhead::job(&args),
         What::Cotenant(args) => cotenant::run(&args),

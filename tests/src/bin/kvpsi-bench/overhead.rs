@@ -4,44 +4,48 @@
 //! The job reads a mapped file three times as large as its cgroup's limit, page
 //! after page: every page that comes in sends another one out. What counts is
 //! the job's processor time for a page, in which its reclaim is: how fast the
-//! disk is today is not the programs' doing. Invariant: the
-//! kernel's own clock of programs is on in the last run alone, which is not
-//! compared.
+//! disk is today is not the programs' doing. It runs on while programs are
+//! attached and detached every half second, so that what is compared lies side
+//! by side. Invariant: the kernel's own clock of programs is on in the last
+//! stretch alone, which is not compared.
 
+use crate::piped::{Piped, join, orders};
 use anyhow::{Context, Result, ensure};
 use kvpsi::{
+    clock::monotonic_ns,
     control::cgroup::OwnedCgroup,
     signal::{PressureSource, SourceConfig, ebpf::EbpfSource, programs},
     units::Bytes,
 };
 use kvpsi_tests::storm::{FILE_BYTES, LIMIT_BYTES};
-use rustix::event::{PollFd, Timespec, poll};
+use rustix::{
+    event::{PollFd, Timespec, poll},
+    time::{ClockId, clock_gettime},
+};
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::Write,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::{Duration, Instant},
+    sync::mpsc::TryRecvError,
+    time::Duration,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Rounds
-    #[arg(long, default_value_t = 7)]
+    /// Pairs of stretches, alone and listened to
+    #[arg(long, default_value_t = 20)]
     rounds: usize,
-    /// Seconds of a run
-    #[arg(long, default_value_t = 3.0)]
+    /// Seconds of a stretch
+    #[arg(long, default_value_t = 0.5)]
     seconds: f64,
 }
 
 /// How the job is to work.
 #[derive(Debug, clap::Args)]
 pub struct Job {
-    /// Seconds
-    #[arg(long)]
-    seconds: f64,
     /// File to read
     #[arg(long)]
     file: PathBuf,
@@ -49,64 +53,105 @@ pub struct Job {
     procs: Vec<PathBuf>,
 }
 
-/// The job: prints pages a second, and ns of processor time for a page.
+/// Pages between two looks for orders.
+const LOOK_EVERY: u64 = 16;
+
+/// The job: answers every order with pages read, ns of processor time, and when.
 pub fn job(a: &Job) -> Result<()> {
-    for procs in &a.procs {
-        fs::write(procs, "0").with_context(|| format!("cannot join {}", procs.display()))?;
-    }
+    join(&a.procs)?;
     let file = File::open(&a.file)?;
     // SAFETY: nobody truncates the file while it is read.
     let map = unsafe { memmap2::Mmap::map(&file)? };
-    let (began, mut pages, mut sum) = (Instant::now(), 0u64, 0u64);
-    let length = Duration::from_secs_f64(a.seconds);
-    'all: loop {
+    let orders = orders();
+    let (mut pages, mut sum) = (0u64, 0u64);
+    println!("ready");
+    loop {
         for page in map.chunks(4096) {
-            sum += u64::from(page[0]);
+            sum = sum.wrapping_add(u64::from(page[0]));
             pages += 1;
-            if pages.is_multiple_of(64) && began.elapsed() >= length {
-                break 'all;
+            if !pages.is_multiple_of(LOOK_EVERY) {
+                continue;
+            }
+            match orders.try_recv() {
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => {
+                    std::hint::black_box(sum);
+                    return Ok(());
+                }
+                Ok(_) => {
+                    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+                    let cpu = i128::from(cpu.tv_sec) * 1_000_000_000 + i128::from(cpu.tv_nsec);
+                    println!("{}", json!([pages, i64::try_from(cpu)?, monotonic_ns()]));
+                }
             }
         }
     }
-    std::hint::black_box(sum);
-    #[expect(clippy::cast_precision_loss, reason = "a rate")]
-    let (rate, pages) = (pages as f64 / began.elapsed().as_secs_f64(), pages as f64);
-    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    #[expect(clippy::cast_precision_loss, reason = "seconds of a short life")]
-    let ns = cpu.tv_sec as f64 * 1e9 + cpu.tv_nsec as f64;
-    println!("{rate} {}", ns / pages);
-    Ok(())
 }
 
-struct Bench<'a> {
-    args: &'a Args,
-    file: tempfile::NamedTempFile,
+/// The job, at work in a cgroup of its own.
+struct Bench {
+    job: Piped,
+    stretch: Duration,
+    _cgroup: OwnedCgroup,
+    _file: tempfile::NamedTempFile,
 }
 
-impl Bench<'_> {
-    /// Pages a second of a job in a cgroup of its own, and ns for a page.
-    fn job(&self) -> Result<[f64; 2]> {
+/// What the job did in a stretch.
+#[derive(Clone, Copy)]
+struct Did {
+    page_ns: f64,
+    pages_s: f64,
+    seconds: f64,
+}
+
+impl Bench {
+    fn start(a: &Args) -> Result<Self> {
+        let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
+        let block = vec![7u8; 1 << 20];
+        for _ in 0..FILE_BYTES >> 20 {
+            file.write_all(&block)?;
+        }
+        file.as_file().sync_all()?;
+        rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed)?;
         let cgroup = OwnedCgroup::create(&format!("kvpsi-overhead-{}", std::process::id()))?;
         cgroup.set_limit(Bytes(LIMIT_BYTES))?;
-        rustix::fs::fadvise(self.file.as_file(), 0, None, rustix::fs::Advice::DontNeed)?;
-        let seconds = self.args.seconds.to_string();
         let mut job = Command::new(std::env::current_exe()?);
-        job.args(["overhead-job", "--seconds", &seconds, "--file"]);
-        job.arg(self.file.path()).args(cgroup.procs());
-        let out = job.stderr(Stdio::inherit()).output()?;
-        ensure!(out.status.success(), "the job failed");
-        let text = String::from_utf8(out.stdout)?;
-        let (rate, ns) = text.trim().split_once(' ').context("two numbers")?;
-        Ok([rate.parse()?, ns.parse()?])
+        job.args(["overhead-job", "--file"]).arg(file.path());
+        let mut job = Piped::start(job.args(cgroup.procs()))?;
+        ensure!(job.hear().is_some(), "the job ended");
+        Ok(Self {
+            job,
+            stretch: Duration::from_secs_f64(a.seconds),
+            _cgroup: cgroup,
+            _file: file,
+        })
     }
 
-    /// The same while somebody listens; also events a second, seen and
-    /// delivered.
-    fn listened(&self, source: &mut EbpfSource) -> Result<([f64; 2], [f64; 3])> {
+    fn mark(&mut self) -> Result<[f64; 3]> {
+        self.job.say("mark")?;
+        let line = self.job.hear().context("the job ended")?;
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    fn stretch(&mut self) -> Result<Did> {
+        let [pages, cpu, at] = self.mark()?;
+        std::thread::sleep(self.stretch);
+        let after = self.mark()?;
+        let (pages, seconds) = (after[0] - pages, (after[2] - at) / 1e9);
+        Ok(Did {
+            page_ns: (after[1] - cpu) / pages,
+            pages_s: pages / seconds,
+            seconds,
+        })
+    }
+
+    /// The same while somebody listens; also events a second: seen, delivered,
+    /// dropped.
+    fn listened(&mut self, source: &mut EbpfSource) -> Result<(Did, [f64; 3])> {
         let over = AtomicBool::new(false);
         let stats = source.stats();
         let before = stats.totals();
-        let pages = std::thread::scope(|threads| {
+        let did = std::thread::scope(|threads| {
             let listener = threads.spawn(|| {
                 // As the reactor waits: woken by onsets and summaries.
                 let most = Timespec {
@@ -121,18 +166,18 @@ impl Bench<'_> {
                 }
                 std::io::Result::Ok(())
             });
-            let pages = self.job();
+            let did = self.stretch();
             over.store(true, Relaxed);
             listener
                 .join()
                 .map_err(|_| anyhow::anyhow!("the listener panicked"))??;
-            pages
+            did
         })?;
         let after = stats.totals();
         #[expect(clippy::cast_precision_loss, reason = "rates")]
-        let rate = |a: u64, b: u64| (b - a) as f64 / self.args.seconds;
+        let rate = |a: u64, b: u64| (b - a) as f64 / did.seconds;
         Ok((
-            pages,
+            did,
             [
                 rate(before.seen, after.seen),
                 rate(before.delivered, after.delivered),
@@ -147,46 +192,45 @@ fn open() -> Result<EbpfSource> {
 }
 
 pub fn run(a: &Args) -> Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
-    let block = vec![7u8; 1 << 20];
-    for _ in 0..FILE_BYTES >> 20 {
-        file.write_all(&block)?;
-    }
-    file.as_file().sync_all()?;
-    let bench = Bench { args: a, file };
-    // The host's cache has the file after it.
-    bench.job()?;
+    let mut bench = Bench::start(a)?;
+    // Until it goes round in the file.
+    bench.stretch()?;
+    let mut worst: f64 = 0.0;
     for round in 0..a.rounds {
-        let attached = || bench.listened(&mut open()?);
         // Each is the first in every second round.
         let (alone, (with, events)) = if round % 2 == 0 {
-            let alone = bench.job()?;
-            (alone, attached()?)
+            let alone = bench.stretch()?;
+            (alone, bench.listened(&mut open()?)?)
         } else {
-            let with = attached()?;
-            (bench.job()?, with)
+            let with = bench.listened(&mut open()?)?;
+            (bench.stretch()?, with)
         };
-        eprintln!(
-            "  round {}: {:.0} ns a page alone, {:.0} listened to ({:+.2} %), {:.0} stalls/s",
-            round + 1,
-            alone[1],
-            with[1],
-            (with[1] / alone[1] - 1.0) * 100.0,
-            events[0],
-        );
+        let ratio = with.page_ns / alone.page_ns;
+        worst = worst.max(ratio);
+        if (round + 1) % 20 == 0 || round + 1 == a.rounds {
+            eprintln!(
+                "  {} of {} pairs, {:.0} stalls/s, worst {:+.1} %",
+                round + 1,
+                a.rounds,
+                events[0],
+                (worst - 1.0) * 100.0
+            );
+        }
         let row = json!({
-            "what": "overhead", "round": round, "pages_s": alone[0], "attached_pages_s": with[0],
-            "page_ns": alone[1], "attached_page_ns": with[1], "ratio": with[1] / alone[1], "seen_s": events[0], "delivered_s": events[1], "dropped_s": events[2],
+            "what": "overhead", "round": round, "pages_s": alone.pages_s, "attached_pages_s": with.pages_s,
+            "page_ns": alone.page_ns, "attached_page_ns": with.page_ns, "ratio": ratio,
+            "seen_s": events[0], "delivered_s": events[1], "dropped_s": events[2],
         });
         println!("{row}");
     }
     let _stats = programs::enable_statistics().context("the kernel has no clock of programs")?;
     let mut source = open()?;
-    bench.listened(&mut source)?;
+    bench.stretch *= 6;
+    let (did, _) = bench.listened(&mut source)?;
     for p in source.programs() {
         if let Some(cost) = source.cost(p.name).filter(|c| c.runs > 0) {
             let mean = cost.mean_ns().and_then(|n| u64::try_from(n).ok());
-            let share = cost.time.as_secs_f64() / a.seconds;
+            let share = cost.time.as_secs_f64() / did.seconds;
             let row: Value = json!({
                 "what": "program", "program": p.name, "ns": mean, "runs": cost.runs, "share": share,
             });

@@ -1,0 +1,392 @@
+//! From a stall's onset to a decision, and to returned pages, by each signal.
+//!
+//! Owns the cgroup, the order of the runs and the witness: eBPF in this
+//! process says when a burst's first stall began, whichever signal the model
+//! listens to. The model is `worker`; the hog reads a mapped file larger than
+//! the room that is left, until the model has given something back or the time
+//! of a burst is over. Invariants: every burst finds the same cache and the
+//! same room; bursts begin at another moment of a poller's second each time;
+//! signals take turns.
+
+use crate::{
+    piped::{Piped, join, orders},
+    worker::Ear,
+};
+use anyhow::{Context, Result, ensure};
+use kvpsi::{
+    clock::monotonic_ns,
+    control::cgroup::OwnedCgroup,
+    signal::{PressureSource, SourceConfig, ebpf::EbpfSource},
+    units::Bytes,
+};
+use kvpsi_common::{Kind, Phase};
+use memmap2::Mmap;
+use rustix::event::{PollFd, Timespec, poll};
+use serde_json::json;
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::TryRecvError,
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// Tokens of the cache when a burst begins: some 8 MiB of the default model's
+/// may go.
+const FILLED: usize = 640;
+/// Room above what all take when a burst begins: more than a cache grows by in
+/// the longest one, or it would be the OOM killer that answers.
+const ROOM: u64 = 32 << 20;
+/// What the hog reads.
+const FILE: usize = 128 << 20;
+/// A burst that was not answered ends.
+const MOST: Duration = Duration::from_secs(6);
+/// The limit while nobody presses.
+const WIDE: Bytes = Bytes(4 << 30);
+/// How long a storm lasts in which nothing is given back.
+const STORM: Duration = Duration::from_secs(3);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// GGUF file
+    #[arg(long)]
+    model: PathBuf,
+    /// Rounds
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Bursts of a signal in a round
+    #[arg(long, default_value_t = 4)]
+    bursts: usize,
+    /// And of eBPF: p99 takes a hundred
+    #[arg(long, default_value_t = 25)]
+    ebpf_bursts: usize,
+    /// What is listened to, in turn
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [
+        Ear::Ebpf, Ear::PsiTrigger, Ear::PsiPoll, Ear::PsiPoll10ms, Ear::PsiAvg10, Ear::Vmstat,
+    ])]
+    ears: Vec<Ear>,
+    /// What the model does meanwhile: decoding, idle
+    #[arg(long, value_delimiter = ',', default_values_t = ["decoding", "idle"].map(String::from))]
+    loads: Vec<String>,
+    /// Seconds without pressure over which a signal's processor time is taken
+    #[arg(long, default_value_t = 10.0)]
+    calm: f64,
+}
+
+/// Where the hog joins.
+#[derive(Debug, clap::Args)]
+pub struct Hog {
+    /// cgroup.procs files to join by
+    procs: Vec<PathBuf>,
+}
+
+/// Says when the first stall after a moment began.
+struct Witness {
+    state: Arc<Seen>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Stalls before do not count; 0: none does.
+    armed_ns: AtomicU64,
+    onset_ns: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Witness {
+    fn start() -> Result<Self> {
+        let mut source = EbpfSource::open(&SourceConfig::default())
+            .context("onsets are told by eBPF, also those that other signals are measured by")?;
+        let state = Arc::new(Seen::default());
+        let seen = Arc::clone(&state);
+        let thread = std::thread::spawn(move || {
+            let most = Timespec {
+                tv_sec: 0,
+                tv_nsec: 50_000_000,
+            };
+            while !seen.over.load(Relaxed) {
+                if let Some((fd, flags)) = source.readiness().fd {
+                    let _ = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&most));
+                }
+                let drained = source.drain(&mut |e| {
+                    let armed = seen.armed_ns.load(Relaxed);
+                    let first = e.phase == Phase::Onset as u16
+                        && Kind::from_raw(e.kind).is_some_and(Kind::is_stall);
+                    if first && armed != 0 && e.ts_ns >= armed {
+                        let _ = seen.onset_ns.compare_exchange(0, e.ts_ns, Relaxed, Relaxed);
+                    }
+                });
+                if drained.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            state,
+            thread: Some(thread),
+        })
+    }
+
+    fn arm(&self) {
+        self.state.onset_ns.store(0, Relaxed);
+        self.state.armed_ns.store(monotonic_ns(), Relaxed);
+    }
+
+    fn onset_ns(&self) -> Option<u64> {
+        Some(self.state.onset_ns.load(Relaxed)).filter(|t| *t != 0)
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.state.over.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub fn run(a: &Args) -> Result<()> {
+    // Out here: page cache is charged to who reads it first.
+    fs::read(&a.model)?;
+    let witness = Witness::start()?;
+    let mut all = 0;
+    for round in 0..a.rounds {
+        for load in &a.loads {
+            for turn in 0..a.ears.len() {
+                let ear = a.ears[(round + turn) % a.ears.len()];
+                let one = One::start(a, ear, load, &witness)?;
+                one.measure(a, round, &mut all)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A signal at a load: both processes and their cgroup.
+struct One<'a> {
+    ear: Ear,
+    load: &'a str,
+    witness: &'a Witness,
+    model: Piped,
+    hog: Piped,
+    cgroup: OwnedCgroup,
+}
+
+/// What became of a burst.
+struct Burst {
+    onset_ns: u64,
+    /// When the first trim was decided, and its pages were back.
+    answer: Option<(u64, u64)>,
+}
+
+impl<'a> One<'a> {
+    fn start(a: &Args, ear: Ear, load: &'a str, witness: &'a Witness) -> Result<Self> {
+        let cgroup = OwnedCgroup::create(&format!("kvpsi-reaction-{}", std::process::id()))?;
+        cgroup.set_limit(WIDE)?;
+        let me = std::env::current_exe()?;
+        let mut model = Command::new(&me);
+        model.arg("worker").arg("--model").arg(&a.model);
+        // Quick steps alone: what is compared is when somebody hears.
+        model.args(["--profile", "latency", "--ear", &ear.name()]);
+        let mut model = Piped::start(model.args(cgroup.procs()))?;
+        model.hear_of("ready", &mut |_| ())?;
+        let mut hog = Piped::start(Command::new(&me).arg("reaction-hog").args(cgroup.procs()))?;
+        ensure!(hog.hear().is_some(), "the hog ended");
+        Ok(Self {
+            ear,
+            load,
+            witness,
+            model,
+            hog,
+            cgroup,
+        })
+    }
+
+    fn measure(mut self, a: &Args, round: usize, all: &mut usize) -> Result<()> {
+        let bursts = if self.ear == Ear::Ebpf {
+            a.ebpf_bursts
+        } else {
+            a.bursts
+        };
+        let (source, load) = (self.ear.name(), self.load);
+        let mut answered = Vec::new();
+        for _ in 0..bursts {
+            *all += 1;
+            let Some(burst) = self.burst(*all)? else {
+                println!(
+                    "{}",
+                    json!({"what": "silent", "source": source, "load": load})
+                );
+                continue;
+            };
+            let late = |ns: u64| us(ns.saturating_sub(burst.onset_ns));
+            let row = json!({
+                "what": "burst", "round": round, "source": source, "load": load,
+                "decided_us": burst.answer.map(|a| late(a.0)),
+                "returned_us": burst.answer.map(|a| late(a.1)),
+            });
+            answered.extend(row["returned_us"].as_f64());
+            println!("{row}");
+        }
+        answered.sort_by(f64::total_cmp);
+        let cpu = self.calm_cpu(Duration::from_secs_f64(a.calm))?;
+        let storm = self.storm_cpu()?;
+        eprintln!(
+            "  round {}: {source:<14} {load:<9} {} of {} bursts answered, p50 {:.0} us; CPU calm {cpu:.4} %, in a storm {storm:.3} %",
+            round + 1,
+            answered.len(),
+            bursts,
+            answered.get(answered.len() / 2).unwrap_or(&f64::NAN),
+        );
+        println!(
+            "{}",
+            json!({"what": "cpu", "round": round, "source": source, "load": load, "calm": cpu, "storm": storm})
+        );
+        Ok(())
+    }
+
+    /// The cache as every burst finds it, and the model at its work.
+    fn fill(&mut self) -> Result<()> {
+        self.model.say(&format!("fill {FILLED}"))?;
+        self.model.hear_of("filled", &mut |_| ())?;
+        self.decode()
+    }
+
+    /// One burst; `None` if nobody stalled in it.
+    fn burst(&mut self, number: usize) -> Result<Option<Burst>> {
+        self.cgroup.set_limit(WIDE)?;
+        self.fill()?;
+        // The golden ratio's multiples fall all over a second.
+        #[expect(clippy::cast_precision_loss, reason = "a small number")]
+        let phase = (number as f64 * 0.618_034).fract();
+        std::thread::sleep(Duration::from_secs_f64(0.2 + 0.8 * phase));
+        let usage = self.cgroup.memory().usage().context("no usage")?;
+        self.witness.arm();
+        let began = monotonic_ns();
+        self.cgroup.set_limit(Bytes(usage.0 + ROOM))?;
+        self.hog.say("press")?;
+        let mut answer = None;
+        while answer.is_none() {
+            let so_far = Duration::from_nanos(monotonic_ns() - began);
+            let Some(line) = self.model.hear_within(MOST.saturating_sub(so_far))? else {
+                break;
+            };
+            let ns = |key: &str| line["trim"][key].as_u64();
+            answer = ns("noticed_ns").zip(ns("returned_ns"));
+            answer = answer.filter(|a| a.0 >= began);
+        }
+        self.hog.say("stop")?;
+        ensure!(self.hog.hear().is_some(), "the hog ended");
+        self.cgroup.set_limit(WIDE)?;
+        Ok(self
+            .witness
+            .onset_ns()
+            .map(|onset_ns| Burst { onset_ns, answer }))
+    }
+
+    /// Percent of a core that the reactor's thread takes while nobody presses.
+    fn calm_cpu(&mut self, time: Duration) -> Result<f64> {
+        self.fill()?;
+        self.cpu(time)
+    }
+
+    /// And while the hog does and nothing is given back.
+    fn storm_cpu(&mut self) -> Result<f64> {
+        self.fill()?;
+        self.trim("off")?;
+        let usage = self.cgroup.memory().usage().context("no usage")?;
+        self.cgroup.set_limit(Bytes(usage.0 + ROOM))?;
+        self.hog.say("press")?;
+        let cpu = self.cpu(STORM)?;
+        self.hog.say("stop")?;
+        ensure!(self.hog.hear().is_some(), "the hog ended");
+        self.cgroup.set_limit(WIDE)?;
+        self.trim("on")?;
+        Ok(cpu)
+    }
+
+    fn trim(&mut self, on: &str) -> Result<()> {
+        self.model.say(&format!("trim {on}"))?;
+        self.model.hear_of("trims", &mut |_| ())?;
+        self.decode()
+    }
+
+    fn decode(&mut self) -> Result<()> {
+        if self.load == "decoding" {
+            self.model.say("decode")?;
+        }
+        Ok(())
+    }
+
+    fn cpu(&mut self, time: Duration) -> Result<f64> {
+        let before = self.used()?;
+        std::thread::sleep(time);
+        let after = self.used()?;
+        Ok((after.0 - before.0) / (after.1 - before.1) * 100.0)
+    }
+
+    /// The reactor's ns, and when.
+    fn used(&mut self) -> Result<(f64, f64)> {
+        self.model.say("cpu")?;
+        let cpu = self.model.hear_of("cpu", &mut |_| ())?;
+        self.decode()?;
+        let ns = |key: &str| cpu[key].as_f64().context("cpu");
+        Ok((ns("used_ns")?, ns("at_ns")?))
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "some seconds")]
+fn us(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}
+
+/// Reads a mapped file from `press` to `stop`, and then answers.
+pub fn hog(a: &Hog) -> Result<()> {
+    join(&a.procs)?;
+    let orders = orders();
+    let mut file = tempfile::tempfile_in("/var/tmp")?;
+    let block = vec![7u8; 1 << 20];
+    for _ in 0..FILE >> 20 {
+        file.write_all(&block)?;
+    }
+    file.sync_all()?;
+    forget(&file)?;
+    println!("ready");
+    while let Ok(order) = orders.recv() {
+        ensure!(order == "press", "`{order}` is no order");
+        // SAFETY: the file has no name, and nobody here truncates it.
+        let map = unsafe { Mmap::map(&file)? };
+        let mut sum = 0u64;
+        'pressing: loop {
+            for page in map.chunks(4096) {
+                sum = sum.wrapping_add(u64::from(page[0]));
+                if orders.try_recv() != Err(TryRecvError::Empty) {
+                    break 'pressing;
+                }
+            }
+        }
+        std::hint::black_box(sum);
+        drop(map);
+        forget(&file)?;
+        println!("done");
+    }
+    Ok(())
+}
+
+/// What was read of it goes.
+fn forget(file: &File) -> Result<()> {
+    Ok(rustix::fs::fadvise(
+        file,
+        0,
+        None,
+        rustix::fs::Advice::DontNeed,
+    )?)
+}

@@ -1,0 +1,346 @@
+//! `cargo xtask bench decode`: tokens a second, by depth, threads and encoding
+//! of the cache, beside candle-transformers and llama-bench.
+//!
+//! Owns the order of the measurements, the tables and the plot; `kvpsi-bench`
+//! measures, a process for each setting.
+
+use crate::{
+    bench::{build, lines},
+    benchmarks::{self, machine, publish, report},
+    ebpf, model, places, say, setup,
+};
+use anyhow::{Context, Result, anyhow};
+use plotters::prelude::*;
+use serde_json::{Value, json};
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
+use xshell::{Shell, cmd};
+
+/// What to measure, and where the figures go.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: benchmarks::Args,
+    /// Kernels of the products: scalar, avx2, avxvnni, avx512, neon, neondot [default: the best there is]
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// Leave candle-transformers out
+    #[arg(long)]
+    no_candle: bool,
+}
+
+/// How keys and values are written, apart from f16.
+const NARROWER: [&str; 2] = ["q8_0", "q4_0"];
+
+/// Prefill and decode, beside candle-transformers and llama-bench.
+///
+/// # Errors
+/// Something could not be built, fetched or measured.
+pub fn run(sh: &Shell, args: &Args) -> Result<()> {
+    setup::on_the_way(sh)?;
+    ebpf::build_if_possible(sh)?;
+    let model = model::get(sh, args.common.model.as_deref())?;
+    let run = Run {
+        sh,
+        args,
+        program: build(sh, &places::target(), "")?,
+        // Compiled for this processor: candle chooses its kernels there and
+        // then, and ours are chosen when they run.
+        candle: (!args.no_candle)
+            .then(|| build(sh, &places::target().join("native"), "-C target-cpu=native"))
+            .transpose()?,
+    };
+
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut rows = Vec::new();
+    let mut bandwidth = Vec::new();
+    for threads in threads(cpus, args.common.quick) {
+        say(format!("{threads} thread(s)"));
+        bandwidth.push(run.one(threads, &["bandwidth", "--threads", &threads.to_string()])?);
+        let until: &[&str] = if threads == cpus {
+            &[]
+        } else {
+            &["--candle-until", "2048"]
+        };
+        rows.extend(run.decode(threads, &model, until)?);
+    }
+    for kind in NARROWER {
+        say(format!("{cpus} thread(s), keys and values in {kind}"));
+        let more = ["--batches", "1", "--kv-type", kind, "--candle-until", "0"];
+        let narrow = run.decode(cpus, &model, &more)?;
+        // candle has f32 alone: it stands beside f16.
+        rows.extend(narrow.into_iter().map(|mut row| {
+            row["candle_tok_s"] = Value::Null;
+            row["ratio"] = Value::Null;
+            row
+        }));
+    }
+    let mut formats = Vec::new();
+    for format in ["q4_0", "q8_0"] {
+        say(format!("{format}, {cpus} thread(s)"));
+        let file = places::target().join(format!("bench-{format}.gguf"));
+        let (m, f) = (model.to_string_lossy(), file.to_string_lossy());
+        run.lines(
+            cpus,
+            &["requantize", "--model", &m, "--to", format, "--out", &f],
+        )?;
+        let measured = run.decode(cpus, &file, &["--depths", "0", "--batches", "1"]);
+        fs::remove_file(&file).with_context(|| file.display().to_string())?;
+        for mut row in measured? {
+            row["format"] = json!(format);
+            formats.push(row);
+        }
+    }
+    let m = model.to_string_lossy();
+    let memory = run.one(cpus, &["memory", "--model", &m])?;
+    llama_bench(sh, &model, &mut rows);
+
+    let mut report = report("decode", args.common.quick, rows);
+    report["isa"] = json!(args.isa.as_deref().unwrap_or("best"));
+    report["model"] = json!(model.file_name().map(|n| n.to_string_lossy()));
+    report["formats"] = json!(formats);
+    report["bandwidth"] = json!(bandwidth);
+    report["rss_peak"] = memory["rss_peak"].clone();
+    report["memory"] = memory;
+    let mut svg = String::new();
+    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
+    publish(&report, &section(&report), &svg, &args.common)
+}
+
+/// One, and all.
+fn threads(cpus: usize, quick: bool) -> Vec<usize> {
+    if quick || cpus == 1 {
+        vec![cpus]
+    } else {
+        vec![1, cpus]
+    }
+}
+
+struct Run<'a> {
+    sh: &'a Shell,
+    args: &'a Args,
+    program: PathBuf,
+    candle: Option<PathBuf>,
+}
+
+impl Run<'_> {
+    fn lines(&self, threads: usize, args: &[&str]) -> Result<Vec<Value>> {
+        let (program, threads) = (&self.program, threads.to_string());
+        let mut command = cmd!(self.sh, "{program} {args...}")
+            .env("RAYON_NUM_THREADS", &threads)
+            .env_remove("CANDLE_NUM_THREADS")
+            .quiet();
+        if let Some(isa) = &self.args.isa {
+            command = command.env("KVPSI_ISA", isa);
+        }
+        lines(&command.read()?)
+    }
+
+    fn one(&self, threads: usize, args: &[&str]) -> Result<Value> {
+        let mut lines = self.lines(threads, args)?;
+        lines.pop().context("kvpsi-bench said nothing")
+    }
+
+    fn decode(&self, threads: usize, model: &Path, more: &[&str]) -> Result<Vec<Value>> {
+        let (model, count) = (model.to_string_lossy(), threads.to_string());
+        let mut args = vec!["decode", "--model", &model, "--threads", &count];
+        args.extend(more);
+        if self.args.common.quick {
+            args.extend(["--tokens", "48", "--rounds", "3"]);
+            if !more.contains(&"--depths") {
+                args.extend(["--depths", "0,2048"]);
+            }
+        }
+        let candle = self.candle.as_ref().map(|p| p.to_string_lossy());
+        if let Some(candle) = &candle {
+            args.extend(["--candle", candle]);
+        }
+        self.lines(threads, &args)
+    }
+}
+
+/// Fills in llama.cpp's figures, where its bench is there: one at a depth, a
+/// process each, because that is how it is asked.
+fn llama_bench(sh: &Shell, model: &Path, rows: &mut [Value]) {
+    if places::in_path("llama-bench").is_none() {
+        say("no llama-bench on PATH: its column stays empty");
+        return;
+    }
+    for row in rows.iter_mut().filter(|r| r["batch"] == 1) {
+        let (depth, threads) = (row["depth"].to_string(), row["threads"].to_string());
+        let counts = match row["what"].as_str() {
+            Some("prefill") => ["-p", "512", "-n", "0"],
+            _ => ["-p", "0", "-n", "128"],
+        };
+        let text = cmd!(
+            sh,
+            "llama-bench -m {model} -t {threads} -d {depth} {counts...} -o json"
+        )
+        .quiet()
+        .read();
+        let measured = text
+            .ok()
+            .and_then(|t| serde_json::from_str::<Value>(&t).ok())
+            .map_or(Value::Null, |v| v[0]["avg_ts"].clone());
+        row["llama_tok_s"] = measured;
+    }
+}
+
+fn section(report: &Value) -> String {
+    let mut t = String::from("## Tokens a second\n\n");
+    let gb = |v: &Value| v.as_f64().unwrap_or(0.0) / 1e9;
+    let mib = |v: &Value| v.as_f64().unwrap_or(0.0) / f64::from(1 << 20);
+    let m = &report["memory"];
+    let _ = writeln!(
+        t,
+        "`cargo xtask bench decode`. {} {}, kernels {}.\n\n\
+         Prefill of 512 tokens and decode of 128 from a cache of so many, kvpsi as it is shipped and\n\
+         candle-transformers' quantized_llama, compiled for this very processor, in turn: medians. candle's cache is f32\n\
+         and its rotary table ends at 4096 tokens, so that its prefill at 6144 is one at 3072. Shares are of kvpsi's time;\n\
+         GB/s are weights, keys and values that a step reads. llama-bench fills its column where it is on PATH.\n\n\
+         ![Tokens a second](decode.svg)\n",
+        machine(report),
+        report["model"].as_str().unwrap_or("-"),
+        report["isa"].as_str().unwrap_or("-"),
+    );
+    table(&mut t, &report["rows"], "KV", "kv");
+    t += "\nThe same model with its matrices in other formats, at depth 0:\n\n";
+    table(&mut t, &report["formats"], "matrices", "format");
+    let _ = writeln!(
+        t,
+        "\nMemory of `run` with this model: file {:.1} MiB, weights {:.1}, KV in use {:.1}, resident {:.1}, peak {:.1}.",
+        mib(&m["file"]),
+        mib(&m["weights"]),
+        mib(&m["kv_resident"]),
+        mib(&m["rss"]),
+        mib(&m["rss_peak"]),
+    );
+    for b in report["bandwidth"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            t,
+            "A loop that only reads, {} thread(s): {:.1} GB/s.",
+            b["threads"],
+            gb(&b["bytes_s"])
+        );
+    }
+    t
+}
+
+fn table(t: &mut String, rows: &Value, what: &str, key: &str) {
+    let number = |v: &Value| {
+        v.as_f64()
+            .map_or_else(|| "-".to_owned(), |n| format!("{n:.1}"))
+    };
+    let percent = |v: &Value| {
+        v.as_f64()
+            .map_or_else(|| "-".to_owned(), |n| format!("{:.0} %", n * 100.0))
+    };
+    let _ = writeln!(
+        t,
+        "| | depth | {what} | threads | sequences | kvpsi | candle | ratio | llama.cpp | matrices | attention | rest | GB/s |\n\
+         |---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    );
+    for r in rows.as_array().into_iter().flatten() {
+        let _ = writeln!(
+            t,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            r["what"].as_str().unwrap_or("-"),
+            r["depth"],
+            r[key].as_str().unwrap_or("-"),
+            r["threads"],
+            r["batch"],
+            number(&r["tok_s"]),
+            number(&r["candle_tok_s"]),
+            number(&r["ratio"]),
+            number(&r["llama_tok_s"]),
+            percent(&r["linear_share"]),
+            percent(&r["attention_share"]),
+            percent(&r["rest_share"]),
+            number(&json!(r["read_bytes_s"].as_f64().map(|b| b / 1e9))),
+        );
+    }
+}
+
+/// Decode of one sequence by depth, with all threads.
+fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let cpus = &report["cpus"];
+    let rows = || {
+        let all = report["rows"].as_array().into_iter().flatten();
+        all.filter(|r| r["what"] == "decode" && r["batch"] == 1 && r["threads"] == *cpus)
+    };
+    let line = |kv: &str, key: &str| -> Vec<(f64, f64)> {
+        let of = rows().filter(|r| r["kv"] == kv);
+        of.filter_map(|r| r["depth"].as_f64().zip(r[key].as_f64()))
+            .collect()
+    };
+    let lines = [
+        ("kvpsi, f16", line("f16", "tok_s"), RED),
+        ("kvpsi, q8_0", line("q8_0", "tok_s"), MAGENTA),
+        ("kvpsi, q4_0", line("q4_0", "tok_s"), GREEN),
+        (
+            "candle-transformers, f32",
+            line("f16", "candle_tok_s"),
+            BLUE,
+        ),
+        ("llama.cpp, f16", line("f16", "llama_tok_s"), BLACK),
+    ];
+    let most = lines.iter().flat_map(|l| &l.1);
+    let most = most.fold((1.0, 1.0), |m: (f64, f64), p| (m.0.max(p.0), m.1.max(p.1)));
+    let area = SVGBackend::with_string(svg, (700, 380)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption("Decode, tokens a second", ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..most.0 * 1.05, 0.0..most.1 * 1.1)?;
+    chart
+        .configure_mesh()
+        .x_desc("tokens in the cache")
+        .y_desc("tokens/s")
+        .light_line_style(WHITE)
+        .draw()?;
+    for (name, points, colour) in lines.into_iter().filter(|l| !l.1.is_empty()) {
+        let dots = points.clone().into_iter();
+        chart
+            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+        chart.draw_series(dots.map(|p| Circle::new(p, 3, colour.filled())))?;
+    }
+    chart
+        .configure_series_labels()
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
+    area.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_told_and_decode_by_depth_is_drawn() {
+        let row = |what: &str, depth: u32, kv: &str, candle: Option<f64>| {
+            json!({"what": what, "depth": depth, "kv": kv, "threads": 2, "batch": 1, "tok_s": 100.0,
+                "candle_tok_s": candle, "ratio": candle.map(|c| 100.0 / c), "linear_share": 0.5})
+        };
+        let report = json!({"cpus": 2, "rows": [
+            row("prefill", 0, "f16", Some(50.0)), row("decode", 0, "f16", Some(40.0)),
+            row("decode", 2048, "f16", Some(10.0)), row("decode", 0, "q8_0", None),
+        ]});
+        let page = section(&report);
+        let want = "| decode | 2048 | f16 | 2 | 1 | 100.0 | 10.0 | 10.0 | - | 50 % | - | - | - |";
+        assert!(page.contains(want), "{page}");
+        let mut svg = String::new();
+        draw(&report, &mut svg).unwrap();
+        assert!(
+            svg.contains("kvpsi, q8_0") && !svg.contains("llama.cpp"),
+            "{svg}"
+        );
+    }
+}
