@@ -54,6 +54,9 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
             .transpose()?,
     };
 
+    if places::in_path("llama-bench").is_none() {
+        say("no llama-bench on PATH: its column stays empty");
+    }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let mut rows = Vec::new();
     let mut bandwidth = Vec::new();
@@ -67,16 +70,16 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
         };
         rows.extend(run.decode(threads, &model, until)?);
     }
+    // candle has f32 alone: it stands beside f16.
+    let alone = Run {
+        candle: None,
+        program: run.program.clone(),
+        ..run
+    };
     for kind in NARROWER {
         say(format!("{cpus} thread(s), keys and values in {kind}"));
-        let more = ["--batches", "1", "--kv-type", kind, "--candle-until", "0"];
-        let narrow = run.decode(cpus, &model, &more)?;
-        // candle has f32 alone: it stands beside f16.
-        rows.extend(narrow.into_iter().map(|mut row| {
-            row["candle_tok_s"] = Value::Null;
-            row["ratio"] = Value::Null;
-            row
-        }));
+        let more = ["--batches", "1", "--kv-type", kind];
+        rows.extend(alone.decode(cpus, &model, &more)?);
     }
     let mut formats = Vec::new();
     for format in ["q4_0", "q8_0"] {
@@ -96,7 +99,6 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     }
     let m = model.to_string_lossy();
     let memory = run.one(cpus, &["memory", "--model", &m])?;
-    llama_bench(sh, &model, &mut rows);
 
     let mut report = report("decode", args.common.quick, rows);
     report["isa"] = json!(args.isa.as_deref().unwrap_or("best"));
@@ -144,8 +146,8 @@ impl Run<'_> {
         lines.pop().context("kvpsi-bench said nothing")
     }
 
-    fn decode(&self, threads: usize, model: &Path, more: &[&str]) -> Result<Vec<Value>> {
-        let (model, count) = (model.to_string_lossy(), threads.to_string());
+    fn decode(&self, threads: usize, model_file: &Path, more: &[&str]) -> Result<Vec<Value>> {
+        let (model, count) = (model_file.to_string_lossy(), threads.to_string());
         let mut args = vec!["decode", "--model", &model, "--threads", &count];
         args.extend(more);
         if self.args.common.quick {
@@ -158,15 +160,16 @@ impl Run<'_> {
         if let Some(candle) = &candle {
             args.extend(["--candle", candle]);
         }
-        self.lines(threads, &args)
+        let mut rows = self.lines(threads, &args)?;
+        llama_bench(self.sh, model_file, &mut rows);
+        Ok(rows)
     }
 }
 
-/// Fills in llama.cpp's figures, where its bench is there: one at a depth, a
-/// process each, because that is how it is asked.
+/// Fills in llama.cpp's figures, where its bench is there: a process for each
+/// row, right after ours.
 fn llama_bench(sh: &Shell, model: &Path, rows: &mut [Value]) {
     if places::in_path("llama-bench").is_none() {
-        say("no llama-bench on PATH: its column stays empty");
         return;
     }
     for row in rows.iter_mut().filter(|r| r["batch"] == 1) {
@@ -175,17 +178,28 @@ fn llama_bench(sh: &Shell, model: &Path, rows: &mut [Value]) {
             Some("prefill") => ["-p", "512", "-n", "0"],
             _ => ["-p", "0", "-n", "128"],
         };
+        let kind = row["kv"].as_str().unwrap_or("f16");
+        // It encodes values only with its fused attention.
+        let kv = ["-ctk", kind, "-ctv", kind, "-fa", "1"];
+        let kv = if kind == "f16" { &[][..] } else { &kv[..] };
         let text = cmd!(
             sh,
-            "llama-bench -m {model} -t {threads} -d {depth} {counts...} -o json"
+            "llama-bench -m {model} -t {threads} -d {depth} {counts...} {kv...} -r 3 -o json"
         )
         .quiet()
+        .ignore_stderr()
         .read();
-        let measured = text
+        let told = text
             .ok()
-            .and_then(|t| serde_json::from_str::<Value>(&t).ok())
-            .map_or(Value::Null, |v| v[0]["avg_ts"].clone());
-        row["llama_tok_s"] = measured;
+            .and_then(|t| serde_json::from_str::<Value>(&t).ok());
+        let samples = told.as_ref().and_then(|t| t[0]["samples_ts"].as_array());
+        let mut samples: Vec<f64> = samples
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_f64)
+            .collect();
+        samples.sort_by(f64::total_cmp);
+        row["llama_tok_s"] = json!(samples.get(samples.len() / 2));
     }
 }
 
@@ -200,7 +214,8 @@ fn section(report: &Value) -> String {
          Prefill of 512 tokens and decode of 128 from a cache of so many, kvpsi as it is shipped and\n\
          candle-transformers' quantized_llama, compiled for this very processor, in turn: medians. candle's cache is f32\n\
          and its rotary table ends at 4096 tokens, so that its prefill at 6144 is one at 3072. Shares are of kvpsi's time;\n\
-         GB/s are weights, keys and values that a step reads. llama-bench fills its column where it is on PATH.\n\n\
+         GB/s are weights, keys and values that a step reads. llama-bench fills its column where it is on PATH: medians of 3,\n\
+         each row measured after kvpsi's of the same threads and encoding.\n\n\
          ![Tokens a second](decode.svg)\n",
         machine(report),
         report["model"].as_str().unwrap_or("-"),

@@ -11,12 +11,12 @@
 
 use crate::{
     balloon::{self, Balloon},
-    piped::{Piped, join, orders},
+    piped::{self, Piped, join, orders},
     worker::Ear,
 };
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
+use kvpsi::units::Bytes;
 use memmap2::MmapMut;
 use serde_json::{Value, json};
 use std::{
@@ -142,8 +142,7 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
     let cgroup = match a.wall {
         Wall::Machine => None,
         Wall::Cgroup => {
-            let name = format!("kvpsi-cotenant-{}", std::process::id());
-            let cgroup = OwnedCgroup::create(&name)?;
+            let cgroup = piped::cgroup("cotenant")?;
             cgroup.set_limit(Bytes(4 << 30))?;
             Some(cgroup)
         }

@@ -9,7 +9,7 @@
 //! by side. Invariant: the kernel's own clock of programs is on in the last
 //! stretch alone, which is not compared.
 
-use crate::piped::{Piped, join, orders};
+use crate::piped::{self, Piped, join, orders};
 use anyhow::{Context, Result, ensure};
 use kvpsi::{
     clock::monotonic_ns,
@@ -113,7 +113,7 @@ impl Bench {
         }
         file.as_file().sync_all()?;
         rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed)?;
-        let cgroup = OwnedCgroup::create(&format!("kvpsi-overhead-{}", std::process::id()))?;
+        let cgroup = piped::cgroup("overhead")?;
         cgroup.set_limit(Bytes(LIMIT_BYTES))?;
         let mut job = Command::new(std::env::current_exe()?);
         job.args(["overhead-job", "--file"]).arg(file.path());

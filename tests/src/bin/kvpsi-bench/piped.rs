@@ -2,6 +2,7 @@
 //! lines of its stdout. Refuses to know what they say.
 
 use anyhow::{Context, Result, bail};
+use kvpsi::control::cgroup::OwnedCgroup;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde_json::Value;
 use std::{
@@ -87,6 +88,14 @@ impl Drop for Piped {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A cgroup for the processes of a measurement; those that one left behind which
+/// was interrupted go first.
+pub fn cgroup(what: &str) -> Result<OwnedCgroup> {
+    let prefix = format!("kvpsi-{what}-");
+    OwnedCgroup::sweep(&prefix);
+    Ok(OwnedCgroup::create(&format!("{prefix}{}", std::process::id()))?)
 }
 
 /// Joins cgroups, and ends with whoever started this process.

@@ -9,7 +9,7 @@
 //! signals take turns.
 
 use crate::{
-    piped::{Piped, join, orders},
+    piped::{self, Piped, join, orders},
     worker::Ear,
 };
 use anyhow::{Context, Result, ensure};
@@ -189,7 +189,7 @@ struct Burst {
 
 impl<'a> One<'a> {
     fn start(a: &Args, ear: Ear, load: &'a str, witness: &'a Witness) -> Result<Self> {
-        let cgroup = OwnedCgroup::create(&format!("kvpsi-reaction-{}", std::process::id()))?;
+        let cgroup = piped::cgroup("reaction")?;
         cgroup.set_limit(WIDE)?;
         let me = std::env::current_exe()?;
         let mut model = Command::new(&me);

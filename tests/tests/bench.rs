@@ -1,0 +1,103 @@
+//! The benchmarks that need this kernel, each for a moment: that they measure
+//! at all, and what must hold however short they are.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi::{control::cgroup::OwnedCgroup, signal::SourceConfig, signal::ebpf::EbpfSource};
+use kvpsi_tests::{model, skip};
+use serde_json::Value;
+use std::process::Command;
+
+/// Whether there is a cgroup and BPF for `test`, which else says so.
+fn can_run(test: &str) -> bool {
+    let cgroup = OwnedCgroup::create(&format!("kvpsi-test-bench-{}", std::process::id()));
+    if let Err(why) = cgroup {
+        skip(test, why);
+        return false;
+    }
+    if let Err(why) = EbpfSource::open(&SourceConfig::default()) {
+        skip(test, why);
+        return false;
+    }
+    true
+}
+
+/// The lines that it told.
+fn bench(args: &[&str]) -> Vec<Value> {
+    let out = Command::new(env!("CARGO_BIN_EXE_kvpsi-bench"))
+        .args(args)
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{err}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let lines = text.lines().map(serde_json::from_str);
+    lines.collect::<Result<_, _>>().unwrap()
+}
+
+fn number(line: &Value, key: &str) -> f64 {
+    let found = line[key].as_f64();
+    found.unwrap_or_else(|| panic!("no {key} in {line}"))
+}
+
+#[test]
+fn ebpf_answers_every_burst_before_psi_is_read_once() {
+    let test = "ebpf_answers_every_burst_before_psi_is_read_once";
+    let Some(model) = model(test).filter(|_| can_run(test)) else {
+        return;
+    };
+    let model = model.to_str().unwrap();
+    let lines = bench(&[
+        "reaction", "--model", model, "--ears", "ebpf", "--loads", "decoding", "--calm", "0.5",
+        "--ebpf-bursts", "4",
+    ]);
+    let bursts: Vec<&Value> = lines.iter().filter(|l| l["what"] == "burst").collect();
+    assert_eq!(bursts.len(), 4, "{lines:?}");
+    let mut late: Vec<f64> = bursts.iter().map(|b| number(b, "returned_us")).collect();
+    late.sort_by(f64::total_cmp);
+    // On a shared machine, and not optimized as it is shipped.
+    assert!(late[1] < 10_000.0, "{late:?}");
+    let cpu = lines.iter().find(|l| l["what"] == "cpu").unwrap();
+    assert!(number(cpu, "calm") < 1.0, "{cpu}");
+}
+
+#[test]
+fn a_neighbour_is_measured_beside_a_model_that_trims_and_one_that_does_not() {
+    let test = "a_neighbour_is_measured_beside_a_model_that_trims_and_one_that_does_not";
+    let Some(model) = model(test).filter(|_| can_run(test)) else {
+        return;
+    };
+    let model = model.to_str().unwrap();
+    let lines = bench(&[
+        "cotenant", "--model", model, "--rounds", "1", "--variants", "fixed,ebpf", "--tokens",
+        "400",
+    ]);
+    let [fixed, ebpf] = &lines[..] else {
+        panic!("{lines:?}");
+    };
+    for line in [fixed, ebpf] {
+        assert!(number(line, "neighbour_turns") > 100.0, "{line}");
+        assert_eq!(number(line, "scored"), 400.0, "{line}");
+        assert!(number(line, "nll").is_finite());
+    }
+    assert_eq!(number(fixed, "trims"), 0.0);
+    assert!(number(ebpf, "trims") > 0.0, "{ebpf}");
+    assert!(number(ebpf, "kv_tokens") < number(fixed, "kv_tokens"));
+}
+
+#[test]
+fn the_cost_of_listening_is_measured_with_every_program_that_ran() {
+    let test = "the_cost_of_listening_is_measured_with_every_program_that_ran";
+    if !can_run(test) {
+        return;
+    }
+    let lines = bench(&["overhead", "--rounds", "2"]);
+    let rounds: Vec<&Value> = lines.iter().filter(|l| l["what"] == "overhead").collect();
+    assert_eq!(rounds.len(), 2);
+    for round in rounds {
+        assert!(number(round, "page_ns") > 0.0 && number(round, "seen_s") > 0.0);
+        assert_eq!(number(round, "dropped_s"), 0.0, "{round}");
+    }
+    let ran = |name: &str| lines.iter().any(|l| l["program"] == name);
+    assert!(ran("memcg_begin") && ran("memcg_end"), "{lines:?}");
+}
