@@ -6,7 +6,7 @@
 use kvpsi::{control::cgroup::OwnedCgroup, signal::SourceConfig, signal::ebpf::EbpfSource};
 use kvpsi_tests::{model, skip};
 use serde_json::Value;
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 /// Whether there is a cgroup and BPF for `test`, which else says so.
 fn can_run(test: &str) -> bool {
@@ -24,10 +24,9 @@ fn can_run(test: &str) -> bool {
 
 /// The lines that it told.
 fn bench(args: &[&str]) -> Vec<Value> {
-    let out = Command::new(env!("CARGO_BIN_EXE_kvpsi-bench"))
-        .args(args)
-        .output()
-        .unwrap();
+    // Cargo names a program to tests only where its name has no hyphen.
+    let program = Path::new(env!("CARGO_BIN_EXE_pressure")).with_file_name("kvpsi-bench");
+    let out = Command::new(program).args(args).output().unwrap();
     let err = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{err}");
     let text = String::from_utf8(out.stdout).unwrap();
@@ -48,8 +47,17 @@ fn ebpf_answers_every_burst_before_psi_is_read_once() {
     };
     let model = model.to_str().unwrap();
     let lines = bench(&[
-        "reaction", "--model", model, "--ears", "ebpf", "--loads", "decoding", "--calm", "0.5",
-        "--ebpf-bursts", "4",
+        "reaction",
+        "--model",
+        model,
+        "--ears",
+        "ebpf",
+        "--loads",
+        "decoding",
+        "--calm",
+        "0.5",
+        "--ebpf-bursts",
+        "4",
     ]);
     let bursts: Vec<&Value> = lines.iter().filter(|l| l["what"] == "burst").collect();
     assert_eq!(bursts.len(), 4, "{lines:?}");
@@ -69,7 +77,14 @@ fn a_neighbour_is_measured_beside_a_model_that_trims_and_one_that_does_not() {
     };
     let model = model.to_str().unwrap();
     let lines = bench(&[
-        "cotenant", "--model", model, "--rounds", "1", "--variants", "fixed,ebpf", "--tokens",
+        "cotenant",
+        "--model",
+        model,
+        "--rounds",
+        "1",
+        "--variants",
+        "fixed,ebpf",
+        "--tokens",
         "400",
     ]);
     let [fixed, ebpf] = &lines[..] else {

@@ -95,7 +95,10 @@ impl Drop for Piped {
 pub fn cgroup(what: &str) -> Result<OwnedCgroup> {
     let prefix = format!("kvpsi-{what}-");
     OwnedCgroup::sweep(&prefix);
-    Ok(OwnedCgroup::create(&format!("{prefix}{}", std::process::id()))?)
+    Ok(OwnedCgroup::create(&format!(
+        "{prefix}{}",
+        std::process::id()
+    ))?)
 }
 
 /// Joins cgroups, and ends with whoever started this process.
