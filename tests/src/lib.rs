@@ -8,6 +8,8 @@ mod model;
 #[cfg(feature = "llm")]
 pub mod ours;
 #[cfg(feature = "llm")]
+pub mod perfetto;
+#[cfg(feature = "llm")]
 pub mod quality;
 #[cfg(feature = "llm")]
 mod requantize;

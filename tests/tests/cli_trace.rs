@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi_tests::{
-    kvpsi_binary, skip,
+    kvpsi_binary, perfetto, skip,
     storm::{LIMIT_BYTES, Storm, limited},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -150,6 +150,40 @@ fn stalls_become_a_trace_that_keeps_to_the_format() {
             }
             within.push(*end);
         }
+    }
+}
+
+#[test]
+fn perfetto_loads_a_trace_and_finds_tracks_slices_and_counters_in_it() {
+    let test = "perfetto_loads_a_trace_and_finds_tracks_slices_and_counters_in_it";
+    let Some(engine) = perfetto::engine(test) else {
+        return;
+    };
+    let args = ["trace-dump", "--format", "perfetto", "--duration", "2"];
+    let Some(out) = beside_a_storm(test, &args) else {
+        return;
+    };
+    let answers = engine.ask(
+        &out.stdout,
+        &[
+            "select thread.name, count(*) n, min(dur) least, max(dur) most from slice join thread_track on thread_track.id = track_id join thread using (utid) where slice.name = 'memcg_reclaim' group by 1",
+            "select s.name, count(*) n from slice s join track t on t.id = s.track_id where t.type like '%async%' group by 1",
+            "select t.name, count(*) n, max(value) most from counter c join counter_track t on t.id = c.track_id group by 1",
+        ],
+    );
+    let [by_thread, by_task, counters] = &answers[..] else {
+        panic!("{answers:?}");
+    };
+    // A stall of a task lies on its own track and on its processor's.
+    let sum = |rows: &[Value]| rows.iter().filter_map(|r| r["n"].as_u64()).sum::<u64>();
+    assert!(sum(by_thread) >= 10, "{by_thread:?}");
+    assert_eq!(sum(by_thread), sum(by_task), "{by_thread:?} {by_task:?}");
+    let lasting = |r: &Value| r["least"].as_i64() >= Some(0) && r["most"].as_i64() > Some(0);
+    assert!(by_thread.iter().all(lasting), "{by_thread:?}");
+    for name in ["PSI memory, % some", "stalled tasks tasks"] {
+        let found = counters.iter().find(|c| c["name"] == name);
+        let found = found.unwrap_or_else(|| panic!("no {name} in {counters:?}"));
+        assert!(found["n"].as_u64() > Some(3), "{found}");
     }
 }
 

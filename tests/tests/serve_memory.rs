@@ -7,7 +7,7 @@ use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
 use kvpsi_tests::{
     figure,
     hog::Hog,
-    kvpsi_binary, model, openai_client,
+    kvpsi_binary, model, openai_client, perfetto,
     served::Served,
     soak::{Account, soak},
     storm::limited,
@@ -165,7 +165,7 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
     );
     assert!(kvpsi["trims"].as_u64().unwrap() >= 1, "{usage}");
     assert!(kvpsi["tokens_dropped"].as_u64().unwrap() > 0, "{usage}");
-    arrows(&traced, status.trims.count);
+    arrows(test, &traced, status.trims.count);
     let mass = kvpsi["attention_mass_dropped"].as_f64().unwrap();
     assert!(mass > 0.0 && mass <= 1.0, "{usage}");
 }
@@ -209,8 +209,9 @@ fn attach(s: &Served, dir: &Path) -> (Child, PathBuf) {
     (child, file)
 }
 
-/// Every trim is in the trace, and arrows lead to trims from onsets.
-fn arrows(traced: &Path, trims: u64) {
+/// Every trim is in the trace, and arrows lead to trims from onsets; so says
+/// Perfetto's engine too, where it is.
+fn arrows(test: &str, traced: &Path, trims: u64) {
     let text = std::fs::read_to_string(traced).unwrap();
     let all: Vec<Value> = serde_json::from_str(&text).unwrap();
     let of = |ph: &str, cat: &str| -> Vec<&Value> {
@@ -229,6 +230,17 @@ fn arrows(traced: &Path, trims: u64) {
     for (s, f) in from.iter().zip(&to) {
         assert_eq!(s["id"], f["id"]);
         assert!(s["ts"].as_f64() <= f["ts"].as_f64(), "{s} {f}");
+    }
+    if let Some(engine) = perfetto::engine(test) {
+        let answers = engine.ask(
+            text.as_bytes(),
+            &[
+                "select count(*) n from slice join thread_track on thread_track.id = track_id where category = 'trim'",
+                "select count(*) n from flow join slice a on a.id = slice_out join slice b on b.id = slice_in where a.category = 'onset' and b.category = 'trim' and a.ts <= b.ts",
+            ],
+        );
+        let counts: Vec<_> = answers.iter().map(|a| a[0]["n"].as_u64()).collect();
+        assert_eq!(counts, [Some(trims), Some(from.len() as u64)]);
     }
     if of("X", "onset").is_empty() {
         // Not every signal tells of onsets.

@@ -21,7 +21,7 @@ use xshell::{Shell, cmd};
 
 /// What to measure, and where the figures go.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DecodeArgs {
     #[command(flatten)]
     common: benchmarks::Args,
     /// Kernels of the products: scalar, avx2, avxvnni, avx512, neon, neondot [default: the best there is]
@@ -39,7 +39,7 @@ const NARROWER: [&str; 2] = ["q8_0", "q4_0"];
 ///
 /// # Errors
 /// Something could not be built, fetched or measured.
-pub fn run(sh: &Shell, args: &Args) -> Result<()> {
+pub fn run(sh: &Shell, args: &DecodeArgs) -> Result<()> {
     setup::on_the_way(sh)?;
     ebpf::build_if_possible(sh)?;
     let model = model::get(sh, args.common.model.as_deref())?;
@@ -63,12 +63,14 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     for threads in threads(cpus, args.common.quick) {
         say(format!("{threads} thread(s)"));
         bandwidth.push(run.one(threads, &["bandwidth", "--threads", &threads.to_string()])?);
-        let until: &[&str] = if threads == cpus {
-            &[]
-        } else {
-            &["--candle-until", "2048"]
-        };
-        rows.extend(run.decode(threads, &model, until)?);
+        // candle takes minutes to get to a greater depth, and a thread alone too.
+        let mut more = vec!["--candle-until", "2048"];
+        if threads < cpus {
+            more.extend(["--depths", "0,2048"]);
+        }
+        let mut measured = run.decode(threads, &model, &more)?;
+        llama_bench(sh, &model, &mut measured);
+        rows.extend(measured);
     }
     // candle has f32 alone: it stands beside f16.
     let alone = Run {
@@ -123,7 +125,7 @@ fn threads(cpus: usize, quick: bool) -> Vec<usize> {
 
 struct Run<'a> {
     sh: &'a Shell,
-    args: &'a Args,
+    args: &'a DecodeArgs,
     program: PathBuf,
     candle: Option<PathBuf>,
 }
@@ -146,8 +148,8 @@ impl Run<'_> {
         lines.pop().context("kvpsi-bench said nothing")
     }
 
-    fn decode(&self, threads: usize, model_file: &Path, more: &[&str]) -> Result<Vec<Value>> {
-        let (model, count) = (model_file.to_string_lossy(), threads.to_string());
+    fn decode(&self, threads: usize, model: &Path, more: &[&str]) -> Result<Vec<Value>> {
+        let (model, count) = (model.to_string_lossy(), threads.to_string());
         let mut args = vec!["decode", "--model", &model, "--threads", &count];
         args.extend(more);
         if self.args.common.quick {
@@ -160,9 +162,7 @@ impl Run<'_> {
         if let Some(candle) = &candle {
             args.extend(["--candle", candle]);
         }
-        let mut rows = self.lines(threads, &args)?;
-        llama_bench(self.sh, model_file, &mut rows);
-        Ok(rows)
+        self.lines(threads, &args)
     }
 }
 
@@ -178,13 +178,9 @@ fn llama_bench(sh: &Shell, model: &Path, rows: &mut [Value]) {
             Some("prefill") => ["-p", "512", "-n", "0"],
             _ => ["-p", "0", "-n", "128"],
         };
-        let kind = row["kv"].as_str().unwrap_or("f16");
-        // It encodes values only with its fused attention.
-        let kv = ["-ctk", kind, "-ctv", kind, "-fa", "1"];
-        let kv = if kind == "f16" { &[][..] } else { &kv[..] };
         let text = cmd!(
             sh,
-            "llama-bench -m {model} -t {threads} -d {depth} {counts...} {kv...} -r 3 -o json"
+            "llama-bench -m {model} -t {threads} -d {depth} {counts...} -r 3 -o json"
         )
         .quiet()
         .ignore_stderr()
@@ -212,10 +208,9 @@ fn section(report: &Value) -> String {
         t,
         "`cargo xtask bench decode`. {} {}, kernels {}.\n\n\
          Prefill of 512 tokens and decode of 128 from a cache of so many, kvpsi as it is shipped and\n\
-         candle-transformers' quantized_llama, compiled for this very processor, in turn: medians. candle's cache is f32\n\
-         and its rotary table ends at 4096 tokens, so that its prefill at 6144 is one at 3072. Shares are of kvpsi's time;\n\
-         GB/s are weights, keys and values that a step reads. llama-bench fills its column where it is on PATH: medians of 3,\n\
-         each row measured after kvpsi's of the same threads and encoding.\n\n\
+         candle-transformers' quantized_llama, compiled for this very processor, in turn: medians. candle's cache is f32.\n\
+         Shares are of kvpsi's time; GB/s are weights, keys and values that a step reads. llama-bench fills its column\n\
+         where it is on PATH: medians of 3, measured after kvpsi's rows of as many threads.\n\n\
          ![Tokens a second](decode.svg)\n",
         machine(report),
         report["model"].as_str().unwrap_or("-"),

@@ -10,7 +10,6 @@
 mod bench;
 mod benchmarks;
 mod check;
-mod client;
 mod clients;
 mod cotenant;
 mod cross;
@@ -22,6 +21,7 @@ mod giveback;
 mod lint;
 mod model;
 mod overhead;
+mod pip;
 mod places;
 mod quality;
 mod reaction;
@@ -178,7 +178,7 @@ fuzz/corpus, those that something was found by in fuzz/artifacts.")]
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// Prefill and decode at several depths
-    Decode(decode::Args),
+    Decode(decode::DecodeArgs),
     /// What a smaller cache costs: perplexity, facts forgotten, time of each step
     Quality(quality::Args),
     /// From a stall's onset to returned pages, by each signal
@@ -261,4 +261,14 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
 /// Says what xtask itself does, apart from what the commands it calls print.
 fn say(what: impl std::fmt::Display) {
     eprintln!("xtask: {what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_and_its_flags_are_well_formed() {
+        super::Cli::command().debug_assert();
+    }
 }

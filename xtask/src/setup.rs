@@ -8,7 +8,7 @@
 //! and crates.io, and refuses to ask for a password without a terminal.
 
 use crate::toolchain::{self, BPF_LINKER, DEBIAN_PACKAGES, LLVM, Toolchain};
-use crate::{client, model, places, quality, say, vm};
+use crate::{model, pip, places, quality, say, vm};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::IsTerminal;
@@ -106,7 +106,7 @@ pub fn all(sh: &Shell) -> Result<()> {
     let missing = Missing::look(sh);
     if missing.nothing() {
         quality::text::fetch_if_possible(sh);
-        client::fetch_if_possible(sh);
+        pip::fetch_if_possible(sh);
         say("nothing is missing");
         return Ok(());
     }
@@ -119,7 +119,7 @@ pub fn all(sh: &Shell) -> Result<()> {
     ebpf(sh, &missing)?;
     components(sh, &missing)?;
     quality::text::fetch_if_possible(sh);
-    client::fetch_if_possible(sh);
+    pip::fetch_if_possible(sh);
     say("everything is installed");
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! KVPSI_BIN, KVPSI_SKIP_LOG. Invariant: a test that was skipped is named at
 //! the end, whatever the test runner did with its output.
 
-use crate::{client, cross, ebpf, model, places, say, setup, vm};
+use crate::{cross, ebpf, model, pip, places, say, setup, vm};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +19,7 @@ const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "kvpsi-ebpf"];
 /// If the set-up or the build failed, or any test did.
 pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
     setup::on_the_way(sh)?;
-    client::fetch_if_possible(sh);
+    pip::fetch_if_possible(sh);
     ebpf::build_if_possible(sh)?;
     let model = match std::env::var_os("KVPSI_TEST_MODEL") {
         Some(set) => PathBuf::from(set),
@@ -38,7 +38,8 @@ pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
             .env("KVPSI_TEST_MODEL", &model)
             .env("KVPSI_BIN", places::target().join("debug/kvpsi"))
             .env("KVPSI_SKIP_LOG", &skipped)
-            .env("KVPSI_OPENAI", client::folder())
+            .env("KVPSI_OPENAI", pip::OPENAI.folder())
+            .env("KVPSI_PERFETTO", pip::PERFETTO.folder())
             .quiet()
             .run()
     };

