@@ -43,6 +43,13 @@ fn beside_a_storm(test: &str, args: &[&str]) -> Option<Output> {
     Some(out)
 }
 
+/// Number of an asynchronous slice within its process.
+#[derive(Debug, Deserialize, PartialEq, Eq, Hash)]
+#[serde(deny_unknown_fields)]
+struct Local {
+    local: String,
+}
+
 /// An entry of the Trace Event Format: what each phase must have.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "ph", deny_unknown_fields)]
@@ -64,7 +71,7 @@ enum Traced {
     Begin {
         name: String,
         cat: String,
-        id: u64,
+        id2: Local,
         pid: u32,
         tid: u32,
         ts: f64,
@@ -75,7 +82,7 @@ enum Traced {
     End {
         name: String,
         cat: String,
-        id: u64,
+        id2: Local,
         pid: u32,
         tid: u32,
         ts: f64,
@@ -121,10 +128,14 @@ fn stalls_become_a_trace_that_keeps_to_the_format() {
             Traced::X {
                 pid, tid, ts, dur, ..
             } => slices.entry((pid, tid)).or_default().push((*ts, ts + dur)),
-            Traced::Begin { id, name, ts, .. } => {
-                assert!(open.insert((name, id), ts).is_none());
+            Traced::Begin {
+                id2, name, pid, ts, ..
+            } => {
+                assert!(open.insert((name, pid, id2), ts).is_none());
             }
-            Traced::End { id, name, ts, .. } => assert!(open.remove(&(name, id)).unwrap() <= ts),
+            Traced::End {
+                id2, name, pid, ts, ..
+            } => assert!(open.remove(&(name, pid, id2)).unwrap() <= ts),
             Traced::C { args, .. } => {
                 counters += 1;
                 assert!(args.values().all(|v| v.is_finite() && *v >= 0.0));
@@ -167,17 +178,17 @@ fn perfetto_loads_a_trace_and_finds_tracks_slices_and_counters_in_it() {
         &out.stdout,
         &[
             "select thread.name, count(*) n, min(dur) least, max(dur) most from slice join thread_track on thread_track.id = track_id join thread using (utid) where slice.name = 'memcg_reclaim' group by 1",
-            "select s.name, count(*) n from slice s join track t on t.id = s.track_id where t.type like '%async%' group by 1",
+            "select process.name, count(*) n from slice join process_track on process_track.id = track_id join process using (upid) where process.name glob 'CPU [0-9]*' and slice.name glob '* memcg_reclaim' group by 1",
             "select t.name, count(*) n, max(value) most from counter c join counter_track t on t.id = c.track_id group by 1",
         ],
     );
-    let [by_thread, by_task, counters] = &answers[..] else {
+    let [by_thread, by_cpu, counters] = &answers[..] else {
         panic!("{answers:?}");
     };
     // A stall of a task lies on its own track and on its processor's.
     let sum = |rows: &[Value]| rows.iter().filter_map(|r| r["n"].as_u64()).sum::<u64>();
     assert!(sum(by_thread) >= 10, "{by_thread:?}");
-    assert_eq!(sum(by_thread), sum(by_task), "{by_thread:?} {by_task:?}");
+    assert_eq!(sum(by_thread), sum(by_cpu), "{by_thread:?} {by_cpu:?}");
     let lasting = |r: &Value| r["least"].as_i64() >= Some(0) && r["most"].as_i64() > Some(0);
     assert!(by_thread.iter().all(lasting), "{by_thread:?}");
     for name in ["PSI memory, % some", "stalled tasks tasks"] {

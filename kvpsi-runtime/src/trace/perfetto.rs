@@ -124,7 +124,7 @@ impl<W: Write> Perfetto<W> {
         let label = format!("{comm} {name}");
         for (ph, ts) in [("b", begin), ("e", end)] {
             self.put(&json!({
-                "ph": ph, "cat": "stall", "name": label, "id": id, "pid": cpu, "tid": 0,
+                "ph": ph, "cat": "stall", "name": label, "id2": local(id), "pid": cpu, "tid": 0,
                 "ts": us(ts), "args": if ph == "b" { &args } else { &Value::Null },
             }))?;
         }
@@ -147,8 +147,8 @@ impl<W: Write> Perfetto<W> {
             self.kswapd.remove(&e.node);
         }
         self.put(&json!({
-            "ph": ph, "cat": "kswapd", "name": format!("kswapd, node {}", e.node), "id": id,
-            "pid": SYSTEM, "tid": 0, "ts": us(e.ts_ns),
+            "ph": ph, "cat": "kswapd", "name": format!("kswapd, node {}", e.node),
+            "id2": local(id), "pid": SYSTEM, "tid": 0, "ts": us(e.ts_ns),
         }))
     }
 
@@ -187,6 +187,12 @@ impl<W: Write> Perfetto<W> {
 #[expect(clippy::cast_precision_loss, reason = "exact for 104 days of uptime")]
 fn us(ns: u64) -> f64 {
     ns as f64 / 1e3
+}
+
+/// A slice's number within its process: one by `id` is nobody's, and all CPUs
+/// would share a track.
+fn local(id: u64) -> Value {
+    json!({"local": format!("{id:#x}")})
 }
 
 fn args(e: &Event) -> Value {
@@ -336,7 +342,8 @@ mod tests {
             (&of("b")["ts"], &of("e")["ts"]),
             (&json!(100.0), &json!(150.0))
         );
-        assert_eq!(of("b")["id"], of("e")["id"]);
+        assert!(of("b")["id2"]["local"].is_string());
+        assert_eq!(of("b")["id2"], of("e")["id2"]);
         assert_eq!(of("b")["pid"], json!(CPUS + 1));
         let names = all.iter().filter(|e| e["ph"] == "M").count();
         assert_eq!(names, 4, "process, thread, CPU, memory: {all:?}");
