@@ -141,9 +141,8 @@ fn told(report: &Value) -> String {
         return format!(
             "## A neighbour on a machine that is short of memory\n\n\
              `cargo xtask bench cotenant --machine`. {}\n\n\
-             No cgroup: a balloon leaves the high watermarks and 4 MiB more than the run takes. The model has a conversation\n\
-             of 700 tokens, and one that ended and is cached. A third program takes, every 1.5 s, what is free above the\n\
-             low watermarks and 24 MiB beyond, further than from there to where tasks must reclaim by themselves. The\n\
+             No cgroup: a balloon leaves what all zones keep and 4 MiB more than the run takes. The model has a conversation\n\
+             of 700 tokens, and one that ended and is cached. A third program takes, every 1.5 s, all of that and 48 MiB beyond. The\n\
              neighbour's file has 96 MiB here.\n\
              `ebpf-late` is eBPF to which kswapd's wake does not count.\n\n{common}\n\n\
              ![Neighbour](cotenant-machine.svg)\n\n",

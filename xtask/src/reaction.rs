@@ -147,13 +147,13 @@ fn section(report: &Value) -> String {
          A hog reads a mapped file of 128 MiB where 32 MiB are left below the limit of the model's cgroup, until the\n\
          model has given something back, for 6 s at most: a burst that is not answered by then is missed. The onset of\n\
          its first stall is what eBPF saw in another process, whichever signal the model listens to. Pages are returned\n\
-         when the first `madvise` is, of 2 MiB. Every burst finds the same cache, and begins at another moment of a\n\
+         when the first `madvise` is, of one block. Every burst finds the same cache, and begins at another moment of a\n\
          poller's second; signals take turns. Processor time is of the thread that listens, in percent of one core, in\n\
          a storm of 3 s in which nothing is given back, and while nobody presses; what the programs take in the\n\
          kernel is told below, of `overhead`.\n\n\
-         `psi-trigger` is the least window that the kernel grants; `psi-poll` what `--signal psi-poll` does, every 100 ms\n\
+         `psi-trigger` is 10 ms of stall in the least window that the kernel grants; `psi-poll` what `--signal psi-poll` does, every 100 ms\n\
          and every 10 while it moves; `psi-poll-10ms` reads PSI's total every 10 ms; `psi-avg10-1s` reads avg10 once a\n\
-         second, and takes anything above 0 for pressure. /proc/vmstat counts no reclaim of cgroups. How soon each\n\
+         second, and takes anything above 0 for pressure: it still tells of the burst before, which flatters it. /proc/vmstat counts no reclaim of cgroups. How soon each\n\
          hears on other kernels, privileged triggers among them: [KERNELS.md](KERNELS.md).\n\n\
          ![Reaction](reaction.svg)\n\n\
          | source | load | bursts | missed | decided p50 us | p99 | returned p50 us | p99 | max | of ebpf's p50 | CPU % storm | CPU % calm |\n\
@@ -184,6 +184,15 @@ fn section(report: &Value) -> String {
             number("max_us", 0),
             number("cpu_percent", 3),
             number("calm_cpu_percent", 4),
+        );
+    }
+    for r in rows().filter(|r| r["silent"].as_u64() > Some(0)) {
+        let text = |key: &str| r[key].as_str().unwrap_or("-").to_owned();
+        let (source, load) = (text("source"), text("load"));
+        let _ = writeln!(
+            t,
+            "\nLeft out of {source}, {load}: {} burst(s) in which nobody stalled before it was answered.",
+            r["silent"]
         );
     }
     t
@@ -254,6 +263,7 @@ mod tests {
             burst("psi-poll", Some(9000.0)),
             burst("ebpf", Some(200.0)),
             burst("vmstat", None),
+            json!({"what": "silent", "source": "vmstat", "load": "decoding"}),
             json!({"what": "cpu", "source": "ebpf", "load": "decoding", "calm": 0.0, "storm": 0.25}),
         ];
         let rows = rows(&lines);
@@ -271,6 +281,10 @@ mod tests {
         ] {
             assert!(page.contains(row), "{page}");
         }
+        assert!(
+            page.contains("Left out of vmstat, decoding: 1 burst(s)"),
+            "{page}"
+        );
         let mut svg = String::new();
         draw(&report, &mut svg).unwrap();
         assert!(svg.contains("ebpf, decoding"), "{svg}");

@@ -196,20 +196,8 @@ impl Engine {
         sink: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<GenStats, EngineError> {
         sampling.check()?;
-        if prompt.is_empty() {
-            return Err(EngineError::EmptyPrompt);
-        }
-        let total = session.tokens.len() + prompt.len();
-        if total > self.context {
-            return Err(EngineError::PromptTooLong {
-                prompt: total,
-                context: self.context,
-                trained: self.decoder.config().context,
-            });
-        }
         let started = Instant::now();
-        session.tokens.extend_from_slice(prompt);
-        session.take_up()?;
+        self.append_to(session, prompt)?;
         let before = session.tokens.len();
         let waiting = session.waiting();
         let mut answer = Answer::new(&self.tokenizer, sampling, started, before, waiting);
@@ -296,7 +284,7 @@ impl Engine {
     /// if it had generated them; `tell` gets the logits that each would have
     /// been drawn from, and says whether it is taken. For whoever measures
     /// what trims meanwhile cost. Says how many were taken: fewer than all
-    /// where `tell` ended it, or where there was no memory.
+    /// where `tell` ended it, the context was full, or there was no memory.
     ///
     /// # Errors
     /// As [`Engine::generate_in`].
@@ -307,15 +295,12 @@ impl Engine {
         text: &[u32],
         tell: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
     ) -> Result<usize, EngineError> {
-        if prompt.is_empty() {
-            return Err(EngineError::EmptyPrompt);
-        }
-        session.tokens.extend_from_slice(prompt);
-        session.take_up()?;
+        self.append_to(session, prompt)?;
         let mut went = self.prefill(session)?.is_ok();
         let mut taken = 0;
         for &token in text {
-            if !went || tell(taken, self.step.logits()).is_break() {
+            let full = session.tokens.len() >= self.context;
+            if !went || full || tell(taken, self.step.logits()).is_break() {
                 break;
             }
             session.tokens.push(token);
@@ -324,6 +309,23 @@ impl Engine {
         }
         session.publish();
         Ok(taken)
+    }
+
+    /// Appends `prompt`, none of which is computed yet.
+    fn append_to(&self, session: &mut Session, prompt: &[u32]) -> Result<(), EngineError> {
+        if prompt.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        let total = session.tokens.len() + prompt.len();
+        if total > self.context {
+            return Err(EngineError::PromptTooLong {
+                prompt: total,
+                context: self.context,
+                trained: self.decoder.config().context,
+            });
+        }
+        session.tokens.extend_from_slice(prompt);
+        session.take_up()
     }
 
     /// Computes every waiting row, or says why not.

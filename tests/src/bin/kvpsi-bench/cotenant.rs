@@ -16,7 +16,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use kvpsi::units::Bytes;
+use kvpsi::{control::gauge::SystemGauge, units::Bytes};
 use memmap2::MmapMut;
 use serde_json::{Value, json};
 use std::{
@@ -47,9 +47,9 @@ const TURN: Duration = Duration::from_millis(5);
 const SLACK: u64 = 4 << 20;
 /// What a burst takes beyond all room: less than the neighbour's file has.
 const BEYOND: u64 = 14 << 20;
-/// And beyond the low watermark, where the machine is the wall: further than
-/// from there to where tasks must reclaim by themselves.
-const BEYOND_LOW: u64 = 24 << 20;
+/// And beyond what all zones keep, where the machine is the wall: kswapd wakes
+/// half of the way there.
+const BEYOND_KEPT: u64 = 48 << 20;
 /// What the machine has before a run.
 const AT_FIRST: u64 = 1 << 30;
 /// How long a burst holds its memory, and the pause after it.
@@ -177,12 +177,11 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
             (growth + SLACK + BEYOND, None)
         }
         None => {
-            let marks = balloon::Marks::read()?;
-            let balloon = Balloon::start(&me, marks.high + growth + SLACK)?;
-            (
-                marks.high - marks.low + growth + SLACK + BEYOND_LOW,
-                Some(balloon),
-            )
+            // With the reserves of lower zones: without, kswapd would be awake
+            // before anything began.
+            let keep = SystemGauge::open()?.level().tight.0;
+            let balloon = Balloon::start(&me, keep + growth + SLACK)?;
+            (growth + SLACK + BEYOND_KEPT, Some(balloon))
         }
     };
     let kills = || {

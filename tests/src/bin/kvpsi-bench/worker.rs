@@ -10,8 +10,8 @@
 //! - `trim on`, `trim off`: give back, or only watch and decide
 //! - `cpu`: what the reactor's thread has used so far
 //!
-//! Each is answered by a line of JSON, and every trim by one of its own. Ends
-//! with its input.
+//! Each but `decode` is answered by a line of JSON, and every trim has one of its
+//! own. Ends with its input.
 
 use crate::piped::{join, orders};
 use anyhow::{Context, Result, bail, ensure};
@@ -86,7 +86,12 @@ impl Ear {
             Self::PsiAvg10 => return Ok(Box::new(Avg10::open()?)),
             Self::Vmstat => Choice::Vmstat,
         };
-        Ok(signal::open(choice, &config)?.source)
+        let opened = signal::open(choice, &config)?;
+        // Such as a trigger that was granted only with a longer window.
+        for note in opened.notes {
+            eprintln!("{}: {note}", self.name());
+        }
+        Ok(opened.source)
     }
 }
 
