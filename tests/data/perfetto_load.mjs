@@ -145,7 +145,11 @@ for (let at = 0; at < data.length; at += SLICE) {
   const wrong = results(got, RESULT.append).flatMap((r) => r[2] ?? []);
   if (wrong.length > 0) throw new Error(`${trace}: ${wrong[0]}`);
 }
-await ask(FINALIZE);
+for (const end of results(await ask(FINALIZE), RESULT.finalize)) {
+  // All that it has is a text, where something is wrong.
+  const wrong = Object.values(end).flat().find((v) => v.length > 0);
+  if (wrong !== undefined) throw new Error(`${trace}: ${wrong}`);
+}
 for (const sql of questions) {
   const args = bytes(RPC.queryArgs, bytes(1, Buffer.from(sql)));
   const got = await ask(QUERY, args);

@@ -185,10 +185,15 @@ fn perfetto_loads_a_trace_and_finds_tracks_slices_and_counters_in_it() {
     let [by_thread, by_cpu, counters] = &answers[..] else {
         panic!("{answers:?}");
     };
-    // A stall of a task lies on its own track and on its processor's.
+    // A stall of a task lies on its own track and on its processor's; one inside
+    // another, as kernels have them that tell of refaults, only on its own.
     let sum = |rows: &[Value]| rows.iter().filter_map(|r| r["n"].as_u64()).sum::<u64>();
     assert!(sum(by_thread) >= 10, "{by_thread:?}");
-    assert_eq!(sum(by_thread), sum(by_cpu), "{by_thread:?} {by_cpu:?}");
+    let (tasks, cpus) = (sum(by_thread), sum(by_cpu));
+    assert!(
+        cpus <= tasks && 2 * cpus >= tasks,
+        "{by_thread:?} {by_cpu:?}"
+    );
     let lasting = |r: &Value| r["least"].as_i64() >= Some(0) && r["most"].as_i64() > Some(0);
     assert!(by_thread.iter().all(lasting), "{by_thread:?}");
     for name in ["PSI memory, % some", "stalled tasks tasks"] {

@@ -15,7 +15,7 @@ use std::{
     sync::mpsc::{Receiver, Sender, channel},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -26,10 +26,15 @@ const PREEMPT: Steps = Steps::NONE.with(Step::Preempt);
 struct Listener {
     tell: Sender<Told>,
     gone: Arc<AtomicBool>,
+    /// Runs in the middle of a step, with each piece.
+    with_piece: Box<dyn FnMut() + Send>,
 }
 
 impl Client for Listener {
     fn tell(&mut self, told: Told) {
+        if matches!(told, Told::Piece { .. }) {
+            (self.with_piece)();
+        }
         let _ = self.tell.send(told);
     }
 
@@ -92,6 +97,16 @@ fn greedy(max_tokens: usize) -> SamplingConfig {
 }
 
 fn ask(batch: &mut Batch, tokens: Vec<u32>, count: usize, deadline: Duration) -> Asked {
+    ask_with(batch, tokens, count, deadline, || ())
+}
+
+fn ask_with(
+    batch: &mut Batch,
+    tokens: Vec<u32>,
+    count: usize,
+    deadline: Duration,
+    with_piece: impl FnMut() + Send + 'static,
+) -> Asked {
     let (tell, told) = channel();
     let gone = Arc::new(AtomicBool::new(false));
     batch.submit(Ask {
@@ -103,6 +118,7 @@ fn ask(batch: &mut Batch, tokens: Vec<u32>, count: usize, deadline: Duration) ->
         client: Box::new(Listener {
             tell,
             gone: gone.clone(),
+            with_piece: Box::new(with_piece),
         }),
     });
     Asked {
@@ -249,6 +265,41 @@ fn one_that_lost_all_its_memory_goes_on_with_the_same_text() {
     let [a, b] = [0, 1].map(|i| asked[i].end.clone().unwrap().unwrap());
     assert_eq!((a.preemptions, b.preemptions), (0, 2));
     assert_eq!((b.loss.tokens, b.stats.tokens), (0, 40));
+}
+
+#[test]
+fn one_that_lost_its_memory_before_its_last_token_ends_once() {
+    let test = "one_that_lost_its_memory_before_its_last_token_ends_once";
+    let Some(mut b) = batch(test, 2, |_| ()) else {
+        return;
+    };
+    const COUNT: usize = 6;
+    let (first, second) = (prompt(&b, 0, 30), prompt(&b, 300, 20));
+    let want = alone(&mut b, &second, COUNT);
+    let pool = b.engine().pool();
+    let said = Arc::new(AtomicUsize::new(0));
+    let (counts, sees) = (said.clone(), said.clone());
+    let of_first = pool.clone();
+    let mut asked = vec![
+        // Its token of a step is told before the other's: what that is to be
+        // taken from is computed, and then lost.
+        ask_with(&mut b, first, 40, LONG, move || {
+            if sees.load(Relaxed) == COUNT - 1 {
+                of_first.trim(Bytes(u64::MAX), PREEMPT);
+            }
+        }),
+        ask_with(&mut b, second, COUNT, LONG, move || {
+            counts.fetch_add(1, Relaxed);
+        }),
+    ];
+    finish(&mut b, &mut asked, |_, _| ());
+    let outcome = asked[1].end.clone().unwrap().unwrap();
+    assert!(outcome.preemptions >= 1);
+    assert_eq!(asked[1].tokens, want);
+    let account = b.account();
+    let ends = [&account.failed, &account.finished].map(|n| n.load(Relaxed));
+    assert_eq!(ends, [0, 3], "each request has one end");
+    assert_eq!(pool.account().in_use, Bytes::ZERO);
 }
 
 #[test]

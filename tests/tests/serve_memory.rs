@@ -333,7 +333,12 @@ fn no_client_and_no_pressure_loses_a_request_a_block_or_memory() {
     assert_eq!(cgroup.memory().oom_kills(), 0);
     assert!(lived, "the hog was killed");
     assert!(status.trims.count > 0 && bursts > 0, "nothing pressed");
-    assert_eq!(status.requests.failed, 0, "{status:?}");
+    let (_, metrics) = s.get("/metrics");
+    let why = metrics
+        .lines()
+        .filter(|l| l.starts_with("kvpsi_requests_failed"));
+    let why: Vec<&str> = why.collect();
+    assert_eq!(status.requests.failed, 0, "{why:?} {status:?}");
     assert_eq!(
         (status.kv.in_use.0, status.kv.tokens),
         (0, 0),

@@ -8,7 +8,8 @@
 //!   of unknown cause while neither our cgroup nor the system is short.
 //! - kswapd's wake is early warning: only what is lossless goes.
 //! - Where reclaim has other pages to turn to, what costs text waits for the
-//!   slow steps, which lose less; not longer than a patience while stalls go on.
+//!   slow steps, which lose less; not longer than a patience while stalls go on,
+//!   nor when these are stuck: they need pages and a CPU themselves.
 //!   A stall in a cgroup at its limit, or a victim of the OOM killer, is urgent:
 //!   two slices by quick steps at once, the rest of the deficit by slow ones.
 //! - After a trim the budget is what is left. When calm, it grows back by a
@@ -37,6 +38,10 @@ pub struct Tuning {
     /// How long stalls may go on before quick steps take what slow ones were
     /// asked for.
     pub patience: Duration,
+    /// Slow steps that owe something and gave nothing for so long are stuck: no
+    /// burst waits for them. Longer than one step takes, thinning 8 MiB by what
+    /// queries are expected being the longest.
+    pub stuck: Duration,
     /// No stall for this long: the budget starts to grow.
     pub calm: Duration,
     /// Growth step.
@@ -54,6 +59,7 @@ impl Default for Tuning {
             max_slice: Bytes::mib(64),
             quiet: Duration::from_millis(10),
             patience: Duration::from_millis(5),
+            stuck: Duration::from_millis(100),
             calm: Duration::from_secs(2),
             grow_by: Bytes::mib(4),
             grow_every: Duration::from_millis(250),
@@ -90,6 +96,8 @@ struct Burst {
     /// When the slow steps were first asked, and nothing quick was left that
     /// is free.
     ordered_ns: Option<u64>,
+    /// The slow steps were stuck when it began.
+    stuck: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +117,7 @@ pub struct Controller {
     pending: Option<Pending>,
     warned: Option<(u64, bool)>,
     burst: Option<Burst>,
+    owed_since_ns: Option<u64>,
     last_stall_ns: u64,
     next_grow_ns: u64,
     ignored: u64,
@@ -129,6 +138,7 @@ impl Controller {
             pending: None,
             warned: None,
             burst: None,
+            owed_since_ns: None,
             last_stall_ns: 0,
             next_grow_ns: 0,
             ignored: 0,
@@ -144,6 +154,12 @@ impl Controller {
     #[must_use]
     pub fn ignored(&self) -> u64 {
         self.ignored
+    }
+
+    /// Takes in since when the slow steps owe something and gave nothing;
+    /// `None`: they owe nothing.
+    pub fn owed(&mut self, since_ns: Option<u64>) {
+        self.owed_since_ns = since_ns;
     }
 
     /// Takes in one event.
@@ -242,15 +258,15 @@ impl Controller {
         })
     }
 
-    /// There is no time for the slow steps: the wall is hard, or they were
-    /// asked and stalls went on.
+    /// There is no time for the slow steps: the wall is hard, they are stuck,
+    /// or they were asked and stalls went on.
     fn urgent(&self, b: &Burst, now_ns: u64) -> bool {
         let hard = matches!(
             b.kind,
             Kind::MemcgReclaim | Kind::MemcgThrottle | Kind::OomVictim | Kind::Throttled
         );
         let late = |asked: u64| now_ns.saturating_sub(asked) > ns(self.tuning.patience);
-        hard || b.ordered_ns.is_some_and(late)
+        hard || b.stuck || b.ordered_ns.is_some_and(late)
     }
 
     fn steps(&self, b: &Burst, now_ns: u64) -> Steps {
@@ -264,6 +280,8 @@ impl Controller {
             return None;
         };
         self.last_stall_ns = now_ns;
+        let owed = |since: u64| now_ns.saturating_sub(since) > ns(self.tuning.stuck);
+        let stuck = self.owed_since_ns.is_some_and(owed);
         let target = deficit.max(p.asked).max(self.tuning.first_slice);
         let going_on = self
             .burst
@@ -281,6 +299,7 @@ impl Controller {
                 slice: self.tuning.first_slice,
                 target,
                 ordered_ns: None,
+                stuck,
             },
         });
         self.burst

@@ -112,6 +112,8 @@ pub struct GovernorStats {
     pub trimmed_bytes: Bytes,
     /// The same by step.
     pub by_step: std::collections::BTreeMap<&'static str, Bytes>,
+    /// Bytes that slow steps were asked for and have not given yet.
+    pub owed_bytes: Bytes,
     /// Positions that lost keys and values.
     pub dropped_tokens: u64,
     /// Stalls of other cgroups, let pass.
@@ -188,7 +190,7 @@ impl Prepared {
     /// # Errors
     /// That thread could not be made.
     pub fn start(mut self, ladder: Arc<Ladder>) -> Result<Governor, GovernorError> {
-        let (order, shared) = (self.order, Arc::clone(&self.shared));
+        let (order, shared) = (Arc::clone(&self.order), Arc::clone(&self.shared));
         let of_worker = Arc::clone(&ladder);
         self.threads.spawn("kvpsi-reclaim", move |stop| {
             Worker {
@@ -204,6 +206,7 @@ impl Prepared {
         Ok(Governor {
             signal: self.signal,
             ladder,
+            order: self.order,
             shared: self.shared,
             stats: self.stats,
             hardening: self.hardening,
@@ -224,6 +227,7 @@ impl std::fmt::Debug for Prepared {
 pub struct Governor {
     signal: &'static str,
     ladder: Arc<Ladder>,
+    order: Arc<Order>,
     shared: Arc<Shared>,
     stats: Arc<dyn SourceStats>,
     hardening: Hardening,
@@ -386,6 +390,7 @@ impl Governor {
                 .map(|(step, b)| (step.name(), Bytes(b.load(Relaxed))))
                 .filter(|(_, b)| *b > Bytes::ZERO)
                 .collect(),
+            owed_bytes: self.order.owed(),
             dropped_tokens: s.dropped_tokens.load(Relaxed),
             ignored: s.ignored.load(Relaxed),
             wakeups: s.wakeups.load(Relaxed),

@@ -186,6 +186,7 @@ impl Reactor {
             let noticed_ns = monotonic_ns();
             let levels = self.gauges.levels();
             self.controller.set_profile(self.ladder.profile());
+            self.controller.owed(self.order.owed_since());
             self.shared.tap(|| Tapped::Levels {
                 ts_ns: noticed_ns,
                 levels,

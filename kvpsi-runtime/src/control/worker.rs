@@ -33,6 +33,8 @@ use std::sync::{
 #[derive(Debug)]
 pub(super) struct Order {
     bytes: AtomicU64,
+    /// When the order was placed, or when a part of it was last given.
+    since_ns: AtomicU64,
     onset_ns: AtomicU64,
     kind: AtomicU16,
     /// An eventfd that wakes the worker.
@@ -43,6 +45,7 @@ impl Order {
     pub fn new(wake: OwnedFd) -> Self {
         Self {
             bytes: AtomicU64::new(0),
+            since_ns: AtomicU64::new(0),
             onset_ns: AtomicU64::new(0),
             kind: AtomicU16::new(0),
             wake,
@@ -53,9 +56,21 @@ impl Order {
     pub fn place(&self, bytes: Bytes, kind: Kind, onset_ns: u64) {
         self.onset_ns.store(onset_ns, Relaxed);
         self.kind.store(kind as u16, Relaxed);
-        self.bytes.fetch_max(bytes.0, SeqCst);
+        if self.bytes.fetch_max(bytes.0, SeqCst) == 0 {
+            self.since_ns.store(monotonic_ns(), SeqCst);
+        }
         // An eventfd is full after 2^64 orders; then the worker is awake.
         let _ = write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// What was asked for and is not given yet.
+    pub fn owed(&self) -> Bytes {
+        Bytes(self.bytes.load(SeqCst))
+    }
+
+    /// Since when something is owed of which nothing was given.
+    pub fn owed_since(&self) -> Option<u64> {
+        (self.owed() > Bytes::ZERO).then(|| self.since_ns.load(SeqCst))
     }
 }
 
@@ -104,6 +119,7 @@ impl Worker {
                 break;
             };
             freed = true;
+            self.order.since_ns.store(monotonic_ns(), SeqCst);
             let less = |b: u64| Some(b.saturating_sub(done.bytes.0.max(1)));
             let _ = self.order.bytes.fetch_update(SeqCst, SeqCst, less);
             self.tell(&done, Bytes(left), onset_ns, started_ns);

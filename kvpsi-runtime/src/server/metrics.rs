@@ -269,6 +269,7 @@ fn kernel(s: &Status, governor: &Governor) {
         counter!(names::TRIM_BYTES.name, "step" => *step).absolute(bytes.0);
     }
     counter!(names::DROPPED_TOKENS.name).absolute(stats.dropped_tokens);
+    gauge!(names::OWED_BYTES.name).set(stats.owed_bytes.0 as f64);
     counter!(names::STALLS_IGNORED.name).absolute(stats.ignored);
     counter!(names::TRIM_RECORDS_LOST.name).absolute(stats.records_lost);
     let broken = f64::from(u8::from(stats.source_error.is_some()));

@@ -269,6 +269,12 @@ pub const DROPPED_TOKENS: Metric = counter(
     &[],
     "Positions that lost their keys and values.",
 );
+/// Bytes that packing and thinning were asked for and have not given yet.
+pub const OWED_BYTES: Metric = gauge(
+    "kvpsi_reclaim_owed_bytes",
+    &[],
+    "Bytes that packing and thinning were asked for and have not given yet.",
+);
 /// 1 for where pressure is heard.
 pub const SOURCE_INFO: Metric = gauge(
     "kvpsi_source_info",
@@ -331,7 +337,7 @@ pub const RESIDENT_MEMORY: Metric = gauge(
 );
 
 /// All of them.
-pub const ALL: [Metric; 37] = [
+pub const ALL: [Metric; 38] = [
     REQUESTS_RUNNING,
     REQUESTS_WAITING,
     KV_CACHE_USAGE,
@@ -359,6 +365,7 @@ pub const ALL: [Metric; 37] = [
     TRIM_BYTES,
     TRIM_SECONDS,
     DROPPED_TOKENS,
+    OWED_BYTES,
     SOURCE_INFO,
     SOURCE_BROKEN,
     PROBE_RUNS,

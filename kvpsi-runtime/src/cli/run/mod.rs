@@ -17,6 +17,7 @@ use crate::{
     units::Bytes,
 };
 use anyhow::{Context, bail};
+use kvpsi_common::{Kind, counters::KindCounters};
 use std::{
     io::BufRead,
     path::PathBuf,
@@ -189,7 +190,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     drop(talk);
     drop(recording);
     if let Some(governor) = governor {
-        report_trims(&governor.stats());
+        report_trims(&governor.stats(), &governor.source().kinds());
     }
     match caught.load(Ordering::Relaxed) {
         0 => Ok(()),
@@ -225,11 +226,15 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
 
 /// What was given back, or that nothing was though somebody stalled; and what
 /// was lost, if anything.
-fn report_trims(stats: &GovernorStats) {
+fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     if stats.trims == 0 && stats.events.seen > 0 {
+        let heard = kinds.iter().filter(|(_, c)| c.seen > 0);
+        let heard: String = heard
+            .map(|(kind, c)| format!(", {} {}", c.seen, kind.name()))
+            .collect();
         eprintln!(
-            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen, {} of them of other cgroups)",
-            stats.signal, stats.events.seen, stats.ignored
+            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen{heard}; woken {} times, {} events were somebody else's)",
+            stats.signal, stats.events.seen, stats.wakeups, stats.ignored
         );
     }
     if stats.trims > 0 {
@@ -242,6 +247,12 @@ fn report_trims(stats: &GovernorStats) {
             stats.dropped_tokens,
             stats.signal,
             stats.events.seen
+        );
+    }
+    if stats.owed_bytes > Bytes::ZERO {
+        eprintln!(
+            "kvpsi: {} more were asked of packing and thinning, which had not come to it",
+            stats.owed_bytes
         );
     }
     if stats.events.dropped > 0 {

@@ -100,6 +100,29 @@ fn direct_reclaim_is_served_even_where_the_watermarks_look_fine() {
 }
 
 #[test]
+fn slow_steps_that_are_stuck_are_not_waited_for() {
+    // Bursts far apart, each of which orders anew and is over before its
+    // patience is.
+    let stall = |c: &mut Controller, t, owed| {
+        c.owed(owed);
+        c.observe(&event(Kind::DirectReclaim, Phase::Onset, t));
+        let d = c.decide(t, cgroup(Bytes::ZERO)).unwrap();
+        c.trimmed(&d, Bytes::ZERO, true);
+        assert_eq!(c.decide(t, cgroup(Bytes::ZERO)), None);
+        d.steps.has(Step::Window)
+    };
+    let mut c = Controller::new(Tuning::default(), Profile::Balanced, 4096);
+    assert!(!stall(&mut c, MS, None));
+    // It works on it.
+    assert!(!stall(&mut c, 50 * MS, Some(MS)));
+    assert!(!stall(&mut c, 250 * MS, Some(200 * MS)));
+    // It gave nothing since.
+    assert!(stall(&mut c, 400 * MS, Some(200 * MS)));
+    // What it owed it gave.
+    assert!(!stall(&mut c, 600 * MS, None));
+}
+
+#[test]
 fn kswapd_waking_up_costs_only_slack() {
     let mut c = controller();
     c.observe(&event(Kind::KswapdWake, Phase::Mark, 1));

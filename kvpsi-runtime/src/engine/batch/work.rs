@@ -50,6 +50,7 @@ impl Batch {
                 Ok(None) => return false,
                 Err(e) => {
                     self.fail(i, &e.to_string());
+                    self.leave();
                     return true;
                 }
             }
@@ -73,6 +74,8 @@ impl Batch {
             Ok(Walk::Stopped | Walk::NoRoom) => job.state = State::Preempted,
             Err(e) => self.fail(i, &e.to_string()),
         }
+        // Its first token after may have been its last.
+        self.leave();
         true
     }
 
@@ -110,9 +113,13 @@ impl Batch {
             self.run(&plan);
         }
         let worked = !plan.spans.is_empty();
-        // Who was answered or failed is gone: memory first, then the place.
-        self.running.retain(|job| job.session.is_some());
+        self.leave();
         worked
+    }
+
+    /// Who was answered or failed is gone: memory first, then the place.
+    fn leave(&mut self) {
+        self.running.retain(|job| job.session.is_some());
     }
 
     /// Prompts take turns.

@@ -5,14 +5,15 @@
 //! as its holder can, and looks at RSS and PSS (`smaps_rollup`) before and
 //! after: kvpsi's pool by block size and by pattern; candle's tensors, of which
 //! the newer half is copied and the rest dropped; blocks of malloc, of which
-//! every second is freed. Invariant: nothing else in the process takes or
-//! frees memory in between.
+//! every second is freed. A bare `madvise` is looped over a mapping that was
+//! filled at once, and over the very blocks that kvpsi gives back. Invariant:
+//! nothing else in the process takes or frees memory in between.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use kvpsi::{
     attention::RowSpan,
-    kv::{KvPool, KvType, PoolConfig, Step as Rung, Steps},
+    kv::{KvPool, KvType, PoolConfig, SeqId, Step as Rung, Steps},
     model::{
         decoder::Decoder,
         gguf::Gguf,
@@ -52,6 +53,13 @@ enum Pattern {
     Ended,
 }
 
+/// Who gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Trim,
+    Madvise,
+}
+
 /// RSS and PSS of this process, in bytes (proc(5), `smaps_rollup`).
 fn held() -> Result<[i64; 2]> {
     let text = fs::read_to_string("/proc/self/smaps_rollup")?;
@@ -84,8 +92,9 @@ fn watch(give: impl FnOnce() -> u64) -> Result<Took> {
     })
 }
 
-/// A pool that is filled and then trimmed to half.
-fn pool(decoder: &Decoder, text: &[u32], block: usize, pattern: Pattern) -> Result<Took> {
+/// A pool that is filled and then trimmed to half; or whose same half a loop of
+/// `madvise` over its blocks returns.
+fn pool(decoder: &Decoder, text: &[u32], block: usize, pattern: Pattern, by: By) -> Result<Took> {
     let mut shape = decoder.kv_shape(KvType::F16);
     shape.block_tokens = block;
     let pool = KvPool::new(PoolConfig {
@@ -113,6 +122,9 @@ fn pool(decoder: &Decoder, text: &[u32], block: usize, pattern: Pattern) -> Resu
             decoder.step_through(tokens, span, &pool, &mut step, 0..0, &mut |_, _| ())?;
         }
     }
+    if by == By::Madvise {
+        return in_place(&pool, &seqs, pattern, shape.block_bytes().0);
+    }
     match pattern {
         Pattern::Oldest => {
             let half = Bytes(pool.account().in_use.0 / 2);
@@ -123,6 +135,28 @@ fn pool(decoder: &Decoder, text: &[u32], block: usize, pattern: Pattern) -> Resu
             watch(|| pool.trim(Bytes(u64::MAX), Steps::SLACK).bytes.0)
         }
     }
+}
+
+/// Returns the pages of the same blocks with nothing but `madvise`: what the
+/// kernel itself takes for memory that was filled so.
+fn in_place(pool: &KvPool, seqs: &[SeqId], pattern: Pattern, block_bytes: u64) -> Result<Took> {
+    let run = usize::try_from(block_bytes)?;
+    let mut views = Vec::new();
+    let seq = seqs[seqs.len() - 1];
+    pool.blocks(&pool.layer(), seq, 0, &mut views);
+    let blocks = match pattern {
+        // As the trim chooses: all but the sinks, to half.
+        Pattern::Oldest => &views[1..=views.len() / 2],
+        Pattern::Ended => &views[..],
+    };
+    watch(|| {
+        for b in blocks {
+            // SAFETY: a block begins with the keys of its first layer; it is
+            // whole pages of the pool's mapping, and nobody reads it after.
+            let _ = unsafe { madvise(b.k.cast_mut().cast(), run, Advice::LinuxDontNeed) };
+        }
+        (blocks.len() * run) as u64
+    })
 }
 
 /// A mapping of `bytes`, of which runs of `run` are returned until half is.
@@ -182,7 +216,7 @@ fn row(
     block: Option<usize>,
     pattern: &str,
     mut all: Vec<Took>,
-    bare: Option<f64>,
+    [fresh, in_place]: [Option<f64>; 2],
 ) -> Value {
     all.sort_by(|a, b| a.us.total_cmp(&b.us));
     let t = &all[all.len() / 2];
@@ -192,7 +226,7 @@ fn row(
     let row = json!({
         "what": "giveback", "holder": holder, "block": block, "pattern": pattern, "bytes": t.bytes,
         "rss_lost": lost[0] / bytes, "pss_lost": lost[1] / bytes, "us_per_mib": us_per_mib,
-        "madvise_us_per_mib": bare,
+        "madvise_us_per_mib": fresh, "in_place_us_per_mib": in_place,
     });
     eprintln!(
         "  {holder:<8} {pattern:<8} {:>4} tokens a block: RSS lost {:.1} %, {us_per_mib:.1} us for a MiB",
@@ -214,30 +248,39 @@ pub fn run(a: &Args) -> Result<()> {
         let (bytes, run) = (shape.token_bytes().0, shape.block_bytes().0);
         let (bytes, run) = (usize::try_from(bytes)? * text.len(), usize::try_from(run)?);
         // In turn: what the machine does to one it does to all.
-        let (mut bares, mut oldest, mut ended) = (vec![], vec![], vec![]);
+        let mut fresh = vec![];
+        let (mut oldest, mut ended) = ([vec![], vec![]], [vec![], vec![]]);
         for _ in rounds.clone() {
-            bares.push(bare(bytes, run)?);
-            oldest.push(pool(&decoder, text, *block, Pattern::Oldest)?);
-            ended.push(pool(&decoder, text, *block, Pattern::Ended)?);
+            let of = |pattern, by| pool(&decoder, text, *block, pattern, by);
+            fresh.push(bare(bytes, run)?);
+            for (pattern, all) in [(Pattern::Oldest, &mut oldest), (Pattern::Ended, &mut ended)] {
+                all[0].push(of(pattern, By::Madvise)?);
+                all[1].push(of(pattern, By::Trim)?);
+            }
         }
-        let plain = row("madvise", Some(*block), "oldest", bares, None);
-        let bare = plain["us_per_mib"].as_f64();
-        println!("{plain}");
-        println!("{}", row("kvpsi", Some(*block), "oldest", oldest, bare));
-        println!("{}", row("kvpsi", Some(*block), "ended", ended, bare));
+        let us = |r: &Value| r["us_per_mib"].as_f64();
+        let fresh = row("madvise", Some(*block), "fresh", fresh, [None, None]);
+        println!("{fresh}");
+        for (name, [by_hand, trimmed]) in [("oldest", oldest), ("ended", ended)] {
+            let beside = [us(&fresh), None];
+            let in_place = row("madvise", Some(*block), name, by_hand, beside);
+            let beside = [us(&fresh), us(&in_place)];
+            println!("{in_place}");
+            println!("{}", row("kvpsi", Some(*block), name, trimmed, beside));
+        }
     }
     let shape = decoder.kv_shape(KvType::F16);
     let bytes = usize::try_from(shape.token_bytes().0)? * text.len();
     let block = usize::try_from(shape.block_bytes().0)?;
     let of = |f: &dyn Fn() -> Result<Took>| rounds.clone().map(|_| f()).collect::<Result<_>>();
     let candles = of(&|| candle(&decoder, text.len()))?;
-    println!("{}", row("candle", None, "oldest", candles, None));
+    println!("{}", row("candle", None, "oldest", candles, [None; 2]));
     // What one layer has of a block: a cache of small pieces.
     for (size, name) in [(block, "blocks"), (block / shape.layers, "layers")] {
         let freed = of(&|| malloc(bytes, size))?;
         println!(
             "{}",
-            row("malloc", Some(shape.block_tokens), name, freed, None)
+            row("malloc", Some(shape.block_tokens), name, freed, [None; 2])
         );
     }
     Ok(())
