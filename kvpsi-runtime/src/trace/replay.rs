@@ -332,7 +332,7 @@ impl Simulation {
         self.levels.with_returned(recorded - simulated).reading()
     }
 
-    /// As the reactor does.
+    /// As the reactor does; but slow steps are never stuck here.
     fn respond(&mut self, on: &mut dyn FnMut(u64, Option<&Made>)) {
         while let Some(decision) = self.controller.decide(self.now_ns, self.reading()) {
             let by_step = self.kv.trim(decision.want.0, decision.steps);
