@@ -1,23 +1,42 @@
 //! One anonymous mapping, reserved up front, cut into blocks.
 //!
 //! Owns the address space and the calls that give pages back. Knows nothing
-//! of who uses a block. A page is charged when it is first written, and gone
+//! of who uses a block. A page is charged when it is first touched, and gone
 //! when `madvise(MADV_DONTNEED)` returns (madvise(2)).
 //!
 //! In builds with debug assertions a returned block is unreadable until it
-//! is handed out again: a use of it is a fault, not zeros.
+//! is handed out again: a use of it is a fault, not zeros. Where the kernel has
+//! guard regions (`MADV_GUARD_INSTALL`, Linux 6.13) it is by them: `mprotect`
+//! waits for every fault in the mapping, with the address space locked.
 
 use super::types::KvError;
 use crate::units::Bytes;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
-use std::ptr::NonNull;
+use std::{ops::Range, ptr::NonNull};
 
 #[derive(Debug)]
 pub(super) struct Arena {
     base: NonNull<u8>,
     block_bytes: usize,
     blocks: usize,
+    seal: Seal,
 }
+
+/// How a returned block is made unreadable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seal {
+    /// It is not.
+    None,
+    /// By guard regions, beside faults of others.
+    Guard,
+    /// By `mprotect`.
+    Protect,
+}
+
+/// `MADV_GUARD_INSTALL` and `MADV_GUARD_REMOVE` of the kernel's
+/// `include/uapi/asm-generic/mman-common.h`.
+const GUARD_INSTALL: i32 = 102;
+const GUARD_REMOVE: i32 = 103;
 
 // SAFETY: the arena is an address range; it reads and writes nothing itself.
 // Who may touch a block is the pool's matter.
@@ -31,11 +50,6 @@ const HUGE_PAGE: usize = 2 << 20;
 impl Arena {
     pub fn reserve(block_bytes: usize, blocks: usize) -> Result<Self, KvError> {
         let len = block_bytes * blocks;
-        let prot = if cfg!(debug_assertions) {
-            ProtFlags::empty()
-        } else {
-            ProtFlags::READ | ProtFlags::WRITE
-        };
         let fail = |e: rustix::io::Errno| KvError::Reserve {
             bytes: Bytes(len as u64),
             reason: format!("{e} (see `ulimit -v` and vm.overcommit_memory)"),
@@ -45,21 +59,30 @@ impl Arena {
             mm::mmap_anonymous(
                 std::ptr::null_mut(),
                 len,
-                prot,
+                ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }
         .map_err(fail)?;
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| fail(rustix::io::Errno::NOMEM))?;
-        let arena = Self {
+        let mut arena = Self {
             base,
             block_bytes,
             blocks,
+            seal: Seal::None,
         };
         if !block_bytes.is_multiple_of(HUGE_PAGE) {
             // Kernels without huge pages answer EINVAL, and need no advice.
             // SAFETY: advice on our own mapping changes no content.
             let _ = unsafe { mm::madvise(base.as_ptr().cast(), len, Advice::LinuxNoHugepage) };
+        }
+        if cfg!(debug_assertions) {
+            arena.seal = if arena.guard(0, blocks, GUARD_INSTALL) {
+                Seal::Guard
+            } else {
+                Seal::Protect
+            };
+            arena.seal(0, blocks);
         }
         Ok(arena)
     }
@@ -81,8 +104,36 @@ impl Arena {
 
     /// Makes a returned block usable (debug builds only).
     pub fn unseal(&self, i: usize) {
-        if cfg!(debug_assertions) {
-            self.protect(i, 1, MprotectFlags::READ | MprotectFlags::WRITE);
+        let done = match self.seal {
+            Seal::None => true,
+            Seal::Guard => self.guard(i, 1, GUARD_REMOVE),
+            Seal::Protect => self.protect(i, 1, MprotectFlags::READ | MprotectFlags::WRITE),
+        };
+        debug_assert!(done, "block {i} stays sealed");
+    }
+
+    fn seal(&self, first: usize, n: usize) {
+        let done = match self.seal {
+            Seal::None => true,
+            Seal::Guard => self.guard(first, n, GUARD_INSTALL),
+            Seal::Protect => self.protect(first, n, MprotectFlags::empty()),
+        };
+        debug_assert!(done, "blocks {first}+{n} are not sealed");
+    }
+
+    /// Has the kernel find these pages of block `i`; what is in them means
+    /// nothing afterwards. By a fault of each, not by `MADV_POPULATE_WRITE`:
+    /// that reclaims with the address space locked.
+    ///
+    /// # Safety
+    /// The block is the caller's alone.
+    pub unsafe fn touch(&self, i: usize, pages: Range<usize>) {
+        let size = rustix::param::page_size();
+        assert!(pages.end * size <= self.block_bytes);
+        let at = self.block(i).as_ptr();
+        for page in pages {
+            // SAFETY: within the block, checked above, and nobody else's.
+            unsafe { at.add(page * size).write_volatile(0) };
         }
     }
 
@@ -95,9 +146,7 @@ impl Arena {
         let at = self.block(first).as_ptr().cast();
         // SAFETY: our own mapping, whole pages, unused as the caller says.
         unsafe { mm::madvise(at, n * self.block_bytes, Advice::LinuxDontNeed)? };
-        if cfg!(debug_assertions) {
-            self.protect(first, n, MprotectFlags::empty());
-        }
+        self.seal(first, n);
         Ok(())
     }
 
@@ -119,15 +168,20 @@ impl Arena {
         }
     }
 
-    fn protect(&self, first: usize, n: usize, flags: MprotectFlags) {
+    fn protect(&self, first: usize, n: usize, flags: MprotectFlags) -> bool {
         let at = self.block(first).as_ptr().cast();
         // SAFETY: our own mapping; blocks change hands only between owners.
-        let r = unsafe { mm::mprotect(at, n * self.block_bytes, flags) };
-        debug_assert!(r.is_ok(), "mprotect of blocks {first}+{n}: {r:?}");
+        unsafe { mm::mprotect(at, n * self.block_bytes, flags) }.is_ok()
+    }
+
+    fn guard(&self, first: usize, n: usize, advice: i32) -> bool {
+        let at = self.block(first).as_ptr().cast();
+        // SAFETY: as for `protect`; what is behind a new guard goes.
+        unsafe { libc::madvise(at, n * self.block_bytes, advice) == 0 }
     }
 
     #[cfg(test)]
-    pub fn range(&self) -> std::ops::Range<usize> {
+    pub fn range(&self) -> Range<usize> {
         let a = self.base.as_ptr().expose_provenance();
         a..a + self.blocks * self.block_bytes
     }

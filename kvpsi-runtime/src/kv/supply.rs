@@ -33,7 +33,8 @@ impl KvPool {
     }
 
     /// Takes a free block, a resident one first, as long as no more than
-    /// `most` pages are resident then.
+    /// `most` pages are resident then. All its pages are there. Not to be
+    /// called under a guard.
     pub(super) fn take(&self, kind: KvType, most: usize) -> Option<usize> {
         let need = self.pages(kind);
         let (block, held) = match self.slack.take_low() {
@@ -48,16 +49,20 @@ impl KvPool {
             }
             return None;
         }
-        let block = if held > 0 {
+        let (block, there) = if held > 0 {
             self.shorten(block, held, need);
-            block
+            (block, held)
         } else if let Some(b) = self.returned.take_low() {
             self.arena.unseal(b);
-            b
+            (b, 0)
         } else {
             self.resident.fetch_sub(more, SeqCst);
             return None;
         };
+        // Before anybody opens a guard to write it: a fault under a guard may
+        // have to wait for memory, and the reactor for the guard.
+        // SAFETY: a free block that was taken just now.
+        unsafe { self.arena.touch(block, there..need) };
         let held = need.max(if held > need {
             self.blocks[block].held()
         } else {

@@ -19,7 +19,7 @@ use super::{
     pack::Reclaimed,
     pool::KvPool,
     sequence::{SeqId, Slot},
-    types::Step,
+    types::{KvShape, Step},
 };
 use crate::units::Bytes;
 use std::{ops::Range, sync::atomic::Ordering::Relaxed};
@@ -38,6 +38,25 @@ pub struct ThinMemory {
     row: Vec<f32>,
     old: Vec<(usize, usize, usize)>,
     new: Vec<usize>,
+}
+
+impl ThinMemory {
+    /// Memory for so many rows, written once: nothing is to wait for memory
+    /// under a guard.
+    fn make_room(&mut self, s: &KvShape, rows: usize) {
+        for rows_of in [&mut self.keys, &mut self.values] {
+            rows_of.resize(rows * s.head_dim, 0.0);
+        }
+        for of_rows in [&mut self.mass, &mut self.scores] {
+            of_rows.resize(rows, 0.0);
+        }
+        self.kept.resize_with(s.kv_heads, Vec::new);
+        for kept in &mut self.kept {
+            kept.resize(rows, 0);
+        }
+        self.plane.resize(s.plane().values(), 0);
+        self.row.resize(s.head_dim, 0.0);
+    }
 }
 
 /// What to keep.
@@ -153,6 +172,7 @@ impl KvPool {
                 None => return self.undo(memory),
             }
         }
+        memory.make_room(&self.config.shape, rows);
         let mut fell = 0.0;
         for layer in 0..self.config.shape.layers {
             let _guard = self.layer();
@@ -212,8 +232,6 @@ impl KvPool {
     ) -> f32 {
         let s = &self.config.shape;
         let (n, d, plane) = (s.block_tokens, s.head_dim, s.plane());
-        m.keys.resize(rows * d, 0.0);
-        m.values.resize(rows * d, 0.0);
         m.mass.clear();
         let into = m.keys.chunks_exact_mut(d).zip(m.values.chunks_exact_mut(d));
         let places = m
@@ -248,7 +266,6 @@ impl KvPool {
             next_pos: slot.len(),
         };
         policy.score(&of_head, &mut m.scores);
-        m.kept.resize_with(s.kv_heads, Vec::new);
         best(&m.scores, keep, &mut m.kept[head]);
         policy.fell(&of_head, &m.kept[head])
     }
@@ -257,9 +274,7 @@ impl KvPool {
     /// way of f16: what has 4 bits shares offsets within a block.
     fn gather(&self, layer: usize, keep: usize, m: &mut ThinMemory) {
         let s = &self.config.shape;
-        let (n, d, plane) = (s.block_tokens, s.head_dim, s.plane());
-        m.plane.resize(plane.values(), 0);
-        m.row.resize(d, 0.0);
+        let (n, plane) = (s.block_tokens, s.plane());
         for (i, &new) in m.new.iter().enumerate() {
             let filled = (keep - i * n).min(n);
             let (to, to_kind) = (self.layer_of(new, layer), self.blocks[new].kind());

@@ -2,8 +2,9 @@
 //!
 //! Owns one mapping, cut into what the rows go through. Invariants: the kernel
 //! has the pages back as soon as it is dropped, whatever an allocator would
-//! keep; its size is that of the rows, never of the context. Refuses to know
-//! what is computed.
+//! keep; its size is that of the rows, never of the context; all its pages are
+//! there from the start, for some are first written under a layer's guard.
+//! Refuses to know what is computed.
 
 use crate::model::{gguf::Config, linear::QuantizedRows};
 use candle_core::{Result, bail};
@@ -85,7 +86,12 @@ impl Rows {
         let values = widths.all().into_iter().sum::<usize>() * most;
         let bytes = (values * size_of::<f32>()).max(1);
         let memory = match MmapMut::map_anon(bytes) {
-            Ok(memory) => memory,
+            Ok(mut memory) => {
+                for page in memory.chunks_mut(rustix::param::page_size()) {
+                    std::hint::black_box(page)[0] = 0;
+                }
+                memory
+            }
             Err(e) => bail!("no memory for a step of {most} rows ({bytes} bytes): {e}"),
         };
         let widest = c.hidden.max(c.feed_forward).max(widths.q);
