@@ -5,8 +5,13 @@
 
 use kvpsi::{control::cgroup::OwnedCgroup, signal::SourceConfig, signal::ebpf::EbpfSource};
 use kvpsi_tests::{model, skip};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 /// Whether there is a cgroup and BPF for `test`, which else says so.
 fn can_run(test: &str) -> bool {
@@ -22,11 +27,14 @@ fn can_run(test: &str) -> bool {
     true
 }
 
+fn program() -> PathBuf {
+    // Cargo names a program to tests only where its name has no hyphen.
+    Path::new(env!("CARGO_BIN_EXE_pressure")).with_file_name("kvpsi-bench")
+}
+
 /// The lines that it told.
 fn bench(args: &[&str]) -> Vec<Value> {
-    // Cargo names a program to tests only where its name has no hyphen.
-    let program = Path::new(env!("CARGO_BIN_EXE_pressure")).with_file_name("kvpsi-bench");
-    let out = Command::new(program).args(args).output().unwrap();
+    let out = Command::new(program()).args(args).output().unwrap();
     let err = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{err}");
     let text = String::from_utf8(out.stdout).unwrap();
@@ -115,4 +123,37 @@ fn the_cost_of_listening_is_measured_with_every_program_that_ran() {
     }
     let ran = |name: &str| lines.iter().any(|l| l["program"] == name);
     assert!(ran("memcg_begin") && ran("memcg_end"), "{lines:?}");
+}
+
+#[test]
+fn one_that_is_interrupted_leaves_no_cgroup_behind() {
+    let test = "one_that_is_interrupted_leaves_no_cgroup_behind";
+    if !can_run(test) {
+        return;
+    }
+    let near = OwnedCgroup::create(&format!("kvpsi-test-near-{}", std::process::id())).unwrap();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut command = Command::new(program());
+        let command = command.args(["overhead", "--rounds", "1000"]);
+        let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = quiet.spawn().unwrap();
+        let name = format!("kvpsi-overhead-{}", child.id());
+        let theirs = |procs: PathBuf| procs.parent().unwrap().with_file_name(&name);
+        let dirs: Vec<PathBuf> = near.procs().map(theirs).collect();
+        let busy = |d: &PathBuf| {
+            let members = std::fs::read_to_string(d.join("cgroup.procs"));
+            members.is_ok_and(|m| !m.is_empty())
+        };
+        let end = Instant::now() + Duration::from_secs(20);
+        while !dirs.iter().all(busy) {
+            assert!(Instant::now() < end, "nobody is in {dirs:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let pid = Pid::from_child(&child);
+        kill_process(pid, signal).unwrap();
+        let status = child.wait().unwrap();
+        let left: Vec<_> = dirs.iter().filter(|d| d.exists()).collect();
+        assert!(left.is_empty(), "{left:?} after {signal:?}, {status}");
+        assert_eq!(status.code(), Some(code));
+    }
 }

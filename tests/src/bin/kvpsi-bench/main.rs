@@ -100,7 +100,15 @@ enum What {
 }
 
 fn main() -> Result<()> {
-    match Cli::parse().what {
+    let done = run(Cli::parse().what);
+    if let Some(code) = piped::interrupted() {
+        std::process::exit(code);
+    }
+    done
+}
+
+fn run(what: What) -> Result<()> {
+    match what {
         What::Decode(args) => decode::run(&args),
         What::Candle { model } => candle::serve(&model),
         What::Quality(args) => quality::run(&args),

@@ -1,18 +1,23 @@
 //! Another process of a measurement: orders to its stdin, one a line, and the
 //! lines of its stdout. Refuses to know what they say.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use kvpsi::control::cgroup::OwnedCgroup;
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde_json::Value;
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::{
+        Mutex, Once,
+        atomic::{AtomicI32, Ordering::Relaxed},
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
     time::{Duration, Instant},
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Killed and reaped on drop.
 pub struct Piped {
@@ -91,14 +96,61 @@ impl Drop for Piped {
 }
 
 /// A cgroup for the processes of a measurement; those that one left behind which
-/// was interrupted go first.
+/// was killed go first. There is none any more once this process was interrupted.
 pub fn cgroup(what: &str) -> Result<OwnedCgroup> {
+    static WATCHED: Once = Once::new();
+    WATCHED.call_once(|| drop(std::thread::spawn(end_when_interrupted)));
+    ensure!(interrupted().is_none(), "interrupted");
     let prefix = format!("kvpsi-{what}-");
     OwnedCgroup::sweep(&prefix);
-    Ok(OwnedCgroup::create(&format!(
-        "{prefix}{}",
-        std::process::id()
-    ))?)
+    let name = format!("{prefix}{}", std::process::id());
+    let cgroup = OwnedCgroup::create(&name)?;
+    if let Ok(mut made) = MADE.lock() {
+        made.extend(cgroup.procs());
+    }
+    Ok(cgroup)
+}
+
+/// `cgroup.procs` of all that were made.
+static MADE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+static INTERRUPTED: AtomicI32 = AtomicI32::new(0);
+
+/// The status to end with, if Ctrl-C or SIGTERM came.
+pub fn interrupted() -> Option<i32> {
+    Some(INTERRUPTED.load(Relaxed)).filter(|code| *code != 0)
+}
+
+/// Waits for an interrupt, and then kills whoever is in our cgroups, so that the
+/// measurement fails and cleans up behind itself.
+fn end_when_interrupted() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build();
+    let Ok(runtime) = runtime else { return };
+    let code = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).ok()?;
+        let mut terminate = signal(SignalKind::terminate()).ok()?;
+        tokio::select! {
+            _ = interrupt.recv() => Some(130),
+            _ = terminate.recv() => Some(143),
+        }
+    });
+    let Some(code) = code else { return };
+    INTERRUPTED.store(code, Relaxed);
+    let end = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < end {
+        let made = MADE.lock().map(|m| m.clone()).unwrap_or_default();
+        for procs in made {
+            for pid in fs::read_to_string(procs).unwrap_or_default().lines() {
+                if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It waits for something else.
+    std::process::exit(code);
 }
 
 /// Joins cgroups, and ends with whoever started this process.
