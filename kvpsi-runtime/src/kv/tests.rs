@@ -40,6 +40,7 @@ pub(super) fn key(seq: usize, pos: usize, layer: usize) -> f32 {
 
 /// Appends and fills in steps, as an engine does: what one call handed out
 /// stays protected until the next.
+#[cfg(feature = "trim")]
 pub(super) fn grow(p: &KvPool, tag: usize, seq: SeqId, tokens: usize) {
     for _ in 0..tokens / SHAPE.block_tokens {
         let r = p.append(seq, SHAPE.block_tokens).unwrap();
