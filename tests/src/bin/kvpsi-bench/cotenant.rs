@@ -47,9 +47,6 @@ const TURN: Duration = Duration::from_millis(5);
 const SLACK: u64 = 4 << 20;
 /// What a burst takes beyond all room: less than the neighbour's file has.
 const BEYOND: u64 = 14 << 20;
-/// And beyond what all zones keep, where the machine is the wall: kswapd wakes
-/// half of the way there.
-const BEYOND_KEPT: u64 = 48 << 20;
 /// What the machine has before a run.
 const AT_FIRST: u64 = 1 << 30;
 /// How long a burst holds its memory, and the pause after it.
@@ -82,6 +79,10 @@ pub struct Args {
     /// What everybody runs into
     #[arg(long, value_enum, default_value_t = Wall::Cgroup)]
     wall: Wall,
+    /// MiB that a burst takes beyond what all zones keep, where the machine is
+    /// the wall: so much that kswapd, which wakes on the way, does not keep up
+    #[arg(long, default_value_t = 180)]
+    beyond: u64,
     /// Variants
     #[arg(long, value_enum, value_delimiter = ',')]
     variants: Vec<Ear>,
@@ -181,7 +182,7 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
             // before anything began.
             let keep = SystemGauge::open()?.level().tight.0;
             let balloon = Balloon::start(&me, keep + growth + SLACK)?;
-            (growth + SLACK + BEYOND_KEPT, Some(balloon))
+            (growth + SLACK + (a.beyond << 20), Some(balloon))
         }
     };
     let kills = || {
