@@ -139,8 +139,8 @@ fn told(report: &Value) -> String {
             "## A neighbour on a machine that is short of memory\n\n\
              `cargo xtask bench cotenant --machine`. {}\n\n\
              No cgroup: a balloon leaves what all zones keep and 4 MiB more than the run takes. The model has a conversation\n\
-             of 700 tokens, and one that ended and is cached. A third program takes, every 1.5 s, all of that and 180 MiB beyond: at 48 and\n\
-             at 110 kswapd kept up, nobody waited, and no variant differed. The neighbour's file has 96 MiB here.\n\
+             of 700 tokens, and one that ended and is cached. A third program takes, every 1.5 s, all of that and 180 MiB beyond. The\n\
+             neighbour's file has 96 MiB here.\n\
              `ebpf-late` is eBPF to which kswapd's wake does not count.\n\n{common}\n\n\
              ![Neighbour](cotenant-machine.svg)\n\n",
             machine(report)
