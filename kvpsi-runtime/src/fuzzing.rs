@@ -2,9 +2,9 @@
 //! only with the `fuzzing` that cargo-fuzz sets.
 
 use crate::{
-    confine::threads::Thread,
     control::{cgroup, gauge::Watermarks},
-    signal::{systemd, vmstat::Counts},
+    pressure::{systemd, vmstat::Counts},
+    sandbox::threads::Thread,
     trace::Sample,
 };
 use std::{ffi::OsStr, hint::black_box, os::unix::ffi::OsStrExt};

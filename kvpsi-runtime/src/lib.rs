@@ -1,8 +1,8 @@
 //! kvpsi: an LLM runtime that gives KV-cache pages back to the kernel the
 //! moment the kernel stalls on memory.
 //!
-//! Data goes one way: [`signal`] -> [`control`] -> [`kv`] <- [`attention`] <-
-//! [`model`] <- [`engine`] <- [`cli`]. `signal` knows nothing of KV blocks,
+//! Data goes one way: [`pressure`] -> [`control`] -> [`kv`] <- [`attention`] <-
+//! [`model`] <- [`engine`] <- [`cli`]. `pressure` knows nothing of KV blocks,
 //! `kv` nothing of pressure; [`control`] alone knows both.
 
 #[cfg(feature = "llm")]
@@ -10,11 +10,7 @@ pub mod attention;
 #[cfg(feature = "llm")]
 pub mod cli;
 pub mod clock;
-#[cfg(feature = "llm")]
-pub mod confine;
 pub mod control;
-#[cfg(feature = "llm")]
-pub mod crew;
 #[cfg(feature = "llm")]
 pub mod engine;
 #[cfg(feature = "llm")]
@@ -24,10 +20,14 @@ pub mod fuzzing;
 pub mod kv;
 #[cfg(feature = "llm")]
 pub mod model;
+pub mod pressure;
 #[cfg(feature = "llm")]
 pub mod profile;
 #[cfg(feature = "llm")]
+pub mod sandbox;
+#[cfg(feature = "llm")]
 pub mod server;
-pub mod signal;
+#[cfg(feature = "llm")]
+pub mod thread_pool;
 pub mod trace;
 pub mod units;

@@ -10,7 +10,7 @@ use kvpsi::{
         gauge::{CgroupGauge, Gauges, Reading, SystemGauge},
     },
     kv::{KvPool, KvShape, PoolConfig},
-    signal::{self, Choice, PressureSource, SourceConfig, vmstat::Vmstat, watchdog::Watched},
+    pressure::{self, Choice, PressureSource, SourceConfig, vmstat::Vmstat, watchdog::Watched},
     units::Bytes,
 };
 use kvpsi_common::{Event, Kind, Phase};
@@ -115,7 +115,7 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
 #[test]
 fn no_source_allocates_while_it_is_listened_to() {
     let config = SourceConfig::default();
-    let open = |choice| signal::open(choice, &config).ok().map(|o| o.source);
+    let open = |choice| pressure::open(choice, &config).ok().map(|o| o.source);
     // Whatever opens here: /proc/vmstat at least, and twice, one to watch the
     // other.
     let vmstat = || -> Box<dyn PressureSource> { Box::new(Vmstat::open(&config).unwrap()) };

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi::{control::cgroup::OwnedCgroup, signal::SourceConfig, signal::ebpf::EbpfSource};
+use kvpsi::{control::cgroup::OwnedCgroup, pressure::SourceConfig, pressure::ebpf::EbpfSource};
 use kvpsi_tests::{model, skip};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;

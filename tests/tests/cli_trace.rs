@@ -28,7 +28,7 @@ fn kvpsi(args: &[&str]) -> Output {
 /// Runs a command that ends by itself while a child stalls in a cgroup, or
 /// skips: without eBPF there are no events to look at.
 fn beside_a_storm(test: &str, args: &[&str]) -> Option<Output> {
-    if let Err(e) = kvpsi::signal::ebpf::EbpfSource::open(&Default::default()) {
+    if let Err(e) = kvpsi::pressure::ebpf::EbpfSource::open(&Default::default()) {
         skip(test, e);
         return None;
     }

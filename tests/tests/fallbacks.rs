@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi::signal::{
+use kvpsi::pressure::{
     Choice, PressureSource, SignalError, SourceConfig, SourceStats,
     ebpf::{self, EbpfSource},
     programs::{HOOKS, Hook, Rung, State},
@@ -81,7 +81,7 @@ fn a_tracepoint_that_is_missing_or_has_fewer_arguments_costs_its_programs_alone(
             ),
         }
     }
-    let note = kvpsi::signal::programs::missing(source.programs()).unwrap();
+    let note = kvpsi::pressure::programs::missing(source.programs()).unwrap();
     assert!(
         note.contains("throttled") && note.contains("node_begin"),
         "{note}"
@@ -186,7 +186,7 @@ fn programs_that_hear_nothing_are_found_out_and_psi_speaks_in_their_place() {
     eprintln!("{note}");
 }
 
-/// What `signal` is opened as by a process that `wrapper` starts, and what was
+/// What `pressure` is opened as by a process that `wrapper` starts, and what was
 /// refused on the way; `None` if there is no such wrapper.
 fn opened(wrapper: &[&str], signal: &str, env: &[(&str, &str)]) -> Option<(bool, String)> {
     let mut words = wrapper.iter().copied().chain([PRESSURE, "open", signal]);

@@ -2,7 +2,7 @@
 
 use kvpsi::clock::monotonic_ns;
 use kvpsi::control::cgroup::OwnedCgroup;
-use kvpsi::signal::{
+use kvpsi::pressure::{
     CgroupScope, PressureSource, SignalError, SourceConfig, SourceStats,
     ebpf::{self, EbpfSource},
     programs::{self, Cost, Rung},

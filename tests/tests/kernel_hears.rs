@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi::control::cgroup::OwnedCgroup;
-use kvpsi::signal::{
+use kvpsi::pressure::{
     PressureSource, SourceConfig,
     ebpf::EbpfSource,
     programs::{Rung, State},

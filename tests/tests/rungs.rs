@@ -2,7 +2,7 @@
 //! families of hooks see once, and keeps time as PSI does.
 
 use kvpsi::control::cgroup::OwnedCgroup;
-use kvpsi::signal::{
+use kvpsi::pressure::{
     PressureSource, SourceConfig,
     accounting::Accounting,
     ebpf::{EbpfSource, EbpfStats},

@@ -22,7 +22,7 @@ const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// A server that hears by eBPF, or a skip.
 fn hearing(test: &str) -> Option<Served> {
-    if let Err(e) = kvpsi::signal::ebpf::EbpfSource::open(&Default::default()) {
+    if let Err(e) = kvpsi::pressure::ebpf::EbpfSource::open(&Default::default()) {
         skip(test, e);
         return None;
     }

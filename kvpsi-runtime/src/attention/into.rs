@@ -8,9 +8,9 @@ use super::kernels::Isa;
 use super::observe::observe;
 use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};
-use crate::crew::crew;
 use crate::kv::{BlockView, KvPool, rotate};
 use crate::profile::{Part, clock};
+use crate::thread_pool::thread_pool;
 use candle_core::{Result, bail};
 
 /// Queries `[rows, heads * head_dim]`, keys and values `[rows, kv_heads *
@@ -95,7 +95,7 @@ pub fn attend_into(
     views.clear();
     spans.clear();
     let (width, d) = (cfg.kv_heads * cfg.head_dim, cfg.head_dim);
-    crew().spread_rows(total, [&mut *qkv.q, &mut *qkv.k, &mut *qkv.v], |_, qkv| {
+    thread_pool().spread_rows(total, [&mut *qkv.q, &mut *qkv.k, &mut *qkv.v], |_, qkv| {
         qkv.into_iter().for_each(|x| rotate(x, d));
     });
     let guard = pool.layer();
@@ -131,7 +131,7 @@ pub fn attend_into(
         observe_spans(&batch, rows);
     }
     drop(guard);
-    crew().spread_rows(total, [out], |_, [out]| rotate(out, d));
+    thread_pool().spread_rows(total, [out], |_, [out]| rotate(out, d));
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 
 use super::job::{Job, Scratch, at_least};
 use super::kernels::{LANES, scores, softmax_step};
-use crate::crew::crew;
+use crate::thread_pool::thread_pool;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -26,7 +26,7 @@ pub(super) fn observe(job: &Job<'_>) {
         return;
     }
     // A KV head's masses are one thread's.
-    crew().spread(job.cfg.kv_heads, |kv_head| {
+    thread_pool().spread(job.cfg.kv_heads, |kv_head| {
         SCRATCH.with_borrow_mut(|scratch| {
             for row in (first..job.rows).step_by(EVERY) {
                 one(&Job { kv_head, ..*job }, row, scratch);

@@ -8,8 +8,8 @@
 use super::job::{Job, Partial, Scratch, Sums, at_least};
 use super::kernels::Isa;
 use super::{AttnConfig, decode, prefill};
-use crate::crew::crew;
 use crate::kv::BlockView;
+use crate::thread_pool::thread_pool;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -246,7 +246,7 @@ pub(super) fn attend(
 
 fn for_each(spread: bool, n: usize, f: impl Fn(usize) + Sync) {
     if spread {
-        crew().spread(n, f);
+        thread_pool().spread(n, f);
     } else {
         (0..n).for_each(f);
     }

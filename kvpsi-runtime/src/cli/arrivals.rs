@@ -1,6 +1,6 @@
 //! Waiting for a source of events in the foreground, and for the end of that.
 
-use crate::signal::PressureSource;
+use crate::pressure::PressureSource;
 use rustix::event::PollFlags;
 use std::{io, os::fd::OwnedFd, time::Duration};
 use tokio::{

@@ -2,7 +2,7 @@
 //!
 //! Nothing that is missing is an error here: to say so is the command's job.
 
-use crate::signal::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs};
+use crate::pressure::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs};
 use serde_json::{Value, json};
 use std::{fs, io::Write, path::Path};
 
@@ -44,7 +44,7 @@ fn report() -> Value {
         ),
         Err(e) => (e.to_string(), "none", json!([]), None, "none"),
     };
-    let (chosen, notes) = match signal::open(Choice::Auto, &config) {
+    let (chosen, notes) = match pressure::open(Choice::Auto, &config) {
         Ok(o) => (o.source.name().to_owned(), o.notes),
         Err(e) => (e.to_string(), Vec::new()),
     };
@@ -57,7 +57,7 @@ fn report() -> Value {
             uname.machine().to_string_lossy()
         ),
         "lockdown": read_or("/sys/kernel/security/lockdown", "not known (securityfs is not mounted)"),
-        "object": match signal::ebpf::object() {
+        "object": match pressure::ebpf::object() {
             Some(o) => format!("embedded, {} bytes, ABI version {}", o.len(), kvpsi_common::ABI_VERSION),
             None => "none: built without it (cargo xtask build-ebpf)".into(),
         },
@@ -141,7 +141,7 @@ fn bytes(text: &str) -> String {
 fn psi(file: &Path) -> String {
     match fs::read_to_string(file) {
         Ok(text) => text.lines().next().unwrap_or("empty").to_owned(),
-        Err(e) => format!("none: {}: {}", file.display(), signal::plain(&e)),
+        Err(e) => format!("none: {}: {}", file.display(), pressure::plain(&e)),
     }
 }
 

@@ -4,7 +4,7 @@ use super::arrivals::{Arrivals, Next, readiness, seconds};
 use crate::{
     clock::monotonic_ns,
     control::{GovernorConfig, Scope, gauge::Gauges, open_gauges},
-    signal::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
+    pressure::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
     trace::{
         Sample,
         recorder::Recorder,
@@ -49,7 +49,7 @@ pub struct Args {
 /// # Errors
 /// No source works here, or the file cannot be written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let opened = signal::open(
+    let opened = pressure::open(
         args.signal.with_rung(args.rung),
         &SourceConfig {
             rung: args.rung,

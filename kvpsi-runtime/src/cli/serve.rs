@@ -5,21 +5,21 @@
 //! and the model are opened.
 
 use super::{
-    pressure::{self, HeldFile},
+    governor::{self, HeldFile},
     reading,
     run::Signal,
 };
 use crate::{
-    confine::{Confinement, Holds, Report, User},
     control::{GovernorConfig, Prepared, Tap, gauge},
     engine::{EngineConfig, batch::BatchConfig},
     kv::{KvType, Profile, evict::Evict},
     model::default_model,
-    server::{self, ModelThread, Server, Watchers},
-    signal::{
+    pressure::{
         SignalError,
         programs::{self, Rung},
     },
+    sandbox::{Confinement, Holds, Report, User},
+    server::{self, ModelThread, Server, Watchers},
     trace::recorder::Background,
     units::Bytes,
 };
@@ -162,10 +162,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.server_config(&path)?;
     let held = HeldFile::open(&path);
     let watchers = Watchers::default();
-    let kept = pressure::Kept::open(args.record.as_deref())?;
+    let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept
         .as_ref()
-        .map_or_else(|| Arc::new(Tap::new(TAP)), pressure::Kept::tap);
+        .map_or_else(|| Arc::new(Tap::new(TAP)), governor::Kept::tap);
     // The kernel measures as long as this is open.
     let _measured = args
         .probe_cost
@@ -296,7 +296,7 @@ fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Pr
         tap: Some(tap.clone()),
         ..GovernorConfig::default()
     };
-    match pressure::listen_confined(choice, args.rung, config, &confinement) {
+    match governor::listen_confined(choice, args.rung, config, &confinement) {
         Ok((listening, report)) => {
             tell(&report);
             for note in &listening.notes {

@@ -6,7 +6,7 @@
 use super::arrivals::{self, Arrivals, LATENCY, Next, Readiness, seconds};
 use super::attach;
 use crate::clock::monotonic_ns;
-use crate::signal::{
+use crate::pressure::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
     accounting::Accounting,
     ebpf::{EbpfSource, EbpfStats, EventRing},
@@ -177,7 +177,7 @@ impl Input {
                 Err(e) => return Err(e.into()),
             }
         }
-        let opened = signal::open(signal, &config)?;
+        let opened = pressure::open(signal, &config)?;
         notes.extend(opened.notes);
         Ok((Self::Coalesced(opened.source), notes))
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::monotonic_ns,
     kv::{Ladder, Step, Trimmed},
-    signal::{EventTotals, PressureSource, SourceStats, privilege},
+    pressure::{EventTotals, PressureSource, SourceStats, privilege},
     units::Bytes,
 };
 use kvpsi_common::{Kind, Phase};

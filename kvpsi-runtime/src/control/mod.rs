@@ -3,7 +3,7 @@
 //! Owns the estimate of how much is missing ([`gauge`]), the rule that turns
 //! stalls into trims ([`controller`], pure), the thread that carries it out
 //! ([`reactor`]) and its owner ([`Governor`]). Refuses to know how events are
-//! read (`signal`) and which blocks are given up (`kv`).
+//! read (`pressure`) and which blocks are given up (`kv`).
 //!
 //! Invariant: from the ring buffer to `madvise` nothing here allocates,
 //! blocks, logs or takes a lock that a slow path holds.

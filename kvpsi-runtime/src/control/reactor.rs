@@ -14,7 +14,7 @@ use super::{
 use crate::{
     clock::monotonic_ns,
     kv::{KvPool, Ladder, Step, Trimmed},
-    signal::PressureSource,
+    pressure::PressureSource,
     units::Bytes,
 };
 use crossbeam_queue::ArrayQueue;

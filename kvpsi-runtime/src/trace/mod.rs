@@ -12,7 +12,7 @@ pub mod recording;
 pub mod replay;
 pub mod summary;
 
-use crate::{signal::psi_total_us as total_us, units::Bytes};
+use crate::{pressure::psi_total_us as total_us, units::Bytes};
 use kvpsi_common::Event;
 use serde::{Deserialize, Serialize};
 use std::io;

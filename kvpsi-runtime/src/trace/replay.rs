@@ -13,7 +13,7 @@ use super::recording::{Entry, Recording};
 use crate::{
     control::{Controller, Decision, Tuning, gauge::Levels},
     kv::{Profile, Step, evict::Evict},
-    signal::{EventTotals, PressureSource, Readiness, SourceStats},
+    pressure::{EventTotals, PressureSource, Readiness, SourceStats},
     units::Bytes,
 };
 use counted::Counted;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use kvpsi::signal::{self, Choice, SourceConfig};
+use kvpsi::pressure::{self, Choice, SourceConfig};
 use std::{env, fs, path::PathBuf, time::Duration};
 
 fn main() -> anyhow::Result<()> {
@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
         }
         ["open", signal] => {
             let choice = Choice::from_str(signal, false).map_err(anyhow::Error::msg)?;
-            let opened = signal::open(choice, &SourceConfig::default())?;
+            let opened = pressure::open(choice, &SourceConfig::default())?;
             println!("{}", opened.source.name());
             for note in opened.notes {
                 println!("{note}");

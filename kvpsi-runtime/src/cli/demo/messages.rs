@@ -1,6 +1,6 @@
 //! What worker and hog say to the supervisor: one JSON object a line.
 
-use crate::{control::TrimRecord, signal::EventTotals, units::Bytes};
+use crate::{control::TrimRecord, pressure::EventTotals, units::Bytes};
 use serde::{Deserialize, Serialize};
 
 /// A line from the worker.

@@ -10,7 +10,7 @@ mod report;
 mod supervisor;
 mod worker;
 
-use crate::{signal::Choice, units::Bytes};
+use crate::{pressure::Choice, units::Bytes};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
 

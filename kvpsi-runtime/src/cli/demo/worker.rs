@@ -7,7 +7,7 @@ use super::{
     messages::{Done, FromWorker, Kv, Trim},
 };
 use crate::{
-    cli::pressure::{self, HeldFile},
+    cli::governor::{self, HeldFile},
     control::{Governor, GovernorConfig},
     engine::{Engine, EngineConfig, SamplingConfig, Session},
     kv::KvPool,
@@ -41,16 +41,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None => default_model::find()?,
     };
     let held = HeldFile::open(&model);
-    let kept = pressure::Kept::open(args.record.as_deref())?;
+    let kept = governor::Kept::open(args.record.as_deref())?;
     let config = GovernorConfig {
-        tap: kept.as_ref().map(pressure::Kept::tap),
+        tap: kept.as_ref().map(governor::Kept::tap),
         measure_rss: true,
         observe_only: args.no_trim,
         ..Default::default()
     };
-    let listening = pressure::listen(
+    let listening = governor::listen(
         args.signal,
-        crate::signal::programs::Rung::Auto,
+        crate::pressure::programs::Rung::Auto,
         true,
         &config,
     )?;

@@ -8,12 +8,12 @@ mod talk;
 
 use super::reading;
 use crate::{
-    cli::pressure::{self, HeldFile},
+    cli::governor::{self, HeldFile},
     control::{Governor, GovernorConfig, GovernorStats, Prepared, Tap},
     engine::{EngineConfig, SamplingConfig},
     kv::{KvType, Profile, evict::Evict},
     model::default_model,
-    signal::{Choice, SignalError, privilege, programs::Rung},
+    pressure::{Choice, SignalError, privilege, programs::Rung},
     units::Bytes,
 };
 use anyhow::{Context, bail};
@@ -152,8 +152,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.sampling();
     sampling.check()?;
     let held = HeldFile::open(&model);
-    let kept = pressure::Kept::open(args.record.as_deref())?;
-    let tap = kept.as_ref().map(pressure::Kept::tap);
+    let kept = governor::Kept::open(args.record.as_deref())?;
+    let tap = kept.as_ref().map(governor::Kept::tap);
     let prepared = listen(args.signal, args.rung, tap)?;
     let (turns, inbox) = mpsc::channel();
     let mut config = EngineConfig::new(held.path());
@@ -209,7 +209,7 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
         tap,
         ..GovernorConfig::default()
     };
-    let listening = match pressure::listen(choice, rung, false, &config) {
+    let listening = match governor::listen(choice, rung, false, &config) {
         Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
             eprintln!("kvpsi: nothing will be trimmed: {e}");
             privilege::drop_all().context("cannot give up privileges")?;

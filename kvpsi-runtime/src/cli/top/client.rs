@@ -7,8 +7,8 @@
 //! what is shown.
 
 use crate::{
+    pressure::plain,
     server::view::{Control, History, Status, TrimDone, TrimOrder},
-    signal::plain,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;

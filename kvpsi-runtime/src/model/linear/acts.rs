@@ -8,8 +8,8 @@
 
 use super::isa::Isa;
 use super::pack::{Format, QUANT, SUPER};
-use crate::crew::{FEW, crew};
 use crate::profile::{Part, clock};
+use crate::thread_pool::{FEW, thread_pool};
 use half::f16;
 
 /// How activations are quantized for a weight format.
@@ -117,7 +117,7 @@ impl QuantizedRows {
             quantize(isa, kind, x, blocks);
         } else {
             let base = super::matmul::SendPtr(blocks.as_mut_ptr());
-            crew().spread_range(rows, FEW, |range| {
+            thread_pool().spread_range(rows, FEW, |range| {
                 let len = range.len() * row_blocks;
                 // SAFETY: the pool hands out disjoint ranges of 0..rows, each
                 // row is `row_blocks` blocks of `blocks`, which outlives the

@@ -1,14 +1,14 @@
 //! The product of quantized activations with a packed weight: blocking,
 //! threads, and the choice of the kernel.
 //!
-//! Work is split over tiles of output rows, which the crew takes one by one.
+//! Work is split over tiles of output rows, which the thread pool takes one by one.
 
 use super::acts::{ActBlock, QuantizedRows};
 use super::isa::Isa;
 use super::pack::{Format, Packed, QUANT, TILE_ROWS};
 use super::scalar;
-use crate::crew::{FEW, MANY, crew};
 use crate::profile::{Part, clock};
+use crate::thread_pool::{FEW, MANY, thread_pool};
 
 /// A pointer that threads write disjoint parts of.
 pub(super) struct SendPtr<T>(pub *mut T);
@@ -97,7 +97,7 @@ unsafe fn products<const N: usize>(
         work(0..tiles);
     } else {
         let pieces = if rows < LONG_ROWS { FEW } else { MANY };
-        crew().spread_range(tiles, pieces, work);
+        thread_pool().spread_range(tiles, pieces, work);
     }
 }
 

@@ -11,13 +11,13 @@ use super::{
 };
 use crate::{
     attention::{AttnMemory, Qkv, RowSpan, attend_into},
-    crew::crew,
     kv::{KvPool, evict::QueryStats},
     model::{
         decoder::{Decoder, Layer},
         gguf::Config,
         linear::products_into,
     },
+    thread_pool::thread_pool,
 };
 use candle_core::Result;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -71,7 +71,7 @@ impl Pass<'_> {
             residual(layer.post_attn_norm.as_deref(), &layer.ffn_norm, c, &mut p);
             products_into([&layer.gate, &layer.up], p.h, rows, p.acts, [p.gate, p.up])?;
             let up = &*p.up;
-            crew().spread_rows(rows, [p.gate], |first, [gate]| {
+            thread_pool().spread_rows(rows, [p.gate], |first, [gate]| {
                 let from = first * c.feed_forward;
                 ops::gated(gate, &up[from..from + gate.len()], c.gate);
             });
@@ -111,7 +111,7 @@ impl Pass<'_> {
         let half = c.head_dim / 2;
         let from = layer.rope * rows * half;
         let (cos, sin) = (&p.cos[from..], &p.sin[from..]);
-        crew().spread_rows(rows, [p.q, p.k, p.v], |first, [q, k, v]| {
+        thread_pool().spread_rows(rows, [p.q, p.k, p.v], |first, [q, k, v]| {
             if let Some(biases) = &layer.qkv_bias {
                 for (x, bias) in [&mut *q, &mut *k, v].into_iter().zip(biases) {
                     x.chunks_exact_mut(bias.len()).for_each(|x| add(x, bias));
@@ -175,7 +175,7 @@ fn embed(decoder: &Decoder, tokens: &[u32], x: &mut [f32]) -> Result<()> {
 /// Leaves the norm of `x` in `h`.
 fn norm(weight: &[f32], c: &Config, p: &mut Parts<'_>) {
     let x = &*p.x;
-    crew().spread_rows(x.len() / c.hidden, [p.h], |first, [h]| {
+    thread_pool().spread_rows(x.len() / c.hidden, [p.h], |first, [h]| {
         let x = x.chunks_exact(c.hidden).skip(first);
         for (x, h) in x.zip(h.chunks_exact_mut(c.hidden)) {
             ops::rms_norm(x, weight, c.rms_eps, h);
@@ -186,7 +186,7 @@ fn norm(weight: &[f32], c: &Config, p: &mut Parts<'_>) {
 /// Adds `h`, or its norm by `post`, to `x`, and leaves the norm of `x` by
 /// `next` in `h`.
 fn residual(post: Option<&[f32]>, next: &[f32], c: &Config, p: &mut Parts<'_>) {
-    crew().spread_rows(p.x.len() / c.hidden, [p.x, p.h], |_, [x, h]| {
+    thread_pool().spread_rows(p.x.len() / c.hidden, [p.x, p.h], |_, [x, h]| {
         if let Some(post) = post {
             ops::rms_norm_in_place(h, post, c.rms_eps);
         }

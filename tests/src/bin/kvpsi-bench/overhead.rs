@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use kvpsi::{
     clock::monotonic_ns,
     control::cgroup::OwnedCgroup,
-    signal::{PressureSource, SourceConfig, ebpf::EbpfSource, programs},
+    pressure::{PressureSource, SourceConfig, ebpf::EbpfSource, programs},
     units::Bytes,
 };
 use kvpsi_tests::storm::{Awake, FILE_BYTES, LIMIT_BYTES};

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use kvpsi::{
     clock::monotonic_ns,
     control::cgroup::OwnedCgroup,
-    signal::{PressureSource, SourceConfig, ebpf::EbpfSource},
+    pressure::{PressureSource, SourceConfig, ebpf::EbpfSource},
     units::Bytes,
 };
 use kvpsi_common::{Kind, Phase};

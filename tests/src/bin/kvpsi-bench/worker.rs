@@ -23,7 +23,7 @@ use kvpsi::{
     engine::{Engine, EngineConfig, Session},
     eval::Score,
     kv::{Profile, Steps},
-    signal::{
+    pressure::{
         self, Choice, EventTotals, PressureSource, Readiness, SignalError, SourceConfig,
         SourceStats, privilege, psi_poll::PsiPoll,
     },
@@ -86,7 +86,7 @@ impl Ear {
             Self::PsiAvg10 => return Ok(Box::new(Avg10::open()?)),
             Self::Vmstat => Choice::Vmstat,
         };
-        let opened = signal::open(choice, &config)?;
+        let opened = pressure::open(choice, &config)?;
         // Such as a trigger that was granted only with a longer window.
         for note in opened.notes {
             eprintln!("{}: {note}", self.name());

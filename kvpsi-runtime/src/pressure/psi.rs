@@ -3,7 +3,7 @@
 //! Owns one open file and its last `total`. Does not allocate after opening.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{EventTotals, SignalError, SourceConfig, SourceStats, burst::Burst, plain};
+use crate::pressure::{EventTotals, SignalError, SourceConfig, SourceStats, burst::Burst, plain};
 use bytemuck::Zeroable;
 use kvpsi_common::{Event, Kind, Phase, event::ORDER_UNKNOWN};
 use std::{

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-const CONFINED: &str = env!("CARGO_BIN_EXE_confined");
+const CONFINED: &str = env!("CARGO_BIN_EXE_sandboxed");
 const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 /// nobody's, by number: nothing is looked up.
@@ -109,7 +109,7 @@ impl Place {
             fs::write(place.at(file), "x").unwrap();
             mode(&place.at(file), 0o644);
         }
-        let program = place.at("confined");
+        let program = place.at("sandboxed");
         fs::copy(CONFINED, &program).unwrap();
         mode(&program, 0o755);
         place
@@ -120,7 +120,7 @@ impl Place {
     }
 
     fn command(&self, more: &[&str]) -> Command {
-        let mut c = Command::new(self.at("confined"));
+        let mut c = Command::new(self.at("sandboxed"));
         for (flag, name) in [
             ("--read", "read"),
             ("--write", "written"),

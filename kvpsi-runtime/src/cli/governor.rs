@@ -2,10 +2,10 @@
 //! without privileges. The one order of steps for every command that trims.
 
 use crate::{
-    confine::{Confinement, Report},
     control::{Governor, GovernorConfig, Prepared, Tap},
     kv::KvPool,
-    signal::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
+    pressure::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
+    sandbox::{Confinement, Report},
     trace::{
         recorder::{Background, Recorder, Sink},
         recording::Head,
@@ -84,11 +84,11 @@ impl Heard {
             rung,
             ..SourceConfig::default()
         };
-        let opened = signal::open(choice.with_rung(rung), &sources)?;
+        let opened = pressure::open(choice.with_rung(rung), &sources)?;
         let mut notes = opened.notes;
         let mut watching = None;
         if witness && opened.source.name() != "ebpf" {
-            match signal::open(Choice::Ebpf, &sources) {
+            match pressure::open(Choice::Ebpf, &sources) {
                 Ok(w) => watching = Some(w.source),
                 Err(e) => notes.push(format!("onsets are as late as the signal: {e}")),
             }

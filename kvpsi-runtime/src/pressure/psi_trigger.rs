@@ -5,7 +5,7 @@
 //! Format and limits: Documentation/accounting/psi.rst. Without
 //! `CAP_SYS_RESOURCE` the window must be a multiple of 2 s.
 
-use crate::signal::{
+use crate::pressure::{
     PressureSource, Readiness, SignalError, SourceConfig, SourceStats, plain, psi::PsiFile,
 };
 use kvpsi_common::Event;

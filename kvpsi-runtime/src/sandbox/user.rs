@@ -1,7 +1,7 @@
 //! `NAME[:GROUP]` or `UID[:GID]` to ids, as the C library's databases have
 //! them. Refuses to change anything.
 
-use crate::signal::privilege::Ids;
+use crate::pressure::privilege::Ids;
 use nix::unistd::{self, Gid, Uid, getgrouplist};
 use std::{ffi::CString, fmt, str::FromStr};
 use thiserror::Error;

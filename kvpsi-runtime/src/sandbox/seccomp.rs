@@ -141,7 +141,7 @@ fn why(e: &seccompiler::Error) -> String {
             "this kernel has no seccomp (CONFIG_SECCOMP_FILTER is off)".into()
         }
         seccompiler::Error::Seccomp(e) | seccompiler::Error::Prctl(e) => {
-            format!("seccomp: {}", crate::signal::plain(e))
+            format!("seccomp: {}", crate::pressure::plain(e))
         }
         e => e.to_string(),
     }

@@ -7,7 +7,7 @@
 
 use crate::{
     clock::monotonic_ns,
-    signal::{ebpf::EbpfStats, psi::total_us},
+    pressure::{ebpf::EbpfStats, psi::total_us},
 };
 use kvpsi_common::{Kind, SharedReading, scope::ScopeReading, shared};
 use serde::Serialize;

@@ -8,7 +8,7 @@
 //! opening.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{
+use crate::pressure::{
     EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats,
     burst::{Burst, Pace},
     plain,
@@ -246,7 +246,7 @@ mod tests {
         let totals = source.stats().totals();
         assert_eq!(totals.seen, totals.delivered + totals.coalesced);
         let config = SourceConfig {
-            cgroup: Some(crate::signal::CgroupScope {
+            cgroup: Some(crate::pressure::CgroupScope {
                 id: 1,
                 level: None,
                 pressure: None,

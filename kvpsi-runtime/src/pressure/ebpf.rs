@@ -6,7 +6,7 @@
 //! Refuses to know what an event means.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{
+use crate::pressure::{
     EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats,
     mapped::MappedArray,
     plain,

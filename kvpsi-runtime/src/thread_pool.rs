@@ -7,7 +7,7 @@
 //! for; candle's own pool gives every worker a fixed share, and on a machine
 //! with two busy neighbours on two cores a token took 40 times as long.
 //!
-//! Invariants: a job is over when [`Crew::spread`] returns, however it
+//! Invariants: a job is over when [`ThreadPool::spread`] returns, however it
 //! returns; no thread allocates for a job; a job from within a job, or beside
 //! another one, runs on the thread that asks. Refuses to know what is computed.
 
@@ -42,7 +42,7 @@ const LEAST_VALUES: usize = 1 << 14;
 
 /// Where parts begin whose rows threads share out.
 struct Starts<const N: usize>([*mut f32; N]);
-// SAFETY: `Crew::spread_rows` hands each row to one thread.
+// SAFETY: `ThreadPool::spread_rows` hands each row to one thread.
 unsafe impl<const N: usize> Sync for Starts<N> {}
 impl<const N: usize> Starts<N> {
     /// By method, so that closures capture the wrapper, not the pointers.
@@ -81,7 +81,7 @@ struct Shared {
     asleep: Box<[Line<AtomicBool>]>,
 }
 
-// SAFETY: `Board::job` is written by the thread that holds `Crew::busy`, before
+// SAFETY: `Board::job` is written by the thread that holds `ThreadPool::busy`, before
 // `left` becomes more than 0 (release), and read only after a piece was taken
 // (acquire); it is not written again until all taken pieces are done.
 unsafe impl Sync for Shared {}
@@ -182,32 +182,32 @@ impl Shared {
 }
 
 /// Workers, and the thread that asks.
-pub struct Crew {
+pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Box<[Thread]>,
     busy: Mutex<()>,
 }
 
-impl std::fmt::Debug for Crew {
+impl std::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Crew of {}", self.threads())
+        write!(f, "ThreadPool of {}", self.threads())
     }
 }
 
 /// The crew of the process, as large as `RAYON_NUM_THREADS` says (which
 /// candle's own operations go by), else one thread a core. Workers are started
 /// on the first call; where the system refuses them there are fewer.
-pub fn crew() -> &'static Crew {
-    static CREW: OnceLock<Crew> = OnceLock::new();
-    CREW.get_or_init(|| {
+pub fn thread_pool() -> &'static ThreadPool {
+    static POOL: OnceLock<ThreadPool> = OnceLock::new();
+    POOL.get_or_init(|| {
         let asked = std::env::var("RAYON_NUM_THREADS").ok();
         let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = asked.and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-        Crew::new(threads.unwrap_or_else(cores))
+        ThreadPool::new(threads.unwrap_or_else(cores))
     })
 }
 
-impl Crew {
+impl ThreadPool {
     /// So many threads, the one that asks included. Workers end with the
     /// process.
     fn new(threads: usize) -> Self {
@@ -228,7 +228,7 @@ impl Crew {
         });
         let spawn = |i: usize| {
             let shared = shared.clone();
-            let name = format!("kvpsi-crew-{i}");
+            let name = format!("kvpsi-compute-{i}");
             let spawned = thread::Builder::new().name(name).spawn(move || {
                 shared.report(1);
                 shared.serve(i);
@@ -347,9 +347,9 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::atomic::AtomicUsize;
 
-    fn four() -> &'static Crew {
-        static FOUR: OnceLock<Crew> = OnceLock::new();
-        FOUR.get_or_init(|| Crew::new(4))
+    fn four() -> &'static ThreadPool {
+        static FOUR: OnceLock<ThreadPool> = OnceLock::new();
+        FOUR.get_or_init(|| ThreadPool::new(4))
     }
 
     proptest! {
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn workers_that_went_to_sleep_come_back() {
         // Its own: where tests share a process, another one may keep a crew busy.
-        let crew = Crew::new(4);
+        let crew = ThreadPool::new(4);
         for _ in 0..20 {
             thread::sleep(std::time::Duration::from_millis(3));
             let who = Mutex::new(std::collections::HashSet::new());

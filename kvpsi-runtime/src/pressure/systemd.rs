@@ -8,7 +8,7 @@
 //! not allocate.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{
+use crate::pressure::{
     EventTotals, PressureSource, Readiness, SignalError, SourceConfig, SourceStats,
     burst::Burst,
     plain,
@@ -265,7 +265,7 @@ impl PressureSource for Systemd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signal::{vmstat::Vmstat, watchdog::Watched};
+    use crate::pressure::{vmstat::Vmstat, watchdog::Watched};
     use kvpsi_common::{Kind, Phase};
     use std::{io::Write, os::unix::net::UnixListener};
 

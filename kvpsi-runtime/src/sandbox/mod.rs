@@ -16,7 +16,7 @@ mod user;
 
 pub use user::User;
 
-use crate::signal::privilege;
+use crate::pressure::privilege;
 use serde::Serialize;
 use std::{fmt, io, path::PathBuf};
 use thiserror::Error;

@@ -32,7 +32,7 @@ impl Ids {
         }
         let tried = |what: &'static str| {
             move |e: rustix::io::Errno| {
-                let why = crate::signal::plain(&e.into());
+                let why = crate::pressure::plain(&e.into());
                 io::Error::other(format!("{what}: {why}"))
             }
         };

@@ -9,10 +9,10 @@
 use anyhow::Result;
 use clap::Parser;
 use kvpsi::{
-    cli::pressure,
-    confine::{Confinement, Report, User},
+    cli::governor,
     control::GovernorConfig,
-    signal::{Choice, PressureSource, SourceConfig, ebpf::EbpfSource, privilege, programs::Rung},
+    pressure::{Choice, PressureSource, SourceConfig, ebpf::EbpfSource, privilege, programs::Rung},
+    sandbox::{Confinement, Report, User},
 };
 use rustix::{io::Errno, net::AddressFamily};
 use serde_json::json;
@@ -112,7 +112,7 @@ fn confine(args: &Args) -> Result<Report> {
     if args.listen {
         let config = GovernorConfig::default();
         let (listening, report) =
-            pressure::listen_confined(Choice::Auto, Rung::Auto, config, &confinement)?;
+            governor::listen_confined(Choice::Auto, Rung::Auto, config, &confinement)?;
         // Its thread goes on waiting for a pool.
         std::mem::forget(listening);
         return Ok(report);

@@ -4,7 +4,7 @@
 //! stalled.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{
+use crate::pressure::{
     PressureSource, Readiness, SignalError, SourceConfig, SourceStats, burst::Pace, psi::PsiFile,
 };
 use kvpsi_common::Event;

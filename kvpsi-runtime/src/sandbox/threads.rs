@@ -1,7 +1,7 @@
 //! What every thread of this process has, as /proc says (proc_pid_status(5)).
 
 use super::{ConfineError, Holds, Part};
-use crate::signal::{plain, privilege::Ids};
+use crate::pressure::{plain, privilege::Ids};
 use std::{
     fs, io,
     path::Path,

@@ -10,7 +10,7 @@
 //! Draining does not allocate.
 
 use crate::clock::monotonic_ns;
-use crate::signal::{
+use crate::pressure::{
     EventTotals, PressureSource, Readiness, SourceStats,
     programs::{Cost, Rung},
 };
