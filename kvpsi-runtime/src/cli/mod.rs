@@ -5,7 +5,6 @@
 mod arrivals;
 mod attach;
 pub mod config;
-pub mod demo;
 pub mod doctor;
 pub mod governor;
 pub mod manual;
@@ -18,6 +17,7 @@ pub mod serve;
 pub mod top;
 pub mod trace_dump;
 
+use crate::demo;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::{ffi::OsString, path::Path};
 
