@@ -1,7 +1,7 @@
 //! When a stall becomes an event of its own.
 //!
 //! Owns the rule ([`decide`]) and the state it needs ([`Slot`]), run as it is
-//! by the eBPF programs and by the tests. Refuses to know ring buffers.
+//! by the eBPF programs and by the tests. Out of scope: ring buffers.
 //!
 //! Invariants, for one slot used by one CPU at a time:
 //! - the first stall after a quiet spell is an onset,

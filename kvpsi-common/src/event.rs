@@ -1,4 +1,4 @@
-//! One event: what the ring buffer carries and what every source speaks.
+//! One event: what the ring buffer carries and what every source produces.
 
 use bytemuck::{Pod, Zeroable};
 use core::mem::{offset_of, size_of};

@@ -3,7 +3,7 @@
 //! Owns the layout of everything that crosses from kernel to user space
 //! ([`Event`], [`Counters`], [`ScopeClock`]) and the coalescing rule
 //! ([`coalesce`]) as pure code, so that the rule the kernel runs is the rule
-//! the tests prove. Refuses to know how events are carried, or what is done
+//! the tests prove. Out of scope: how events are carried, or what is done
 //! about them.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

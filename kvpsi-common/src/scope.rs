@@ -6,7 +6,7 @@
 //! - PSI keeps `some` per CPU and averages over the CPUs that are not idle; a
 //!   task that stalls on one of n busy CPUs is 1/n to PSI, and all to us.
 //! - PSI's `full` asks whether a task runs that is not stalled. Scheduling is
-//!   not heard here: `full` counts while as many tasks stall as there are
+//!   not reported here: `full` counts while as many tasks stall as there are
 //!   CPUs. On one CPU both are `some`; with idle CPUs ours is the smaller.
 //!
 //! Kept by every CPU at once without fetching atomics (see

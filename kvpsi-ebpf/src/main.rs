@@ -4,7 +4,7 @@
 //! Base rung: raw tracepoints, scalar arguments only, no kernel struct is
 //! read, no fetching atomic is used, so that the object loads without BTF and
 //! on the arm64 JIT of Linux 5.15. The memstall rung ([`memstall`]) comes on top
-//! where fentry or kprobes are to be had.
+//! where the kernel has fentry or kprobes.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]

@@ -8,7 +8,7 @@
 //! counted. The cache may be held to a share of what it would take: after each
 //! few rows the ladder's slow steps bring it down to that share of what the
 //! tokens so far take in f16, so that every prediction is made from a cache of
-//! that size. Refuses to know of sampling and of files.
+//! that size. Out of scope: sampling and of files.
 
 use crate::{
     attention::RowSpan,

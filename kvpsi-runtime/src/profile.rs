@@ -2,7 +2,7 @@
 //!
 //! Owns two clocks of the whole process, which stand still until somebody
 //! asks for them ([`enable`]): a step then reads the time some hundred times,
-//! which is a thousandth of it. Refuses to know of threads: a part is timed
+//! which is a thousandth of it. Out of scope: threads: a part is timed
 //! where the calling thread enters and leaves it.
 
 use std::{

@@ -9,7 +9,7 @@
 //!
 //! Invariants: a job is over when [`ThreadPool::spread`] returns, however it
 //! returns; no thread allocates for a job; a job from within a job, or beside
-//! another one, runs on the thread that asks. Refuses to know what is computed.
+//! another one, runs on the thread that asks. Out of scope: what is computed.
 
 use rustix::thread::futex;
 use std::{

@@ -1,7 +1,7 @@
 //! Tiny models with random weights, complete as far as a decoder looks: what
 //! an architecture computes can be compared without a download.
 //!
-//! Invariant: the same seed gives the same file. Refuses to know of tokenizers.
+//! Invariant: the same seed gives the same file. Out of scope: tokenizers.
 
 use candle_core::{
     Device, Result, Tensor,

@@ -407,7 +407,7 @@ fn events_still_flow_into_a_confined_process() {
         return;
     };
     let place = Place::new();
-    let mut c = place.command(&["--hear", "--user", "65534:65534", "--landlock", "--seccomp"]);
+    let mut c = place.command(&["--listen", "--user", "65534:65534", "--landlock", "--seccomp"]);
     let mut child = Reaped(c.stderr(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap());
     let mut said = Said::default();

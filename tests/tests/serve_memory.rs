@@ -157,7 +157,7 @@ fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
     assert!(lived && cgroup.memory().oom_kills() == 0, "{kvpsi}");
     assert!(got.done && usage["completion_tokens"] == 500, "{usage}");
     assert!(status.trims.bytes.0 > 1 << 20, "{status:?}");
-    // It has no privilege since before the first request, and hears all the same.
+    // It has no privilege since before the first request, and still receives events.
     without_capabilities(s.pid());
     assert!(
         status.stalls.seen > 0 && status.stalls.dropped == 0,

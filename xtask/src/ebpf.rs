@@ -56,7 +56,7 @@ pub fn build(sh: &Shell) -> Result<()> {
 }
 
 /// As [`build`], on the way to another task: says so and goes on where no
-/// toolchain is to be had.
+/// toolchain is available.
 ///
 /// # Errors
 /// If there is a toolchain and the object does not build.

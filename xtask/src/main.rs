@@ -4,7 +4,7 @@
 //! default model, and the two commands of README.md that put these in order.
 //! Invariants: every task may be run again at any time and does only what is
 //! left to do; whatever it installs it names first, with the command; nothing
-//! asks a question when there is no terminal. Refuses to know what kvpsi does:
+//! asks a question when there is no terminal. Out of scope: what kvpsi does:
 //! it calls cargo and the binary, never the library.
 
 mod bench;

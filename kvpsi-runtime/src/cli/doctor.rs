@@ -34,12 +34,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn report() -> Value {
     let config = SourceConfig::default();
-    let (bpf, rung, programs, unheard, log_level) = match EbpfSource::open(&config) {
+    let (bpf, rung, programs, undetected, log_level) = match EbpfSource::open(&config) {
         Ok(source) => (
             "usable".to_owned(),
             source.rung().name(),
             json!(source.programs()),
-            programs::unheard(source.programs()),
+            programs::undetected(source.programs()),
             "on request",
         ),
         Err(e) => (e.to_string(), "none", json!([]), None, "none"),
@@ -63,7 +63,7 @@ fn report() -> Value {
         },
         "bpf": bpf,
         "rung": rung,
-        "unheard": unheard,
+        "undetected": undetected,
         "bpf_log": log_level,
         "unprivileged_bpf_disabled": read_or("/proc/sys/kernel/unprivileged_bpf_disabled", "not known"),
         "btf": present("/sys/kernel/btf/vmlinux"),
@@ -211,8 +211,8 @@ fn as_text(report: &Value) -> String {
         let by = p["by"].as_str().unwrap_or_default();
         line(&name, &json!(format!("{by:<9} {hook:<39} {state}")));
     }
-    if report["unheard"].is_string() {
-        line("unheard", &report["unheard"]);
+    if report["undetected"].is_string() {
+        line("undetected", &report["undetected"]);
     }
     for note in report["notes"].as_array().into_iter().flatten() {
         line("refused", note);

@@ -29,7 +29,7 @@ pub struct Listening {
     pub notes: Vec<String>,
 }
 
-/// Opens the source, starts the reactor's thread, then gives up every
+/// Opens the source, starts the reactor's thread, then drops every
 /// capability. Call it before any other thread is started: Linux keeps
 /// capabilities per thread. With `witness`, a source other than eBPF is
 /// watched by eBPF, where that works, so that its delay can be told.
@@ -42,43 +42,43 @@ pub fn listen(
     witness: bool,
     config: &GovernorConfig,
 ) -> anyhow::Result<Listening> {
-    let heard = Heard::open(choice, rung, witness)?;
-    let listening = heard.prepare(config)?;
-    privilege::drop_all().context("cannot give up privileges")?;
+    let source = OpenSource::open(choice, rung, witness)?;
+    let listening = source.prepare(config)?;
+    privilege::drop_all().context("cannot drop privileges")?;
     Ok(listening)
 }
 
-/// [`listen`] of a process that serves strangers: gives up what `confinement`
+/// [`listen`] of a process that serves strangers: drops what `confinement`
 /// says, ids and capabilities among it. The threads of the reactor work for
 /// the same user.
 ///
 /// # Errors
-/// As [`listen`]; a thread keeps what was to be given up.
+/// As [`listen`]; a thread keeps a privilege.
 pub fn listen_confined(
     choice: Choice,
     rung: Rung,
     config: GovernorConfig,
     confinement: &Confinement,
 ) -> anyhow::Result<(Listening, Report)> {
-    let heard = Heard::open(choice, rung, false)?;
+    let source = OpenSource::open(choice, rung, false)?;
     // Before there are threads: Landlock holds those that are started later.
     let fenced = confinement.fence();
-    let listening = heard.prepare(&GovernorConfig {
+    let listening = source.prepare(&GovernorConfig {
         ids: confinement.ids().cloned(),
         ..config
     })?;
-    let report = fenced.leave().context("cannot give up privileges")?;
+    let report = fenced.leave().context("cannot drop privileges")?;
     Ok((listening, report))
 }
 
 /// A source that is open and attached.
-struct Heard {
+struct OpenSource {
     source: Box<dyn PressureSource>,
     witness: Option<Box<dyn PressureSource>>,
     notes: Vec<String>,
 }
 
-impl Heard {
+impl OpenSource {
     fn open(choice: Choice, rung: Rung, witness: bool) -> anyhow::Result<Self> {
         let sources = SourceConfig {
             rung,

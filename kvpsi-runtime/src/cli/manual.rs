@@ -2,7 +2,7 @@
 //!
 //! Owns the pages' make-up; what they say is the command line's own help, so
 //! that the two cannot drift. Invariant: the same binary writes the same bytes
-//! (no date). Refuses to know any flag.
+//! (no date). Out of scope: any flag.
 
 use anyhow::Context;
 use clap::Command;

@@ -1,6 +1,6 @@
 //! The command line: one file per subcommand, parsing and printing only.
 //!
-//! Refuses to hold logic that another front end (the server) would need.
+//! Out of scope: logic that another front end (the server) would need.
 
 mod arrivals;
 mod attach;

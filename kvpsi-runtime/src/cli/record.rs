@@ -100,13 +100,13 @@ async fn follow(
     let mut dropped = 0;
     loop {
         let next = arrivals.next().await?;
-        let mut heard = false;
+        let mut delivered = false;
         source.drain(&mut |e| {
-            heard = true;
+            delivered = true;
             recorder.put(&Entry::Event(e.into()));
         })?;
         let sampled = next != Next::Look;
-        if heard || sampled {
+        if delivered || sampled {
             recorder.put(&Entry::Levels {
                 ts_ns: monotonic_ns(),
                 levels: gauges.levels(),

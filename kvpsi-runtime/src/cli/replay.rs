@@ -32,7 +32,7 @@ pub struct Args {
     /// Recordings, the oldest first; FILE.1 is read before FILE by itself
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What may be given up; several are compared
+    /// What may be lost to return memory; several are compared
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Profile::Lossless, Profile::Balanced, Profile::Latency])]
     profile: Vec<Profile>,
     /// How tokens are chosen: what thinning takes of time; several are compared

@@ -1,7 +1,7 @@
 //! `kvpsi serve`: the OpenAI-compatible server.
 //!
 //! Owns the flags, and the order of things: the signal is opened with the
-//! privilege that it needs, all privilege is given up, and only then the socket
+//! privilege that it needs, all privileges are dropped, and only then the socket
 //! and the model are opened.
 
 use super::{
@@ -111,7 +111,7 @@ pub struct Args {
     /// How keys and values are written at first: q8_0 takes half the memory of f16, q4_0 a quarter
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     kv_type: KvType,
-    /// What may be given up for memory
+    /// What may be lost to return memory
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
     /// Which tokens go first where some must
@@ -129,7 +129,7 @@ pub struct Args {
     /// Threads to compute with [default: $RAYON_NUM_THREADS, else one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where to hear of memory pressure
+    /// The source of memory pressure events
     #[arg(long, value_enum, default_value = "auto")]
     signal: Signal,
     /// How far up the ladder eBPF goes
@@ -283,12 +283,12 @@ async fn life(server: Arc<Server>) {
     }
 }
 
-/// Opens the signal and gives up privileges; `None` for `--signal none`, and
+/// Opens the signal and drops privileges; `None` for `--signal none`, and
 /// where the service manager wants nobody to listen.
 fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Prepared>> {
     let confinement = args.confinement(model);
     let Some(choice) = args.signal.choice() else {
-        let report = confinement.confine().context("cannot give up privileges")?;
+        let report = confinement.confine().context("cannot drop privileges")?;
         tell(&report);
         return Ok(None);
     };
@@ -306,7 +306,7 @@ fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Pr
         }
         Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
             eprintln!("kvpsi: nothing will be trimmed: {e}");
-            let report = confinement.confine().context("cannot give up privileges")?;
+            let report = confinement.confine().context("cannot drop privileges")?;
             tell(&report);
             Ok(None)
         }
@@ -330,7 +330,7 @@ fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
         let what = match e.kind() {
             std::io::ErrorKind::AddrInUse => "another program has that port: choose another --port",
             std::io::ErrorKind::PermissionDenied => {
-                "ports below 1024 want a privilege that kvpsi has given up: choose a higher --port"
+                "ports below 1024 want a privilege that kvpsi has dropped: choose a higher --port"
             }
             std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
             _ => "choose another --host or --port",

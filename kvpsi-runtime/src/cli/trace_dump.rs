@@ -82,7 +82,7 @@ pub struct Args {
     /// Only what lasted so many microseconds or more
     #[arg(long, value_name = "MICROSECONDS")]
     min_us: Option<u64>,
-    /// What a running `kvpsi serve` hears and gives back, instead of listening anew
+    /// The stalls and trims of a running `kvpsi serve`, instead of attaching anew
     #[arg(
         long,
         value_name = "URL",
@@ -155,7 +155,7 @@ impl Input {
             match EbpfSource::open(&config) {
                 Ok(mut source) => {
                     notes.extend(programs::missing(source.programs()));
-                    notes.extend(programs::unheard(source.programs()));
+                    notes.extend(programs::undetected(source.programs()));
                     let ring = Box::new(source.take_trace().context("no trace ring buffer")?);
                     let stats = source.counters();
                     let source = Box::new(source);

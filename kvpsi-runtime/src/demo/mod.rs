@@ -2,7 +2,7 @@
 //!
 //! Three processes: a supervisor that owns a memory cgroup and survives
 //! everything in it, a worker (the model and its reactor) and a hog, both in
-//! the cgroup. Owns who does what and when; refuses to know how a trim works.
+//! the cgroup. Owns who does what and when. Out of scope: how a trim works.
 
 mod hog;
 mod messages;
@@ -49,10 +49,10 @@ pub struct Args {
     /// Write the figures of the run to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Where pressure is heard
+    /// The source of memory pressure events
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     signal: Choice,
-    /// Hear the pressure but give nothing back
+    /// Detect the pressure but return nothing
     #[arg(long)]
     no_trim: bool,
     /// How the hog presses

@@ -5,10 +5,10 @@ use crate::units::Bytes;
 use serde::Serialize;
 use std::fmt::Write;
 
-/// The report file, as documented in README.
+/// The report file of `kvpsi demo --report`.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    /// Source that heard the pressure; `none` if the worker died before.
+    /// Source that detected the pressure; `none` if the worker died before.
     pub signal: String,
     pub trimming: bool,
     pub tokens: u64,

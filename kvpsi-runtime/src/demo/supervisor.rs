@@ -153,7 +153,7 @@ impl<'a> Demo<'a> {
                     let message = serde_json::from_str(&line)
                         .with_context(|| format!("the model's process said `{line}`"))?;
                     let first = matches!(message, FromWorker::Text(_)) && self.report.limit == Bytes::ZERO;
-                    self.hear(message);
+                    self.handle(message);
                     if first {
                         self.close_in()?;
                         next_burst = Some(Instant::now() + self.pause());
@@ -220,7 +220,7 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    fn hear(&mut self, message: FromWorker) {
+    fn handle(&mut self, message: FromWorker) {
         match message {
             FromWorker::Ready {
                 signal,

@@ -1,4 +1,4 @@
-//! The model's process: opens the signal, gives up its privileges, loads the
+//! The model's process: opens the signal, drops its privileges, loads the
 //! model and talks, while its reactor trims. Everything it knows goes to the
 //! supervisor as JSON lines; it may be killed at any moment.
 

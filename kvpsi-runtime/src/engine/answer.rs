@@ -1,7 +1,7 @@
 //! One answer while it grows: from logits to text, and when it is over.
 //!
 //! Owns the sampler, the way back to text, stop texts and the answer's figures.
-//! The same for one session alone and for many in a batch. Refuses to know how
+//! The same for one session alone and for many in a batch. Out of scope: how
 //! logits are made.
 
 use super::{

@@ -3,7 +3,7 @@
 //!
 //! A row's keys and values depend on the shape of its step: attention takes few
 //! rows and many by different kernels. So the history is a list of steps. Steps
-//! of one row can go together: each is a span of its own. Refuses to know the
+//! of one row can go together: each is a span of its own. Out of scope: the
 //! tokens.
 
 /// So many steps of so many rows.

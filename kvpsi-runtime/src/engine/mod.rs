@@ -4,7 +4,7 @@
 //! sessions that run on them. Invariants: every position is appended to the
 //! pool before its row is computed; a stop request is obeyed within one
 //! prefill chunk or one token; a session gives its KV back when it goes.
-//! Refuses to know of memory pressure: the pool may lose blocks at any time
+//! Out of scope: memory pressure: the pool may lose blocks at any time
 //! and the text goes on.
 
 mod answer;
@@ -109,7 +109,7 @@ pub struct EngineConfig {
     pub sink_tokens: usize,
     /// Last tokens of a session that are never evicted.
     pub recent_tokens: usize,
-    /// What may be given up for memory.
+    /// What may be lost to return memory.
     pub profile: Profile,
     /// Which tokens go first.
     pub evict: Evict,

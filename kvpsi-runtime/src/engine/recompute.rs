@@ -5,7 +5,7 @@
 //! they had. Healing goes on beside what is left of the session, which is given
 //! up only when the new one is complete; told to stop, it leaves what it has as
 //! cached blocks: the first to go if memory is short, found again if not.
-//! Refuses to know when to heal.
+//! Out of scope: when to heal.
 
 use super::{Engine, EngineError, Session};
 use crate::{
@@ -74,7 +74,7 @@ impl Engine {
             Err(KvError::NoSequence(_)) => return Ok(Healed::NoRoom),
             Err(e) => return Err(e.into()),
         };
-        // The first to be given up, if one must be.
+        // The first to be dropped, if one must be.
         pool.set_priority(new, i32::MIN);
         pool.fork(old, new, from, true);
         let hashes = &session.hashes[..known.max(pool.len(new)) / block];

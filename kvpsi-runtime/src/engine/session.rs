@@ -119,7 +119,7 @@ impl Session {
     }
 
     /// Leaves the session's blocks to the cache until it goes on: memory that
-    /// costs nothing to give up but the time to compute it again. Of a session
+    /// costs nothing to drop but the time to compute it again. Of a session
     /// that lost tokens it would be all of it, so that one stays as it is; say
     /// so.
     pub fn park(&mut self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Owns what is held back because it may be the beginning of one. Invariant:
 //! what leaves is the text up to the first stop text, whatever pieces it comes
-//! in. Refuses to know of tokens.
+//! in. Out of scope: tokens.
 
 /// Looks for stop texts in a text that comes in pieces.
 #[derive(Debug, Default)]

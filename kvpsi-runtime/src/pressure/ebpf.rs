@@ -3,7 +3,7 @@
 //! Owns the loaded programs, both ring buffers and the maps' counters.
 //! Invariants: the object's ABI version is checked before anything is loaded;
 //! draining does not allocate; dropping the source detaches every program.
-//! Refuses to know what an event means.
+//! Out of scope: what an event means.
 
 use crate::clock::monotonic_ns;
 use crate::pressure::{
@@ -196,8 +196,8 @@ impl EbpfSource {
     /// Loads the embedded object and attaches what this kernel takes.
     ///
     /// # Errors
-    /// There is no object, it speaks another ABI, the kernel refuses BPF, or
-    /// no program that hears stalls could be attached.
+    /// There is no object, its ABI differs, the kernel refuses BPF, or
+    /// no program that detects stalls could be attached.
     pub fn open(config: &SourceConfig) -> Result<Self, SignalError> {
         Self::open_object(object().ok_or(SignalError::NoObject)?, &HOOKS, config)
     }
@@ -331,7 +331,7 @@ impl PressureSource for EbpfSource {
     }
 }
 
-/// Something hears stalls, and what was asked for is there.
+/// A program detects stalls, and the requested rung is available.
 fn check_hearing(programs: &[ProgramReport], asked: Rung) -> Result<(), SignalError> {
     let reached = programs::reached(programs);
     if asked != Rung::Auto && asked != reached {
@@ -342,20 +342,20 @@ fn check_hearing(programs: &[ProgramReport], asked: Rung) -> Result<(), SignalEr
             .take(2)
             .collect();
         return Err(SignalError::Refused(format!(
-            "rung {} is not to be had here ({}); --rung auto takes {}",
+            "rung {} is unavailable on this kernel ({}); --rung auto takes {}",
             asked.name(),
             why.join("; "),
             reached.name()
         )));
     }
-    let hears = |name| programs.iter().any(|p| p.name == name && p.attached());
-    if reached == Rung::RawTp && !hears("direct_begin") && !hears("memcg_begin") {
+    let attached = |name| programs.iter().any(|p| p.name == name && p.attached());
+    if reached == Rung::RawTp && !attached("direct_begin") && !attached("memcg_begin") {
         let why = programs
             .iter()
             .find_map(|p| Some(format!("{}: {}", p.name, p.refusal()?)))
             .unwrap_or_default();
         return Err(SignalError::Refused(format!(
-            "no program that hears stalls could be attached: {why}"
+            "no program that detects stalls could be attached: {why}"
         )));
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! (kernel 5.5, kernel/bpf/arraymap.c). Reading it is no system call: kernels
 //! before 5.19 refuse map look-ups to a process without capabilities where
 //! `kernel.unprivileged_bpf_disabled` is set, and kvpsi has dropped its own by
-//! then. Refuses to know what the values mean.
+//! then. Out of scope: what the values mean.
 
 use bytemuck::Pod;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};

@@ -1,7 +1,7 @@
 //! Where memory pressure comes from.
 //!
 //! Owns the [`PressureSource`] trait, its sources, and the choice between
-//! them. Every source speaks [`Event`], whatever it reads. Refuses to know
+//! them. Every source produces [`Event`], whatever it reads. Out of scope:
 //! what is done about pressure: no KV block, no byte count of ours is here.
 
 pub mod accounting;
@@ -204,7 +204,7 @@ pub enum SignalError {
     NoObject,
     /// The object and this binary disagree.
     #[error(
-        "eBPF: the object speaks ABI version {found}, this binary {expected} (rebuild both: `cargo xtask build-ebpf`, then cargo build)"
+        "eBPF: the object has ABI version {found}, this binary {expected} (rebuild both: `cargo xtask build-ebpf`, then cargo build)"
     )]
     Abi {
         /// Version in the object.
@@ -231,7 +231,7 @@ pub enum SignalError {
     /// `auto` found nothing.
     #[error("no source of memory pressure works here: {0}")]
     Nothing(String),
-    /// The service manager wants nobody to watch.
+    /// The service manager turned watching off.
     #[error(
         "MEMORY_PRESSURE_WATCH=/dev/null says not to watch memory pressure (unset it, or name a --signal)"
     )]
@@ -261,7 +261,7 @@ impl std::fmt::Debug for Opened {
 ///
 /// # Errors
 /// The chosen source does not work here, or with `Auto` none does; or the
-/// service manager wants nobody to watch.
+/// service manager turned watching off.
 pub fn open(choice: Choice, config: &SourceConfig) -> Result<Opened, SignalError> {
     let quietly = |source: Box<dyn PressureSource>| Opened {
         source,

@@ -177,7 +177,7 @@ pub enum State {
     Attached,
     /// The kernel refused to load it.
     NotLoaded(String),
-    /// Loaded, but the hook is not to be had.
+    /// Loaded, but the hook is unavailable.
     NotAttached(String),
     /// Not tried, because what it depends on is missing.
     NotTried(String),
@@ -236,7 +236,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, hooks: &[Hook], rung: Rung) -> Vec<Program
             state,
         });
     }
-    part_widows(ebpf, hooks, &mut reports);
+    detach_unpaired(ebpf, hooks, &mut reports);
     reports
 }
 
@@ -264,7 +264,7 @@ pub(super) fn reached(reports: &[ProgramReport]) -> Rung {
 }
 
 /// Detaches ends whose begin could not be attached.
-fn part_widows(ebpf: &mut Ebpf, hooks: &[Hook], reports: &mut [ProgramReport]) {
+fn detach_unpaired(ebpf: &mut Ebpf, hooks: &[Hook], reports: &mut [ProgramReport]) {
     for h in hooks.iter().rev() {
         let missing = |name: &str| reports.iter().any(|r| r.name == name && !r.attached());
         let Some(end) = h.after.filter(|end| {
@@ -391,11 +391,11 @@ pub fn missing(reports: &[ProgramReport]) -> Option<String> {
     })
 }
 
-/// A line about what the lowest rung does not hear and why it is no higher, if
+/// A line about what the lowest rung does not detect and why it is no higher, if
 /// it is the lowest although more was wanted. Many kernels have no more: it is
 /// for who asks.
 #[must_use]
-pub fn unheard(reports: &[ProgramReport]) -> Option<String> {
+pub fn undetected(reports: &[ProgramReport]) -> Option<String> {
     let reasons: Vec<String> = reports
         .iter()
         .filter(|r| r.hook == LEAVE || r.hook == ENTER)
@@ -404,7 +404,7 @@ pub fn unheard(reports: &[ProgramReport]) -> Option<String> {
         .collect();
     (reached(reports) == Rung::RawTp && !reasons.is_empty()).then(|| {
         format!(
-            "eBPF: reclaim is heard, waits for evicted pages and swap are not ({})",
+            "eBPF: detects reclaim, but not refaults and swap-in ({})",
             reasons.join("; ")
         )
     })
@@ -441,7 +441,7 @@ mod tests {
         all.push(report("memstall_enter", refused()));
         all.push(report("memstall_enter_k", State::Attached));
         assert_eq!(reached(&all), Rung::Kprobe);
-        assert_eq!((missing(&all), unheard(&all)), (None, None));
+        assert_eq!((missing(&all), undetected(&all)), (None, None));
     }
 
     #[test]
@@ -470,7 +470,7 @@ mod tests {
             report("memstall_leave_k", no("no kprobes")),
         ];
         assert!(missing(&reports).unwrap().contains("(throttled)"));
-        let unheard = unheard(&reports).unwrap();
-        assert!(unheard.contains("fentry: lockdown; kprobe: no kprobes"));
+        let undetected = undetected(&reports).unwrap();
+        assert!(undetected.contains("fentry: lockdown; kprobe: no kprobes"));
     }
 }

@@ -1,6 +1,6 @@
 //! What a kernel's refusal means, in one line.
 //!
-//! Owns the reading of errors' causes. Refuses to know what is done about them.
+//! Owns the reading of errors' causes. Out of scope: what is done about them.
 
 use super::programs::How;
 use aya::programs::ProgramError;

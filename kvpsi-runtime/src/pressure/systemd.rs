@@ -107,14 +107,14 @@ pub(crate) fn parse(watch: &OsStr, write: &str) -> Result<Asked, SignalError> {
 #[derive(Debug)]
 enum From {
     Psi(PsiFile),
-    Bytes(OwnedFd, Burst, Arc<Heard>),
+    Bytes(OwnedFd, Burst, Arc<Delivered>),
 }
 
 /// Times that bytes came, readable from any thread.
 #[derive(Debug, Default)]
-struct Heard(AtomicU64);
+struct Delivered(AtomicU64);
 
-impl SourceStats for Heard {
+impl SourceStats for Delivered {
     fn totals(&self) -> EventTotals {
         let n = self.0.load(Relaxed);
         EventTotals {
@@ -230,15 +230,15 @@ impl PressureSource for Systemd {
     }
 
     fn drain(&mut self, sink: &mut dyn FnMut(&kvpsi_common::Event)) -> io::Result<()> {
-        let (fd, burst, heard) = match &mut self.from {
+        let (fd, burst, delivered) = match &mut self.from {
             From::Psi(psi) => return psi.drain(sink),
-            From::Bytes(fd, burst, heard) => (fd, burst, heard),
+            From::Bytes(fd, burst, delivered) => (fd, burst, delivered),
         };
         let mut told = false;
         let mut bytes = [0u8; 256];
         loop {
             match rustix::io::read(&*fd, &mut bytes) {
-                // The other end is gone and will not speak again.
+                // The other end closed: no further event comes.
                 Ok(0) => return Err(Errno::PIPE.into()),
                 Ok(_) => told = true,
                 Err(Errno::AGAIN) => break,
@@ -247,7 +247,7 @@ impl PressureSource for Systemd {
             }
         }
         if told {
-            heard.0.fetch_add(1, Relaxed);
+            delivered.0.fetch_add(1, Relaxed);
             let now = monotonic_ns();
             sink(&psi::event(now, 0, 0, burst.stall(now)));
         }
@@ -257,7 +257,7 @@ impl PressureSource for Systemd {
     fn stats(&self) -> Arc<dyn SourceStats> {
         match &self.from {
             From::Psi(psi) => psi.stats.clone(),
-            From::Bytes(_, _, heard) => heard.clone(),
+            From::Bytes(_, _, delivered) => delivered.clone(),
         }
     }
 }

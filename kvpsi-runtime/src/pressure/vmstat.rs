@@ -1,7 +1,7 @@
 //! Pressure by reading /proc/vmstat at an interval: the last resort, where
 //! there is neither BPF nor PSI.
 //!
-//! Owns one open file and what it said last. It hears the whole system's
+//! Owns one open file and its last values. It sees the whole system's
 //! direct reclaim and kswapd, not reclaim in a cgroup, which the kernel does
 //! not count there (`cgroup_reclaim` in mm/vmscan.c), and no stall time. The
 //! counters are those of include/linux/vm_event_item.h. Does not allocate after

@@ -1,7 +1,7 @@
-//! Listens to one source, and hears from another when the first ought to have
+//! Listens to one source, and falls back to another when the first should have
 //! spoken.
 //!
-//! Programs can be attached and still hear nothing: a kernel may reclaim where
+//! Programs can be attached and still see nothing: a kernel may reclaim where
 //! no hook of ours is, or call what we hook no more. So somebody else's account
 //! of stalls, which is cheap and late, is read once a second. While it counts
 //! stalls and the first source says nothing, events are made of that account;
@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// silence: a stall that one source tells at its begin and the other at its end
 /// can fall into different looks.
 const PATIENCE: u32 = 3;
-/// Stall time between two looks that a source must have heard of: more than
+/// Stall time between two readings that a source must have reported: more than
 /// what may be due to other clocks, in ns.
 const NOTICEABLE_NS: u64 = 20_000_000;
 /// The same for an account that counts stalls and no time.
@@ -40,7 +40,7 @@ const NOTICEABLE_STALLS: u64 = 10;
 #[derive(Clone, Copy, Debug, Default)]
 struct Rule {
     /// The first source spoke since the last look.
-    heard: bool,
+    reported: bool,
     stall_ns: u64,
     stalls: u64,
     suspicious: u32,
@@ -49,8 +49,8 @@ struct Rule {
 
 impl Rule {
     /// The first source spoke.
-    fn heard(&mut self) {
-        self.heard = true;
+    fn reported(&mut self) {
+        self.reported = true;
         self.suspicious = 0;
         self.silent = false;
     }
@@ -67,10 +67,10 @@ impl Rule {
     /// silent.
     fn look(&mut self) -> bool {
         let stalled = self.stall_ns >= NOTICEABLE_NS || self.stalls >= NOTICEABLE_STALLS;
-        if stalled && !self.heard {
+        if stalled && !self.reported {
             self.suspicious += 1;
         }
-        (self.stall_ns, self.stalls, self.heard) = (0, 0, false);
+        (self.stall_ns, self.stalls, self.reported) = (0, 0, false);
         let found = !self.silent && self.suspicious >= PATIENCE;
         self.silent |= found;
         found
@@ -127,7 +127,7 @@ impl SourceStats for WatchedStats {
         let now = if self.silent.load(Relaxed) {
             "speaks"
         } else {
-            "spoke, until it was heard again,"
+            "spoke, until it was reported again,"
         };
         Some(format!(
             "{first} broke or was silent while {other} counted stalls ({found} times): {other} {now} in its place, and is later (`kvpsi doctor` says what is attached)"
@@ -188,7 +188,7 @@ impl Watched {
             sink(e);
         });
         if spoke {
-            self.rule.heard();
+            self.rule.reported();
         }
         if drained.is_err() {
             self.broken = true;
@@ -283,7 +283,7 @@ mod tests {
         assert!(rule.silent);
         rule.counted(&stalled(30));
         assert!(!rule.look() && rule.silent, "found once");
-        rule.heard();
+        rule.reported();
         assert!(!rule.silent);
     }
 
@@ -295,7 +295,7 @@ mod tests {
                 rule.counted(&stalled(500));
                 assert!(!rule.look());
             }
-            rule.heard();
+            rule.reported();
         }
         for _ in 0..100 {
             rule.counted(&stalled(1));

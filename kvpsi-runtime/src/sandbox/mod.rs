@@ -1,4 +1,4 @@
-//! What a process that serves strangers gives up once it hears the kernel.
+//! Sandboxing of a serving process, once its eBPF programs are attached.
 //!
 //! Owns the order: [`Confinement::fence`] (Landlock, before there are
 //! threads, for it holds the calling thread and those that it starts), then
@@ -6,7 +6,7 @@
 //! filter of system calls), and last a look at every thread in /proc.
 //! Invariants: nothing is believed that the kernel was not asked for; what a
 //! kernel lacks is a line of the [`Report`] and no failure; a thread that
-//! keeps a capability or its user is one. Refuses to know what the process
+//! keeps a capability or its user is one. Out of scope: what the process
 //! listens to and what it serves.
 
 mod landlock;
@@ -21,7 +21,7 @@ use serde::Serialize;
 use std::{fmt, io, path::PathBuf};
 use thiserror::Error;
 
-/// What is to be given up. Name everything that is opened later.
+/// What the sandbox restricts. Name everything that is opened later.
 #[derive(Clone, Debug, Default)]
 pub struct Confinement {
     /// Whom to work for; `None`: as before.
@@ -79,7 +79,7 @@ pub enum Holds {
     Unasked,
 }
 
-/// One thing that was to be given up.
+/// One restriction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// How much of it holds.
@@ -197,7 +197,7 @@ impl Fenced<'_> {
     ///
     /// # Errors
     /// The user or the loss of capabilities was refused, or a thread has not
-    /// left. The process may have given up some and not all: it should end.
+    /// left. The process may be restricted in part only: it should end.
     pub fn leave(self) -> Result<Report, ConfineError> {
         let c = self.confinement;
         privilege::leave(c.ids())?;

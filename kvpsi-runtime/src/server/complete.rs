@@ -1,6 +1,6 @@
 //! `/v1/chat/completions` and `/v1/completions`: from a request to an answer.
 //!
-//! Owns the shapes of answers, whole and in pieces. Refuses to know how tokens
+//! Owns the shapes of answers, whole and in pieces. Out of scope: how tokens
 //! are made.
 
 use super::{
@@ -226,7 +226,7 @@ impl Shape {
         chunk
     }
 
-    /// The first piece of a chat says who speaks.
+    /// The first chunk of a chat carries the role.
     pub fn begin(&self) -> Option<Value> {
         self.chat.then(|| {
             self.chunk(&json!([{
@@ -310,7 +310,7 @@ impl Shape {
         answer
     }
 
-    /// OpenAI's usage, and what was given up for memory while the answer grew.
+    /// OpenAI's usage, and what was lost to return memory while the answer grew.
     fn usage(&self, outcome: &Outcome) -> Value {
         let (prompt, tokens) = (self.prompt_tokens, outcome.stats.tokens);
         json!({

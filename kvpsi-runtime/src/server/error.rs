@@ -1,7 +1,7 @@
 //! Errors as clients of OpenAI's API know them.
 //!
 //! Owns their shape, `{"error": {"message", "type", "param", "code"}}`, and the
-//! status codes. Refuses to know what went wrong.
+//! status codes. Out of scope: what went wrong.
 
 use axum::{
     Json,

@@ -2,7 +2,7 @@
 //!
 //! Owns both checks. A server on loopback without a key is open to every local
 //! program, and must not be to every web page that its user visits: those send
-//! another `Host` (DNS rebinding) or an `Origin`. Refuses to know what is asked.
+//! another `Host` (DNS rebinding) or an `Origin`. Out of scope: what is asked.
 
 use super::error::ApiError;
 use axum::http::{HeaderMap, header};

@@ -1,7 +1,7 @@
 //! How the instance is, now and over the last minutes.
 //!
 //! Owns the samples, and the trims as they are read from the reactor's queue:
-//! this is its one reader. Refuses to know who looks.
+//! this is its one reader. Out of scope: who looks.
 
 use super::{
     metrics::Metrics,
@@ -272,7 +272,7 @@ impl Live {
         }
     }
 
-    /// What may be given up.
+    /// What may be lost to return memory.
     #[must_use]
     pub fn profile(&self) -> Profile {
         self.loaded.ladder.profile()

@@ -1,7 +1,7 @@
 //! Figures for Prometheus.
 //!
 //! Owns their values; names, labels and buckets are [`names`]'. What is counted
-//! elsewhere is read when somebody asks. Refuses to know of HTTP.
+//! elsewhere is read when somebody asks. Out of scope: HTTP.
 
 use super::{
     names::{self, Shape},

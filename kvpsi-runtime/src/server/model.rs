@@ -1,7 +1,7 @@
 //! The thread that computes.
 //!
 //! Owns the batch while it runs, and the way to it: a channel. Invariant: it
-//! never waits for a client. Refuses to know of HTTP.
+//! never waits for a client. Out of scope: HTTP.
 
 use crate::{
     control::Governor,
@@ -48,9 +48,9 @@ pub struct Loaded {
     pub vocab: usize,
     /// The KV memory.
     pub pool: Arc<KvPool>,
-    /// What may be given up of it.
+    /// What of it may be lost.
     pub ladder: Arc<Ladder>,
-    /// Who gives it up; none where nobody listens to the kernel.
+    /// What trims it; none with `--signal none`.
     pub governor: Option<Governor>,
     alive: Arc<Alive>,
 }

@@ -3,7 +3,7 @@
 //! Owns the list that the server exports from and that the dashboard in
 //! docs/grafana.json is tested against, so that the two cannot drift. Names and
 //! buckets that begin with `vllm:` are vLLM's own: dashboards for it work.
-//! Refuses to know any value.
+//! Out of scope: any value.
 
 /// What Prometheus is told of a metric's shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -275,11 +275,11 @@ pub const OWED_BYTES: Metric = gauge(
     &[],
     "Bytes that packing and thinning were asked for and have not given yet.",
 );
-/// 1 for where pressure is heard.
+/// 1 for the active source of pressure events.
 pub const SOURCE_INFO: Metric = gauge(
     "kvpsi_source_info",
     &["signal", "rung"],
-    "1 for where pressure is heard.",
+    "1 for the active source of pressure events.",
 );
 /// 1 when the signal broke: nothing is trimmed any more.
 pub const SOURCE_BROKEN: Metric = gauge(

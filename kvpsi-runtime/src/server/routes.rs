@@ -1,7 +1,7 @@
 //! Which path is answered by what.
 //!
 //! Owns the paths, the checks that each wants, and how bodies are read: within
-//! a size and a time. Refuses to know what answers are made of.
+//! a size and a time. Out of scope: what answers are made of.
 
 use super::{
     api,

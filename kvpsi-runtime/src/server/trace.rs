@@ -2,7 +2,7 @@
 //!
 //! Owns the way to them: JSON lines in chunks through a broadcast channel of
 //! fixed size. Who is too slow misses chunks and is told how many. While nobody
-//! watches nothing is written. Refuses to know of HTTP.
+//! watches nothing is written. Out of scope: HTTP.
 
 use crate::trace::{recorder::Sink, recording::Entry};
 use std::{io, sync::Arc};

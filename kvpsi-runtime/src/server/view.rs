@@ -2,7 +2,7 @@
 //!
 //! Owns the shapes, which `kvpsi top`, the status page and `trace-dump
 //! --attach` read. Times are `CLOCK_MONOTONIC`: what is compared was measured
-//! by one clock. Refuses to know where the figures come from.
+//! by one clock. Out of scope: where the figures come from.
 
 use crate::{kv::Account, kv::Profile, units::Bytes};
 use serde::{Deserialize, Serialize};
@@ -24,13 +24,13 @@ pub struct Status {
     pub model: String,
     /// Seconds since it was ready.
     pub uptime_s: f64,
-    /// Where pressure is heard: `ebpf`, `psi-trigger`, `none`, ...
+    /// The source of pressure events: `ebpf`, `psi-trigger`, `none`, ...
     pub signal: String,
     /// How far up the ladder eBPF goes; none for other signals.
     pub rung: Option<String>,
     /// What became of the signal, where it broke or was replaced.
     pub note: Option<String>,
-    /// What may be given up.
+    /// What may be lost to return memory.
     pub profile: Profile,
     /// False while it only watches.
     pub trimming: bool,
@@ -138,7 +138,7 @@ pub struct Requests {
     pub waiting: u64,
     /// Answered to their end.
     pub finished: u64,
-    /// Given up because the client went or it was cancelled.
+    /// Ended because the client disconnected or cancelled.
     pub cancelled: u64,
     /// Turned away: no place, not valid, not allowed.
     pub refused: u64,
@@ -278,7 +278,7 @@ pub struct TrimDone {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
-    /// What may be given up from now on.
+    /// What may be lost to return memory from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<Profile>,
     /// False: watch only.

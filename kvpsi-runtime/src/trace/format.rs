@@ -1,7 +1,7 @@
 //! Events as text for people and as JSON Lines for programs.
 //!
 //! Owns the columns, the names and the colours. Times are relative to the
-//! start of the dump. Refuses to know where the events come from.
+//! start of the dump. Out of scope: where the events come from.
 
 use super::{KvLevel, Output, recording::Trim};
 use anstyle::{AnsiColor, Style};

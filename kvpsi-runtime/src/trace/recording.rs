@@ -4,7 +4,7 @@
 //! the payload in 16 bits, the payload ([`Entry`] as postcard writes it:
 //! variable-length integers, in the order of the fields), and a CRC-32 (IEEE)
 //! of both; numbers are little-endian. The first entry is a [`Head`]. A file
-//! that ends anywhere is readable up to its last whole entry. Refuses to know
+//! that ends anywhere is readable up to its last whole entry. Out of scope:
 //! where entries come from.
 
 use crate::{control::gauge::Levels, kv::Step, units::Bytes};

@@ -121,7 +121,7 @@ impl SourceStats for ReplayStats {
 /// What is tried on a recording.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// What may be given up.
+    /// What may be lost.
     pub profile: Profile,
     /// How tokens are chosen: what thinning takes of time.
     pub evict: Evict,
@@ -190,7 +190,7 @@ pub struct Outcome {
     pub dropped_tokens: u64,
     /// Stalls of others, let pass.
     pub ignored: u64,
-    /// Events that were heard, and that the recording says were lost.
+    /// Events that were delivered, and that the recording says were lost.
     pub events: EventTotals,
     /// The least that was resident.
     pub least: Bytes,
@@ -218,7 +218,7 @@ struct Simulation {
     out: Outcome,
 }
 
-/// Plays a recording to a controller of its own. `on` hears of every trim as
+/// Plays a recording to a controller of its own. `on` is called for every trim as
 /// it is made, and of the passing of time (`None`) in ns since the beginning.
 ///
 /// # Errors
@@ -294,12 +294,12 @@ impl Simulation {
                 self.until(*ts_ns, on);
                 self.levels = *levels;
                 self.moment.now_ns.store(*ts_ns, Relaxed);
-                let (controller, mut heard) = (&mut self.controller, false);
+                let (controller, mut delivered) = (&mut self.controller, false);
                 self.source.drain(&mut |e| {
-                    heard = true;
+                    delivered = true;
                     controller.observe(e);
                 })?;
-                if heard {
+                if delivered {
                     self.respond(on);
                 }
             }

@@ -1,10 +1,10 @@
-//! A child of the test `confine`: has threads, hears the kernel where it may,
+//! A child of the test `sandbox`: has threads, attaches eBPF where it may,
 //! confines itself, then tries what a server must still do and what it must
 //! not. It says what came of each; the test judges.
 //!
 //! Lines: `error TEXT` and no more, or `report JSON`, `thread JSON` for each
 //! thread as /proc tells of it, `try NAME OUTCOME` (`ok`, `errno NUMBER` or
-//! words), and with --hear `ready`, then `events NUMBER`.
+//! words), and with --listen `ready`, then `events NUMBER`.
 
 use anyhow::Result;
 use clap::Parser;
@@ -51,11 +51,11 @@ struct Args {
     listen: bool,
     /// eBPF programs are attached before, and listened to after.
     #[arg(long)]
-    hear: bool,
-    /// A file to read that nobody was told of.
+    listen: bool,
+    /// A file to read that was not declared.
     #[arg(long, overrides_with = "secret")]
     secret: PathBuf,
-    /// A folder to write in that nobody was told of.
+    /// A folder to write in that was not declared.
     #[arg(long)]
     elsewhere: PathBuf,
 }
@@ -66,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn main() -> Result<()> {
     let args = Args::parse();
     let map = Map::create().ok();
-    let mut source = args.hear.then(hear).transpose()?;
+    let mut source = args.listen.then(listen).transpose()?;
     match confine(&args) {
         Err(e) => println!("error {e:#}"),
         Ok(report) => {
@@ -92,7 +92,7 @@ fn said(outcome: Outcome) -> String {
     }
 }
 
-fn hear() -> Result<EbpfSource> {
+fn listen() -> Result<EbpfSource> {
     let config = SourceConfig {
         rung: Rung::RawTp,
         ..SourceConfig::default()

@@ -2,7 +2,7 @@
 //! (Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
 //! Owns the order of entries: a folder comes before what is in it, and nothing
-//! comes twice. Refuses to know what the files are for.
+//! comes twice. Out of scope: what the files are for.
 
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;

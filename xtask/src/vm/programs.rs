@@ -19,7 +19,7 @@ use xshell::{Shell, cmd};
 const LIBRARIES: [&str; 3] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1"];
 
 /// Test binaries that make sense on another kernel.
-const SUITES: [&str; 5] = ["fallbacks", "kernel", "kernel_hears", "latency", "rungs"];
+const SUITES: [&str; 5] = ["fallbacks", "kernel", "kernel_events", "latency", "rungs"];
 
 /// More of them that need the model, and so candle: for another architecture
 /// that is all of it once more, and done on request.

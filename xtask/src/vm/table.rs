@@ -1,4 +1,4 @@
-//! docs/KERNELS.md: what each kernel lets kvpsi hear, and how soon.
+//! docs/KERNELS.md: what kvpsi detects on each kernel, and how soon.
 //!
 //! Owns the file's form. Invariant: every cell comes from a figure that a test
 //! handed out; what no test said is a dash.
@@ -13,7 +13,7 @@ use std::fs;
 use xshell::{Shell, cmd};
 
 /// The tests whose figures it takes.
-const TESTS: [&str; 3] = ["kernel_hears", "latency", "kernel_trims"];
+const TESTS: [&str; 3] = ["kernel_events", "latency", "kernel_trims"];
 
 /// The machines of the table, with what they stand for, and which of the
 /// tests have something to say there.
@@ -23,13 +23,13 @@ const PLACES: [(Machine, Variant, &str, &[&str]); 7] = [
         Machine::X86_64,
         Variant::NoPsi,
         "6.1 x86-64, psi=0",
-        &["kernel_hears", "latency"],
+        &["kernel_events", "latency"],
     ),
     (
         Machine::X86_64,
         Variant::Zram,
         "6.1 x86-64, swap on zram",
-        &["kernel_hears", "kernel_trims"],
+        &["kernel_events", "kernel_trims"],
     ),
     (
         Machine::X86_64,
@@ -48,7 +48,7 @@ const PLACES: [(Machine, Variant, &str, &[&str]); 7] = [
         Machine::Aarch64,
         Variant::JetsonNoPsi,
         "6.1 arm64 as a stock Jetson, psi=0",
-        &["kernel_hears", "latency"],
+        &["kernel_events", "latency"],
     ),
 ];
 
@@ -123,8 +123,8 @@ fn of<'a>(figures: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value
     figures.iter().filter(move |f| f["figure"] == kind)
 }
 
-/// A count, or a dash where nobody counted.
-fn heard(v: &Value) -> String {
+/// A count, or a dash where none was taken.
+fn count(v: &Value) -> String {
     match v.as_u64() {
         None => "-".into(),
         Some(0) => "no".into(),
@@ -146,19 +146,19 @@ fn micros(v: &Value) -> String {
 
 fn page(places: &[(String, Vec<Value>)]) -> String {
     let mut out = String::from(
-        "# What each kernel lets kvpsi hear\n\n\
-         Written by `cargo xtask vm --table` from what the tests `kernel_hears`, `latency` and `kernel_trims` counted; \
+        "# What kvpsi detects on each kernel\n\n\
+         Written by `cargo xtask vm --table` from what the tests `kernel_events`, `latency` and `kernel_trims` counted; \
          do not edit. Emulated machines (QEMU without KVM, two CPUs, 384 MiB) are slow: their times compare sources \
-         with each other, on the same machine in the same storms, and say nothing about hardware. A dash: nobody \
+         with each other, on the same machine in the same storms, and say nothing about hardware. A dash: not \
          tried, or the source cannot tell. A stock Jetson is stood for by Debian's kernel with BTF, kprobes and \
          tracefs out of sight.\n\n\
-         ## Heard\n\n\
+         ## Detected\n\n\
          A number is how often the hook fired while the test made that shortage.\n\n\
          | kernel | source | loads | attaches | direct reclaim | memcg reclaim | kswapd wakes | OOM | memstall |\n\
          |---|---|---|---|---|---|---|---|---|\n",
     );
     for (place, figures) in places {
-        for f in of(figures, "hears") {
+        for f in of(figures, "events") {
             let source = text(&f["source"]);
             if f.get("refused").is_some() {
                 let _ = writeln!(out, "| {place} | {source} | no [^1] | | | | | | |");
@@ -174,17 +174,17 @@ fn page(places: &[(String, Vec<Value>)]) -> String {
                 "| {place} | {source} | {} | {} | {} | {} | {} | {} | {} |",
                 programs("loaded"),
                 programs("attached"),
-                heard(&f["direct"]),
-                heard(&f["memcg"]),
-                heard(&f["kswapd"]),
-                heard(&f["oom"]),
-                heard(&f["memstall"]),
+                count(&f["direct"]),
+                count(&f["memcg"]),
+                count(&f["kswapd"]),
+                count(&f["oom"]),
+                count(&f["memstall"]),
             );
         }
     }
     out.push_str("\n[^1]: What was refused, as the kernel said it:\n\n");
     for (place, figures) in places {
-        for f in of(figures, "hears") {
+        for f in of(figures, "events") {
             if let Some(why) = f["refused"].as_str() {
                 let _ = writeln!(out, "- {place}, {}: {why}", text(&f["source"]));
             }
@@ -252,8 +252,8 @@ mod tests {
     #[test]
     fn a_refusal_and_a_count_each_have_their_row() {
         let figures = [
-            r#"{"figure":"hears","source":"ebpf fentry","refused":"no BTF"}"#,
-            r#"{"figure":"hears","source":"ebpf raw-tp","loaded":15,"attached":15,"memcg":7,"oom":0,"direct":null}"#,
+            r#"{"figure":"events","source":"ebpf fentry","refused":"no BTF"}"#,
+            r#"{"figure":"events","source":"ebpf raw-tp","loaded":15,"attached":15,"memcg":7,"oom":0,"direct":null}"#,
         ];
         let figures = figures.map(|f| serde_json::from_str(f).expect("JSON"));
         let page = page(&[("6.1".into(), figures.to_vec())]);

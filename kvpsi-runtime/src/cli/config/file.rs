@@ -3,7 +3,7 @@
 //! Owns the reading and what is said of a mistake: file, line, key, and what
 //! would be right. Every value is asked of its flag's own parser. Invariant:
 //! no content of a file makes it panic, and no file is read past [`MOST`].
-//! Refuses to know which flags there are.
+//! Out of scope: which flags there are.
 
 use super::{Refused, kind::Kind, secret};
 use clap::{Arg, Command, error::ContextKind};

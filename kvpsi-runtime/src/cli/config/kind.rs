@@ -1,6 +1,6 @@
 //! What a flag takes, as far as a file must know it.
 //!
-//! Owns the way from clap's parsers to TOML's types and back. Refuses to know
+//! Owns the way from clap's parsers to TOML's types and back. Out of scope:
 //! any flag by name.
 
 use clap::{Arg, ArgAction};

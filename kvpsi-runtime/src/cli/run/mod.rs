@@ -1,7 +1,7 @@
 //! `kvpsi run`: text of the model on stdout, figures on stderr.
 //!
 //! Owns the flags, the signals and what is said at the end; `talk` holds the
-//! conversation. A signal or a closed pipe ends it cleanly. Refuses to know how
+//! conversation. A signal or a closed pipe ends it cleanly. Out of scope: how
 //! tokens are made.
 
 mod talk;
@@ -106,7 +106,7 @@ pub struct Args {
     /// How keys and values are written at first: q8_0 takes half the memory of f16, q4_0 a quarter
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     kv_type: KvType,
-    /// What may be given up for memory
+    /// What may be lost to return memory
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
     /// Which tokens go first where some must
@@ -130,7 +130,7 @@ pub struct Args {
     /// Threads to compute with [default: $RAYON_NUM_THREADS, else one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where to hear of memory pressure
+    /// The source of memory pressure events
     #[arg(long, value_enum, default_value = "auto")]
     signal: Signal,
     /// How far up the ladder eBPF goes
@@ -198,11 +198,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Opens the signal and gives up privileges; `None` for `--signal none`, and
+/// Opens the signal and drops privileges; `None` for `--signal none`, and
 /// where the service manager wants nobody to listen.
 fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = signal.choice() else {
-        privilege::drop_all().context("cannot give up privileges")?;
+        privilege::drop_all().context("cannot drop privileges")?;
         return Ok(None);
     };
     let config = GovernorConfig {
@@ -212,7 +212,7 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
     let listening = match governor::listen(choice, rung, false, &config) {
         Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
             eprintln!("kvpsi: nothing will be trimmed: {e}");
-            privilege::drop_all().context("cannot give up privileges")?;
+            privilege::drop_all().context("cannot drop privileges")?;
             return Ok(None);
         }
         other => other?,
@@ -228,12 +228,12 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
 /// was lost, if anything.
 fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     if stats.trims == 0 && stats.events.seen > 0 {
-        let heard = kinds.iter().filter(|(_, c)| c.seen > 0);
-        let heard: String = heard
+        let seen = kinds.iter().filter(|(_, c)| c.seen > 0);
+        let seen: String = seen
             .map(|(kind, c)| format!(", {} {}", c.seen, kind.name()))
             .collect();
         eprintln!(
-            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen{heard}; woken {} times, {} events were somebody else's)",
+            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times, {} events were of other cgroups)",
             stats.signal, stats.events.seen, stats.wakeups, stats.ignored
         );
     }

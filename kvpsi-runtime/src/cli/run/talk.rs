@@ -1,7 +1,7 @@
 //! The conversation of `kvpsi run`: a prompt's way into tokens, and out.
 //!
 //! Between two turns the conversation's cache is given to whoever needs memory;
-//! what was lost of it is computed anew while nobody waits. Refuses to know of
+//! what was lost of it is computed anew while nobody waits. Out of scope: of
 //! signals and flags.
 
 use super::{Args, Turn};

@@ -3,7 +3,7 @@
 //! Owns the connection, the key, what a refusal means, and how much of the
 //! history is known already. An instance that started anew at the same address
 //! is noticed, and its history asked for whole. It is spoken to directly and
-//! nowhere else: no proxy, no redirect gets to see the key. Refuses to know
+//! nowhere else: no proxy, no redirect gets to see the key. Out of scope:
 //! what is shown.
 
 use crate::{
@@ -77,7 +77,7 @@ pub fn address(text: &str) -> Result<String, String> {
     let whole = match text.split_once("://") {
         Some(("http", rest)) => format!("http://{}", rest.trim_end_matches('/')),
         Some(("https", _)) => {
-            return Err("kvpsi speaks plain HTTP: an address begins with http://".into());
+            return Err("kvpsi serves plain HTTP: an address begins with http://".into());
         }
         Some((other, _)) => return Err(format!("{other} is not spoken here, http is")),
         None => format!("http://{}", text.trim_end_matches('/')),

@@ -1,7 +1,7 @@
 //! Plots over time of block characters: one column is a stretch of time.
 //!
 //! Owns the columns, scales and glyphs. All of it is in integers: what is
-//! counted stays exact until it becomes an eighth of a cell. Refuses to know
+//! counted stays exact until it becomes an eighth of a cell. Out of scope:
 //! what is plotted.
 
 use ratatui::{buffer::Buffer, layout::Rect, style::Color};

@@ -1,7 +1,7 @@
 //! What `kvpsi top` knows and what it is set to.
 //!
 //! Owns the merge of answers, the rates that are worked out of them, and what a
-//! key does. Refuses to know of terminals and sockets: keys and answers come
+//! key does. Out of scope: terminals and sockets: keys and answers come
 //! in, orders go out.
 
 use super::{
@@ -128,7 +128,7 @@ fn ratio(a: u64, b: u64) -> f64 {
 /// Whether the instance answers.
 #[derive(Clone, Debug)]
 pub enum Link {
-    /// Nothing was heard yet.
+    /// No answer yet.
     Connecting,
     /// It does.
     Up,

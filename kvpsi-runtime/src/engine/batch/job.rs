@@ -30,7 +30,7 @@ pub struct Ask {
     pub sampling: SamplingConfig,
     /// When it came.
     pub arrived: Instant,
-    /// When it is given up.
+    /// When it is rejected.
     pub deadline: Instant,
     /// Who asks.
     pub client: Box<dyn Client>,

@@ -6,7 +6,7 @@
 //! generate waiting for more than a chunk; a request ends with exactly one
 //! [`Told::Done`] or [`Told::Failed`], or with its client gone, and its memory
 //! is free when it does. A request that memory is short for waits; it fails only
-//! when not even its floor can be had. Refuses to know who its clients are.
+//! when not even its floor fits. Out of scope: who its clients are.
 
 mod account;
 mod job;

@@ -4,7 +4,7 @@
 //! Owns which fields there are, their types and ranges, and what is refused by
 //! name. Fields that nobody knows are ignored, as OpenAI's own clients send
 //! more every year; fields that would change the answer and cannot be obeyed
-//! are an error. Pure: bytes in, a request or an error out. Refuses to know of
+//! are an error. Pure: bytes in, a request or an error out. Out of scope: of
 //! tokens.
 
 mod fields;

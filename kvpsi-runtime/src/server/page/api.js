@@ -1,7 +1,7 @@
 // Requests to the kvpsi that served the page.
 //
 // Owns the API key, which lives as long as the tab (sessionStorage), and what a
-// refusal says. Refuses to know what is asked for.
+// refusal says. Out of scope: what is asked for.
 
 const KEY = "kvpsi-api-key";
 /** What is said where nobody is there. */
@@ -65,7 +65,7 @@ export async function ask(path, { body, signal } = {}) {
   return response;
 }
 
-/** JSON at `path`. Gives up after `ms`. */
+/** JSON at `path`. Times out after `ms`. */
 export async function json(path, { body, ms = 5000 } = {}) {
   try {
     const response = await ask(path, { body, signal: AbortSignal.timeout(ms) });

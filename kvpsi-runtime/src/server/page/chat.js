@@ -1,7 +1,7 @@
 // A conversation with the model, to try it.
 //
 // Owns the conversation, the stream and its end. What the model says is put in
-// as text. Refuses to know how the rest of the page looks.
+// as text. Out of scope: how the rest of the page looks.
 
 import { ask, Refused } from "./api.js";
 import { count, percent } from "./figures.js";

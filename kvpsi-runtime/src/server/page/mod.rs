@@ -5,7 +5,7 @@
 //! loads nothing from elsewhere, and its policy forbids the browser to. The
 //! files hold no figure and no secret, so they are served without a key; the
 //! page asks `/kvpsi/*` and `/v1/*` for the figures like any other client.
-//! Refuses to know where those come from.
+//! Out of scope: where those come from.
 
 use axum::{
     Router,

@@ -1,6 +1,6 @@
 // One plot over time on one canvas.
 //
-// Owns pixels, scales and ticks. Refuses to know what is plotted: it is handed
+// Owns pixels, scales and ticks. Out of scope: what is plotted: it is handed
 // points, marks and how a value is written.
 
 const GAP = { top: 16, right: 10, bottom: 18, left: 62 };

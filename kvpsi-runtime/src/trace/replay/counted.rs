@@ -1,6 +1,6 @@
 //! The cache of a replay: only counted.
 //!
-//! Owns what each step takes of it and how long that takes. Refuses to know
+//! Owns what each step takes of it and how long that takes. Out of scope:
 //! why a step is taken.
 
 use super::Setup;

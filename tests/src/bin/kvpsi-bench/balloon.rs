@@ -26,7 +26,7 @@ impl Balloon {
     /// Takes memory until `left` bytes are free.
     pub fn start(me: &Path, left: u64) -> Result<Self> {
         let mut balloon = Piped::start(Command::new(me).args(["balloon", &left.to_string()]))?;
-        ensure!(balloon.hear().is_some(), "the balloon ended");
+        ensure!(balloon.next_line().is_some(), "the balloon ended");
         Ok(Self(balloon))
     }
 }

@@ -41,7 +41,7 @@ fn ask(served: &Served, prompt: &str, tokens: usize) -> Result<Streamed> {
     Ok(got)
 }
 
-/// When tokens came: the first piece says who speaks, the last why it ended.
+/// When tokens came: the first chunk carries the role, the last the finish reason.
 fn times(got: &Streamed) -> Vec<Instant> {
     let text = |v: &Value| {
         v["choices"][0]["delta"]["content"]

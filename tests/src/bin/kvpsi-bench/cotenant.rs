@@ -157,7 +157,7 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
     let mut neighbour = Command::new(&me);
     neighbour.args(["cotenant-other", "--read", &read.to_string()]);
     let mut neighbour = Piped::start(neighbour.args(&procs))?;
-    ensure!(neighbour.hear().is_some(), "the neighbour ended");
+    ensure!(neighbour.next_line().is_some(), "the neighbour ended");
     let mut model = Command::new(&me);
     model.arg("worker").arg("--model").arg(&a.model);
     model.args(["--ear", &ear.name()]).args(&procs);
@@ -165,7 +165,7 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
     let ready = model.hear_of("ready", &mut |_| ())?;
     let growth = ready["token_bytes"].as_u64().unwrap_or(0) * u64::from(a.tokens);
     if a.wall == Wall::Machine {
-        // An ended conversation: what can be given up for an early warning.
+        // An ended conversation: what an early warning may release.
         model.say(&format!("cached {CACHED}"))?;
         model.hear_of("cached", &mut |_| ())?;
     }
@@ -207,7 +207,7 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
     let after = (psi()?, vmstat("workingset_refault_file "), kills());
     let bursts = bursts.end();
     neighbour.say("end")?;
-    let told = neighbour.hear();
+    let told = neighbour.next_line();
     let told: Value = told.map_or(Ok(Value::Null), |t| serde_json::from_str(&t))?;
     Ok(json!({
         "what": "cotenant", "variant": ear.name(),

@@ -118,7 +118,7 @@ impl Bench {
         let mut job = Command::new(std::env::current_exe()?);
         job.args(["overhead-job", "--file"]).arg(file.path());
         let mut job = Piped::start(job.args(cgroup.procs()))?;
-        ensure!(job.hear().is_some(), "the job ended");
+        ensure!(job.next_line().is_some(), "the job ended");
         Ok(Self {
             job,
             stretch: Duration::from_secs_f64(a.seconds),
@@ -129,7 +129,7 @@ impl Bench {
 
     fn mark(&mut self) -> Result<[f64; 3]> {
         self.job.say("mark")?;
-        let line = self.job.hear().context("the job ended")?;
+        let line = self.job.next_line().context("the job ended")?;
         Ok(serde_json::from_str(&line)?)
     }
 

@@ -1,5 +1,5 @@
 //! Another process of a measurement: orders to its stdin, one a line, and the
-//! lines of its stdout. Refuses to know what they say.
+//! lines of its stdout. Out of scope: what they say.
 
 use anyhow::{Context, Result, bail, ensure};
 use kvpsi::control::cgroup::OwnedCgroup;
@@ -53,7 +53,7 @@ impl Piped {
     }
 
     /// The next line; `None` at its end.
-    pub fn hear(&mut self) -> Option<String> {
+    pub fn next_line(&mut self) -> Option<String> {
         self.lines.recv().ok()
     }
 

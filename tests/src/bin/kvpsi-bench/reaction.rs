@@ -194,12 +194,12 @@ impl<'a> One<'a> {
         let me = std::env::current_exe()?;
         let mut model = Command::new(&me);
         model.arg("worker").arg("--model").arg(&a.model);
-        // Quick steps alone: what is compared is when somebody hears.
+        // Quick steps alone: what is compared is the latency of detection.
         model.args(["--profile", "latency", "--ear", &ear.name()]);
         let mut model = Piped::start(model.args(cgroup.procs()))?;
         model.hear_of("ready", &mut |_| ())?;
         let mut hog = Piped::start(Command::new(&me).arg("reaction-hog").args(cgroup.procs()))?;
-        ensure!(hog.hear().is_some(), "the hog ended");
+        ensure!(hog.next_line().is_some(), "the hog ended");
         Ok(Self {
             ear,
             load,
@@ -284,7 +284,7 @@ impl<'a> One<'a> {
             answer = answer.filter(|a| a.0 >= began);
         }
         self.hog.say("stop")?;
-        ensure!(self.hog.hear().is_some(), "the hog ended");
+        ensure!(self.hog.next_line().is_some(), "the hog ended");
         self.cgroup.set_limit(WIDE)?;
         Ok(self
             .witness
@@ -307,7 +307,7 @@ impl<'a> One<'a> {
         self.hog.say("press")?;
         let cpu = self.cpu(STORM)?;
         self.hog.say("stop")?;
-        ensure!(self.hog.hear().is_some(), "the hog ended");
+        ensure!(self.hog.next_line().is_some(), "the hog ended");
         self.cgroup.set_limit(WIDE)?;
         self.trim("on")?;
         Ok(cpu)

@@ -103,7 +103,7 @@ pub struct Args {
     /// What to listen to
     #[arg(long, value_enum)]
     ear: Ear,
-    /// What may be given up
+    /// What may be lost to return memory
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
     /// cgroup.procs files to join by

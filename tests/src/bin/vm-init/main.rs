@@ -5,7 +5,7 @@
 //! a verdict, also one that hangs; all are named before the first one runs, so
 //! that nobody forgets those a machine never came to; a line comes every few
 //! seconds while the machine lives; the last line is `end`, so that a machine
-//! which died is told from one that finished. Refuses to know what is tested.
+//! which died is told from one that finished. Out of scope: what is tested.
 //!
 //! The plan is a file of lines, `WORD REST`, carried out in their order (see
 //! [`carry_out`]). The report goes to the console, in lines that begin with

@@ -73,7 +73,7 @@ fn plain(test: &str) -> Vec<Plain> {
 
 fn refused(test: &str, source: &str, why: &str) {
     skip(&format!("{test}, {source}"), why);
-    figure(&json!({ "figure": "hears", "source": source, "refused": why }));
+    figure(&json!({ "figure": "events", "source": source, "refused": why }));
 }
 
 /// Waits for a child, also one that is killed.
@@ -228,7 +228,7 @@ fn every_source_hears_the_shortages_that_it_is_there_for() {
         }
         let tried = emulated();
         figure(&json!({
-            "figure": "hears", "source": format!("ebpf {}", rung.name()),
+            "figure": "events", "source": format!("ebpf {}", rung.name()),
             "loaded": loaded, "attached": attached, "not": not,
             "memcg": cgroup, "oom": oom, "memstall": memstall,
             "direct": tried.then_some(direct), "kswapd": tried.then_some(kswapd),
@@ -245,7 +245,7 @@ fn every_source_hears_the_shortages_that_it_is_there_for() {
     for o in &others {
         let direct = emulated().then_some(o.events[2]);
         figure(&json!({
-            "figure": "hears", "source": o.name, "memcg": o.events[0], "direct": direct,
+            "figure": "events", "source": o.name, "memcg": o.events[0], "direct": direct,
             "kswapd": Value::Null, "oom": Value::Null,
         }));
     }
