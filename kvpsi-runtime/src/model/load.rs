@@ -13,7 +13,6 @@ use super::{
     rope::Rope,
 };
 use crate::units::Bytes;
-use candle_core::Device;
 use std::collections::HashSet;
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -50,7 +49,7 @@ impl Reader<'_> {
 
     fn linear(&mut self, name: &str, out: usize, from: usize) -> Result<Linear> {
         let data = self.gguf.data(name, &[out, from])?;
-        let linear = Linear::from_rows(name, data.dtype, (out, from), data.bytes);
+        let linear = Linear::from_rows(name, data.format, (out, from), data.bytes);
         let linear = linear.map_err(|e| {
             let message = e.to_string();
             let what = message.strip_prefix(&format!("tensor {name}: "));
@@ -62,13 +61,9 @@ impl Reader<'_> {
 
     /// A vector, widened to f32.
     fn vector(&mut self, name: &str, len: usize) -> Result<Box<[f32]>> {
-        let t = self.gguf.tensor(name, &[len])?;
-        self.done_with(name, t.storage_size_in_bytes());
-        let values = t.dequantize(&Device::Cpu).and_then(|t| t.to_vec1::<f32>());
-        let values = values.map_err(|e| {
-            let message = e.to_string();
-            self.bad(name, message.lines().next().unwrap_or_default())
-        })?;
+        let data = self.gguf.data(name, &[len])?;
+        let values = data.format.dequantize(data.bytes, len);
+        self.done_with(name, data.bytes.len());
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values.into()),
             Some(at) => Err(self.bad(
@@ -141,7 +136,7 @@ impl Reader<'_> {
 
     /// No tensor may be left over: the model would not be what it was.
     fn all_read(&self, c: &Config) -> Result<()> {
-        let left = self.gguf.content().tensor_infos.keys().filter(|name| {
+        let left = self.gguf.tensors().map(|(name, _)| name).filter(|name| {
             !self.read.contains(*name) && !REDUNDANT.iter().any(|end| name.ends_with(end))
         });
         match left.min() {

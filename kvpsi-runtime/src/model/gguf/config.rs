@@ -123,7 +123,11 @@ pub struct Config {
 
 impl Config {
     /// Reads and checks the shape.
-    pub(super) fn read(path: &Path, content: &Content) -> Result<Self, ModelError> {
+    pub(super) fn read(
+        path: &Path,
+        content: &Content,
+        vocab: Option<u64>,
+    ) -> Result<Self, ModelError> {
         let missing = |key: &str, what: &str| ModelError::Metadata {
             path: path.into(),
             key: key.into(),
@@ -217,15 +221,14 @@ impl Config {
                 .map_or(if gemma { 1e6 } else { 1e4 }, f64::from),
             scaling: scaling(&keys, context)?,
         };
-        let vocab = content
-            .tensor_infos
-            .get("token_embd.weight")
-            .and_then(|t| t.shape.dims().first().copied())
-            .ok_or_else(|| ModelError::Tensor {
-                path: path.into(),
-                name: "token_embd.weight".into(),
-                what: "is missing: this is not a complete language model file".into(),
-            })?;
+        let vocab =
+            vocab
+                .and_then(|n| usize::try_from(n).ok())
+                .ok_or_else(|| ModelError::Tensor {
+                    path: path.into(),
+                    name: "token_embd.weight".into(),
+                    what: "is missing: this is not a complete language model file".into(),
+                })?;
         // Gemma 3 was trained with 1 / sqrt(head_dim), but for the largest,
         // which is told by its layers: no key says so (as in llama.cpp).
         let share = if gemma && layers == 62 {

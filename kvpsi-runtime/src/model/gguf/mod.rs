@@ -12,16 +12,13 @@ mod config;
 mod keys;
 mod scan;
 
+use scan::{TensorInfo, Tensors, WithoutTensors};
+
 pub use config::{Architecture, Config, RopeConfig, SUPPORTED, Sliding};
 
+use super::linear::Format;
 use crate::units::Bytes;
-use candle_core::{
-    Device,
-    quantized::{
-        GgmlDType, QTensor,
-        gguf_file::{Content, TensorInfo, Value},
-    },
-};
+use candle_core::quantized::gguf_file::{Content, Value};
 use memmap2::{Mmap, UncheckedAdvice};
 use std::{
     fs::File,
@@ -96,14 +93,15 @@ pub struct Gguf {
     path: PathBuf,
     map: Mmap,
     content: Content,
+    tensors: Tensors,
     config: Config,
 }
 
 /// A tensor as the file has it.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorData<'a> {
-    /// Type of its blocks.
-    pub dtype: GgmlDType,
+    /// What it is made of.
+    pub format: &'static Format,
     /// Row after row.
     pub bytes: &'a [u8],
 }
@@ -131,14 +129,18 @@ impl Gguf {
         // SAFETY: the mapping is private and only read; that others do not
         // write to a model that is being loaded is asked of the user.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        scan::scan(&map[..], meta.len()).map_err(bad)?;
-        let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| bad(one_line(&e)))?;
-        check_tensors(path, &content, meta.len())?;
-        let config = Config::read(path, &content)?;
+        let tensors = scan::scan(&map[..], meta.len()).map_err(bad)?;
+        let mut header = WithoutTensors(Cursor::new(&map[..]));
+        let content = Content::read(&mut header).map_err(|e| bad(one_line(&e)))?;
+        check_tensors(path, &tensors, meta.len())?;
+        let embedding = tensors.by_name.get("token_embd.weight");
+        let vocab = embedding.and_then(|info| info.shape.first().copied());
+        let config = Config::read(path, &content, vocab)?;
         Ok(Self {
             path: path.into(),
             map,
             content,
+            tensors,
             config,
         })
     }
@@ -155,16 +157,22 @@ impl Gguf {
         &self.config
     }
 
-    /// The parsed header.
+    /// The parsed metadata. Its tensors are not there: see [`Gguf::tensors`].
     #[must_use]
     pub fn content(&self) -> &Content {
         &self.content
     }
 
+    /// Names and shapes of all tensors; a matrix is `[out, in]`.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[u64])> {
+        let all = self.tensors.by_name.iter();
+        all.map(|(name, info)| (name.as_str(), info.shape.as_slice()))
+    }
+
     /// Whether the file holds a tensor of this name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.content.tensor_infos.contains_key(name)
+        self.tensors.by_name.contains_key(name)
     }
 
     /// A metadata string.
@@ -179,29 +187,18 @@ impl Gguf {
     /// Bytes of all tensors.
     #[must_use]
     pub fn tensor_bytes(&self) -> Bytes {
-        Bytes(self.content.tensor_infos.values().map(tensor_bytes).sum())
+        Bytes(self.tensors.by_name.values().map(tensor_bytes).sum())
     }
 
-    /// Reads a tensor that must have exactly this shape (`[out, in]` for a
-    /// matrix), still quantized.
-    ///
-    /// # Errors
-    /// It is missing, has another shape, or cannot be read.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
-        self.place(name, shape)?;
-        self.content
-            .tensor(&mut Cursor::new(&self.map[..]), name, &Device::Cpu)
-            .map_err(|e| self.bad(name, one_line(&e)))
-    }
-
-    /// The bytes of a tensor that must have exactly this shape, where they lie.
+    /// The bytes of a tensor that must have exactly this shape (`[out, in]` for
+    /// a matrix), where they lie.
     ///
     /// # Errors
     /// It is missing or has another shape.
     pub fn data(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>, ModelError> {
         let range = self.place(name, shape)?;
         Ok(TensorData {
-            dtype: self.content.tensor_infos[name].ggml_dtype,
+            format: self.tensors.by_name[name].format,
             bytes: &self.map[range],
         })
     }
@@ -233,8 +230,8 @@ impl Gguf {
 
     /// Where a tensor lies in the file: `check_tensors` has made sure of it.
     fn range(&self, name: &str) -> Option<Range<usize>> {
-        let info = self.content.tensor_infos.get(name)?;
-        let start = usize::try_from(self.content.tensor_data_offset + info.offset).ok()?;
+        let info = self.tensors.by_name.get(name)?;
+        let start = usize::try_from(self.tensors.data_at + info.offset).ok()?;
         Some(start..start + usize::try_from(tensor_bytes(info)).ok()?)
     }
 
@@ -243,8 +240,8 @@ impl Gguf {
         let range = self
             .range(name)
             .ok_or_else(|| self.bad(name, missing.into()))?;
-        let dims = self.content.tensor_infos[name].shape.dims();
-        if dims != shape {
+        let dims = &self.tensors.by_name[name].shape;
+        if !dims.iter().copied().eq(shape.iter().map(|&n| n as u64)) {
             return Err(self.bad(
                 name,
                 format!("has the shape {dims:?}, the metadata asks for {shape:?}"),
@@ -256,30 +253,30 @@ impl Gguf {
 
 /// Bytes of a tensor whose rows are whole blocks.
 fn tensor_bytes(info: &TensorInfo) -> u64 {
-    let dtype = info.ggml_dtype;
-    (info.shape.elem_count() / dtype.block_size() * dtype.type_size()) as u64
+    let (block, bytes) = (info.format.block as u64, info.format.file_bytes as u64);
+    info.shape.iter().product::<u64>() / block * bytes
 }
 
 /// Every tensor must lie in the file, and all of them together must not be
 /// larger than it (tensors that share bytes would multiply in memory).
-fn check_tensors(path: &Path, content: &Content, file_len: u64) -> Result<(), ModelError> {
+fn check_tensors(path: &Path, tensors: &Tensors, file_len: u64) -> Result<(), ModelError> {
     let mut total = 0u64;
-    for (name, info) in &content.tensor_infos {
+    for (name, info) in &tensors.by_name {
         let bad = |what: String| ModelError::Tensor {
             path: path.into(),
             name: name.clone(),
             what,
         };
-        let block = info.ggml_dtype.block_size();
-        let last = info.shape.dims().last().copied().unwrap_or(0);
+        let block = info.format.block as u64;
+        let last = info.shape.last().copied().unwrap_or(0);
         if last == 0 || !last.is_multiple_of(block) {
             return Err(bad(format!(
                 "has rows of {last}, which is no multiple of its block of {block}"
             )));
         }
         let bytes = tensor_bytes(info);
-        let end = content
-            .tensor_data_offset
+        let end = tensors
+            .data_at
             .checked_add(info.offset)
             .and_then(|start| start.checked_add(bytes));
         if end.is_none_or(|end| end > file_len) {

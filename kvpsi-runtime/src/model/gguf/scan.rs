@@ -2,13 +2,18 @@
 //!
 //! Owns the check that every count, length and offset in the header fits the
 //! file, so that the parser behind it (candle's) only ever sees a header that
-//! it can read within bounds. Keeps no value but a few: the walk itself takes
-//! constant memory. Refuses to know what a key means, but for
-//! `general.alignment`, which decides where the tensors begin.
+//! it can read within bounds. Keeps no value but where tensors lie: candle's
+//! parser does not know all of their types, and is shown a header without
+//! them. Out of scope: what a key means, but for `general.alignment`, which
+//! decides where the tensors begin.
 //!
 //! Format: the GGUF specification of ggml, versions 2 and 3, little-endian.
 
-use std::io::{BufRead, Read};
+use crate::model::linear::Format;
+use std::{
+    collections::HashMap,
+    io::{BufRead, Cursor, Read, Seek, SeekFrom},
+};
 
 /// Most bytes a header may take. Real ones hold a vocabulary and its merges:
 /// 2 to 20 MB.
@@ -19,9 +24,65 @@ const MAX_ELEMENTS: u64 = 4 << 20;
 const MAX_ENTRIES: u64 = 65_536;
 const MAX_NAME: u64 = 4096;
 const MAX_DEPTH: u32 = 4;
-/// Tensor types that candle can read, by ggml's number: 0 F32, 1 F16,
-/// 2 `Q4_0`, 3 `Q4_1`, 6 `Q5_0`, 7 `Q5_1`, 8 `Q8_0`, 10..=14 `Q2_K` to `Q6_K`, 30 BF16.
-const TENSOR_TYPES: [u32; 13] = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
+/// Names of ggml's types that have no kernels here, by number.
+const OTHER_TYPES: [(u32, &str); 13] = [
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (40, "NVFP4"),
+];
+
+/// A tensor as the header has it.
+#[derive(Clone, Debug)]
+pub(super) struct TensorInfo {
+    pub(super) format: &'static Format,
+    /// `[out, in]` for a matrix.
+    pub(super) shape: Vec<u64>,
+    /// Of its data, from the beginning of all tensors' data.
+    pub(super) offset: u64,
+}
+
+/// What the walk keeps: candle's parser knows fewer types of tensors.
+#[derive(Debug)]
+pub(super) struct Tensors {
+    pub(super) by_name: HashMap<String, TensorInfo>,
+    /// Where tensors' data begins in the file.
+    pub(super) data_at: u64,
+}
+
+/// A header without tensors, for candle's parser.
+pub(super) struct WithoutTensors<'a>(pub(super) Cursor<&'a [u8]>);
+
+/// Where the number of tensors stands.
+const TENSOR_COUNT: std::ops::Range<u64> = 8..16;
+
+impl Read for WithoutTensors<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let at = self.0.position();
+        let n = self.0.read(buf)?;
+        for (byte, at) in buf[..n].iter_mut().zip(at..) {
+            if TENSOR_COUNT.contains(&at) {
+                *byte = 0;
+            }
+        }
+        Ok(n)
+    }
+}
+
+impl Seek for WithoutTensors<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.0.seek(to)
+    }
+}
 
 /// Reads and counts; every read is checked against the end of the file.
 struct Walk<R> {
@@ -152,7 +213,7 @@ impl<R: BufRead> Walk<R> {
         self.skip(len * width, key)
     }
 
-    fn tensor(&mut self, index: u64) -> Result<(), String> {
+    fn tensor(&mut self, index: u64) -> Result<(String, TensorInfo), String> {
         let name = self.name(&format!("the name of tensor {index}"))?;
         let dims = self.u32(&name)?;
         if !(1..=4).contains(&dims) {
@@ -160,7 +221,7 @@ impl<R: BufRead> Walk<R> {
                 "tensor `{name}` has {dims} dimensions, 1 to 4 are possible"
             ));
         }
-        let mut elements = 1u64;
+        let (mut elements, mut shape) = (1u64, Vec::new());
         for _ in 0..dims {
             let n = self.u64(&name)?;
             elements = match elements.checked_mul(n) {
@@ -169,15 +230,25 @@ impl<R: BufRead> Walk<R> {
                 Some(e @ 1..=0xffff_ffff_ffff) => e,
                 _ => return Err(format!("tensor `{name}` has a dimension of {n}")),
             };
+            shape.insert(0, n);
         }
         let kind = self.u32(&name)?;
-        if !TENSOR_TYPES.contains(&kind) {
+        let Some(format) = Format::by_id(kind) else {
+            let known = OTHER_TYPES.iter().find(|(id, _)| *id == kind);
+            let kind = known.map_or_else(|| kind.to_string(), |(_, name)| (*name).to_owned());
+            let names: Vec<_> = Format::all().map(|f| f.name).collect();
             return Err(format!(
-                "tensor `{name}` has type {kind}, which kvpsi cannot read: use a model in F32, F16, BF16, Q4_0 to Q8_0 or Q2_K to Q6_K"
+                "tensor `{name}` has type {kind}, which has no kernels here: use a model in {}",
+                names.join(", ")
             ));
-        }
-        self.u64(&name)?;
-        Ok(())
+        };
+        let offset = self.u64(&name)?;
+        let info = TensorInfo {
+            format,
+            shape,
+            offset,
+        };
+        Ok((name, info))
     }
 }
 
@@ -185,7 +256,7 @@ impl<R: BufRead> Walk<R> {
 ///
 /// # Errors
 /// What is wrong with it, to be shown after the file's name.
-pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<(), String> {
+pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<Tensors, String> {
     let mut walk = Walk {
         from,
         at: 0,
@@ -214,17 +285,30 @@ pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<(), String> {
             ));
         }
     }
+    let mut alignment = 32;
     for i in 0..entries {
         let key = walk.name(&format!("the key of metadata entry {i}"))?;
         let kind = walk.u32(&key)?;
         let value = walk.value(kind, &key, 0)?;
-        if key == "general.alignment" && !value.is_some_and(|a| a.is_power_of_two() && a <= 1 << 20)
-        {
-            return Err("`general.alignment` must be a power of two up to 1048576".into());
+        if key == "general.alignment" {
+            alignment = value
+                .filter(|a| a.is_power_of_two() && *a <= 1 << 20)
+                .map(u64::from)
+                .ok_or("`general.alignment` must be a power of two up to 1048576")?;
         }
     }
+    let mut by_name = HashMap::new();
     for i in 0..tensors {
-        walk.tensor(i)?;
+        let (name, info) = walk.tensor(i)?;
+        if by_name.contains_key(&name) {
+            return Err(format!(
+                "tensor `{name}` is there twice: the file is damaged"
+            ));
+        }
+        by_name.insert(name, info);
     }
-    Ok(())
+    Ok(Tensors {
+        by_name,
+        data_at: walk.at.next_multiple_of(alignment),
+    })
 }

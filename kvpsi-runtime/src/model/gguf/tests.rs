@@ -2,8 +2,8 @@
 
 use super::*;
 use candle_core::{
-    Tensor,
-    quantized::{GgmlDType, gguf_file},
+    Device, Tensor,
+    quantized::{GgmlDType, QTensor, gguf_file},
 };
 use proptest::prelude::*;
 
@@ -64,10 +64,10 @@ fn a_complete_file_opens_and_a_tensor_of_the_right_shape_can_be_read() {
     assert_eq!(gguf.config().head_dim, 16);
     assert_eq!(gguf.config().vocab, 8);
     assert_eq!(gguf.config().rope.base, 10_000.0);
-    gguf.tensor("blk.0.attn_q.weight", &[32, 32]).unwrap();
-    let e = gguf.tensor("blk.0.attn_q.weight", &[32, 16]).unwrap_err();
+    gguf.data("blk.0.attn_q.weight", &[32, 32]).unwrap();
+    let e = gguf.data("blk.0.attn_q.weight", &[32, 16]).unwrap_err();
     assert!(e.to_string().contains("blk.0.attn_q.weight"), "{e}");
-    let e = gguf.tensor("blk.1.attn_q.weight", &[32, 32]).unwrap_err();
+    let e = gguf.data("blk.1.attn_q.weight", &[32, 32]).unwrap_err();
     assert!(e.to_string().contains("missing"), "{e}");
 }
 
@@ -193,8 +193,8 @@ proptest! {
         }
         if let Ok(gguf) = open(&bytes) {
             // What is accepted must also be readable or refused, not panic.
-            let _ = gguf.tensor("blk.0.attn_q.weight", &[32, 32]);
-            let _ = gguf.tensor("token_embd.weight", &[8, 32]);
+            let _ = gguf.data("blk.0.attn_q.weight", &[32, 32]);
+            let _ = gguf.data("token_embd.weight", &[8, 32]);
         }
     }
 }

@@ -1,43 +1,30 @@
 //! Products and embedding rows, written into memory that the caller keeps.
 //!
-//! Invariant: where all weights have kernels here, nothing is allocated once
-//! the activations' memory is large enough. Weights that go through candle's
-//! `QMatMul` are served as well, with the tensors that it wants.
+//! Invariant: nothing is allocated once the activations' memory is large
+//! enough.
 
-use super::matmul::matmul_into;
-use super::{ActKind, Linear, QuantizedRows, Weight};
-use candle_core::{Device, Module, Result, Tensor, bail};
+use super::acts::ActKind;
+use super::matmul::{Rows, matmul_into};
+use super::{Linear, QuantizedRows};
+use candle_core::{Result, bail};
 
 impl Linear {
-    /// Whether products of this weight run on kernels here.
-    pub fn is_packed(&self) -> bool {
-        matches!(self.weight, Weight::Packed { .. })
-    }
-
     /// Writes row `id` of the weight as f32 to `out`, `in` values long.
     ///
     /// # Errors
     /// There is no such row, or `out` has another length.
     pub fn row_into(&self, id: u32, out: &mut [f32]) -> Result<()> {
-        match &self.weight {
-            Weight::Packed { packed, .. } => {
-                let row = id as usize;
-                if row >= packed.n() || out.len() != packed.k() {
-                    bail!(
-                        "row {row} to {} values, of a weight [{}, {}]",
-                        out.len(),
-                        packed.n(),
-                        packed.k()
-                    );
-                }
-                packed.dequantize_row(row, out);
-                Ok(())
-            }
-            Weight::Candle(weight) => {
-                let row = weight.embedding(&Tensor::new(&[id], &Device::Cpu)?)?;
-                copy(&row, out)
-            }
+        let (row, packed) = (id as usize, &self.packed);
+        if row >= packed.n() || out.len() != packed.k() {
+            bail!(
+                "row {row} to {} values, of a weight [{}, {}]",
+                out.len(),
+                packed.n(),
+                packed.k()
+            );
         }
+        packed.dequantize_row(row, out);
+        Ok(())
     }
 }
 
@@ -55,9 +42,8 @@ pub fn products_into<const N: usize>(
     out: [&mut [f32]; N],
 ) -> Result<()> {
     for (layer, out) in layers.iter().zip(&out) {
-        if let Weight::Packed { packed, .. } = &layer.weight
-            && (x.len(), out.len()) != (rows * packed.k(), rows * packed.n())
-        {
+        let packed = &layer.packed;
+        if (x.len(), out.len()) != (rows * packed.k(), rows * packed.n()) {
             bail!(
                 "{rows} rows in {} values to {} do not fit a weight [{}, {}]",
                 x.len(),
@@ -67,73 +53,56 @@ pub fn products_into<const N: usize>(
             );
         }
     }
-    let mut together = layers.iter().map(|layer| match &layer.weight {
-        Weight::Packed { isa, packed } => Some((*isa, ActKind::of(packed.format()), packed)),
-        Weight::Candle(_) => None,
-    });
-    let first = together.next().flatten();
-    if let Some((isa, kind, packed)) = first
-        && together.all(|other| other.is_some_and(|(i, k, _)| (i, k) == (isa, kind)))
-    {
-        acts.fill(isa, kind, x, packed.k());
-        let weights = layers.map(|layer| match &layer.weight {
-            Weight::Packed { packed, .. } => &**packed,
-            Weight::Candle(_) => unreachable!("all are packed"),
-        });
-        matmul_into(isa, acts, weights, out);
+    let kind = |layer: &Linear| (layer.isa, layer.packed.format().acts);
+    let Some(first) = layers.first() else {
         return Ok(());
-    }
-    for (layer, out) in layers.into_iter().zip(out) {
-        match &layer.weight {
-            Weight::Packed { isa, packed } => {
-                acts.fill(*isa, ActKind::of(packed.format()), x, packed.k());
-                matmul_into(*isa, acts, [packed], [out]);
-            }
-            Weight::Candle(weight) => {
-                let x = Tensor::from_slice(x, (rows, x.len() / rows.max(1)), &Device::Cpu)?;
-                copy(&weight.forward(&x)?, out)?;
-            }
+    };
+    if layers.iter().all(|layer| kind(layer) == kind(first)) {
+        together(layers, x, acts, out);
+    } else {
+        for (layer, out) in layers.into_iter().zip(out) {
+            together([layer], x, acts, [out]);
         }
     }
     Ok(())
 }
 
-/// Values of a contiguous f32 tensor.
-fn copy(from: &Tensor, to: &mut [f32]) -> Result<()> {
-    let from = from.contiguous()?;
-    let (storage, layout) = from.storage_and_layout();
-    let (candle_core::Storage::Cpu(storage), Some((start, end))) =
-        (&*storage, layout.contiguous_offsets())
-    else {
-        bail!("a product that is not on the CPU");
+/// Products with weights that want the same kind of activations.
+fn together<const N: usize>(
+    layers: [&Linear; N],
+    x: &[f32],
+    acts: &mut QuantizedRows,
+    out: [&mut [f32]; N],
+) {
+    let (isa, first) = (layers[0].isa, &layers[0].packed);
+    let (kind, k) = (first.format().acts, first.k());
+    let rows = if kind == ActKind::Floats {
+        Rows::Floats { x, k }
+    } else {
+        acts.fill(isa, kind, x, k);
+        Rows::Quantized(acts)
     };
-    let from = &storage.as_slice::<f32>()?[start..end];
-    if from.len() != to.len() {
-        bail!("a product of {} values for {}", from.len(), to.len());
-    }
-    to.copy_from_slice(from);
-    Ok(())
+    matmul_into(isa, rows, layers.map(|layer| &*layer.packed), out);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{TYPES, noise, product, weight};
+    use super::super::table::Format;
+    use super::super::tests::{Weight, noise, product};
     use super::*;
-    use candle_core::quantized::{GgmlDType, QTensor};
     use proptest::prelude::*;
-    use std::sync::Arc;
 
     proptest! {
         #[test]
         fn products_with_several_weights_are_those_with_each_bit_for_bit(
-            kinds in prop::array::uniform3(0..TYPES.len() + 1), n in prop::array::uniform3(1usize..60),
+            kinds in prop::array::uniform3(0usize..16), n in prop::array::uniform3(1usize..60),
             rows in 1usize..10, seed in any::<u64>(),
         ) {
-            // All formats take 512 inputs; the last kind has no kernels here.
+            // All formats take 512 inputs.
             let k = 512;
+            let formats: Vec<_> = Format::all().collect();
             let linears: Vec<_> = kinds.iter().zip(n).map(|(&kind, n)| {
-                let dtype = TYPES.get(kind).copied().unwrap_or(GgmlDType::Q5_0);
-                Linear::new(weight(dtype, n, k, seed)).unwrap()
+                Weight::wild(formats[kind], n, k, seed).linear()
             }).collect();
             let x = noise(seed ^ 3, rows * k);
             let mut out = n.map(|n| vec![f32::NAN; rows * n]);
@@ -147,20 +116,11 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_an_embedding_are_those_of_the_tensor_and_no_others() {
-        for dtype in [GgmlDType::Q4_1, GgmlDType::F16] {
-            let w: Arc<QTensor> = weight(dtype, 19, 64, 5);
-            let linear = Linear::new(w.clone()).unwrap();
-            let want = w
-                .dequantize(&Device::Cpu)
-                .unwrap()
-                .to_vec2::<f32>()
-                .unwrap();
-            let mut row = vec![0.0; 64];
-            for id in [0, 18] {
-                linear.row_into(id, &mut row).unwrap();
-                assert_eq!(row, want[id as usize]);
-            }
+    fn rows_that_are_not_there_and_rooms_of_another_size_are_an_error() {
+        for format in Format::all() {
+            let linear = Weight::wild(format, 19, 256, 5).linear();
+            let mut row = vec![0.0; 256];
+            linear.row_into(18, &mut row).unwrap();
             assert!(linear.row_into(19, &mut row).is_err());
             assert!(linear.row_into(0, &mut row[1..]).is_err());
         }
@@ -168,11 +128,13 @@ mod tests {
 
     #[test]
     fn lengths_that_do_not_fit_are_an_error() {
-        let linear = Linear::new(weight(GgmlDType::Q4_0, 20, 64, 1)).unwrap();
-        let mut acts = QuantizedRows::with_room(0);
-        for (x, rows, out) in [(64, 1, 19), (63, 1, 20), (64, 2, 20), (128, 2, 20)] {
-            let (x, mut out) = (vec![0.0; x], vec![0.0; out]);
-            assert!(products_into([&linear], &x, rows, &mut acts, [&mut out]).is_err());
+        for format in Format::all() {
+            let linear = Weight::wild(format, 20, 256, 1).linear();
+            let mut acts = QuantizedRows::with_room(0);
+            for (x, rows, out) in [(256, 1, 19), (255, 1, 20), (256, 2, 20), (512, 2, 20)] {
+                let (x, mut out) = (vec![0.0; x], vec![0.0; out]);
+                assert!(products_into([&linear], &x, rows, &mut acts, [&mut out]).is_err());
+            }
         }
     }
 }

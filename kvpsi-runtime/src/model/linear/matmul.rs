@@ -1,24 +1,56 @@
-//! The product of quantized activations with a packed weight: blocking,
-//! threads, and the choice of the kernel.
+//! The product of activations with packed weights: blocking and threads.
 //!
 //! Work is split over tiles of output rows, which the thread pool takes one by one.
 
-use super::acts::{ActBlock, QuantizedRows};
 use super::isa::Isa;
-use super::pack::{Format, Packed, QUANT, TILE_ROWS};
-use super::scalar;
+use super::packed::Packed;
+use super::rows::{QuantizedRows, SendPtr};
+use super::simd::TILE_ROWS;
+use super::table::{Acts, STEPS, most_rows};
 use crate::profile::{Part, clock};
 use crate::thread_pool::{FEW, MANY, thread_pool};
 
-/// A pointer that threads write disjoint parts of.
-pub(super) struct SendPtr<T>(pub *mut T);
-// SAFETY: what is written through it is disjoint per thread, by the users'
-// own promises, and of a type that may move between threads.
-unsafe impl<T: Send> Sync for SendPtr<T> {}
-impl<T> SendPtr<T> {
-    /// By method, so that closures capture the wrapper, not the pointer.
-    pub(super) fn get(&self) -> *mut T {
-        self.0
+/// Rows of activations.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// Quantized for the weights' formats.
+    Quantized(&'a QuantizedRows),
+    /// Rows of `k` floats.
+    Floats {
+        /// All rows.
+        x: &'a [f32],
+        /// Inputs of a row.
+        k: usize,
+    },
+}
+
+impl<'a> Rows<'a> {
+    fn rows(self) -> usize {
+        match self {
+            Rows::Quantized(acts) => acts.rows(),
+            Rows::Floats { x, k } => x.len() / k,
+        }
+    }
+
+    fn k(self) -> usize {
+        match self {
+            Rows::Quantized(acts) => acts.k(),
+            Rows::Floats { k, .. } => k,
+        }
+    }
+
+    fn row_bytes(self) -> usize {
+        match self {
+            Rows::Quantized(acts) => size_of_val(acts.blocks(0, acts.rows().min(1))),
+            Rows::Floats { k, .. } => k * size_of::<f32>(),
+        }
+    }
+
+    fn some(self, from: usize, rows: usize) -> Acts<'a> {
+        match self {
+            Rows::Quantized(acts) => Acts::Quantized(acts.blocks(from, rows)),
+            Rows::Floats { x, k } => Acts::Floats(&x[from * k..(from + rows) * k]),
+        }
     }
 }
 
@@ -41,7 +73,7 @@ const LONG_ROWS: usize = 16;
 /// The activations were quantized for the weights' formats and have their `k`.
 pub fn matmul_into<const N: usize>(
     isa: Isa,
-    acts: &QuantizedRows,
+    acts: Rows<'_>,
     weights: [&Packed; N],
     out: [&mut [f32]; N],
 ) {
@@ -60,17 +92,12 @@ pub fn matmul_into<const N: usize>(
 /// # Safety
 /// Behind each pointer there is room for `[rows, n]` of its weight, which
 /// nobody else touches. All of it is written.
-unsafe fn products<const N: usize>(
-    isa: Isa,
-    acts: &QuantizedRows,
-    jobs: [(&Packed, SendPtr<f32>); N],
-) {
-    assert!(isa.available(), "kernels of a family this processor lacks");
+unsafe fn products<const N: usize>(isa: Isa, acts: Rows<'_>, jobs: [(&Packed, SendPtr<f32>); N]) {
     for (weight, _) in &jobs {
         assert_eq!(acts.k(), weight.k(), "activations and weight differ in k");
     }
     let rows = acts.rows();
-    let row_bytes = size_of_val(acts.blocks(0, rows.min(1)));
+    let row_bytes = acts.row_bytes();
     let chunk = (ACTS_BYTES / row_bytes.max(1)).max(8);
     let work = |tiles: std::ops::Range<usize>| {
         let mut first = 0;
@@ -106,92 +133,37 @@ unsafe fn products<const N: usize>(
 ///
 /// # Safety
 /// `out` has room for all rows of `weight.n()`, and nobody else touches the
-/// tile's columns. The processor has `isa`.
+/// tile's columns.
 unsafe fn tile_rows(
     isa: Isa,
     weight: &Packed,
     tile: usize,
-    acts: &QuantizedRows,
+    acts: Rows<'_>,
     rows: std::ops::Range<usize>,
     out: *mut f32,
 ) {
+    const MOST: usize = STEPS[STEPS.len() - 1];
+    let most = most_rows(isa);
+    let columns = TILE_ROWS.min(weight.n() - tile * TILE_ROWS);
     let mut row = rows.start;
     while row < rows.end {
-        // SAFETY: the caller's promises; `step` takes rows that are there.
-        row += unsafe {
-            match rows.end - row {
-                4.. => step::<4>(isa, weight, tile, acts, row, out),
-                2.. => step::<2>(isa, weight, tile, acts, row, out),
-                _ => step::<1>(isa, weight, tile, acts, row, out),
-            }
-        };
-    }
-}
-
-/// `MT` rows from `row` on; returns `MT`.
-///
-/// # Safety
-/// As [`tile_rows`], and the rows are there.
-unsafe fn step<const MT: usize>(
-    isa: Isa,
-    weight: &Packed,
-    tile: usize,
-    acts: &QuantizedRows,
-    row: usize,
-    out: *mut f32,
-) -> usize {
-    let mut products = [[0.0; TILE_ROWS]; MT];
-    let acts = acts.blocks(row, MT);
-    kernel(isa, weight.format(), weight.tile(tile), acts, &mut products);
-    let columns = TILE_ROWS.min(weight.n() - tile * TILE_ROWS);
-    for (r, products) in products.iter().enumerate() {
-        // SAFETY: the row and the tile's columns lie within `out`.
-        unsafe {
-            let to = out.add((row + r) * weight.n() + tile * TILE_ROWS);
-            std::ptr::copy_nonoverlapping(products.as_ptr(), to, columns);
-        }
-    }
-    MT
-}
-
-/// Runs the family's kernel: one tile of `format`, whole blocks, with `MT` rows
-/// of activations that have its inputs. Callers have checked that the processor
-/// has the family.
-pub(super) fn kernel<const MT: usize>(
-    isa: Isa,
-    format: Format,
-    tile: &[u8],
-    acts: &[ActBlock],
-    out: &mut [[f32; TILE_ROWS]; MT],
-) {
-    debug_assert!(isa.available());
-    debug_assert_eq!(
-        acts.len() * QUANT * format.tile_block_bytes(),
-        MT * tile.len() * format.block_weights()
-    );
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `products` checked that the processor has the family; a tile of
-        // `weight` is whole blocks, and `acts` are MT rows of its k.
-        Isa::Avx2 => unsafe { super::avx2::tile_rows(format, tile, acts, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `products` checked that the processor has the family; a tile of
-        // `weight` is whole blocks, and `acts` are MT rows of its k.
-        Isa::AvxVnni => unsafe { super::avxvnni::tile_rows(format, tile, acts, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `products` checked that the processor has the family; a tile of
-        // `weight` is whole blocks, and `acts` are MT rows of its k.
-        Isa::Avx512Vnni => unsafe { super::avx512vnni::tile_rows(format, tile, acts, out) },
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: as above.
-        Isa::Neon => unsafe { super::neon::tile_rows(format, tile, acts, out) },
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: as above.
-        Isa::NeonDot => unsafe { super::neon_dot::tile_rows(format, tile, acts, out) },
-        _ => {
-            for (acts, out) in acts.chunks_exact(acts.len() / MT).zip(out) {
-                *out = scalar::tile_row(format, tile, acts);
+        let left = most.min(rows.end - row);
+        let step = STEPS.iter().rposition(|rows| *rows <= left).unwrap_or(0);
+        let rows = STEPS[step];
+        let mut products = [[0.0; TILE_ROWS]; MOST];
+        let kernel = weight.format().kernel(isa, step);
+        kernel.run(
+            weight.tile(tile),
+            acts.some(row, rows),
+            &mut products[..rows],
+        );
+        for (r, products) in products[..rows].iter().enumerate() {
+            // SAFETY: the row and the tile's columns lie within `out`.
+            unsafe {
+                let to = out.add((row + r) * weight.n() + tile * TILE_ROWS);
+                std::ptr::copy_nonoverlapping(products.as_ptr(), to, columns);
             }
         }
+        row += rows;
     }
 }

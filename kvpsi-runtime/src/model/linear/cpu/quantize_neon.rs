@@ -1,8 +1,7 @@
 //! Activation quantization with NEON: the same codes as the scalar reference,
 //! bit for bit. Used by both NEON families.
 
-use super::acts::{ActBlock, ActKind, block32_scale, sum_term, super256_scale};
-use super::pack::QUANT;
+use super::super::acts::{ActBlock, ActKind, QUANT, block32_scale, sum_term, super256_scale};
 use std::arch::aarch64::*;
 
 /// Quantizes whole blocks of `x`.
@@ -10,13 +9,13 @@ use std::arch::aarch64::*;
 /// # Safety
 /// The processor has NEON.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn quantize(kind: ActKind, x: &[f32], out: &mut [ActBlock]) {
+pub(in super::super) unsafe fn quantize(kind: ActKind, x: &[f32], out: &mut [ActBlock]) {
     let per = kind.block() / QUANT;
     for (x, out) in x.chunks_exact(kind.block()).zip(out.chunks_exact_mut(per)) {
         let amax = largest_magnitude(x);
         let (scale, d) = match kind {
             ActKind::Block32 => block32_scale(amax),
-            ActKind::Super256 => {
+            ActKind::Super256 | ActKind::Floats => {
                 let peak = x.iter().copied().find(|v| v.abs() == amax);
                 super256_scale(peak.unwrap_or(0.0))
             }
@@ -26,7 +25,7 @@ pub(super) unsafe fn quantize(kind: ActKind, x: &[f32], out: &mut [ActBlock]) {
             out.d = d;
             out.s = match kind {
                 ActKind::Block32 => sum_term(out.sum, d),
-                ActKind::Super256 => 0.0,
+                ActKind::Super256 | ActKind::Floats => 0.0,
             };
         }
     }

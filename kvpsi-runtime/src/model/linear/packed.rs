@@ -1,0 +1,112 @@
+//! Weights repacked into tiles of 16 rows.
+//!
+//! Owns the memory of a matrix. A tile holds, for 16 consecutive output rows,
+//! one block of inputs after the other, as the format lays it out. Sizes stay
+//! within a twentieth of the file's, plus at most 15 rows of zeros that fill
+//! the last tile. Out of scope: activations, threads.
+
+use super::error::LinearError;
+use super::simd::TILE_ROWS;
+use super::table::Format;
+
+/// A cache line: what tiles are allocated in, so that loads of 64 bytes of a
+/// layout whose blocks are multiples of 64 never cross one.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Line([u8; 64]);
+
+/// A weight matrix `[n, k]` in tiles.
+pub struct Packed {
+    format: &'static Format,
+    n: usize,
+    k: usize,
+    lines: Vec<Line>,
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Packed({:?} [{}, {}])", self.format, self.n, self.k)
+    }
+}
+
+impl Packed {
+    /// Repacks `data`, the rows of an `[n, k]` matrix as a GGUF file has them.
+    ///
+    /// # Errors
+    /// `data` is not `n` rows of whole blocks, or a scale is not finite.
+    pub fn new(
+        tensor: &str,
+        format: &'static Format,
+        (n, k): (usize, usize),
+        data: &[u8],
+    ) -> Result<Packed, LinearError> {
+        if format.matrix_bytes(n, k) != Some(data.len()) {
+            return Err(LinearError::Shape {
+                tensor: tensor.to_owned(),
+                shape: vec![n, k],
+                bytes: data.len(),
+                format: format.name,
+            });
+        }
+        let row_blocks = k / format.block;
+        if let Some(block) = format.first_bad_block(data) {
+            return Err(LinearError::NonFiniteScale {
+                tensor: tensor.to_owned(),
+                row: block / row_blocks,
+            });
+        }
+        // Within a constant factor of `data`, which is already in memory.
+        let tile_bytes = row_blocks * format.tile_bytes;
+        let bytes = n.div_ceil(TILE_ROWS) * tile_bytes;
+        let mut lines = vec![Line([0; 64]); bytes.div_ceil(64)];
+        let out: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
+        let rows = data.chunks(TILE_ROWS * row_blocks * format.file_bytes);
+        for (rows, tile) in rows.zip(out.chunks_exact_mut(tile_bytes)) {
+            format.pack(rows, row_blocks, tile);
+        }
+        Ok(Packed {
+            format,
+            n,
+            k,
+            lines,
+        })
+    }
+
+    /// The format.
+    pub fn format(&self) -> &'static Format {
+        self.format
+    }
+
+    /// Output rows.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Inputs of a row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes held, the fill of the last tile included.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * 64
+    }
+
+    /// Tiles, the last one perhaps not full.
+    pub fn tiles(&self) -> usize {
+        self.n.div_ceil(TILE_ROWS)
+    }
+
+    /// The blocks of one tile, one after the other.
+    pub fn tile(&self, tile: usize) -> &[u8] {
+        let bytes = self.k / self.format.block * self.format.tile_bytes;
+        &bytemuck::cast_slice(&self.lines)[tile * bytes..(tile + 1) * bytes]
+    }
+
+    /// Writes row `row` as f32, by ggml's own arithmetic. `out` has `k`
+    /// elements, `row` is less than `n`.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let tile = self.tile(row / TILE_ROWS);
+        self.format.values(tile, row % TILE_ROWS, out);
+    }
+}
