@@ -257,13 +257,83 @@ fn each_kind_of_byte_level_bpe_cuts_as_it_was_trained() {
 }
 
 #[test]
+fn an_unknown_and_a_missing_pre_take_the_default_rule() {
+    let (mut model, id) = bytes("of-next-year", &MERGES);
+    let cut = |tiny: &Tiny| read(tiny).unwrap().encode("1234 ab", false).unwrap();
+    let want: Vec<_> = ["123", "4", "Ġa", "b"].map(id).into();
+    assert_eq!(cut(&model), want);
+    set(&mut model, "pre", Value::String("default".into()));
+    assert_eq!(cut(&model), want);
+    model.metadata.remove("tokenizer.ggml.pre");
+    assert_eq!(cut(&model), want);
+}
+
+#[test]
+fn tokens_are_put_around_a_text_as_the_file_says() {
+    let (mut model, id) = bytes("qwen2", &MERGES);
+    // Ids in types that no converter writes, but a file may.
+    set(&mut model, "bos_token_id", Value::U64(3));
+    set(&mut model, "eos_token_id", Value::I16(4));
+    set(&mut model, "eot_token_id", Value::I32(-1));
+    set(&mut model, "eom_token_id", Value::U8(5));
+    let encode = |tiny: &Tiny, start| read(tiny).unwrap().encode("ab", start).unwrap();
+    let ab: Vec<_> = ["Ġab", "ab"].map(&id)[1..].into();
+    assert_eq!(encode(&model, true), ab);
+    set(&mut model, "add_bos_token", Value::Bool(true));
+    set(&mut model, "add_eos_token", Value::Bool(true));
+    assert_eq!(encode(&model, true), [3, ab[0], 4]);
+    assert_eq!(encode(&model, false), ab);
+    let tokenizer = read(&model).unwrap();
+    assert!(tokenizer.ends(4) && tokenizer.ends(5) && !tokenizer.ends(3));
+}
+
+#[test]
+fn control_and_added_tokens_are_found_as_written_and_unused_ones_are_not() {
+    const UNUSED: i32 = 5;
+    let (mut model, id) = bytes("qwen2", &MERGES);
+    let kind = |model: &mut Tiny, token: u32, kind: i32| {
+        let list = model.metadata.get_mut("tokenizer.ggml.token_type");
+        let Some(Value::Array(kinds)) = list else {
+            panic!("no token types");
+        };
+        kinds[token as usize] = Value::I32(kind);
+    };
+    for (of, found) in [(3, true), (4, true), (UNUSED, false)] {
+        // Cut by the rule it would be "1", "2", "3".
+        kind(&mut model, id("123"), of);
+        let tokens = read(&model).unwrap().encode("x123", false).unwrap();
+        assert_eq!(tokens == [id("x"), id("123")], found, "{of}: {tokens:?}");
+    }
+    // A file without token types has ordinary tokens only.
+    model.metadata.remove("tokenizer.ggml.token_type");
+    let tokens = read(&model).unwrap().encode("x123", false).unwrap();
+    assert_eq!(tokens.len(), 4);
+}
+
+#[test]
+fn a_vocabulary_of_one_token_is_a_vocabulary() {
+    let mut model = tiny();
+    for (key, value) in [
+        ("model", Value::String("gpt2".into())),
+        ("pre", Value::String("gpt-2".into())),
+        ("tokens", Value::Array(vec![Value::String("a".into())])),
+        ("merges", Value::Array(Vec::new())),
+    ] {
+        set(&mut model, key, value);
+    }
+    let tokenizer = read(&model).unwrap();
+    assert_eq!(tokenizer.encode("aba", true).unwrap(), [0, 0]);
+    assert_eq!(tokenizer.decode(&[0, 0]).unwrap(), "aa");
+}
+
+#[test]
 fn a_tokenizer_that_cannot_be_used_is_refused_by_its_key() {
     let spm = || Vocab::spm(&PIECES).model("llama");
     let bpe = || bytes("qwen2", &MERGES).0;
     let nan = |n: usize| Value::Array(vec![Value::F32(f32::NAN); n]);
     let count = Vocab::spm(&PIECES).0.len();
     type Case<'a> = (&'a dyn Fn() -> Tiny, &'static str, Option<Value>);
-    let cases: [Case<'_>; 17] = [
+    let cases: [Case<'_>; 20] = [
         (&spm, "model", None),
         (&spm, "model", Some(Value::String("rwkv".into()))),
         (&spm, "tokens", None),
@@ -283,8 +353,19 @@ fn a_tokenizer_that_cannot_be_used_is_refused_by_its_key() {
         (&spm, "eos_token_id", Some(Value::String("</s>".into()))),
         (&spm, "add_bos_token", Some(Value::U32(1))),
         (&spm, "add_space_prefix", Some(Value::U32(1))),
-        (&bpe, "pre", Some(Value::String("tekken".into()))),
+        (&bpe, "pre", Some(Value::U32(3))),
         (&bpe, "merges", None),
+        (
+            &bpe,
+            "merges",
+            Some(Value::Array(vec![Value::String("1 9".into())])),
+        ),
+        (
+            &bpe,
+            "merges",
+            Some(Value::Array(vec![Value::String("12".into())])),
+        ),
+        (&bpe, "eos_token_id", Some(Value::U64(1 << 40))),
     ];
     for (model, key, value) in cases {
         let mut model = model();

@@ -16,6 +16,20 @@ impl Metadata<'_> {
         }
     }
 
+    /// Whether the file has this key.
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// A text, where the file has one.
+    pub fn text(&self, key: &str) -> Result<Option<&str>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.bad(key, format!("is {:?}, not a string", other.value_type()))),
+        }
+    }
+
     fn get(&self, key: &str) -> Option<&Value> {
         self.0.content().metadata.get(key)
     }
@@ -65,26 +79,30 @@ impl Metadata<'_> {
     pub fn floats(&self, key: &str, count: usize) -> Result<Vec<f32>, ModelError> {
         self.list(key, Some(count), |v| match v {
             Value::F32(x) if x.is_finite() => Some(*x),
+            // Some converters write ranks.
+            Value::I32(n) => Some(*n as f32),
             _ => None,
         })
     }
 
     /// Whole numbers that are not negative.
     pub fn counts(&self, key: &str, count: usize) -> Result<Vec<u32>, ModelError> {
-        self.list(key, Some(count), |v| match v {
-            Value::U32(n) => Some(*n),
-            Value::I32(n) => u32::try_from(*n).ok(),
-            Value::U8(n) => Some(u32::from(*n)),
-            _ => None,
+        self.list(key, Some(count), |v| {
+            whole(v).and_then(|n| u32::try_from(n).ok())
         })
     }
 
-    /// A token below `count`, where the file names one. Files say -1 for none.
+    /// A token below `count`, where the file names one. Files say -1 for none,
+    /// or all ones.
     pub fn id(&self, key: &str, count: usize) -> Result<Option<u32>, ModelError> {
-        match self.get(key) {
-            None | Some(Value::I32(..0)) | Some(Value::U32(u32::MAX)) => Ok(None),
-            Some(Value::U32(id)) if (*id as usize) < count => Ok(Some(*id)),
-            Some(other) => Err(self.bad(key, format!("is {other:?}: there are {count} tokens"))),
+        let value = match self.get(key) {
+            None | Some(Value::U32(u32::MAX)) => return Ok(None),
+            Some(value) => value,
+        };
+        match whole(value) {
+            Some(..0) => Ok(None),
+            Some(id) if id < count as i128 => Ok(u32::try_from(id).ok()),
+            _ => Err(self.bad(key, format!("is {value:?}: there are {count} tokens"))),
         }
     }
 
@@ -99,4 +117,19 @@ impl Metadata<'_> {
             )),
         }
     }
+}
+
+/// A whole number of any width.
+fn whole(value: &Value) -> Option<i128> {
+    Some(match value {
+        Value::U8(n) => i128::from(*n),
+        Value::I8(n) => i128::from(*n),
+        Value::U16(n) => i128::from(*n),
+        Value::I16(n) => i128::from(*n),
+        Value::U32(n) => i128::from(*n),
+        Value::I32(n) => i128::from(*n),
+        Value::U64(n) => i128::from(*n),
+        Value::I64(n) => i128::from(*n),
+        _ => return None,
+    })
 }

@@ -2,28 +2,45 @@
 //!
 //! Owns the tokenizer, the set of tokens that end an answer, and the
 //! incremental way back to text. Invariant: text leaves only as whole UTF-8
-//! characters, whatever bytes the tokens hold. Refuses to know of prompts and
+//! characters, whatever bytes the tokens hold. Out of scope: prompts and
 //! templates.
 
 mod bpe;
 mod metadata;
+mod pre;
 mod spm;
 
 use super::gguf::{Gguf, ModelError};
 use metadata::Metadata;
 use std::sync::Arc;
-use tokenizers::{Tokenizer as Inner, processors::template::TemplateProcessing};
+use tokenizers::Tokenizer as Inner;
 
-/// Texts of tokens that end a turn in the chat formats of the supported
-/// models; a file names only one of them as `eos_token_id`.
-const TURN_ENDS: [&str; 6] = [
+/// Texts of tokens that end a turn in chat formats: a file names only one of
+/// them as `eos_token_id`. The list is llama.cpp's (`llama-vocab.cpp`).
+const TURN_ENDS: [&str; 19] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
+    "<|eom_id|>",
     "<|end_of_text|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "<end_of_turn>",
+    "<end_of_utterance>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "<eos>",
     "</s>",
 ];
+
+/// Where these are, `<|end|>` parts the messages of one answer (gpt-oss).
+const HARMONY: [&str; 2] = ["<|return|>", "<|call|>"];
 
 /// A character of UTF-8 has four bytes at most and a token has one at least:
 /// what is still no character after this many tokens is not going to be one.
@@ -35,6 +52,8 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// Put before a text that starts, and after it.
+    around: (Option<u32>, Option<u32>),
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -64,36 +83,28 @@ impl Tokenizer {
         let bos = from.id("tokenizer.ggml.bos_token_id", count)?;
         let eos = from.id("tokenizer.ggml.eos_token_id", count)?;
         let key = "tokenizer.ggml.model";
-        let (mut inner, starts) = match gguf.string(key) {
-            Some("gpt2") => bpe::build(&from)?,
+        let (inner, starts) = match gguf.string(key) {
+            Some("gpt2" | "gemma4") => bpe::build(&from, &tokens)?,
             Some("llama") => (spm::build(&from, &tokens)?, true),
             Some(other) => {
                 return Err(from.bad(
                     key,
                     format!(
-                        "is `{other}`; supported: gpt2 (byte-level BPE), llama (SentencePiece)"
+                        "is `{other}`; supported: gpt2 (byte-level BPE), gemma4 (BPE of UTF-8), llama (SentencePiece)"
                     ),
                 ));
             }
             None => return Err(from.bad(key, "is missing: the tokenizer's kind is not known")),
         };
         let starts = from.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(starts);
-        let first = bos
-            .filter(|_| starts)
-            .and_then(|id| Some((tokens.get(id as usize)?, id)));
-        let after = first.map(|(text, id)| {
-            TemplateProcessing::builder()
-                .try_single(vec![text.clone(), "$A".to_owned()])
-                .map_err(|e| from.bad("tokenizer.ggml.bos_token_id", e))?
-                .special_tokens(vec![(text.clone(), id)])
-                .build()
-                .map_err(|e| from.bad("tokenizer.ggml.bos_token_id", e.to_string()))
-        });
-        inner.with_post_processor(after.transpose()?);
+        let stops = from.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+        let harmony = HARMONY.iter().all(|t| inner.token_to_id(t).is_some());
+        let turn_ends = TURN_ENDS.iter().filter(|t| !harmony || **t != "<|end|>");
         let mut ends: Vec<u32> = eos
             .into_iter()
             .chain(from.id("tokenizer.ggml.eot_token_id", count)?)
-            .chain(TURN_ENDS.iter().filter_map(|t| inner.token_to_id(t)))
+            .chain(from.id("tokenizer.ggml.eom_token_id", count)?)
+            .chain(turn_ends.filter_map(|t| inner.token_to_id(t)))
             .collect();
         ends.sort_unstable();
         ends.dedup();
@@ -102,20 +113,24 @@ impl Tokenizer {
             ends,
             bos,
             eos,
+            around: (bos.filter(|_| starts), eos.filter(|_| stops)),
         })
     }
 
     /// Tokens of `text`. Special tokens written out in it are recognised;
-    /// `start` lets the model's own start-of-text token be added where the
-    /// file asks for it (a chat template brings its own).
+    /// `start` lets the model's own start and end tokens be added where the
+    /// file asks for them (a chat template brings its own).
     ///
     /// # Errors
     /// The tokenizer gives up on the text.
     pub fn encode(&self, text: &str, start: bool) -> Result<Vec<u32>, ModelError> {
-        self.inner
-            .encode_fast(text, start)
-            .map(|e| e.get_ids().to_vec())
-            .map_err(|e| ModelError::Tokenize(e.to_string()))
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| ModelError::Tokenize(e.to_string()))?;
+        let (first, last) = if start { self.around } else { (None, None) };
+        let ids = encoding.get_ids().iter().copied();
+        Ok(first.into_iter().chain(ids).chain(last).collect())
     }
 
     /// Text of `tokens`, with special tokens written out.

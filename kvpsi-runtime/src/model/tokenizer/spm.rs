@@ -54,9 +54,17 @@ pub(super) fn build(from: &Metadata<'_>, tokens: &[String]) -> Result<Inner, Mod
     let in_front = from
         .flag("tokenizer.ggml.add_space_prefix")?
         .unwrap_or(true);
+    spaces(&mut inner, in_front).map_err(bad)?;
+    add_written(&mut inner, tokens, &kinds).map_err(bad)?;
+    Ok(inner)
+}
+
+/// Spaces become U+2581 and come back, bytes come back from their tokens;
+/// `in_front` puts one space before a text and takes it away again.
+pub(super) fn spaces(inner: &mut Inner, in_front: bool) -> tokenizers::Result<()> {
     let mut before: Vec<NormalizerWrapper> = Vec::new();
     let mut after: Vec<DecoderWrapper> = vec![
-        Replace::new(SPACE, " ").map_err(bad)?.into(),
+        Replace::new(SPACE, " ")?.into(),
         ByteFallback::new().into(),
         Fuse::new().into(),
     ];
@@ -64,23 +72,30 @@ pub(super) fn build(from: &Metadata<'_>, tokens: &[String]) -> Result<Inner, Mod
         before.push(Prepend::new(SPACE.into()).into());
         after.push(Strip::new(' ', 1, 0).into());
     }
-    before.push(Replace::new(" ", SPACE).map_err(bad)?.into());
+    before.push(Replace::new(" ", SPACE)?.into());
     inner
-        .with_normalizer(Some(Normalizers::new(before)))
-        .map_err(bad)?
+        .with_normalizer(Some(Normalizers::new(before)))?
         .with_decoder(Some(Decoders::new(after)));
+    Ok(())
+}
 
-    let added = tokens.iter().zip(&kinds).filter_map(|(token, &kind)| {
+/// Tokens that are found in a text as they are written, spaces and all. Unused
+/// ones are not: a text that names one does not mean it.
+pub(super) fn add_written(
+    inner: &mut Inner,
+    tokens: &[String],
+    kinds: &[u32],
+) -> tokenizers::Result<()> {
+    let added = tokens.iter().zip(kinds).filter_map(|(token, &kind)| {
         let special = match kind {
             UNKNOWN | CONTROL => true,
             USER_DEFINED => false,
             _ => return None,
         };
-        // Found in the text as it is written, spaces and all.
         (!token.is_empty()).then(|| AddedToken::from(token.as_str(), special).normalized(false))
     });
-    inner.add_tokens(added).map_err(bad)?;
-    Ok(inner)
+    inner.add_tokens(added)?;
+    Ok(())
 }
 
 /// Every cut of every piece into two, best score first.
