@@ -59,7 +59,7 @@ impl Cell {
     /// The cell at `at`.
     ///
     /// # Safety
-    /// `at` is aligned and valid for `'a`, and whoever else accesses it does
+    /// `at` is aligned and valid for `'a`, and every other access to it does
     /// so through a `Cell`.
     #[inline(always)]
     #[must_use]

@@ -44,7 +44,7 @@ pub struct Counters {
     /// Stalls whose task found no room in the task table: counted and sent,
     /// but absent from `some` time and from `stalled_now`.
     pub untracked: u64,
-    /// Reclaim and compaction by the kernel's own threads: nobody waits.
+    /// Reclaim and compaction by the kernel's own threads: no task waits.
     pub background: u64,
     /// Wake-ups of the reader.
     pub wakeups: u64,

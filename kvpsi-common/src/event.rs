@@ -17,7 +17,7 @@ pub enum Kind {
     SoftlimitReclaim = 3,
     /// Reclaim of one NUMA node (`mm_vmscan_node_reclaim_begin/end`).
     NodeReclaim = 4,
-    /// kswapd starts: the low watermark was crossed, nobody has stalled yet.
+    /// kswapd starts: the low watermark was crossed, no task has stalled yet.
     KswapdWake = 5,
     /// kswapd is done.
     KswapdSleep = 6,

@@ -2,7 +2,7 @@
 //!
 //! Hooks `trace_mm_compaction_begin/end` in `mm/compaction.c`. Their arguments
 //! differ between kernels and none is read. kcompactd does the same in the
-//! background, and then nobody waits.
+//! background, and then no task waits.
 
 use crate::stall::{Facts, background, begin, end, is_background};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};

@@ -52,7 +52,7 @@ pub fn memcg_end(ctx: RawTracePointContext) -> i32 {
 }
 
 /// A cgroup over its soft limit gives first (`mem_cgroup_shrink_node`, cgroup
-/// v1). kswapd does that too, and then nobody waits.
+/// v1). kswapd does that too, and then no task waits.
 #[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_begin")]
 pub fn soft_begin(ctx: RawTracePointContext) -> i32 {
     if is_background() {

@@ -254,7 +254,7 @@ pub fn mark<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts, urgent: bool) {
     trace(&here, kind, Phase::Mark, 0, 1, facts);
 }
 
-/// Work of the kernel's own threads: nobody waits for it.
+/// Work of the kernel's own threads: no task waits for it.
 #[inline(always)]
 pub fn background() {
     if let Some(counters) = maps::counters() {
@@ -271,7 +271,7 @@ pub fn implausible() {
 }
 
 /// The current task is kswapd or kcompactd, by its name: kernel structs are
-/// not read. A task that takes such a name hides its own stalls, and nobody
+/// not read. A task that takes such a name hides its own stalls, and none of
 /// else's.
 #[inline(always)]
 pub fn is_background() -> bool {

@@ -1,4 +1,4 @@
-//! Doors for `cargo xtask fuzz` to what is nobody else's to call. Compiled
+//! Doors for `cargo xtask fuzz` to what is not public otherwise. Compiled
 //! only with the `fuzzing` that cargo-fuzz sets.
 
 use crate::{

@@ -1,6 +1,6 @@
 //! Where the time of the model goes: matrix products, attention, the rest.
 //!
-//! Owns two clocks of the whole process, which stand still until somebody
+//! Owns two clocks of the whole process, which stand still until a caller
 //! asks for them ([`enable`]): a step then reads the time some hundred times,
 //! which is a thousandth of it. Out of scope: threads: a part is timed
 //! where the calling thread enters and leaves it.

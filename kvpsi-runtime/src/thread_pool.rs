@@ -3,7 +3,7 @@
 //! Owns the workers, and how a job's pieces are shared out among them and the
 //! thread that asks. Pieces are taken one by one, so a worker that the kernel
 //! has put aside for another program costs the piece it holds and not the
-//! job: nobody waits for a worker that never came. That is what this exists
+//! job: no thread waits for a worker that never came. That is what this exists
 //! for; candle's own pool gives every worker a fixed share, and on a machine
 //! with two busy neighbours on two cores a token took 40 times as long.
 //!
@@ -64,7 +64,7 @@ struct Line<T>(T);
 
 /// What a worker looks at for a job.
 struct Board {
-    /// Pieces that nobody has taken yet; 0 and below: none.
+    /// Pieces that no thread has taken yet; 0 and below: none.
     left: AtomicIsize,
     /// Written only while no piece is left or being worked on.
     job: UnsafeCell<Job>,
@@ -134,7 +134,7 @@ impl Shared {
     fn report(&self, pieces: u32) {
         if pieces > 0 {
             self.done.0.fetch_add(pieces, Ordering::SeqCst);
-            // Whoever waits looks at `done` after `waiting`.
+            // The waiting thread looks at `done` after `waiting`.
             if self.waiting.load(Ordering::SeqCst) {
                 let _ = futex::wake(&self.done.0, futex::Flags::PRIVATE, 1);
             }
@@ -172,7 +172,7 @@ impl Shared {
                 continue;
             }
             asleep.store(true, Ordering::SeqCst);
-            // Whoever brings a job looks at `asleep` after `left`.
+            // The thread that brings a job looks at `asleep` after `left`.
             while asleep.load(Ordering::SeqCst) && self.board.0.left.load(Ordering::SeqCst) <= 0 {
                 thread::park();
             }
@@ -273,7 +273,7 @@ impl ThreadPool {
         };
         let shared = &*self.shared;
         // SAFETY: we hold `busy`, and the last holder left when all of its
-        // pieces were done: nobody reads the job.
+        // pieces were done: no thread reads the job.
         unsafe {
             *shared.board.0.job.get() = Job {
                 run: call::<F>,
@@ -289,7 +289,7 @@ impl ThreadPool {
                 worker.unpark();
             }
         }
-        // SAFETY: nobody else takes the first piece.
+        // SAFETY: no other thread takes the first piece.
         unsafe { shared.work(pieces - 1) };
         let own = 1 + shared.work_off();
         shared.wait_for(count - own);

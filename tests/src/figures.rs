@@ -1,7 +1,7 @@
-//! Figures that a test hands to whoever started it, for tables.
+//! Figures that a test reports to the command that started it, for tables.
 //!
 //! Invariant: a figure is one JSON object on one line, appended to the file
-//! that `KVPSI_FIGURES` names. Without that file nobody wants any.
+//! that `KVPSI_FIGURES` names. Without that file none are written.
 
 use serde_json::Value;
 use std::fs::OpenOptions;

@@ -178,7 +178,7 @@ impl Drop for Awake {
 /// The file cannot be mapped.
 pub fn read_mapped(file: &Path, length: Duration, pause: Duration) -> io::Result<()> {
     let file = File::open(file)?;
-    // SAFETY: nobody truncates the test's own file while it is read.
+    // SAFETY: nothing truncates the test's own file while it is read.
     let map = unsafe { memmap2::Mmap::map(&file)? };
     let start = std::time::Instant::now();
     let mut sum = 0u64;
@@ -215,7 +215,7 @@ pub fn touch_anonymous(bytes: usize, length: Duration) {
 /// The file cannot be mapped.
 pub fn read_anywhere(file: &Path, length: Duration) -> io::Result<()> {
     let file = File::open(file)?;
-    // SAFETY: nobody truncates the test's own file while it is read.
+    // SAFETY: nothing truncates the test's own file while it is read.
     let map = unsafe { memmap2::Mmap::map(&file)? };
     map.advise(memmap2::Advice::Random)?;
     let start = std::time::Instant::now();

@@ -146,7 +146,7 @@ fn one_that_is_interrupted_leaves_no_cgroup_behind() {
         };
         let end = Instant::now() + Duration::from_secs(20);
         while !dirs.iter().all(busy) {
-            assert!(Instant::now() < end, "nobody is in {dirs:?}");
+            assert!(Instant::now() < end, "no process is in {dirs:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
         let pid = Pid::from_child(&child);

@@ -13,8 +13,8 @@ use std::{
     process::{ChildStdin, Command, Output, Stdio},
 };
 
-/// An address where nobody answers.
-fn nobody() -> String {
+/// An address where no server answers.
+fn unreachable_url() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
@@ -111,8 +111,8 @@ fn without_a_terminal_the_error_says_how_to_get_the_figures() {
 }
 
 #[test]
-fn once_says_what_to_do_where_nobody_answers() {
-    let url = nobody();
+fn once_says_what_to_do_where_no_server_answers() {
+    let url = unreachable_url();
     let out = top(&["--once", "--url", &url]);
     refused(&out, &[&url, "kvpsi serve", "--url"]);
     assert!(out.stdout.is_empty());
@@ -139,10 +139,10 @@ fn the_help_does_not_tell_the_key() {
 }
 
 #[test]
-fn q_quits_while_nobody_answers_and_the_terminal_is_given_back() {
-    let name = "q_quits_while_nobody_answers_and_the_terminal_is_given_back";
+fn q_quits_while_no_server_answers_and_the_terminal_is_restored() {
+    let name = "q_quits_while_no_server_answers_and_the_terminal_is_restored";
     let kvpsi = kvpsi_binary().display().to_string();
-    let command = around(&format!("'{kvpsi}' top --url {}", nobody()));
+    let command = around(&format!("'{kvpsi}' top --url {}", unreachable_url()));
     let mark = "no answer: Connection refused";
     let typed = in_a_terminal(name, &command, mark, |_, stdin| {
         stdin.write_all(b"q").unwrap();
@@ -161,7 +161,7 @@ fn a_signal_ends_it_and_the_terminal_is_given_back() {
     for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
         let command = around(&format!(
             "sh -c 'echo pid:$$; exec {kvpsi} top --url {}'",
-            nobody()
+            unreachable_url()
         ));
         let signalled = in_a_terminal(name, &command, "no answer", |sent, _| {
             let pid = sent.split("pid:").nth(1).unwrap();

@@ -204,8 +204,8 @@ fn perfetto_loads_a_trace_and_finds_tracks_slices_and_counters_in_it() {
 }
 
 #[test]
-fn a_summary_names_who_stalled_and_a_filter_shows_nobody_else() {
-    let test = "a_summary_names_who_stalled_and_a_filter_shows_nobody_else";
+fn a_summary_names_the_stalled_tasks_and_a_filter_shows_no_other() {
+    let test = "a_summary_names_the_stalled_tasks_and_a_filter_shows_no_other";
     let args = ["trace-dump", "--summary", "--duration", "1.5"];
     let Some(out) = beside_a_storm(test, &args) else {
         return;
@@ -251,8 +251,8 @@ fn what_is_recorded_is_replayed_the_same_twice_and_damage_is_told() {
     let all: Value = serde_json::from_slice(&first.stdout).unwrap();
     let rows = all["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 3);
-    let heard = &rows[0]["outcome"]["events"]["delivered"];
-    assert!(heard.as_u64().unwrap() > 0, "{all}");
+    let delivered = &rows[0]["outcome"]["events"]["delivered"];
+    assert!(delivered.as_u64().unwrap() > 0, "{all}");
     let table = kvpsi(&["replay", name]);
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(

@@ -67,8 +67,8 @@ fn n(v: &Value, path: &str) -> f64 {
 }
 
 #[test]
-fn a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed() {
-    let name = "a_stall_gives_pages_back_while_the_model_talks_and_nobody_is_killed";
+fn a_stall_returns_pages_while_the_model_generates_and_no_process_is_killed() {
+    let name = "a_stall_returns_pages_while_the_model_generates_and_no_process_is_killed";
     let Some(mut c) = demo(name, &["-n", "400"]) else {
         return;
     };

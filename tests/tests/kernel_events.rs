@@ -1,4 +1,4 @@
-//! What each source hears on this kernel: the same shortages, every source at
+//! What each source detects on this kernel: the same shortages, every source at
 //! once. Its figures make the table in docs/KERNELS.md.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -142,8 +142,8 @@ const MEMSTALL: [Kind; 4] = [
 ];
 
 #[test]
-fn every_source_hears_the_shortages_that_it_is_there_for() {
-    let test = "every_source_hears";
+fn every_source_detects_stalls_the_shortages_that_it_is_there_for() {
+    let test = "every_source_detects_stalls";
     let Some(cgroup) = limited(test, LIMIT_BYTES) else {
         return;
     };
@@ -169,7 +169,7 @@ fn every_source_hears_the_shortages_that_it_is_there_for() {
             s.drain(&mut |_| {}).unwrap();
         }
         for o in &mut others {
-            // A trigger's file tells of stalls at any time; it has heard of
+            // A trigger's file reports stalls at any time; it has reported
             // one if it fired.
             let fired = match o.source.readiness().fd {
                 Some((fd, flags)) => {
@@ -233,13 +233,13 @@ fn every_source_hears_the_shortages_that_it_is_there_for() {
             "memcg": cgroup, "oom": oom, "memstall": memstall,
             "direct": tried.then_some(direct), "kswapd": tried.then_some(kswapd),
         }));
-        assert!(cgroup > 0, "{rung:?} does not hear reclaim in a cgroup");
-        assert!(oom > 0, "{rung:?} does not hear the OOM killer");
+        assert!(cgroup > 0, "{rung:?} does not detect reclaim in a cgroup");
+        assert!(oom > 0, "{rung:?} does not detect the OOM killer");
         assert!(
             !tried || direct > 0,
-            "{rung:?} does not hear direct reclaim"
+            "{rung:?} does not detect direct reclaim"
         );
-        assert!(!tried || kswapd > 0, "{rung:?} does not hear kswapd");
+        assert!(!tried || kswapd > 0, "{rung:?} does not detect kswapd");
         assert!(*rung == Rung::RawTp || memstall > 0, "{rung:?}: memstall");
     }
     for o in &others {

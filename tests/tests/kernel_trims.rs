@@ -192,7 +192,7 @@ fn a_model_gives_some_back_where_everything_is_short_of_memory() {
     let (scope, all, room) = wall();
     let mut cached = fill_page_cache(Path::new(env!("CARGO_TARGET_TMPDIR")), room).unwrap();
     let mut lives = true;
-    // kswapd may keep up with a slow hog: then nobody waits, and nobody is to
+    // kswapd may keep up with a slow hog: then no task waits, and none is to
     // give anything back.
     let mut waits = 0;
     for _ in 0..ROUNDS {
@@ -215,7 +215,7 @@ fn a_model_gives_some_back_where_everything_is_short_of_memory() {
         return skip(
             test,
             format!(
-                "nobody had to wait in {ROUNDS} rounds; {}",
+                "no task had to wait in {ROUNDS} rounds; {}",
                 said.replace('\n', " ")
             ),
         );

@@ -47,7 +47,7 @@ struct Listener {
     source: Box<dyn PressureSource>,
 }
 
-/// Everything that hears stalls here.
+/// Every source that detects stalls here.
 fn listeners(test: &str) -> Vec<Listener> {
     let mut all = Vec::new();
     for rung in [Rung::RawTp, Rung::Kprobe, Rung::Fentry] {
@@ -137,8 +137,8 @@ fn listen(source: &mut dyn PressureSource, over: &AtomicBool) -> Vec<Said> {
 
 /// When each storm's first stall began, by whichever program saw it first, and
 /// when the next one began.
-fn onsets(heard: &[(String, bool, Vec<Said>)]) -> Vec<(u64, u64)> {
-    let mut stalls: Vec<u64> = heard
+fn onsets(reports: &[(String, bool, Vec<Said>)]) -> Vec<(u64, u64)> {
+    let mut stalls: Vec<u64> = reports
         .iter()
         .filter(|(_, ebpf, _)| *ebpf)
         .flat_map(|(_, _, said)| said.iter().map(|s| s.begun_ns))
@@ -169,12 +169,12 @@ fn ebpf_tells_of_an_onset_before_the_best_psi_trigger_does() {
     };
     let mut listeners = listeners(test);
     if !listeners.iter().any(|l| l.ebpf) {
-        // Named above; the onset's own time is not to be had without.
+        // Named above; the onset's own time is unknown without.
         return;
     }
     let _awake = Awake::start();
     let over = AtomicBool::new(false);
-    let heard: Vec<(String, bool, Vec<Said>)> = std::thread::scope(|scope| {
+    let reports: Vec<(String, bool, Vec<Said>)> = std::thread::scope(|scope| {
         let threads: Vec<_> = listeners
             .drain(..)
             .map(|mut l| {
@@ -195,11 +195,11 @@ fn ebpf_tells_of_an_onset_before_the_best_psi_trigger_does() {
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
 
-    let onsets = onsets(&heard);
+    let onsets = onsets(&reports);
     assert!(onsets.len() >= 3, "{} onsets", onsets.len());
 
     let mut best: [Option<(u64, String)>; 2] = [None, None];
-    for (name, ebpf, said) in &heard {
+    for (name, ebpf, said) in &reports {
         let mut late: Vec<u64> = onsets
             .iter()
             .filter_map(|(onset, next)| {
@@ -227,7 +227,7 @@ fn ebpf_tells_of_an_onset_before_the_best_psi_trigger_does() {
         }
     }
     let [trigger, ebpf] = best;
-    let (ours, rung) = ebpf.expect("eBPF hears most storms");
+    let (ours, rung) = ebpf.expect("eBPF detects most storms");
     let Some((theirs, peer)) = trigger else {
         return skip(test, "no privileged PSI trigger to compare with");
     };

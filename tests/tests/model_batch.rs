@@ -6,7 +6,7 @@
 use kvpsi::{
     engine::{
         Engine, EngineConfig, Finish, SamplingConfig,
-        batch::{Ask, Batch, BatchConfig, Client, Failure, Outcome, Progress, Told},
+        batch::{Ask, Batch, BatchConfig, Client, Failure, Outcome, Progress, StreamEvent},
     },
     kv::{Profile, Step, Steps},
     units::Bytes,
@@ -24,18 +24,18 @@ const HOLMES: &str = include_str!("../data/holmes.txt");
 const PREEMPT: Steps = Steps::NONE.with(Step::Preempt);
 
 struct Listener {
-    tell: Sender<Told>,
+    events: Sender<StreamEvent>,
     gone: Arc<AtomicBool>,
     /// Runs in the middle of a step, with each piece.
     with_piece: Box<dyn FnMut() + Send>,
 }
 
 impl Client for Listener {
-    fn tell(&mut self, told: Told) {
-        if matches!(told, Told::Piece { .. }) {
+    fn send(&mut self, event: StreamEvent) {
+        if matches!(event, StreamEvent::Piece { .. }) {
             (self.with_piece)();
         }
-        let _ = self.tell.send(told);
+        let _ = self.events.send(event);
     }
 
     fn gone(&self) -> bool {
@@ -45,7 +45,7 @@ impl Client for Listener {
 
 /// One request as its client sees it.
 struct Asked {
-    told: Receiver<Told>,
+    events: Receiver<StreamEvent>,
     gone: Arc<AtomicBool>,
     tokens: Vec<u32>,
     end: Option<Result<Outcome, Failure>>,
@@ -53,13 +53,13 @@ struct Asked {
 
 impl Asked {
     fn listen(&mut self) {
-        while let Ok(told) = self.told.try_recv() {
-            assert!(self.end.is_none(), "told after the end: {told:?}");
-            match told {
-                Told::Started { .. } => {}
-                Told::Piece { token, .. } => self.tokens.extend(token),
-                Told::Done(outcome) => self.end = Some(Ok(outcome)),
-                Told::Failed(failure) => self.end = Some(Err(failure)),
+        while let Ok(event) = self.events.try_recv() {
+            assert!(self.end.is_none(), "an event after the end: {event:?}");
+            match event {
+                StreamEvent::Started { .. } => {}
+                StreamEvent::Piece { token, .. } => self.tokens.extend(token),
+                StreamEvent::Done(outcome) => self.end = Some(Ok(outcome)),
+                StreamEvent::Failed(failure) => self.end = Some(Err(failure)),
             }
         }
     }
@@ -107,7 +107,7 @@ fn ask_with(
     deadline: Duration,
     with_piece: impl FnMut() + Send + 'static,
 ) -> Asked {
-    let (tell, told) = channel();
+    let (sender, events) = channel();
     let gone = Arc::new(AtomicBool::new(false));
     batch.submit(Ask {
         id: "x".into(),
@@ -116,13 +116,13 @@ fn ask_with(
         arrived: Instant::now(),
         deadline: Instant::now() + deadline,
         client: Box::new(Listener {
-            tell,
+            events: sender,
             gone: gone.clone(),
             with_piece: Box::new(with_piece),
         }),
     });
     Asked {
-        told,
+        events,
         gone,
         tokens: Vec::new(),
         end: None,
@@ -281,7 +281,7 @@ fn one_that_lost_its_memory_before_its_last_token_ends_once() {
     let (counts, sees) = (said.clone(), said.clone());
     let of_first = pool.clone();
     let mut asked = vec![
-        // Its token of a step is told before the other's: what that is to be
+        // Its token of a step is sent before the other's: what that is to be
         // taken from is computed, and then lost.
         ask_with(&mut b, first, 40, LONG, move || {
             if sees.load(Relaxed) == COUNT - 1 {

@@ -197,7 +197,7 @@ fn healing_stops_within_a_layer_and_loses_nothing_by_it() {
     pool.trim(Bytes(u64::MAX), Steps::FREE);
     pool.trim(Bytes::mib(12), Steps::WINDOW);
     let (live, lost) = (pool.account().live_tokens, session.lost_tokens());
-    // Told to before it begins: it ends at the first layer, not after a chunk
+    // Asked to before it begins: it ends at the first layer, not after a chunk
     // (of six, of 30 layers each).
     stop.store(true, SeqCst);
     let mut at_once = || {

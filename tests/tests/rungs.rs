@@ -1,4 +1,4 @@
-//! The rungs of eBPF: each one that attaches hears a storm, counts what both
+//! The rungs of eBPF: each one that attaches detects a storm, counts what both
 //! families of hooks see once, and keeps time as PSI does.
 
 use kvpsi::control::cgroup::OwnedCgroup;
@@ -291,7 +291,7 @@ fn a_task_that_must_wait_for_memory_high_shows_as_throttled() {
     let Some(cgroup) = limited("high", 256 << 20) else {
         return;
     };
-    // With swap there is something to reclaim, and nobody waits.
+    // With swap there is something to reclaim, and no task waits.
     let _no_swap = fs::write(cgroup.memory().path.join("memory.swap.max"), "0");
     let high = cgroup.memory().path.join("memory.high");
     if let Err(e) = fs::write(&high, "4194304") {

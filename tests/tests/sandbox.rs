@@ -407,7 +407,13 @@ fn events_still_flow_into_a_confined_process() {
         return;
     };
     let place = Place::new();
-    let mut c = place.command(&["--listen", "--user", "65534:65534", "--landlock", "--seccomp"]);
+    let mut c = place.command(&[
+        "--events",
+        "--user",
+        "65534:65534",
+        "--landlock",
+        "--seccomp",
+    ]);
     let mut child = Reaped(c.stderr(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap());
     let mut said = Said::default();
@@ -431,8 +437,8 @@ fn events_still_flow_into_a_confined_process() {
     );
     let _storm = storm.unwrap();
     said.line(&mut lines).unwrap();
-    let heard = said.rest[1].strip_prefix("events ").map(str::parse::<u64>);
-    assert!(heard.is_some_and(|n| n.unwrap() > 0), "{said:#?}");
+    let events = said.rest[1].strip_prefix("events ").map(str::parse::<u64>);
+    assert!(events.is_some_and(|n| n.unwrap() > 0), "{said:#?}");
 }
 
 /// Killed and reaped on drop.

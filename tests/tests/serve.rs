@@ -163,8 +163,8 @@ fn what_is_wrong_is_said_with_the_right_status() {
 }
 
 #[test]
-fn who_is_slow_loses_the_connection_and_nobody_else_waits() {
-    let name = "who_is_slow_loses_the_connection_and_nobody_else_waits";
+fn a_slow_client_loses_its_connection_and_no_other_waits() {
+    let name = "a_slow_client_loses_its_connection_and_no_other_waits";
     let Some(s) = serve(name, &["--client-timeout", "2", "--max-connections", "4"]) else {
         return;
     };

@@ -1,5 +1,5 @@
 //! What may befall the way from the kernel to a running server: its reader
-//! stands still, or somebody takes its programs away.
+//! stands still, or its programs are detached.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,7 +20,7 @@ use std::{
 const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 
-/// A server that hears by eBPF, or a skip.
+/// A server that listens by eBPF, or a skip.
 fn hearing(test: &str) -> Option<Served> {
     if let Err(e) = kvpsi::pressure::ebpf::EbpfSource::open(&Default::default()) {
         skip(test, e);
@@ -64,7 +64,7 @@ fn events_that_a_reader_which_stands_still_misses_are_counted_and_it_goes_on() {
     let (_, text) = s.get("/metrics");
     let line = format!("kvpsi_events_total{{fate=\"dropped\"}} {}", at_rest.dropped);
     assert!(text.contains(&line), "{line}: {text}");
-    // It hears again, and nothing is dropped any more.
+    // Events arrive again, and nothing is dropped any more.
     storm(test, Duration::from_secs(1));
     let after = s.status().stalls;
     assert!(after.delivered > at_rest.delivered, "{after:?}");
@@ -107,7 +107,7 @@ fn detach(links: &[u32]) -> (u32, u32) {
     let (mut taken, mut kept) = (0, 0);
     for id in links {
         let fd = bpf(BPF_LINK_GET_FD_BY_ID, &mut Attr([*id, 0, 0, 0])).unwrap();
-        // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+        // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
         let number = u32::try_from(fd.as_raw_fd()).unwrap();
         match bpf(BPF_LINK_DETACH, &mut Attr([number, 0, 0, 0])) {
@@ -119,8 +119,8 @@ fn detach(links: &[u32]) -> (u32, u32) {
 }
 
 #[test]
-fn programs_that_somebody_takes_away_do_not_leave_it_deaf_or_dead() {
-    let test = "programs_that_somebody_takes_away_do_not_leave_it_deaf_or_dead";
+fn programs_that_are_detached_do_not_leave_it_without_events() {
+    let test = "programs_that_are_detached_do_not_leave_it_without_events";
     let Some(s) = hearing(test) else { return };
     let (taken, kept) = detach(&links_of(s.pid()));
     assert!(taken + kept > 5, "no links are to be seen: {taken} {kept}");
@@ -131,9 +131,9 @@ fn programs_that_somebody_takes_away_do_not_leave_it_deaf_or_dead() {
     }
     let status = s.status();
     // Links of tracepoints the kernel does not let go; where it does, another
-    // source speaks in their place, and says so.
-    let hears = status.stalls.seen > before.seen;
-    assert!(hears, "{taken} taken, {kept} kept: {status:?}");
+    // server falls back to another source, and says so.
+    let reported = status.stalls.seen > before.seen;
+    assert!(reported, "{taken} taken, {kept} kept: {status:?}");
     assert!(
         taken == 0 || status.note.is_some(),
         "{taken} taken: {status:?}"

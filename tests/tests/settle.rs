@@ -14,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a worker says, and when it was heard.
-struct Heard {
+/// A line of a worker, and when it was read.
+struct Line {
     who: usize,
     at: Duration,
     line: Value,
@@ -34,20 +34,20 @@ impl Drop for Workers {
 }
 
 /// KV bytes of each, second after second.
-fn resident(all: &[Heard], who: usize) -> Vec<(f64, f64)> {
-    let of = |h: &Heard| {
+fn resident(all: &[Line], who: usize) -> Vec<(f64, f64)> {
+    let of = |h: &Line| {
         let kv = h.line.pointer("/kv/resident")?.as_f64()?;
         (h.who == who).then(|| (h.at.as_secs_f64(), kv / f64::from(1 << 20)))
     };
     all.iter().filter_map(of).collect()
 }
 
-fn listen(rx: &Receiver<Heard>, all: &mut Vec<Heard>, until: &mut dyn FnMut(&[Heard]) -> bool) {
+fn listen(rx: &Receiver<Line>, all: &mut Vec<Line>, until: &mut dyn FnMut(&[Line]) -> bool) {
     let limit = Instant::now() + Duration::from_secs(120);
     while !until(all) {
         assert!(Instant::now() < limit, "nothing for two minutes");
         match rx.recv_timeout(Duration::from_secs(60)) {
-            Ok(heard) => all.push(heard),
+            Ok(line) => all.push(line),
             Err(e) => panic!("a worker went silent or ended: {e}"),
         }
     }
@@ -86,7 +86,7 @@ fn two_models_under_one_limit_settle() {
                     continue;
                 };
                 let at = begun.elapsed();
-                if tx.send(Heard { who, at, line }).is_err() {
+                if tx.send(Line { who, at, line }).is_err() {
                     return;
                 }
             }
@@ -94,7 +94,7 @@ fn two_models_under_one_limit_settle() {
     }
     drop(tx);
     let mut all = vec![];
-    let both_at = |all: &[Heard], mib: f64| {
+    let both_at = |all: &[Line], mib: f64| {
         let last = |who| resident(all, who).last().map_or(0.0, |s| s.1);
         last(0) > mib && last(1) > mib
     };
@@ -111,7 +111,7 @@ fn two_models_under_one_limit_settle() {
 
     let settled = pressed.as_secs_f64() + 10.0;
     let trims = |from: f64| {
-        let late = |h: &&Heard| h.line.get("trim").is_some() && h.at.as_secs_f64() > from;
+        let late = |h: &&Line| h.line.get("trim").is_some() && h.at.as_secs_f64() > from;
         all.iter().filter(late).count()
     };
     // What each has at the end, and the furthest it fell from where it had
@@ -134,7 +134,7 @@ fn two_models_under_one_limit_settle() {
         "oom_kills": kills,
     }));
     assert_eq!(kills, 0);
-    assert!(trims(0.0) > 0, "nobody gave anything");
+    assert!(trims(0.0) > 0, "no process returned memory");
     for (last, fell) in &late {
         assert!(*last > 1.0 && *fell < 0.35 * last, "{late:?}");
     }
@@ -143,7 +143,7 @@ fn two_models_under_one_limit_settle() {
 }
 
 /// Where `KVPSI_PLOTS` names a folder: KV of both over time, as SVG.
-fn plot(all: &[Heard], pressed: f64) {
+fn plot(all: &[Line], pressed: f64) {
     use plotters::prelude::*;
     let Some(folder) = std::env::var_os("KVPSI_PLOTS") else {
         return;

@@ -26,7 +26,7 @@ struct Runs {
     returned: Vec<f64>,
     calm: Vec<f64>,
     storm: Vec<f64>,
-    /// Bursts in which nobody stalled.
+    /// Bursts in which no task stalled.
     silent: usize,
 }
 
@@ -149,12 +149,12 @@ fn section(report: &Value) -> String {
          its first stall is what eBPF saw in another process, whichever signal the model listens to. Pages are returned\n\
          when the first `madvise` is, of one block. Every burst finds the same cache, and begins at another moment of a\n\
          poller's second; signals take turns. Processor time is of the thread that listens, in percent of one core, in\n\
-         a storm of 3 s in which nothing is given back, and while nobody presses; what the programs take in the\n\
+         a storm of 3 s in which nothing is given back, and without pressure; what the programs take in the\n\
          kernel is told below, of `overhead`.\n\n\
          `psi-trigger` is 10 ms of stall in the least window that the kernel grants; `psi-poll` what `--signal psi-poll` does, every 100 ms\n\
          and every 10 while it moves; `psi-poll-10ms` reads PSI's total every 10 ms; `psi-avg10-1s` reads avg10 once a\n\
          second, and takes anything above 0 for pressure: it still tells of the burst before, which flatters it. /proc/vmstat counts no reclaim of cgroups. How soon each\n\
-         hears on other kernels, privileged triggers among them: [KERNELS.md](KERNELS.md).\n\n\
+         reports on other kernels, privileged triggers among them: [KERNELS.md](KERNELS.md).\n\n\
          ![Reaction](reaction.svg)\n\n\
          | source | load | bursts | missed | decided p50 us | p99 | returned p50 us | p99 | max | of ebpf's p50 | CPU % storm | CPU % calm |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -191,7 +191,7 @@ fn section(report: &Value) -> String {
         let (source, load) = (text("source"), text("load"));
         let _ = writeln!(
             t,
-            "\nLeft out of {source}, {load}: {} burst(s) in which nobody stalled before it was answered.",
+            "\nLeft out of {source}, {load}: {} burst(s) in which no task stalled before it was answered.",
             r["silent"]
         );
     }

@@ -191,7 +191,7 @@ pub fn on_the_way(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// xtask/rustc-wrapper installs a C linker before xtask exists, where nobody may
+/// xtask/rustc-wrapper installs a C linker before xtask exists, where no person may
 /// be looking: the account is given here, once.
 fn report_linker() {
     let log = places::root().join("target/bootstrap.log");

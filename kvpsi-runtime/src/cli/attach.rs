@@ -119,7 +119,7 @@ async fn show(
         let entry = serde_json::from_str(&line)
             .with_context(|| format!("the server says what this kvpsi does not know: {line}"))?;
         match put(&entry, filter, output, &mut counts) {
-            // Whoever read has seen enough.
+            // The reader closed the pipe.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(counts),
             other => other?,
         }

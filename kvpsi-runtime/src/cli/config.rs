@@ -33,7 +33,7 @@ pub const DEFAULT_FILE: &str = "/etc/kvpsi/kvpsi.toml";
 const PREFIX: &str = "KVPSI_";
 /// Subcommands that are configured: the server, and who shows how it would be.
 const CONFIGURED: [&str; 2] = ["serve", "config"];
-/// Whose value is shown to nobody.
+/// The key whose value is never shown.
 const SECRETS: [&str; 1] = ["api_key"];
 /// The flag that names the file.
 const FILE: &str = "config";
@@ -48,7 +48,7 @@ Each option can be given in three ways, of which the first wins:
 /// Where a value comes from, by rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody said anything.
+    /// Not set anywhere.
     Default,
     /// A line of a file.
     File(PathBuf, usize),
@@ -154,7 +154,7 @@ fn prepared(arg: Arg) -> Arg {
     let variable = arg.get_env().is_none().then(|| variable(long));
     let secret = secret(&arg);
     let arg = match variable {
-        // Told once for all in the help.
+        // Said once for all in the help.
         Some(variable) => arg.env(variable).hide_env(true),
         None => arg,
     };
@@ -230,7 +230,7 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
     })
 }
 
-/// clap would refuse what the environment says by the flag's name, which nobody
+/// clap would refuse what the environment says by the flag's name, which the user never
 /// has used then.
 fn variables(args: &[&Arg], said: &ArgMatches) -> Result<(), Refused> {
     for arg in args {

@@ -157,7 +157,7 @@ impl Kept {
             .with_context(|| format!("cannot write {path}"))
     }
 
-    /// Begins the recording, for whoever hands the entries on.
+    /// Begins the recording, for the caller that hands the entries on.
     ///
     /// # Errors
     /// The file cannot be written.

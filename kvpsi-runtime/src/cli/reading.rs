@@ -1,4 +1,4 @@
-//! Reading a model, with a bar for whoever would else wait in the dark.
+//! Reading a model, with a progress bar.
 
 use crate::{
     engine::{Engine, EngineConfig, EngineError},

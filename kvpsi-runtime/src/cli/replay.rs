@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         bail!("--speed plays one setup: name one --profile and one --policy");
     }
     match play(args, &recording, &setups) {
-        // Whoever read has seen enough.
+        // The reader closed the pipe.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }

@@ -78,7 +78,7 @@ pub struct Args {
     /// A file whose first line is the API key
     #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
     api_key_file: Option<PathBuf>,
-    /// Listen at any address without an API key: whoever reaches it may use it
+    /// Listen at any address without an API key: anyone who reaches it may use it
     #[arg(long)]
     insecure: bool,
     /// Requests computed together
@@ -239,7 +239,7 @@ async fn serve(
         .spawn(move || match load() {
             Ok(m) => {
                 eprintln!("kvpsi: serving at http://{address}/");
-                // Where there is no service manager nobody is told.
+                // Without a service manager there is none to notify.
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
                 let _ = model.send(m);
             }
@@ -284,7 +284,7 @@ async fn life(server: Arc<Server>) {
 }
 
 /// Opens the signal and drops privileges; `None` for `--signal none`, and
-/// where the service manager wants nobody to listen.
+/// where the service manager turned watching off.
 fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Prepared>> {
     let confinement = args.confinement(model);
     let Some(choice) = args.signal.choice() else {
@@ -380,7 +380,7 @@ impl Args {
             header_timeout: client,
             body_timeout: client,
             request_timeout: Duration::from_secs(u64::from(self.request_timeout)),
-            seats: usize::from(self.parallel) + usize::from(self.queue),
+            permits: usize::from(self.parallel) + usize::from(self.queue),
             drain: Duration::from_secs(u64::from(self.drain)),
         })
     }

@@ -342,7 +342,7 @@ async fn follow(args: &Args, input: &mut Input, start_ns: u64) -> anyhow::Result
         let done = failed.map_or_else(|| if end { output.finish() } else { output.flush() }, Err);
         match done {
             Ok(()) => {}
-            // Whoever read has seen enough.
+            // The reader closed the pipe.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => more = false,
             Err(e) => return Err(e.into()),
         }

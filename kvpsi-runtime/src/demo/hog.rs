@@ -44,7 +44,7 @@ pub(super) fn run(procs: &[PathBuf]) -> Result<()> {
 fn read_file(bytes: usize, time: Duration) -> Result<()> {
     let dir = PathBuf::from("/var/tmp");
     let file = tempfile_in(&dir, bytes)?;
-    // SAFETY: the file is unlinked and private to this process; nobody
+    // SAFETY: the file is unlinked and private to this process; no code
     // truncates it under the mapping.
     let map = unsafe { Mmap::map(&file)? };
     let end = Instant::now() + time;

@@ -83,7 +83,7 @@ pub struct Args {
 /// trimming, and a question about it.
 const PROMPT: &str = include_str!("prompt.txt");
 
-/// Room left above what the run needs when nobody presses.
+/// Room left above what the run needs without pressure.
 const SLACK_UNDER_LIMIT: Bytes = Bytes::mib(24);
 
 /// Runs the command.
@@ -105,7 +105,7 @@ fn join(procs: &[PathBuf]) -> anyhow::Result<()> {
     for p in procs {
         std::fs::write(p, "0").with_context(|| format!("{}: cannot join", p.display()))?;
     }
-    // The supervisor cleans up; without it nobody would.
+    // The supervisor cleans up; without it nothing would.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     Ok(())
 }

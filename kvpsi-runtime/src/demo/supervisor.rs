@@ -175,7 +175,7 @@ impl<'a> Demo<'a> {
         Duration::from_millis(self.args.pause)
     }
 
-    /// Sets the limit to what the run needs when nobody presses.
+    /// Sets the limit to what the run needs without pressure.
     fn close_in(&mut self) -> Result<()> {
         let anon = self
             .cgroup

@@ -6,7 +6,7 @@
 
 use super::{
     EngineError, Finish, GenStats, SamplingConfig,
-    sampling::{Chances, Sampler},
+    sampling::{Sampler, TokenLogprobs},
     stops::Stops,
 };
 use crate::model::tokenizer::{TextStream, Tokenizer};
@@ -38,7 +38,7 @@ pub(super) struct Taken {
     /// Text that may be shown now.
     pub text: String,
     /// Where they were asked for.
-    pub chances: Option<Chances>,
+    pub logprobs: Option<TokenLogprobs>,
     /// The answer is over.
     pub finish: Option<Finish>,
 }
@@ -94,7 +94,7 @@ impl Answer {
         tokens: &mut Vec<u32>,
     ) -> Result<Taken, EngineError> {
         let since = Instant::now();
-        let (token, chances) = self.sampler.sample(logits, tokens, self.before)?;
+        let (token, logprobs) = self.sampler.sample(logits, tokens, self.before)?;
         self.stats.sampling += since.elapsed();
         let first = *self.first.get_or_insert_with(|| {
             self.stats.ttft = self.started.elapsed();
@@ -105,7 +105,7 @@ impl Answer {
             return Ok(Taken {
                 token: None,
                 text: String::new(),
-                chances: None,
+                logprobs: None,
                 finish: Some(Finish::Eos),
             });
         }
@@ -122,7 +122,7 @@ impl Answer {
         Ok(Taken {
             token: Some(token),
             text,
-            chances,
+            logprobs,
             finish,
         })
     }

@@ -17,7 +17,7 @@ mod stats;
 mod stops;
 
 pub use recompute::Healed;
-pub use sampling::{Chances, MOST_CHANCES, SamplingConfig};
+pub use sampling::{MAX_LOGPROBS, SamplingConfig, TokenLogprobs};
 pub use session::Session;
 pub use stats::{Finish, GenStats};
 
@@ -173,7 +173,7 @@ impl Engine {
         Self::load_with(config, &mut |_, _| ())
     }
 
-    /// [`Engine::load`] for whoever wants to show how far it is: `progress` is
+    /// [`Engine::load`] with a progress report: `progress` is
     /// told the bytes read, and those of all tensors.
     ///
     /// # Errors
@@ -225,13 +225,13 @@ impl Engine {
         })
     }
 
-    /// The KV pool, for whoever trims it.
+    /// The KV pool, for the reclaimer.
     #[must_use]
     pub fn pool(&self) -> Arc<KvPool> {
         self.pool.clone()
     }
 
-    /// The slow steps over the pool, for whoever reclaims in the background.
+    /// The slow steps over the pool, for background reclaim.
     #[must_use]
     pub fn ladder(&self) -> Arc<Ladder> {
         self.ladder.clone()

@@ -39,15 +39,15 @@ pub struct SamplingConfig {
     pub ignore_eos: bool,
     /// How probable the token was, and so many of the likeliest: before
     /// penalties and temperature.
-    pub chances: Option<usize>,
+    pub logprobs: Option<usize>,
 }
 
-/// The likeliest tokens that [`SamplingConfig::chances`] may ask for.
-pub const MOST_CHANCES: usize = 20;
+/// The likeliest tokens that [`SamplingConfig::logprobs`] may ask for.
+pub const MAX_LOGPROBS: usize = 20;
 
 /// How probable a chosen token was.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Chances {
+pub struct TokenLogprobs {
     /// Natural logarithm of its probability.
     pub logprob: f32,
     /// The likeliest tokens with theirs, likeliest first.
@@ -68,7 +68,7 @@ impl Default for SamplingConfig {
             frequency_penalty: 0.0,
             stops: Vec::new(),
             ignore_eos: false,
-            chances: None,
+            logprobs: None,
         }
     }
 }
@@ -98,8 +98,8 @@ impl SamplingConfig {
                 return bad(&format!("{name} must be between -2 and 2"));
             }
         }
-        if self.chances.is_some_and(|n| n > MOST_CHANCES) {
-            return bad(&format!("at most {MOST_CHANCES} likeliest tokens"));
+        if self.logprobs.is_some_and(|n| n > MAX_LOGPROBS) {
+            return bad(&format!("at most {MAX_LOGPROBS} likeliest tokens"));
         }
         Ok(())
     }
@@ -144,9 +144,9 @@ impl Sampler {
         logits: &mut [f32],
         so_far: &[u32],
         answer: usize,
-    ) -> candle_core::Result<(u32, Option<Chances>)> {
+    ) -> candle_core::Result<(u32, Option<TokenLogprobs>)> {
         // Before anything is changed; which one is chosen is not known yet.
-        let before = self.settings.chances.map(|n| {
+        let before = self.settings.logprobs.map(|n| {
             let mut top = Vec::new();
             likeliest(logits, n.max(1), &mut top);
             let max = top.first().map_or(0.0, |t| t.0);
@@ -154,13 +154,13 @@ impl Sampler {
             (logits.to_vec(), log_mass, n, top)
         });
         let token = self.choose(logits, so_far, answer)?;
-        let chances = before.map(|(raw, log_mass, n, top)| Chances {
+        let logprobs = before.map(|(raw, log_mass, n, top)| TokenLogprobs {
             logprob: raw[token as usize] - log_mass,
             top: (top.iter().take(n))
                 .map(|&(logit, token)| (token, logit - log_mass))
                 .collect(),
         });
-        Ok((token, chances))
+        Ok((token, logprobs))
     }
 
     /// Draws a group by its mass, and then a token of it: the same chances as

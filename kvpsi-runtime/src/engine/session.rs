@@ -242,7 +242,7 @@ impl Engine {
     }
 
     /// Appends `tokens` to the session and computes them; `tell` gets the logits
-    /// after each of them, in order. For whoever measures.
+    /// after each of them, in order. For measurements.
     ///
     /// # Errors
     /// As [`Engine::generate_in`]; or there is no memory for them.
@@ -282,7 +282,7 @@ impl Engine {
 
     /// Appends `prompt` and computes it, then takes `text` token after token as
     /// if it had generated them; `tell` gets the logits that each would have
-    /// been drawn from, and says whether it is taken. For whoever measures
+    /// been drawn from, and says whether it is taken. For measurements
     /// what trims meanwhile cost. Says how many were taken: fewer than all
     /// where `tell` ended it, the context was full, or there was no memory.
     ///

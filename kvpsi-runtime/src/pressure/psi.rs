@@ -144,7 +144,7 @@ impl PsiFile {
     }
 }
 
-/// A stall that nobody knows more of: which task stalled PSI does not say, nor
+/// A stall without details: which task stalled PSI does not say, nor
 /// when that began.
 pub(crate) fn event(ts_ns: u64, stall_ns: u64, cgroup_id: u64, phase: Phase) -> Event {
     let mut event = Event::zeroed();

@@ -373,7 +373,10 @@ mod tests {
         assert_eq!(without_account.stats().note(), None);
         without_first.drain(&mut |_| {}).unwrap();
         let note = without_first.stats().note().unwrap();
-        assert!(note.contains("vmstat speaks in its place"), "{note}");
+        assert!(
+            note.contains("falling back to vmstat (higher latency)"),
+            "{note}"
+        );
         assert!(without_first.readiness().fd.is_none());
     }
 

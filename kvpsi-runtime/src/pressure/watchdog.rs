@@ -1,12 +1,12 @@
 //! Listens to one source, and falls back to another when the first should have
-//! spoken.
+//! reported.
 //!
 //! Programs can be attached and still see nothing: a kernel may reclaim where
-//! no hook of ours is, or call what we hook no more. So somebody else's account
-//! of stalls, which is cheap and late, is read once a second. While it counts
-//! stalls and the first source says nothing, events are made of that account;
-//! the first source is listened to all the while, and has the word again as
-//! soon as it speaks. A false alarm costs nothing but late events beside none.
+//! no hook of ours is, or call what we hook no more. So the
+//! kernel's own account of stalls, which is cheap and late, is read once a
+//! second. While it counts stalls and the first source reports none, events are
+//! made of that account; the first source stays open, and takes over again as
+//! soon as it reports. A false alarm costs only late events in addition.
 //! Draining does not allocate.
 
 use crate::clock::monotonic_ns;
@@ -24,11 +24,11 @@ use std::{
     time::Duration,
 };
 
-/// Between two looks at the other account.
+/// Between two readings of the other account.
 const LOOK: Duration = Duration::from_secs(1);
-/// Looks that find stalls, without a word between them, before it is called
-/// silence: a stall that one source tells at its begin and the other at its end
-/// can fall into different looks.
+/// Readings that find stalls, without an event between them, before the source
+/// counts as silent: a stall that one source reports at its begin and the other
+/// at its end can fall into different readings.
 const PATIENCE: u32 = 3;
 /// Stall time between two readings that a source must have reported: more than
 /// what may be due to other clocks, in ns.
@@ -39,7 +39,7 @@ const NOTICEABLE_STALLS: u64 = 10;
 /// The rule: pure, so that it can be tested without a kernel that fails.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rule {
-    /// The first source spoke since the last look.
+    /// The first source reported since the last reading.
     reported: bool,
     stall_ns: u64,
     stalls: u64,
@@ -48,7 +48,7 @@ struct Rule {
 }
 
 impl Rule {
-    /// The first source spoke.
+    /// The first source reported.
     fn reported(&mut self) {
         self.reported = true;
         self.suspicious = 0;
@@ -63,7 +63,7 @@ impl Rule {
         }
     }
 
-    /// A look's time is over: whether the first source has just been found
+    /// The time of a reading: whether the first source has just been found
     /// silent.
     fn look(&mut self) -> bool {
         let stalled = self.stall_ns >= NOTICEABLE_NS || self.stalls >= NOTICEABLE_STALLS;
@@ -125,12 +125,12 @@ impl SourceStats for WatchedStats {
         }
         let [first, other] = self.names;
         let now = if self.silent.load(Relaxed) {
-            "speaks"
+            format!("falling back to {other} (higher latency)")
         } else {
-            "spoke, until it was reported again,"
+            format!("fell back to {other} until it reported again")
         };
         Some(format!(
-            "{first} broke or was silent while {other} counted stalls ({found} times): {other} {now} in its place, and is later (`kvpsi doctor` says what is attached)"
+            "{first} broke or was silent while {other} counted stalls ({found} times): {now} (`kvpsi doctor` shows what is attached)"
         ))
     }
 }

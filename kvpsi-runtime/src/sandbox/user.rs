@@ -22,7 +22,7 @@ pub enum UserError {
     /// Not in the database.
     #[error("there is no group {0} (make it with `groupadd --system {0}`, or name a GID)")]
     NoGroup(String),
-    /// A number that nobody has, so that its group is not known.
+    /// A number that no user has, so that its group is not known.
     #[error("no user has the id {0}: name the group too ({0}:GID)")]
     NoGid(u32),
     /// Not `NAME[:GROUP]`.
@@ -117,7 +117,7 @@ fn gid_of(group: &str) -> Result<u32, UserError> {
 }
 
 /// An id, if `word` is all digits. The last one means "as it is" to the
-/// kernel and is nobody's.
+/// kernel and belongs to no user.
 fn number(word: &str, whole: &str) -> Result<Option<u32>, UserError> {
     if !word.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(None);

@@ -8,14 +8,14 @@ use super::{
     error::ApiError,
     live::Live,
     metrics::{Ended, Metrics},
-    seats::Seats,
+    permits::AdmissionPermits,
+    sender::EventSender,
     sse::Events,
-    tell::Teller,
 };
 use crate::{
     engine::{
-        Chances,
-        batch::{Ask, Failure, Outcome, Told},
+        TokenLogprobs,
+        batch::{Ask, Failure, Outcome, StreamEvent},
     },
     model::tokenizer::Tokenizer,
 };
@@ -37,7 +37,7 @@ use std::{
 pub(super) struct Completer {
     pub live: Arc<Live>,
     pub metrics: Arc<Metrics>,
-    pub seats: Arc<Seats>,
+    pub permits: Arc<AdmissionPermits>,
     pub name: String,
     pub timeout: Duration,
     /// Tokens that a prompt may have.
@@ -53,7 +53,7 @@ impl Completer {
         if let Some(asked) = request.model.as_deref().filter(|m| *m != self.name) {
             return Err(ApiError::no_model(asked, &self.name));
         }
-        let seat = self.seats.take().map_err(|before| {
+        let permit = self.permits.take().map_err(|before| {
             // A guess: each of those before takes a second or two.
             let seconds = u32::try_from(before / 4).unwrap_or(30).clamp(1, 30);
             ApiError::busy(seconds)
@@ -77,12 +77,12 @@ impl Completer {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
             include_usage: request.include_usage,
-            chances: request.sampling.chances,
+            logprobs: request.sampling.logprobs,
             prompt_tokens: tokens.len(),
             text_offset: 0,
             tokenizer: self.live.loaded.tokenizer.clone(),
         };
-        let (teller, mut told) = Teller::new(self.metrics, seat);
+        let (sender, mut events) = EventSender::new(self.metrics, permit);
         let arrived = Instant::now();
         let sent = self.live.loaded.ask(Ask {
             id: shape.id.clone(),
@@ -90,33 +90,33 @@ impl Completer {
             sampling: request.sampling,
             arrived,
             deadline: arrived + self.timeout,
-            client: Box::new(teller),
+            client: Box::new(sender),
         });
         let ended = || ApiError::unavailable("ending", Failure::Ending.to_string());
         if !sent {
             return Err(ended());
         }
         // The status of the response is known with the first word.
-        let first = told.recv().await.ok_or_else(ended)?;
-        if let Told::Failed(failure) = first {
+        let first = events.recv().await.ok_or_else(ended)?;
+        if let StreamEvent::Failed(failure) = first {
             return Err(failure.into());
         }
         if request.stream {
-            let events = Events::new(told, shape, first);
+            let stream = Events::new(events, shape, first);
             let alive = KeepAlive::new().interval(KEEP_ALIVE);
-            return Ok(Sse::new(events).keep_alive(alive).into_response());
+            return Ok(Sse::new(stream).keep_alive(alive).into_response());
         }
         let mut whole = Whole::default();
         let outcome = loop {
-            match told.recv().await.ok_or_else(ended)? {
-                Told::Started { .. } => {}
-                Told::Piece {
+            match events.recv().await.ok_or_else(ended)? {
+                StreamEvent::Started { .. } => {}
+                StreamEvent::Piece {
                     token,
                     text,
-                    chances,
-                } => whole.push(token, &text, chances),
-                Told::Done(outcome) => break outcome,
-                Told::Failed(failure) => return Err(failure.into()),
+                    logprobs,
+                } => whole.push(token, &text, logprobs),
+                StreamEvent::Done(outcome) => break outcome,
+                StreamEvent::Failed(failure) => return Err(failure.into()),
             }
         };
         Ok(Json(shape.whole(&whole, &outcome)).into_response())
@@ -178,14 +178,14 @@ fn id(chat: bool) -> String {
 #[derive(Default)]
 struct Whole {
     text: String,
-    /// Token, its chances, and where its text begins.
-    tokens: Vec<(u32, Option<Chances>, usize)>,
+    /// Token, its logprobs, and where its text begins.
+    tokens: Vec<(u32, Option<TokenLogprobs>, usize)>,
 }
 
 impl Whole {
-    fn push(&mut self, token: Option<u32>, text: &str, chances: Option<Chances>) {
+    fn push(&mut self, token: Option<u32>, text: &str, logprobs: Option<TokenLogprobs>) {
         if let Some(token) = token {
-            self.tokens.push((token, chances, self.text.len()));
+            self.tokens.push((token, logprobs, self.text.len()));
         }
         self.text.push_str(text);
     }
@@ -198,7 +198,7 @@ pub(super) struct Shape {
     model: String,
     created: u64,
     include_usage: bool,
-    chances: Option<usize>,
+    logprobs: Option<usize>,
     prompt_tokens: usize,
     /// Bytes of text so far.
     text_offset: usize,
@@ -236,19 +236,19 @@ impl Shape {
         })
     }
 
-    /// The pieces for what was told, and whether it was the end: a good one?
-    pub fn chunks(&mut self, told: Told) -> (Vec<Value>, Option<bool>) {
-        match told {
-            Told::Started { .. } => (Vec::new(), None),
-            Told::Piece {
+    /// The chunks of an event, and whether it is the end: a good one?
+    pub fn chunks(&mut self, event: StreamEvent) -> (Vec<Value>, Option<bool>) {
+        match event {
+            StreamEvent::Started { .. } => (Vec::new(), None),
+            StreamEvent::Piece {
                 token,
                 text,
-                chances,
+                logprobs,
             } => {
-                if text.is_empty() && (token.is_none() || self.chances.is_none()) {
+                if text.is_empty() && (token.is_none() || self.logprobs.is_none()) {
                     return (Vec::new(), None);
                 }
-                let tokens = token.map(|t| (t, chances, self.text_offset));
+                let tokens = token.map(|t| (t, logprobs, self.text_offset));
                 let logprobs = self.logprobs(tokens.as_slice());
                 self.text_offset += text.len();
                 let choice = if self.chat {
@@ -263,7 +263,7 @@ impl Shape {
                 };
                 (vec![self.chunk(&choice)], None)
             }
-            Told::Done(outcome) => {
+            StreamEvent::Done(outcome) => {
                 let reason = Ended::from(outcome.stats.finish).name();
                 let choice = if self.chat {
                     json!([{
@@ -282,7 +282,7 @@ impl Shape {
                 }
                 (chunks, Some(true))
             }
-            Told::Failed(failure) => (vec![ApiError::from(failure).body()], Some(false)),
+            StreamEvent::Failed(failure) => (vec![ApiError::from(failure).body()], Some(false)),
         }
     }
 
@@ -331,26 +331,32 @@ impl Shape {
         self.tokenizer.decode(&[token]).unwrap_or_default()
     }
 
-    fn logprobs(&self, tokens: &[(u32, Option<Chances>, usize)]) -> Value {
-        if self.chances.is_none() {
+    fn logprobs(&self, tokens: &[(u32, Option<TokenLogprobs>, usize)]) -> Value {
+        if self.logprobs.is_none() {
             return Value::Null;
         }
-        let with = |(token, chances, at): &(u32, Option<Chances>, usize)| {
-            Some((self.text(*token), chances.clone()?, *at))
+        let with = |(token, logprobs, at): &(u32, Option<TokenLogprobs>, usize)| {
+            Some((self.text(*token), logprobs.clone()?, *at))
         };
-        let all: Vec<(String, Chances, usize)> = tokens.iter().filter_map(with).collect();
+        let all: Vec<(String, TokenLogprobs, usize)> = tokens.iter().filter_map(with).collect();
         if self.chat {
             let entry = |text: &str, logprob: f32| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
-            let content = all.iter().map(|(text, chances, _)| {
-                let mut one = entry(text, chances.logprob);
-                let top = chances.top.iter().map(|(t, lp)| entry(&self.text(*t), *lp));
+            let content = all.iter().map(|(text, logprobs, _)| {
+                let mut one = entry(text, logprobs.logprob);
+                let top = logprobs
+                    .top
+                    .iter()
+                    .map(|(t, lp)| entry(&self.text(*t), *lp));
                 one["top_logprobs"] = top.collect();
                 one
             });
             return json!({"content": content.collect::<Vec<_>>(), "refusal": null});
         }
-        let top = all.iter().map(|(_, chances, _)| {
-            let pairs = chances.top.iter().map(|(t, lp)| (self.text(*t), json!(lp)));
+        let top = all.iter().map(|(_, logprobs, _)| {
+            let pairs = logprobs
+                .top
+                .iter()
+                .map(|(t, lp)| (self.text(*t), json!(lp)));
             Value::Object(pairs.collect())
         });
         json!({

@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-/// Seconds after which it is worth to try again, unless somebody knows better.
+/// Seconds after which it is worth to try again, unless the caller gives another time.
 const TRY_AGAIN: u32 = 1;
 
 /// An error that a client is told.

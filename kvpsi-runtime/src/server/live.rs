@@ -170,7 +170,7 @@ impl Live {
 
     /// How it is now.
     #[must_use]
-    pub fn status(&self, seats: usize) -> Status {
+    pub fn status(&self, permits: usize) -> Status {
         let loaded = &self.loaded;
         let governor = loaded.governor.as_ref();
         let stats = governor.map(|g| g.stats());
@@ -211,7 +211,7 @@ impl Live {
             requests: Requests {
                 running,
                 // Those on their way to the queue wait too.
-                waiting: waiting.max((seats as u64).saturating_sub(running)),
+                waiting: waiting.max((permits as u64).saturating_sub(running)),
                 finished: account.finished.load(Relaxed),
                 cancelled: account.cancelled.load(Relaxed),
                 refused: self.refused.load(Relaxed),
@@ -257,7 +257,7 @@ impl Live {
         }
     }
 
-    /// Changes what is named; false where nobody could trim.
+    /// Changes what is named; false where nothing can trim.
     pub(super) fn control(&self, control: Control) -> bool {
         if let Some(profile) = control.profile {
             self.loaded.ladder.set_profile(profile);

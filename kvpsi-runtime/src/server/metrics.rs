@@ -1,7 +1,7 @@
 //! Figures for Prometheus.
 //!
 //! Owns their values; names, labels and buckets are [`names`]'. What is counted
-//! elsewhere is read when somebody asks. Out of scope: HTTP.
+//! elsewhere is read on request. Out of scope: HTTP.
 
 use super::{
     names::{self, Shape},
@@ -170,7 +170,7 @@ impl Metrics {
         });
     }
 
-    /// What was recorded is gathered; else it would pile up until somebody asks.
+    /// What was recorded is gathered; else it would pile up until the next request.
     pub fn gather(&self) {
         self.recorder.handle().run_upkeep();
     }

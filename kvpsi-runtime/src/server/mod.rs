@@ -15,11 +15,11 @@ mod metrics;
 mod model;
 pub mod names;
 mod page;
+mod permits;
 mod routes;
-mod seats;
+mod sender;
 mod serve;
 mod sse;
-mod tell;
 mod trace;
 pub mod view;
 

@@ -146,7 +146,7 @@ async fn complete(
     let completer = Completer {
         live,
         metrics: server.metrics.clone(),
-        seats: server.seats.clone(),
+        permits: server.permits.clone(),
         name: server.config.name.clone(),
         timeout: server.config.request_timeout,
         most_prompt: server.config.max_prompt.unwrap_or(usize::MAX),
@@ -180,7 +180,7 @@ async fn health(State(server): App) -> Response {
 
 async fn metrics(State(server): App) -> Response {
     let live = server.live();
-    let status = live.as_ref().map(|l| l.status(server.seats.taken()));
+    let status = live.as_ref().map(|l| l.status(server.permits.taken()));
     let of = live.as_ref().zip(status.as_ref()).map(|(live, status)| {
         let loaded = &live.loaded;
         (status, &*loaded.pool, loaded.governor.as_ref())
@@ -194,7 +194,7 @@ async fn metrics(State(server): App) -> Response {
 }
 
 async fn status(State(server): App) -> Result<Json<Status>, ApiError> {
-    Ok(Json(ready(&server)?.status(server.seats.taken())))
+    Ok(Json(ready(&server)?.status(server.permits.taken())))
 }
 
 #[derive(Deserialize)]
@@ -244,11 +244,11 @@ async fn control(
     if !live.control(change) {
         return Err(ApiError::param(
             "trimming",
-            "nobody listens to the kernel here (--signal none): only trims by hand are possible",
+            "no pressure source is open (--signal none): only manual trims are possible",
         ));
     }
     tracing::info!(?change, "changed by a client");
-    Ok(Json(live.status(server.seats.taken())))
+    Ok(Json(live.status(server.permits.taken())))
 }
 
 /// What the reactor sees and does, as JSON lines, until the client goes.
@@ -259,7 +259,7 @@ async fn trace(State(server): App) -> Result<Response, ApiError> {
     let lines = tokio_stream::StreamExt::map(lines, |chunk| {
         Ok::<_, std::convert::Infallible>(match chunk {
             Ok(lines) => Bytes::from(lines.as_bytes().to_vec()),
-            // Chunks, not entries: how many these had nobody knows any more.
+            // Chunks, not entries: how many entries these had is not known.
             Err(tokio_stream::wrappers::errors::BroadcastStreamRecvError::Lagged(n)) => {
                 Bytes::from(format!("{{\"Lost\":{n}}}\n"))
             }

@@ -6,7 +6,8 @@
 //! know what is asked.
 
 use super::{
-    live::Live, metrics::Metrics, model::Loaded, routes::router, seats::Seats, trace::Watchers,
+    live::Live, metrics::Metrics, model::Loaded, permits::AdmissionPermits, routes::router,
+    trace::Watchers,
 };
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -57,7 +58,7 @@ pub struct Config {
     /// Time for an answer.
     pub request_timeout: Duration,
     /// Requests computed and waiting.
-    pub seats: usize,
+    pub permits: usize,
     /// Time for answers that were begun when the server is told to stop.
     pub drain: Duration,
 }
@@ -67,7 +68,7 @@ pub struct Config {
 pub struct Server {
     pub(super) config: Config,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) seats: Arc<Seats>,
+    pub(super) permits: Arc<AdmissionPermits>,
     pub(super) watchers: Watchers,
     pub(super) draining: AtomicBool,
     pub(super) started_unix: u64,
@@ -82,7 +83,7 @@ impl Server {
     pub fn new(config: Config, watchers: Watchers) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             metrics: Arc::new(Metrics::new(&config.name)?),
-            seats: Seats::new(config.seats),
+            permits: AdmissionPermits::new(config.permits),
             config,
             watchers,
             draining: AtomicBool::new(false),

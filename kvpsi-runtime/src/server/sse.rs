@@ -2,7 +2,7 @@
 //! uses them: `data:` lines, the last one `[DONE]`).
 
 use super::complete::Shape;
-use crate::engine::batch::Told;
+use crate::engine::batch::StreamEvent;
 use axum::response::sse::Event;
 use serde_json::Value;
 use std::{
@@ -14,19 +14,19 @@ use std::{
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::Stream;
 
-/// The events of one answer. Dropping it tells the model that nobody listens.
+/// The events of one answer. Dropping it tells the model that the client left.
 pub(super) struct Events {
-    told: UnboundedReceiver<Told>,
+    events: UnboundedReceiver<StreamEvent>,
     shape: Shape,
     ready: VecDeque<Event>,
     ended: bool,
 }
 
 impl Events {
-    /// What `first` was, and all that is told after it.
-    pub fn new(told: UnboundedReceiver<Told>, shape: Shape, first: Told) -> Self {
+    /// The event `first`, and all after it.
+    pub fn new(events: UnboundedReceiver<StreamEvent>, shape: Shape, first: StreamEvent) -> Self {
         let mut new = Self {
-            told,
+            events,
             shape,
             ready: VecDeque::new(),
             ended: false,
@@ -37,8 +37,8 @@ impl Events {
         new
     }
 
-    fn take(&mut self, told: Told) {
-        let (chunks, ended) = self.shape.chunks(told);
+    fn take(&mut self, event: StreamEvent) {
+        let (chunks, ended) = self.shape.chunks(event);
         self.ready.extend(chunks.iter().map(data));
         if ended == Some(true) {
             self.ready.push_back(Event::default().data("[DONE]"));
@@ -62,10 +62,12 @@ impl Stream for Events {
             if self.ended {
                 return Poll::Ready(None);
             }
-            match self.told.poll_recv(cx) {
-                Poll::Ready(Some(told)) => self.take(told),
+            match self.events.poll_recv(cx) {
+                Poll::Ready(Some(event)) => self.take(event),
                 // The model's thread is gone without a word.
-                Poll::Ready(None) => self.take(Told::Failed(crate::engine::batch::Failure::Ending)),
+                Poll::Ready(None) => {
+                    self.take(StreamEvent::Failed(crate::engine::batch::Failure::Ending))
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -1,8 +1,8 @@
 //! What the reactor sees and does, for those who watch from outside.
 //!
 //! Owns the way to them: JSON lines in chunks through a broadcast channel of
-//! fixed size. Who is too slow misses chunks and is told how many. While nobody
-//! watches nothing is written. Out of scope: HTTP.
+//! fixed size. A slow reader misses chunks and is told how many. Without a
+//! reader nothing is written. Out of scope: HTTP.
 
 use crate::trace::{recorder::Sink, recording::Entry};
 use std::{io, sync::Arc};
@@ -63,7 +63,7 @@ impl Sink for Chunk {
 
     fn flush(&mut self) -> io::Result<()> {
         if !self.lines.is_empty() {
-            // Whoever watched may be gone by now.
+            // The reader may be gone by now.
             let _ = self.to.chunks.send(std::mem::take(&mut self.lines).into());
         }
         Ok(())

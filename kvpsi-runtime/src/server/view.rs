@@ -62,7 +62,7 @@ pub struct Kv {
     pub in_use: Bytes,
     /// Blocks of ended ones, kept to be used again.
     pub cached: Bytes,
-    /// Blocks of nobody that have pages.
+    /// Free blocks that have pages.
     pub slack: Bytes,
     /// What no step but preemption takes.
     pub floor: Bytes,

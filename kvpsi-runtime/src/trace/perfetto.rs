@@ -189,7 +189,7 @@ fn us(ns: u64) -> f64 {
     ns as f64 / 1e3
 }
 
-/// A slice's number within its process: one by `id` is nobody's, and all CPUs
+/// A slice's number within its process: one by `id` has no process, and all CPUs
 /// would share a track.
 fn local(id: u64) -> Value {
     json!({"local": format!("{id:#x}")})
@@ -364,7 +364,7 @@ mod tests {
             p.event(&event(Kind::MemcgReclaim, Phase::Onset, 100, 0))
                 .unwrap();
             p.trim(&trim).unwrap();
-            // Nobody saw where this one comes from.
+            // Its begin was not seen.
             p.trim(&Trim::default()).unwrap();
         });
         let of = |ph: &str| all.iter().filter(|e| e["ph"] == ph).collect::<Vec<_>>();

@@ -2,7 +2,7 @@
 //!
 //! Owns the file and its turns. Entries are gathered in memory and written in
 //! whole ones; when a write fails (a full disk) the file is cut back to its
-//! last whole entry and the recording ends, and nobody else does. With a limit
+//! last whole entry and the recording ends, and nothing else does. With a limit
 //! of bytes a file that has half of them becomes FILE.1 and a new one begins.
 
 use super::{

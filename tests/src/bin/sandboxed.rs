@@ -4,7 +4,7 @@
 //!
 //! Lines: `error TEXT` and no more, or `report JSON`, `thread JSON` for each
 //! thread as /proc tells of it, `try NAME OUTCOME` (`ok`, `errno NUMBER` or
-//! words), and with --listen `ready`, then `events NUMBER`.
+//! words), and with --events `ready`, then `events NUMBER`.
 
 use anyhow::Result;
 use clap::Parser;
@@ -51,7 +51,7 @@ struct Args {
     listen: bool,
     /// eBPF programs are attached before, and listened to after.
     #[arg(long)]
-    listen: bool,
+    events: bool,
     /// A file to read that was not declared.
     #[arg(long, overrides_with = "secret")]
     secret: PathBuf,
@@ -66,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn main() -> Result<()> {
     let args = Args::parse();
     let map = Map::create().ok();
-    let mut source = args.listen.then(listen).transpose()?;
+    let mut source = args.events.then(open_source).transpose()?;
     match confine(&args) {
         Err(e) => println!("error {e:#}"),
         Ok(report) => {
@@ -92,7 +92,7 @@ fn said(outcome: Outcome) -> String {
     }
 }
 
-fn listen() -> Result<EbpfSource> {
+fn open_source() -> Result<EbpfSource> {
     let config = SourceConfig {
         rung: Rung::RawTp,
         ..SourceConfig::default()
@@ -228,7 +228,7 @@ const CALLS: &[(&str, libc::c_long, [usize; 5])] = &[
         libc::SYS_personality,
         [0xffff_ffff, 0, 0, 0, 0],
     ),
-    // PTRACE_PEEKTEXT of nobody.
+    // PTRACE_PEEKTEXT of no process.
     ("ptrace", libc::SYS_ptrace, [1, 0, 0, 0, 0]),
     ("process-vm-readv", libc::SYS_process_vm_readv, [0; 5]),
     ("perf-event-open", libc::SYS_perf_event_open, [0; 5]),
@@ -331,7 +331,7 @@ fn pages_can_be_returned() -> Outcome {
     let mut map = memmap2::MmapMut::map_anon(BYTES)?;
     map.fill(1);
     let before = resident()?;
-    // SAFETY: the pages are zero after, and nobody has a reference to them.
+    // SAFETY: the pages are zero after, and there is no reference to them.
     unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed)? };
     let lost = before.saturating_sub(resident()?);
     if lost < BYTES / 2 {

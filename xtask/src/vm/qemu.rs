@@ -23,7 +23,7 @@ const BOOT: Duration = Duration::from_secs(120);
 /// Between two lines. vm-init gives a sign of life every 5 s; a machine that
 /// is short of memory, on a host that is busy, may be late.
 const SILENCE: Duration = Duration::from_secs(90);
-/// Altogether, where nobody set a limit.
+/// Altogether, without a limit set.
 const WHOLE: Duration = Duration::from_secs(1800);
 
 /// One test's end.

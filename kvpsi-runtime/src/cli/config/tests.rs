@@ -93,7 +93,7 @@ fn origin(loaded: &Loaded, key: &str) -> Origin {
 }
 
 #[test]
-fn a_file_gives_what_nobody_else_says_even_what_is_required() {
+fn a_file_gives_what_is_not_set_elsewhere_even_what_is_required() {
     let case = Case::new("model = \"m\"\nport = 1\n\nstyle = \"json\"\nalso = [\"a\", \"b\"]\n");
     let (flags, loaded) = case.flags(&["serve", "--port", "2"]);
     assert_eq!((flags.model.as_deref(), flags.port), (Some("m"), 2));

@@ -199,7 +199,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Opens the signal and drops privileges; `None` for `--signal none`, and
-/// where the service manager wants nobody to listen.
+/// where the service manager turned watching off.
 fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = signal.choice() else {
         privilege::drop_all().context("cannot drop privileges")?;
@@ -224,7 +224,7 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
     Ok(Some(listening.prepared))
 }
 
-/// What was given back, or that nothing was though somebody stalled; and what
+/// What was given back, or that nothing was though tasks stalled; and what
 /// was lost, if anything.
 fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     if stats.trims == 0 && stats.events.seen > 0 {
@@ -339,7 +339,7 @@ fn catch_signals(stop: Arc<AtomicBool>, turns: Sender<Turn>) -> anyhow::Result<A
                         std::process::exit(128 + number);
                     }
                     stop.store(true, Ordering::Relaxed);
-                    // Nobody listens outside a conversation.
+                    // No reader outside a conversation.
                     let _ = turns.send(Turn::End);
                 }
             });

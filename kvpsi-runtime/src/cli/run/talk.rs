@@ -1,7 +1,7 @@
 //! The conversation of `kvpsi run`: a prompt's way into tokens, and out.
 //!
-//! Between two turns the conversation's cache is given to whoever needs memory;
-//! what was lost of it is computed anew while nobody waits. Out of scope: of
+//! Between two turns the conversation's cache is released when memory is short;
+//! what was lost of it is recomputed while the conversation is idle. Out of scope: of
 //! signals and flags.
 
 use super::{Args, Turn};
@@ -29,9 +29,9 @@ pub(super) struct Talk {
     pub(super) engine: Engine,
     pub(super) sampling: SamplingConfig,
     pub(super) out: std::io::Stdout,
-    /// Nobody reads stdout any more.
+    /// stdout was closed.
     pub(super) closed: bool,
-    /// Memory is short, or somebody waits for an answer: what can wait stops.
+    /// Memory is short, or a request waits for an answer: what can wait stops.
     pub(super) hold: Arc<AtomicBool>,
 }
 

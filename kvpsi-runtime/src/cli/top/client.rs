@@ -23,7 +23,7 @@ const MOST_BYTES: u64 = 16 << 20;
 /// Why there is no answer that could be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers.
+    /// No server answers.
     #[error(
         "no kvpsi answers at {url}: {why}; `kvpsi serve -m MODEL` starts one, --url names another"
     )]

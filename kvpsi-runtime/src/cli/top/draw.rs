@@ -84,7 +84,13 @@ pub fn screen(frame: &mut Frame<'_>, view: &View) {
             tables::trims(frame, bottom, data);
         }
     }
-    if let (None, Link::Down { nobody: true, .. }) = (&data.status, &view.link) {
+    if let (
+        None,
+        Link::Down {
+            unreachable: true, ..
+        },
+    ) = (&data.status, &view.link)
+    {
         frame.render_widget(Line::from(ADVICE), row(rows.figures, 1));
     }
     keys(frame, rows.keys, view);
@@ -163,7 +169,7 @@ fn both(frame: &mut Frame<'_>, area: Rect, left: Line<'_>, right: Line<'_>) {
     frame.render_widget(right, b);
 }
 
-/// What does not fit into a header: why nobody answers, or what became of the
+/// What does not fit into a header: why no server answers, or what became of the
 /// signal.
 fn note(view: &View) -> Option<(String, Style)> {
     match (&view.link, &view.data().status) {
@@ -187,8 +193,10 @@ fn header(frame: &mut Frame<'_>, area: Rect, view: &View) {
         _ if view.is_paused() => " HELD ".black().on_yellow(),
         Link::Connecting => "connecting".yellow(),
         Link::Up => "● connected".green(),
-        Link::Down { since, nobody, .. } => {
-            let what = if *nobody { "gone" } else { "refused" };
+        Link::Down {
+            since, unreachable, ..
+        } => {
+            let what = if *unreachable { "gone" } else { "refused" };
             let text = format!("● {what} {}", age(since.elapsed().as_secs_f64()));
             Span::styled(text, alarm())
         }

@@ -30,7 +30,7 @@ use std::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The screen is drawn at least so often: it says for how long nobody answers.
+/// The screen is drawn at least so often: it shows for how long no server has answered.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Arguments of `kvpsi top`.
@@ -74,7 +74,7 @@ struct Farewell(Sender<Message>, &'static str);
 
 impl Drop for Farewell {
     fn drop(&mut self) {
-        // Nobody listens any more: then all of it is at its end.
+        // The receiver is gone: then all of it has ended.
         let _ = self
             .0
             .send(Message::Ended(format!("its {} thread ended", self.1)));
@@ -85,7 +85,7 @@ impl Drop for Farewell {
 /// then 128 and the signal's number.
 ///
 /// # Errors
-/// There is no terminal, or it broke; with `--once` also when nobody answers.
+/// There is no terminal, or it broke; with `--once` also when no server answers.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let client = Client::new(args.url, args.api_key);
     if args.once {
@@ -159,7 +159,7 @@ fn start(
     Ok((view, orders))
 }
 
-/// A thread that is missed when it ends. Nobody waits for it: it may be in a
+/// A thread that is missed when it ends. It is not joined: it may be in a
 /// request when all is over.
 fn spawn(
     name: &'static str,

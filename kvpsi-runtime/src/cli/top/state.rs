@@ -136,8 +136,8 @@ pub enum Link {
     Down {
         /// Since when.
         since: Instant,
-        /// Nobody is there; false: somebody is who refuses.
-        nobody: bool,
+        /// No server answers; false: one does and refuses.
+        unreachable: bool,
         /// As the error has it.
         why: String,
     },
@@ -224,7 +224,7 @@ impl View {
                 };
                 self.link = Link::Down {
                     since,
-                    nobody: matches!(e, ClientError::Gone { .. }),
+                    unreachable: matches!(e, ClientError::Gone { .. }),
                     why: e.brief(),
                 };
             }

@@ -1,7 +1,7 @@
-//! One request: what was asked, how far it is, and what its client is told.
+//! One request: what was asked, how far it is, and what its client gets.
 
 use crate::{
-    engine::{Chances, Finish, GenStats, SamplingConfig, Session, answer::Answer},
+    engine::{Finish, GenStats, SamplingConfig, Session, TokenLogprobs, answer::Answer},
     kv::{BlockHash, Loss},
     model::tokenizer::Tokenizer,
     units::Bytes,
@@ -14,9 +14,9 @@ use std::{
 /// Who waits for an answer. Called on the thread that computes: it must not
 /// wait.
 pub trait Client: Send {
-    /// The next that there is to tell.
-    fn tell(&mut self, told: Told);
-    /// Nobody listens any more.
+    /// The next event.
+    fn send(&mut self, event: StreamEvent);
+    /// The client is gone.
     fn gone(&self) -> bool;
 }
 
@@ -45,9 +45,9 @@ impl std::fmt::Debug for Ask {
     }
 }
 
-/// What a client is told, in this order: once started, pieces, one end.
+/// What a client gets, in this order: once started, pieces, one end.
 #[derive(Clone, Debug)]
-pub enum Told {
+pub enum StreamEvent {
     /// It has a place.
     Started {
         /// Since it came.
@@ -62,7 +62,7 @@ pub enum Told {
         /// Text that is whole now; may be empty.
         text: String,
         /// How probable the token was, where it was asked.
-        chances: Option<Chances>,
+        logprobs: Option<TokenLogprobs>,
     },
     /// The answer is whole.
     Done(Outcome),
@@ -155,7 +155,7 @@ impl Job {
         self.session = Some(session);
         self.answer = Some(answer);
         self.state = State::Prefill;
-        self.ask.client.tell(Told::Started {
+        self.ask.client.send(StreamEvent::Started {
             queued: self.ask.arrived.elapsed(),
             cached_tokens: self.cached_tokens,
         });
@@ -165,7 +165,7 @@ impl Job {
     /// drops the job.
     pub fn fail(&mut self, failure: Failure) {
         self.session = None;
-        self.ask.client.tell(Told::Failed(failure));
+        self.ask.client.send(StreamEvent::Failed(failure));
     }
 
     /// Tells the client that its answer is whole, as above. The caller drops the job.
@@ -174,19 +174,19 @@ impl Job {
             return;
         };
         let (loss, preemptions) = (session.loss(), session.preemptions());
-        // Who is told may ask again at once: its memory is free by then.
+        // The client may ask again at once: its memory is free by then.
         drop(session);
         answer.stats.finish = finish;
         match answer.rest() {
             Ok(text) if text.is_empty() => {}
-            Ok(text) => self.ask.client.tell(Told::Piece {
+            Ok(text) => self.ask.client.send(StreamEvent::Piece {
                 token: None,
                 text,
-                chances: None,
+                logprobs: None,
             }),
             Err(e) => return self.fail(Failure::Step(e.to_string())),
         }
-        self.ask.client.tell(Told::Done(Outcome {
+        self.ask.client.send(StreamEvent::Done(Outcome {
             stats: answer.stats.clone(),
             cached_tokens: self.cached_tokens,
             loss,

@@ -4,7 +4,7 @@
 //! of every sequence that generates, and a chunk of one prompt beside them.
 //! Invariants: who came first is taken up first; a prompt never keeps those who
 //! generate waiting for more than a chunk; a request ends with exactly one
-//! [`Told::Done`] or [`Told::Failed`], or with its client gone, and its memory
+//! [`StreamEvent::Done`] or [`StreamEvent::Failed`], or with its client gone, and its memory
 //! is free when it does. A request that memory is short for waits; it fails only
 //! when not even its floor fits. Out of scope: who its clients are.
 
@@ -13,7 +13,7 @@ mod job;
 mod work;
 
 pub use account::{BatchAccount, InFlight};
-pub use job::{Ask, Client, Failure, Outcome, Told};
+pub use job::{Ask, Client, Failure, Outcome, StreamEvent};
 
 use super::{Engine, EngineError};
 use crate::units::Bytes;
@@ -57,9 +57,9 @@ impl Default for BatchConfig {
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// There is nothing to do until somebody asks.
+    /// There is nothing to do until a request comes.
     Idle,
-    /// There is somebody, but no memory yet: look again soon.
+    /// A request waits for memory: look again soon.
     Blocked,
     /// Something was computed.
     Worked,
@@ -82,7 +82,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch of nobody. `engine` was made for as many sessions in
+    /// An empty batch. `engine` was made for as many sessions in
     /// [`super::EngineConfig::parallel`].
     #[must_use]
     pub fn new(engine: Engine, config: BatchConfig) -> Self {
@@ -195,7 +195,7 @@ impl Batch {
     }
 
     /// Whether there is memory to take this one up: all of its prompt, or, if
-    /// nobody is running who could end and make room, and it has waited, less.
+    /// no running request could end and make room, and it has waited, less.
     fn room_for(&mut self, job: &mut Job, now: Instant) -> Room {
         let pool = &self.engine.pool;
         let (account, shape) = (pool.account(), *pool.shape());

@@ -3,7 +3,7 @@
 use super::{
     super::{Engine, EngineError, recompute::Walk},
     Batch, is,
-    job::{Failure, Job, State, Told},
+    job::{Failure, Job, State, StreamEvent},
 };
 use crate::{
     attention::RowSpan,
@@ -80,7 +80,7 @@ impl Batch {
     }
 
     /// Whether a preempted request is taken up again though the budget says no:
-    /// nobody is computed who could end and make room, memory has been short for
+    /// no running request could end and make room, memory has been short for
     /// a while, and its floor can be had. A budget need never grow again.
     fn must_resume(&mut self, i: usize) -> bool {
         let idle = |job: &Job| job.state == State::Preempted;
@@ -202,10 +202,10 @@ impl Batch {
             Ok(taken) => {
                 if taken.token.is_some() {
                     self.account.tokens.fetch_add(1, Relaxed);
-                    job.ask.client.tell(Told::Piece {
+                    job.ask.client.send(StreamEvent::Piece {
                         token: taken.token,
                         text: taken.text,
-                        chances: taken.chances,
+                        logprobs: taken.logprobs,
                     });
                 }
                 if let Some(finish) = taken.finish {

@@ -133,17 +133,17 @@ fn chances_are_those_before_penalties_and_add_up() {
     let c = SamplingConfig {
         temperature: 0.0,
         frequency_penalty: 2.0,
-        chances: Some(2),
+        logprobs: Some(2),
         ..config()
     };
-    let (token, chances) = Sampler::new(&c).sample(&mut logits, &[0, 0], 0).unwrap();
-    let chances = chances.unwrap();
+    let (token, logprobs) = Sampler::new(&c).sample(&mut logits, &[0, 0], 0).unwrap();
+    let logprobs = logprobs.unwrap();
     // The likeliest was penalized away; what is told is the model's own.
     assert_eq!(token, 1);
-    assert!((chances.logprob.exp() - 0.25).abs() < 1e-4, "{chances:?}");
-    let top: Vec<u32> = chances.top.iter().map(|t| t.0).collect();
+    assert!((logprobs.logprob.exp() - 0.25).abs() < 1e-4, "{logprobs:?}");
+    let top: Vec<u32> = logprobs.top.iter().map(|t| t.0).collect();
     assert_eq!(top, [0, 1]);
-    assert!((chances.top[0].1.exp() - 0.5).abs() < 1e-4, "{chances:?}");
+    assert!((logprobs.top[0].1.exp() - 0.5).abs() < 1e-4, "{logprobs:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! `/v1/completions`.
 //!
 //! Owns which fields there are, their types and ranges, and what is refused by
-//! name. Fields that nobody knows are ignored, as OpenAI's own clients send
+//! name. Unknown fields are ignored, as OpenAI's own clients send
 //! more every year; fields that would change the answer and cannot be obeyed
 //! are an error. Pure: bytes in, a request or an error out. Out of scope: of
 //! tokens.
@@ -11,7 +11,7 @@ mod fields;
 
 use super::error::ApiError;
 use crate::{
-    engine::{MOST_CHANCES, SamplingConfig},
+    engine::{MAX_LOGPROBS, SamplingConfig},
     model::chat::{Message, Role},
 };
 use fields::Fields;
@@ -52,7 +52,7 @@ pub struct Request {
 }
 
 /// The fields of OpenAI's and vLLM's APIs that would change the answer and that
-/// nobody here obeys, and when they are harmless all the same.
+/// kvpsi does not obey, and when they are harmless all the same.
 const REFUSED: [(&str, &str); 24] = [
     ("tools", "this server calls no tools"),
     ("functions", "this server calls no functions"),
@@ -90,10 +90,10 @@ pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
     let mut request = common(&fields)?;
     request.prompt = Prompt::Chat(messages(&fields)?);
     if fields.flag("logprobs")?.unwrap_or(false) {
-        let top = fields.whole("top_logprobs", 0..=MOST_CHANCES as u64)?;
-        request.sampling.chances = Some(small(top.unwrap_or(0)));
+        let top = fields.whole("top_logprobs", 0..=MAX_LOGPROBS as u64)?;
+        request.sampling.logprobs = Some(small(top.unwrap_or(0)));
     } else if fields
-        .whole("top_logprobs", 0..=MOST_CHANCES as u64)?
+        .whole("top_logprobs", 0..=MAX_LOGPROBS as u64)?
         .is_some()
     {
         return Err(ApiError::param(
@@ -112,8 +112,8 @@ pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
     request.prompt = prompt(&fields)?;
-    let chances = fields.whole("logprobs", 0..=MOST_CHANCES as u64)?;
-    request.sampling.chances = chances.map(small);
+    let logprobs = fields.whole("logprobs", 0..=MAX_LOGPROBS as u64)?;
+    request.sampling.logprobs = logprobs.map(small);
     if request.sampling.max_tokens == usize::MAX {
         // As OpenAI's API reference has it for this endpoint.
         request.sampling.max_tokens = 16;
@@ -233,7 +233,7 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
         frequency_penalty: penalty("frequency_penalty")? as f32,
         stops: stops(fields)?,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
-        chances: None,
+        logprobs: None,
         ..SamplingConfig::default()
     })
 }

@@ -33,7 +33,7 @@ fn every_field_that_is_supported_is_obeyed() {
     }))
     .unwrap();
     let s = r.sampling;
-    assert_eq!((s.max_tokens, s.top_k, s.chances), (9, Some(3), Some(4)));
+    assert_eq!((s.max_tokens, s.top_k, s.logprobs), (9, Some(3), Some(4)));
     assert_eq!(
         (s.temperature, s.top_p, s.seed),
         (0.5, Some(0.25), u64::MAX)

@@ -4,7 +4,7 @@
 // refusal says. Out of scope: what is asked for.
 
 const KEY = "kvpsi-api-key";
-/** What is said where nobody is there. */
+/** The message when the server does not answer. */
 export const NONE = "no answer";
 
 /** An answer that is not 2xx, or none at all (status 0). */

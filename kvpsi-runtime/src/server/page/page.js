@@ -1,7 +1,7 @@
 // The status page: asks once a second, and shows what it is told.
 //
 // Owns the loop, the history that the plots show, and the controls. It stops
-// while nobody looks (hidden tab), and says so when nobody answers.
+// while the tab is hidden, and says so when the server does not answer.
 
 import { hasKey, json, NONE, Refused, setKey } from "./page/api.js";
 import { Chat } from "./page/chat.js";

@@ -24,14 +24,14 @@ const MOST_PAGE: u64 = 1 << 30;
 /// # Errors
 /// One is too large; it is named.
 pub(super) fn check(r: &Recording) -> io::Result<()> {
-    below("a page", r.head.page_bytes, MOST_PAGE)?;
-    below("the time", r.head.began_ns, MOST_NS)?;
+    below("page_bytes", r.head.page_bytes, MOST_PAGE)?;
+    below("time_ns", r.head.began_ns, MOST_NS)?;
     for entry in &r.entries {
         match entry {
             Entry::Head(_) | Entry::Lost(_) | Entry::Psi(_) => {}
-            Entry::Event(e) => below("the time", e.ts_ns, MOST_NS)?,
+            Entry::Event(e) => below("time_ns", e.ts_ns, MOST_NS)?,
             Entry::Levels { ts_ns, levels } => {
-                below("the time", *ts_ns, MOST_NS)?;
+                below("time_ns", *ts_ns, MOST_NS)?;
                 let cgroup = levels.cgroup.iter().flat_map(|c| [c.usage, c.headroom]);
                 let system = levels.system.iter().flat_map(|s| [s.free, s.high, s.tight]);
                 cgroup.chain(system).try_for_each(memory)?;
@@ -45,28 +45,28 @@ pub(super) fn check(r: &Recording) -> io::Result<()> {
                 budget,
                 tokens: _,
             } => {
-                below("the time", *ts_ns, MOST_NS)?;
+                below("time_ns", *ts_ns, MOST_NS)?;
                 for bytes in [resident, in_use, cached, floor, budget] {
-                    below("the cache", bytes.0, MOST_CACHE)?;
+                    below("cache_bytes", bytes.0, MOST_CACHE)?;
                 }
             }
             Entry::Trim(t) => t
                 .by_step
                 .iter()
-                .try_for_each(|b| below("a trim", b.0, MOST_CACHE))?,
+                .try_for_each(|b| below("trim_bytes", b.0, MOST_CACHE))?,
         }
     }
     Ok(())
 }
 
 fn memory(bytes: Bytes) -> io::Result<()> {
-    below("memory", bytes.0, MOST_MEMORY)
+    below("memory_bytes", bytes.0, MOST_MEMORY)
 }
 
 fn below(what: &str, n: u64, most: u64) -> io::Result<()> {
     if n <= most {
         return Ok(());
     }
-    let why = format!("{what} is {n} in it, and {most} is the most: the recording is damaged");
+    let why = format!("corrupt recording: {what} = {n} exceeds {most}");
     Err(io::Error::new(io::ErrorKind::InvalidData, why))
 }

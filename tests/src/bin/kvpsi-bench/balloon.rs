@@ -1,7 +1,7 @@
 //! A whole machine that is short of memory: a process takes all but a little.
 //!
 //! Owns its size and its end. It is the first that the OOM killer chooses, and
-//! ends with whoever started it, so that a machine that was pressed too hard
+//! ends with its parent, so that a machine that was pressed too hard
 //! has its memory back at once.
 
 use crate::piped::{Piped, join, orders};
@@ -31,7 +31,7 @@ impl Balloon {
     }
 }
 
-/// Lets page cache go that nobody may ever use again: it would be what everybody
+/// Drops page cache that may never be used again: it would be what everybody
 /// is served from.
 pub fn drop_cache() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "1").context("it takes root")
@@ -51,7 +51,7 @@ pub fn run(left: u64) -> Result<()> {
         piece.chunks_mut(PAGE).for_each(|page| page[0] = 1);
     }
     println!("held");
-    // Until nobody is there any more.
+    // Until the parent is gone.
     let orders = orders();
     while orders.recv().is_ok() {}
     Ok(())

@@ -43,7 +43,7 @@ const READ_OF_MACHINE: usize = 96 << 20;
 const PIECES: usize = 16;
 /// Pause between turns.
 const TURN: Duration = Duration::from_millis(5);
-/// Room above what all take while nobody bursts.
+/// Room above what all take between bursts.
 const SLACK: u64 = 4 << 20;
 /// What a burst takes beyond all room: less than the neighbour's file has.
 const BEYOND: u64 = 14 << 20;
@@ -300,7 +300,7 @@ fn neighbour(read: usize) -> Result<()> {
     once(&file, read, &mut set, &mut state)?;
     println!("ready");
     let orders = orders();
-    orders.recv().context("nobody is there")?;
+    orders.recv().context("the parent is gone")?;
     while orders.try_recv() == Err(TryRecvError::Empty) {
         let began = Instant::now();
         once(&file, read, &mut set, &mut state)?;

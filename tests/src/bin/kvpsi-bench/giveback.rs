@@ -152,7 +152,7 @@ fn in_place(pool: &KvPool, seqs: &[SeqId], pattern: Pattern, block_bytes: u64) -
     watch(|| {
         for b in blocks {
             // SAFETY: a block begins with the keys of its first layer; it is
-            // whole pages of the pool's mapping, and nobody reads it after.
+            // whole pages of the pool's mapping, and nothing reads it after.
             let _ = unsafe { madvise(b.k.cast_mut().cast(), run, Advice::LinuxDontNeed) };
         }
         (blocks.len() * run) as u64

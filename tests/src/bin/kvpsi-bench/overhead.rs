@@ -60,7 +60,7 @@ const LOOK_EVERY: u64 = 16;
 pub fn job(a: &Job) -> Result<()> {
     join(&a.procs)?;
     let file = File::open(&a.file)?;
-    // SAFETY: nobody truncates the file while it is read.
+    // SAFETY: nothing truncates the file while it is read.
     let map = unsafe { memmap2::Mmap::map(&file)? };
     let orders = orders();
     let (mut pages, mut sum) = (0u64, 0u64);
@@ -145,7 +145,7 @@ impl Bench {
         })
     }
 
-    /// The same while somebody listens; also events a second: seen, delivered,
+    /// The same while the programs are attached; also events a second: seen, delivered,
     /// dropped.
     fn listened(&mut self, source: &mut EbpfSource) -> Result<(Did, [f64; 3])> {
         let over = AtomicBool::new(false);
@@ -192,7 +192,7 @@ fn open() -> Result<EbpfSource> {
 }
 
 pub fn run(a: &Args) -> Result<()> {
-    // Whoever listens keeps a core from sleeping, and the disk answers sooner
+    // A listener keeps a core from sleeping, and the disk answers sooner
     // then: the job would seem faster for being listened to.
     let _awake = Awake::start();
     let mut bench = Bench::start(a)?;

@@ -120,7 +120,7 @@ pub fn interrupted() -> Option<i32> {
     Some(INTERRUPTED.load(Relaxed)).filter(|code| *code != 0)
 }
 
-/// Waits for an interrupt, and then kills whoever is in our cgroups, so that the
+/// Waits for an interrupt, and then kills the processes in our cgroups, so that the
 /// measurement fails and cleans up behind itself.
 fn end_when_interrupted() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -153,7 +153,7 @@ fn end_when_interrupted() {
     std::process::exit(code);
 }
 
-/// Joins cgroups, and ends with whoever started this process.
+/// Joins cgroups, and ends with the parent process.
 pub fn join(procs: &[PathBuf]) -> Result<()> {
     for procs in procs {
         fs::write(procs, "0").with_context(|| format!("cannot join {}", procs.display()))?;
@@ -161,7 +161,7 @@ pub fn join(procs: &[PathBuf]) -> Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
-/// The orders of whoever started this process, as they come.
+/// The orders of the parent process, as they come.
 pub fn orders() -> Receiver<String> {
     let (tell, orders) = channel();
     std::thread::spawn(move || {

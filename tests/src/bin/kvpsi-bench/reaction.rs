@@ -47,7 +47,7 @@ const ROOM: u64 = 32 << 20;
 const FILE: usize = 128 << 20;
 /// A burst that was not answered ends.
 const MOST: Duration = Duration::from_secs(6);
-/// The limit while nobody presses.
+/// The limit without pressure.
 const WIDE: Bytes = Bytes(4 << 30);
 /// How long a storm lasts in which nothing is given back.
 const STORM: Duration = Duration::from_secs(3);
@@ -260,7 +260,7 @@ impl<'a> One<'a> {
         self.decode()
     }
 
-    /// One burst; `None` if nobody stalled in it.
+    /// One burst; `None` if no task stalled in it.
     fn burst(&mut self, number: usize) -> Result<Option<Burst>> {
         self.cgroup.set_limit(WIDE)?;
         self.fill()?;
@@ -292,7 +292,7 @@ impl<'a> One<'a> {
             .map(|onset_ns| Burst { onset_ns, answer }))
     }
 
-    /// Percent of a core that the reactor's thread takes while nobody presses.
+    /// Percent of a core that the reactor's thread takes without pressure.
     fn calm_cpu(&mut self, time: Duration) -> Result<f64> {
         self.fill()?;
         self.cpu(time)
@@ -362,7 +362,7 @@ pub fn hog(a: &Hog) -> Result<()> {
     println!("ready");
     while let Ok(order) = orders.recv() {
         ensure!(order == "press", "`{order}` is no order");
-        // SAFETY: the file has no name, and nobody here truncates it.
+        // SAFETY: the file has no name, and nothing here truncates it.
         let map = unsafe { Mmap::map(&file)? };
         let mut sum = 0u64;
         'pressing: loop {

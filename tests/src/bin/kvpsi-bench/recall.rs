@@ -397,7 +397,7 @@ fn converse(talk: &mut Talk<'_>, number: usize, prose: usize) -> Result<Tally> {
     Ok(tally)
 }
 
-/// For whoever wonders what was answered.
+/// The answers, for inspection.
 fn told(words: &str, answer: &str) {
     if std::env::var_os("KVPSI_BENCH_ANSWERS").is_some() {
         eprintln!("    {words:?}: {answer:?}");

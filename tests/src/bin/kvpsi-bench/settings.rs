@@ -87,7 +87,7 @@ pub fn row(setting: &KvSetting, measured: Value) -> Value {
     row
 }
 
-/// The same for whoever watches.
+/// The same for a watcher.
 pub fn name(setting: &KvSetting) -> String {
     let key = key(setting);
     let kv = key["kv"].as_str().unwrap_or_default();

@@ -272,8 +272,8 @@ pub fn run(a: &Args) -> Result<()> {
     second_turn(&a.model, &text[..a.turn], a.rounds)
 }
 
-/// What the reactor's quick steps take while nobody re-encodes, and while
-/// somebody does: slices of a sequence, in turn.
+/// What the reactor's quick steps take while no thread requantizes, and while
+/// one does: slices of a sequence, in turn.
 fn beside(decoder: &Decoder, tokens: &[u32], rounds: usize) -> Result<()> {
     let mut times: [Vec<f64>; 2] = Default::default();
     let pack = What::Pack(KvType::Q8_0, KvType::Q4_0);

@@ -3,7 +3,7 @@
 //!
 //! Owns the plan's words and the report's lines. Invariants: every test gets
 //! a verdict, also one that hangs; all are named before the first one runs, so
-//! that nobody forgets those a machine never came to; a line comes every few
+//! so that tests a machine never reached are not forgotten; a line comes every few
 //! seconds while the machine lives; the last line is `end`, so that a machine
 //! which died is told from one that finished. Out of scope: what is tested.
 //!

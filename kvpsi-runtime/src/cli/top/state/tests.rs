@@ -160,7 +160,7 @@ fn o_turns_trimming_over_and_t_asks_for_the_amount() {
 }
 
 #[test]
-fn nothing_is_ordered_of_nobody() {
+fn no_order_is_sent_without_a_server() {
     let mut view = View::new("http://x".into());
     assert_eq!(press(&mut view, 't'), Wish::Draw);
     assert!(view.said().unwrap().1);

@@ -1,63 +1,66 @@
 //! From the model's thread to the handler of a request.
 //!
 //! Owns the channel, and measures on the way what a client waits for. Never
-//! waits: the channel has room for all that a request may be told.
+//! waits: the channel has room for all events of a request.
 
-use super::{metrics::Metrics, seats::Seat};
-use crate::engine::batch::{Client, Told};
+use super::{metrics::Metrics, permits::AdmissionPermit};
+use crate::engine::batch::{Client, StreamEvent};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// The model's end.
-pub(super) struct Teller {
-    tell: UnboundedSender<Told>,
+pub(super) struct EventSender {
+    events: UnboundedSender<StreamEvent>,
     metrics: Arc<Metrics>,
     arrived: Instant,
     last: Option<Instant>,
-    _seat: Seat,
+    _permit: AdmissionPermit,
 }
 
-impl Teller {
-    pub fn new(metrics: Arc<Metrics>, seat: Seat) -> (Self, UnboundedReceiver<Told>) {
-        let (tell, told) = unbounded_channel();
+impl EventSender {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        permit: AdmissionPermit,
+    ) -> (Self, UnboundedReceiver<StreamEvent>) {
+        let (events, receiver) = unbounded_channel();
         let this = Self {
-            tell,
+            events,
             metrics,
             arrived: Instant::now(),
             last: None,
-            _seat: seat,
+            _permit: permit,
         };
-        (this, told)
+        (this, receiver)
     }
 }
 
-impl Client for Teller {
-    fn tell(&mut self, told: Told) {
+impl Client for EventSender {
+    fn send(&mut self, event: StreamEvent) {
         let now = Instant::now();
-        match &told {
-            Told::Started {
+        match &event {
+            StreamEvent::Started {
                 queued,
                 cached_tokens,
             } => self.metrics.started(*queued, *cached_tokens),
-            Told::Piece { token: Some(_), .. } => {
+            StreamEvent::Piece { token: Some(_), .. } => {
                 match self.last {
                     None => self.metrics.first_token(now - self.arrived),
                     Some(last) => self.metrics.next_token(now - last),
                 }
                 self.last = Some(now);
             }
-            Told::Piece { token: None, .. } => {}
-            Told::Done(outcome) => {
+            StreamEvent::Piece { token: None, .. } => {}
+            StreamEvent::Done(outcome) => {
                 self.metrics
                     .done(now - self.arrived, outcome.stats.finish.into());
             }
-            Told::Failed(failure) => self.metrics.failed(failure),
+            StreamEvent::Failed(failure) => self.metrics.failed(failure),
         }
-        // Nobody listens any more: the next step sees it.
-        let _ = self.tell.send(told);
+        // The client is gone: the next step sees it.
+        let _ = self.events.send(event);
     }
 
     fn gone(&self) -> bool {
-        self.tell.is_closed()
+        self.events.is_closed()
     }
 }

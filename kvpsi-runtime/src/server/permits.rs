@@ -7,16 +7,16 @@ use std::sync::{
 
 /// The places of a server.
 #[derive(Debug)]
-pub(super) struct Seats {
+pub(super) struct AdmissionPermits {
     taken: AtomicUsize,
     all: usize,
 }
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Seat(Arc<Seats>);
+pub(super) struct AdmissionPermit(Arc<AdmissionPermits>);
 
-impl Seats {
+impl AdmissionPermits {
     pub fn new(all: usize) -> Arc<Self> {
         Arc::new(Self {
             taken: AtomicUsize::new(0),
@@ -25,11 +25,11 @@ impl Seats {
     }
 
     /// A place, or how many are before.
-    pub fn take(self: &Arc<Self>) -> Result<Seat, usize> {
+    pub fn take(self: &Arc<Self>) -> Result<AdmissionPermit, usize> {
         let more = |n| (n < self.all).then_some(n + 1);
         self.taken
             .fetch_update(SeqCst, SeqCst, more)
-            .map(|_| Seat(self.clone()))
+            .map(|_| AdmissionPermit(self.clone()))
     }
 
     pub fn taken(&self) -> usize {
@@ -37,7 +37,7 @@ impl Seats {
     }
 }
 
-impl Drop for Seat {
+impl Drop for AdmissionPermit {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, SeqCst);
     }
@@ -49,14 +49,14 @@ mod tests {
 
     #[test]
     fn a_seat_is_free_again_when_it_is_dropped_and_there_are_no_more() {
-        let seats = Seats::new(2);
-        let first = seats.take().unwrap();
-        let second = seats.take().unwrap();
-        assert_eq!(seats.take().unwrap_err(), 2);
+        let permits = AdmissionPermits::new(2);
+        let first = permits.take().unwrap();
+        let second = permits.take().unwrap();
+        assert_eq!(permits.take().unwrap_err(), 2);
         drop(first);
-        let third = seats.take().unwrap();
-        assert_eq!(seats.taken(), 2);
+        let third = permits.take().unwrap();
+        assert_eq!(permits.taken(), 2);
         drop((second, third));
-        assert_eq!(seats.taken(), 0);
+        assert_eq!(permits.taken(), 0);
     }
 }
