@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
         // What is refused early is worth keeping too, for what it reached.
         return Corpus::Keep;
     };
-    for (name, shape) in gguf.tensors() {
+    for (name, _, shape) in gguf.tensors() {
         let shape: Vec<usize> = shape.iter().filter_map(|&n| n.try_into().ok()).collect();
         if let Ok(data) = gguf.data(name, &shape) {
             black_box(data.bytes.iter().fold(0u8, |sum, b| sum ^ b));

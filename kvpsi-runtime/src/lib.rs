@@ -30,6 +30,8 @@ pub mod sandbox;
 #[cfg(feature = "llm")]
 pub mod server;
 #[cfg(feature = "llm")]
+pub mod speed;
+#[cfg(feature = "llm")]
 pub mod thread_pool;
 pub mod trace;
 pub mod units;

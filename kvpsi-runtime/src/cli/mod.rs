@@ -4,6 +4,7 @@
 
 mod arrivals;
 mod attach;
+pub mod bench;
 pub mod config;
 pub mod doctor;
 pub mod governor;
@@ -70,6 +71,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure how well the model predicts a text
     Perplexity(perplexity::Args),
+    /// Measure prefill and decode speed on a model
+    Bench(bench::Args),
     /// Print the kernel's memory stalls as they happen
     TraceDump(trace_dump::Args),
     /// Record the kernel's memory stalls, to be replayed
@@ -125,6 +128,7 @@ impl Cli {
             Command::Top(a) => top::run(a),
             Command::Demo(a) => demo::run(a),
             Command::Perplexity(a) => perplexity::run(&a),
+            Command::Bench(a) => bench::run(&a),
             Command::TraceDump(a) => trace_dump::run(a),
             Command::Record(a) => record::run(&a),
             Command::Replay(a) => replay::run(&a),

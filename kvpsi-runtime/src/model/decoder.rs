@@ -67,6 +67,17 @@ impl Decoder {
         self.weights
     }
 
+    /// Bytes of weights that a step of one token reads: all matrices, but of an
+    /// embedding that is not the output weight too only a row.
+    #[must_use]
+    pub fn step_bytes(&self) -> Bytes {
+        let layers = self.layers.iter();
+        let matrices = layers.flat_map(|l| [&l.q, &l.k, &l.v, &l.out, &l.gate, &l.up, &l.down]);
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        let all = matrices.chain([output]);
+        Bytes(all.map(|m| m.packed().bytes() as u64).sum())
+    }
+
     /// Statistics of this decoder's queries, of which nothing is known yet.
     #[must_use]
     pub fn query_stats(&self) -> QueryStats {

@@ -136,7 +136,7 @@ impl Reader<'_> {
 
     /// No tensor may be left over: the model would not be what it was.
     fn all_read(&self, c: &Config) -> Result<()> {
-        let left = self.gguf.tensors().map(|(name, _)| name).filter(|name| {
+        let left = self.gguf.tensors().map(|(name, ..)| name).filter(|name| {
             !self.read.contains(*name) && !REDUNDANT.iter().any(|end| name.ends_with(end))
         });
         match left.min() {

@@ -163,10 +163,10 @@ impl Gguf {
         &self.content
     }
 
-    /// Names and shapes of all tensors; a matrix is `[out, in]`.
-    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[u64])> {
+    /// Names, formats and shapes of all tensors; a matrix is `[out, in]`.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &'static Format, &[u64])> {
         let all = self.tensors.by_name.iter();
-        all.map(|(name, info)| (name.as_str(), info.shape.as_slice()))
+        all.map(|(name, info)| (name.as_str(), info.format, info.shape.as_slice()))
     }
 
     /// Whether the file holds a tensor of this name.

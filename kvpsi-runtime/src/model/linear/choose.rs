@@ -59,6 +59,17 @@ pub fn active() -> Result<Isa, LinearError> {
     Ok(*ACTIVE.get_or_init(|| isa))
 }
 
+/// Why [`active`] gives what it does, for people.
+pub fn reason(isa: Isa) -> &'static str {
+    if std::env::var("KVPSI_ISA").is_ok_and(|name| name == isa.name()) {
+        "KVPSI_ISA asks for it"
+    } else if isa == Isa::best() {
+        "the fastest that this processor has; it agrees with the reference"
+    } else {
+        "a faster one does not agree with the reference on this processor"
+    }
+}
+
 /// Inputs of a row: two of the larger blocks.
 const K: usize = 512;
 

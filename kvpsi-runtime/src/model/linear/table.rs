@@ -16,8 +16,9 @@ pub(super) const STEPS: [usize; 4] = [1, 2, 4, 8];
 /// A kernel: tile, its blocks, activations, products. See [`cpu::scalar::run`].
 type Kernel = unsafe fn(*const u8, usize, *const (), *mut [f32; TILE_ROWS]);
 
-/// Kernels of one format by [`STEPS`].
-type Kernels = [Kernel; STEPS.len()];
+/// Kernels of one format, as many of [`STEPS`] as a family gains by: the sums of
+/// more rows do not stay in its registers.
+type Kernels = &'static [Kernel];
 
 /// The formats, each by its file.
 static FORMATS: [Format; 16] = [
@@ -44,7 +45,11 @@ fn kernels<F: Layout>(family: Family) -> Kernels {
     macro_rules! of {
         ($run:path) => {{
             use $run as run;
-            [run::<F, 1>, run::<F, 2>, run::<F, 4>, run::<F, 8>]
+            const { &[run::<F, 1> as Kernel, run::<F, 2>, run::<F, 4>] }
+        }};
+        ($run:path, 8) => {{
+            use $run as run;
+            const { &[run::<F, 1> as Kernel, run::<F, 2>, run::<F, 4>, run::<F, 8>] }
         }};
     }
     match family {
@@ -53,7 +58,7 @@ fn kernels<F: Layout>(family: Family) -> Kernels {
         #[cfg(target_arch = "x86_64")]
         Family::AvxVnni => of!(cpu::avxvnni::run),
         #[cfg(target_arch = "x86_64")]
-        Family::Avx512Vnni => of!(cpu::avx512::run),
+        Family::Avx512Vnni => of!(cpu::avx512::run, 8),
         #[cfg(target_arch = "aarch64")]
         Family::Neon => of!(cpu::neon::run),
         #[cfg(target_arch = "aarch64")]
@@ -62,13 +67,9 @@ fn kernels<F: Layout>(family: Family) -> Kernels {
     }
 }
 
-/// The most rows that a family's kernels gain by: the sums of more do not stay
-/// in registers.
+/// The most rows that a family's kernels take at once.
 pub(super) fn most_rows(isa: Isa) -> usize {
-    match isa.family() {
-        Family::Avx512Vnni => 8,
-        _ => 4,
-    }
+    STEPS[kernels::<F32>(isa.family()).len() - 1]
 }
 
 /// A format of weights.
