@@ -145,7 +145,7 @@ fn emptied(mut views: Vec<BlockView<'_>>) -> Vec<BlockView<'static>> {
     views.clear();
     // The standard library collects in place: no memory is asked for, which the
     // test of a decode step's allocations holds it to.
-    let none = views.into_iter().filter_map(|_| None);
+    let none = views.into_iter().map_while(|_| None);
     none.collect()
 }
 

@@ -47,7 +47,12 @@ pub use table::{Loss, SeqId};
 pub use types::{KvError, KvShape, PoolConfig, Step, Steps};
 pub use view::{BlockView, LayerGuard, RowWriter};
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod model_tests;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
+mod ownership_tests;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
