@@ -7,6 +7,8 @@
 //! that sequences evict their own blocks. At the end no block may be missing.
 //! `KVPSI_STRESS_SECONDS` sets how long it runs; 60 s unless it is set.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use kvpsi::{
     kv::{
         Account, BlockHash, KvError, KvPool, KvShape, KvType, Ladder, LadderConfig, PoolConfig,
@@ -285,6 +287,7 @@ fn no_sequence_ever_reads_a_row_of_another_or_of_a_returned_page() {
                     add(&seen.contended, u64::from(t.contended));
                     if !hand {
                         pool.set_budget(Bytes(rng.u64(least.0..4 * least.0)));
+                        pool.set_limit(Bytes(rng.u64(least.0..12 * least.0)));
                     }
                     std::thread::sleep(Duration::from_micros(rng.u64(50..2000)));
                 }
@@ -354,12 +357,14 @@ fn settled(pool: &KvPool, seen: &Seen, seconds: u64) {
     );
     // As many blocks as there were can be taken again.
     let seq = pool.open().unwrap();
+    pool.set_limit(pool.capacity());
     pool.set_budget(pool.capacity());
     pool.append(seq, pool.config().capacity_tokens).unwrap();
     for (what, count) in [
         ("preempted", &seen.preempted),
         ("adopted", &seen.adopted),
         ("recomputed", &seen.recomputed),
+        ("refused", &seen.refused),
         ("trims", &seen.trims),
         ("requantized", &seen.requantized),
         ("evicted", &seen.evicted),
