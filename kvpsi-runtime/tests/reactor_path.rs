@@ -71,8 +71,10 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
     for _ in 0..128 {
         let range = pool.append(seq, 32).unwrap();
         let guard = pool.layer();
+        let mut writer = guard.writer();
+        writer.claim(seq).unwrap();
         for pos in range {
-            (0..shape.layers).for_each(|l| pool.write(&guard, seq, l, pos, &row, &row));
+            (0..shape.layers).for_each(|l| writer.write(seq, l, pos, &row, &row));
         }
     }
     let gauges = Gauges {

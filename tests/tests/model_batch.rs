@@ -359,6 +359,7 @@ fn a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there() 
     );
 
     // Less than the prompt, more than the floor: it goes on, and loses some.
+    pool.set_limit(Bytes(token * 400));
     pool.set_budget(Bytes(token * 400));
     let began = Instant::now();
     let mut asked = [ask(&mut b, tokens, 4, LONG)];

@@ -130,7 +130,7 @@ impl<'a> Coded<'a> {
     /// `kv_heads`, of which `head` is one. It is readable and nobody writes
     /// those tokens for as long as `'a`.
     pub(super) unsafe fn of(
-        block: &BlockView,
+        block: &BlockView<'_>,
         (kv_heads, block_tokens, head_dim): (usize, usize, usize),
         head: usize,
         tokens: Range<usize>,

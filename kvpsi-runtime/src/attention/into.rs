@@ -30,8 +30,7 @@ pub struct Qkv<'a> {
 /// it holds between calls means nothing.
 #[derive(Debug, Default)]
 pub struct AttnMemory {
-    views: Vec<BlockView>,
-    of_span: Vec<BlockView>,
+    views: Vec<BlockView<'static>>,
     spans: Vec<SpanBlocks>,
     split: Memory,
 }
@@ -46,7 +45,6 @@ impl AttnMemory {
             .div_ceil(pool.shape().block_tokens);
         Self {
             views: Vec::with_capacity(blocks * sequences),
-            of_span: Vec::with_capacity(blocks),
             spans: Vec::with_capacity(sequences),
             split: Memory::with_room(cfg, sequences, blocks),
         }
@@ -62,7 +60,7 @@ impl AttnMemory {
 ///
 /// # Errors
 /// Lengths that do not agree with each other or with the pool, positions the
-/// pool has not handed out.
+/// pool has not handed out, a sequence whose rows another thread writes.
 pub fn attend_into(
     qkv: Qkv<'_>,
     pool: &KvPool,
@@ -87,12 +85,10 @@ pub fn attend_into(
     }
     let _clock = clock(Part::Attention);
     let AttnMemory {
-        views,
-        of_span,
+        views: memory_of_views,
         spans,
         split: of_split,
     } = memory;
-    views.clear();
     spans.clear();
     let (width, d) = (cfg.kv_heads * cfg.head_dim, cfg.head_dim);
     thread_pool().spread_rows(total, [&mut *qkv.q, &mut *qkv.k, &mut *qkv.v], |_, qkv| {
@@ -100,16 +96,22 @@ pub fn attend_into(
     });
     let guard = pool.layer();
     let keys_values = qkv.k.chunks_exact(width).zip(qkv.v.chunks_exact(width));
+    let mut writer = guard.writer();
+    for span in rows {
+        writer
+            .claim(span.seq)
+            .map_err(|e| candle_core::Error::wrap(e).context("attention"))?;
+    }
     let positions = rows
         .iter()
         .flat_map(|span| (span.first_pos..span.first_pos + span.rows).map(|p| (span.seq, p)));
     for ((seq, pos), (k, v)) in positions.zip(keys_values) {
-        pool.write(&guard, seq, layer, pos, k, v);
+        writer.write(seq, layer, pos, k, v);
     }
+    let mut views: Vec<BlockView<'_>> = std::mem::take(memory_of_views);
     for span in rows {
-        pool.blocks(&guard, span.seq, layer, of_span);
         let from = views.len();
-        views.extend_from_slice(of_span);
+        guard.blocks(span.seq, layer, &mut views);
         spans.push(SpanBlocks {
             first_pos: span.first_pos,
             rows: span.rows,
@@ -122,7 +124,7 @@ pub fn attend_into(
         block_tokens: pool.shape().block_tokens,
         q: qkv.q,
         spans,
-        views,
+        views: &views,
     };
     split::attend(&batch, of_split, out, &|span, view, mass| {
         pool.add_mass(rows[span].seq, views[view].index, mass);
@@ -130,9 +132,21 @@ pub fn attend_into(
     if pool.shape().row_mass {
         observe_spans(&batch, rows);
     }
+    *memory_of_views = emptied(views);
+    // Until here: nobody else writes the rows that were read.
+    drop(writer);
     drop(guard);
     thread_pool().spread_rows(total, [out], |_, [out]| rotate(out, d));
     Ok(())
+}
+
+/// The room of some views, for those of the next guard.
+fn emptied(mut views: Vec<BlockView<'_>>) -> Vec<BlockView<'static>> {
+    views.clear();
+    // The standard library collects in place: no memory is asked for, which the
+    // test of a decode step's allocations holds it to.
+    let none = views.into_iter().map_while(|_| None);
+    none.collect()
 }
 
 /// Leaves the attention mass of every token with the pool, by a sample.

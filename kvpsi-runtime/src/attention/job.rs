@@ -30,7 +30,7 @@ pub(super) struct Job<'a> {
     /// Which KV head.
     pub(super) kv_head: usize,
     /// The blocks, of which every row sees a part, or nothing.
-    pub(super) blocks: &'a [BlockView],
+    pub(super) blocks: &'a [BlockView<'a>],
 }
 
 impl<'a> Job<'a> {
@@ -53,7 +53,7 @@ impl<'a> Job<'a> {
     }
 
     /// Tokens of a block that a row sees: causal, and within the window.
-    pub(super) fn visible(&self, block: &BlockView, row: usize) -> Range<usize> {
+    pub(super) fn visible(&self, block: &BlockView<'_>, row: usize) -> Range<usize> {
         let end = self.first_pos + row + 1;
         let start = self.cfg.window.map_or(0, |w| end.saturating_sub(w));
         let until = end.saturating_sub(block.first_pos).min(block.tokens);
@@ -63,7 +63,7 @@ impl<'a> Job<'a> {
     /// Keys and values of some tokens of a block, `[tokens, head_dim]` each.
     pub(super) fn keys_values(
         &self,
-        block: &BlockView,
+        block: &BlockView<'_>,
         tokens: Range<usize>,
     ) -> (Coded<'a>, Coded<'a>) {
         let shape = (self.cfg.kv_heads, self.block_tokens, self.cfg.head_dim);

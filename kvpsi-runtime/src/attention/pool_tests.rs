@@ -181,11 +181,12 @@ fn a_token_after_a_trim_attends_over_what_is_left() {
     let block = pool.shape().block_bytes();
     let trimmed = pool.trim(crate::units::Bytes(block.0 * 20), Steps::ALL);
     assert!(trimmed.tokens > 0, "the trim dropped no token");
-    let mut views = Vec::new();
-    pool.blocks(&pool.layer(), seq, 1, &mut views);
-    let live: Vec<bool> = (0..501)
-        .map(|pos| views.iter().any(|b| b.first_pos == pos / 32 * 32))
-        .collect();
+    let live: Vec<bool> = {
+        let (guard, mut views) = (pool.layer(), Vec::new());
+        guard.blocks(seq, 1, &mut views);
+        let has = |pos: usize| views.iter().any(|b| b.first_pos == pos / 32 * 32);
+        (0..501).map(has).collect()
+    };
     let dead = live[..500].iter().filter(|live| !**live).count();
     assert_eq!(dead as u64, trimmed.tokens);
     let got = feed(&pool, seq, &rows, 500, 1);

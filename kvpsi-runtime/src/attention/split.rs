@@ -37,7 +37,7 @@ pub(super) struct Batch<'a> {
     /// The spans.
     pub(super) spans: &'a [SpanBlocks],
     /// Views of all spans.
-    pub(super) views: &'a [BlockView],
+    pub(super) views: &'a [BlockView<'a>],
 }
 
 /// Jobs that one span is split into where its rows and KV heads alone give

@@ -202,6 +202,7 @@ impl Case {
                     tokens: self.block_tokens.min(seq.len - b * self.block_tokens),
                     index: u32::try_from(b).unwrap(),
                     row_mass: std::ptr::null(),
+                    guard: std::marker::PhantomData,
                 });
             }
             spans.push(SpanBlocks {

@@ -49,7 +49,7 @@ pub(super) struct Trim {
     pub rss_after: Bytes,
     pub kv_tokens_before: u64,
     pub kv_tokens_after: u64,
-    pub guard_wait_us: f64,
+    pub deferred: Bytes,
     pub tokens_dropped: u64,
     /// Share of the attention so far that fell on what was dropped.
     pub mass_dropped: f32,
@@ -116,7 +116,7 @@ impl From<&TrimRecord> for Trim {
             rss_after: r.rss_after.unwrap_or_default(),
             kv_tokens_before: t.kv_tokens_before,
             kv_tokens_after: t.kv_tokens_after,
-            guard_wait_us: us(0, t.guard_wait_ns),
+            deferred: t.deferred,
             tokens_dropped: t.tokens,
             mass_dropped: t.mass_dropped,
         }

@@ -204,7 +204,7 @@ impl Engine {
             may_drop: config.profile != Profile::Lossless,
         })?;
         if let Some(budget) = config.kv_budget {
-            pool.set_budget(budget);
+            pool.set_limit(budget);
         }
         let step = Step::new(&decoder, &pool, MOST_ROWS.max(config.parallel + 1))?;
         let ladder = LadderConfig {

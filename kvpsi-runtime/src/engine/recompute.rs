@@ -208,6 +208,7 @@ impl Engine {
             Err(e) if is_interrupted(&e) => return Ok(Walk::Stopped),
             other => other?,
         }
+        pool.written(seq);
         if pool.preempted(seq) {
             return Ok(Walk::Stopped);
         }

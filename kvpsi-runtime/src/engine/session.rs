@@ -275,6 +275,7 @@ impl Engine {
             let rows = &session.tokens[at];
             let mut told = |row: usize, logits: &[f32]| tell(first + row - before, logits);
             decoder.step_through(rows, span, &session.pool, step, wanted, &mut told)?;
+            session.pool.written(seq);
         }
         session.publish();
         Ok(())

@@ -1,54 +1,58 @@
-//! KV memory: where keys and values live, and how their pages go back.
+//! KV memory: where keys and values live, and how their pages are returned.
 //!
-//! Owns the arena, the block pool, the sequences' block tables, the prefix
-//! cache, the layer guards, and every way to give blocks up: trimming at once,
-//! re-encoding and thinning in the background. Refuses to know why memory is
-//! wanted back: no event, no cgroup, no PSI is here.
+//! Owns the pool ([`KvPool`]) and its parts: the allocator (`alloc`, `arena`),
+//! blocks and their references (`block`), block tables (`table`), the prefix
+//! index (`prefix`), the reclaimer (`reclaim`, with `epoch` for readers and
+//! `evict` for what tokens are worth), the account (`account`), what attention
+//! sees (`view`) and how rows are written (`encoding`, `hadamard`).
+//! Out of scope: why memory is wanted back. No event, no cgroup, no PSI is here.
 //!
 //! Invariants, each tested:
 //! - resident + returned = reserved, at all times, and as smaps sees it;
 //! - a block stands in as many tables as it has references, or is cached, or
-//!   free-resident, or free-returned, or on its way out (draining): never two
-//!   of them, never none;
-//! - [`KvPool::trim`] allocates nothing, takes no lock that a slow path holds
-//!   and logs nothing;
-//! - a block seen under a [`LayerGuard`] keeps its pages while the guard lives.
+//!   free with pages, or free without, or retired: never two of them, never
+//!   none. Each state is a value that leaving it consumes (`block::token`);
+//! - a table changes under its lock alone (`table`);
+//! - [`KvPool::trim`] allocates nothing, waits for no lock and no guard, and
+//!   logs nothing;
+//! - a block seen under a [`LayerGuard`] keeps its pages and its content while
+//!   the guard lives.
 
+mod account;
+mod alloc;
 mod arena;
-mod basis;
-mod bitmap;
 mod block;
 mod encoding;
+mod epoch;
 pub mod evict;
-mod guard;
-mod ladder;
-mod pack;
+mod hadamard;
 mod pool;
 mod prefix;
-mod sequence;
-mod supply;
-mod thin;
-mod trim;
+mod reclaim;
+mod sync;
+mod table;
 mod types;
 mod view;
 
-#[cfg(feature = "llm")]
-pub(crate) use basis::rotate;
+pub use account::Account;
 pub use encoding::{GROUP, KvType, Plane, recode};
 #[cfg(feature = "llm")]
 pub(crate) use encoding::{offset, scale};
-pub use guard::LayerGuard;
-pub use ladder::{Ladder, LadderConfig, Profile};
-pub use pack::Reclaimed;
+#[cfg(feature = "llm")]
+pub(crate) use hadamard::rotate;
 pub use pool::KvPool;
 pub use prefix::BlockHash;
-pub use sequence::{Loss, SeqId};
-pub use thin::{ThinMemory, ThinOrder};
-pub use trim::Trimmed;
-pub use types::{Account, KvError, KvShape, PoolConfig, Step, Steps};
-pub use view::BlockView;
+pub use reclaim::{Ladder, LadderConfig, Profile, Reclaimed, ThinMemory, ThinOrder, Trimmed};
+pub use table::{Loss, SeqId};
+pub use types::{KvError, KvShape, PoolConfig, Step, Steps};
+pub use view::{BlockView, LayerGuard, RowWriter};
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod model_tests;
 #[cfg(test)]
+#[cfg(not(loom))]
+mod ownership_tests;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

@@ -25,41 +25,48 @@ pub(super) fn exact(p: &KvPool) {
     let a = p.account();
     assert_eq!(a.resident.0 + a.returned.0, a.reserved.0);
     assert_eq!(a.in_use.0 + a.cached.0 + a.slack.0, a.resident.0);
-    assert_eq!((p.draining.len(), a.writes_lost), (0, 0));
+    assert_eq!((a.retired.0, a.writes_lost), (0, 0));
     let mut refs = HashMap::new();
-    for slot in &p.slots {
-        for b in (0..slot.entries()).filter_map(|i| slot.entry(i)) {
+    for table in p.tables.iter() {
+        for b in (0..table.entries()).filter_map(|i| table.entry(i)) {
             *refs.entry(b).or_insert(0u32) += 1;
         }
     }
+    let blocks = p.alloc.blocks();
     let (mut in_use, mut cached, mut free) = (0, 0, 0);
-    for (i, b) in p.blocks.iter().enumerate() {
-        assert_eq!(b.refs().unwrap_or(0), refs.get(&i).copied().unwrap_or(0));
-        match b.refs() {
+    for i in 0..blocks.count() {
+        let id = blocks.id_of(i);
+        assert_eq!(blocks.refs(i).unwrap_or(0), refs.remove(&id).unwrap_or(0));
+        match blocks.refs(i) {
             None => free += 1,
-            Some(0) => cached += b.held(),
-            Some(_) => in_use += b.held(),
+            Some(0) => cached += blocks.held(id),
+            Some(_) => in_use += blocks.held(id),
         }
-        if b.refs().is_some() {
-            assert_eq!(b.held(), p.pages(b.kind()));
+        if blocks.refs(i).is_some() {
+            assert_eq!(blocks.held(id), p.alloc.pages(blocks.kind(id)));
         }
     }
+    assert!(
+        refs.is_empty(),
+        "entries of blocks that were reused: {refs:?}"
+    );
     assert_eq!(p.bytes(in_use), a.in_use);
     assert_eq!(p.bytes(cached), a.cached);
-    assert_eq!(p.slack.len() + p.returned.len(), free);
+    assert_eq!(p.alloc.free_blocks(), free);
 }
 
 /// Reads all rows: positions of whole blocks are those written, gathered ones
 /// are among them and in order, heads apart.
 fn read(p: &KvPool, tag: usize, seq: SeqId) -> usize {
-    let (mut views, mut live) = (vec![], 0);
+    let mut live = 0;
     for layer in 0..SHAPE.layers {
-        let guard = p.layer();
-        p.blocks(&guard, seq, layer, &mut views);
+        let (guard, mut views) = (p.layer(), vec![]);
+        guard.blocks(seq, layer, &mut views);
         live = views.iter().map(|b| b.tokens).sum();
         for b in &views {
-            let block = p.slots[seq.0].entry(b.index as usize).unwrap();
-            let gathered = p.blocks[block].rows().is_some();
+            let table = p.tables.get(seq).unwrap();
+            let block = table.entry(b.index as usize).unwrap();
+            let gathered = p.alloc.blocks().rows(block).is_some();
             for h in 0..SHAPE.kv_heads {
                 for t in 0..b.tokens {
                     let plane = SHAPE.plane();
@@ -390,10 +397,9 @@ fn trims_beside_packing_thinning_sharing_and_healing_keep_every_page_counted() {
 /// Every row that is seen is one of the sequence's: none of a page that was
 /// given back (which is zero, or unreadable), none of another sequence.
 fn sound(p: &KvPool, tag: usize, seq: SeqId) {
-    let mut views = vec![];
     for layer in 0..SHAPE.layers {
-        let guard = p.layer();
-        p.blocks(&guard, seq, layer, &mut views);
+        let (guard, mut views) = (p.layer(), vec![]);
+        guard.blocks(seq, layer, &mut views);
         let least = key(tag, 0, layer) * 0.98;
         for b in &views {
             for at in (0..SHAPE.kv_heads).flat_map(|h| (0..b.tokens).map(move |t| h * N + t)) {
@@ -419,12 +425,15 @@ fn reads_a_returned_page_when_told_to() {
     let seq = p.open().unwrap();
     let range = p.append(seq, 64).unwrap();
     fill(&p, 0, seq, range);
-    let mut views = vec![];
-    p.blocks(&p.layer(), seq, 0, &mut views);
+    let address = {
+        let (guard, mut views) = (p.layer(), vec![]);
+        guard.blocks(seq, 0, &mut views);
+        views[0].k
+    };
     p.close(seq);
     p.trim(Bytes(u64::MAX), Steps::SLACK);
     // SAFETY: there is none: the page is gone, and this is to be caught.
-    let read = unsafe { *views[0].k.cast::<f16>() };
+    let read = unsafe { *address.cast::<f16>() };
     eprintln!("read {read} from a returned page");
 }
 

@@ -1,73 +1,40 @@
-//! The block pool: who has which block, and how many bytes that is.
+//! The pool: the parts of the KV memory, put together.
 //!
-//! All state is atomic; towards the reactor it is lock-free. The engine's
-//! thread opens, appends, writes and closes; the reactor trims ([`super::trim`]);
-//! a thread in the background re-encodes and thins ([`super::pack`],
-//! [`super::thin`]). Counts are of pages: a block may hold fewer than its place
-//! has room for.
+//! Owns the parts and what an engine does with them: open, append, close. The
+//! allocator ([`super::alloc`]) has the pages, the tables ([`super::table`])
+//! have the sequences, the index ([`super::prefix`]) finds blocks by content,
+//! the reclaimer ([`super::reclaim`]) takes memory back. Invariant: towards
+//! the reactor all of it is lock-free.
 
 use super::{
+    account::{Account, Counters},
+    alloc::Alloc,
     arena::Arena,
-    bitmap::Bitmap,
-    block::{Block, Let},
-    encoding::KvType,
-    guard::Guards,
-    prefix::Registry,
-    sequence::{Loss, SeqId, Slot},
-    types::{Account, KvError, KvShape, PoolConfig, slots},
+    block::{BlockId, BlockRef, To},
+    prefix::PrefixIndex,
+    reclaim::Reclaimer,
+    sync::{AtomicBool, AtomicU64, Relaxed},
+    table::{Loss, SeqId, Table, TableLock, Tables},
+    types::{KvError, KvShape, PoolConfig, slots},
 };
 use crate::units::Bytes;
-use std::{
-    ops::Range,
-    sync::{
-        Arc, Mutex,
-        atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{Relaxed, SeqCst},
-        },
-    },
-};
+use std::{ops::Range, sync::Arc};
 
 /// The KV memory of a model.
 #[derive(Debug)]
 pub struct KvPool {
-    pub(super) arena: Arena,
     pub(super) config: PoolConfig,
-    pub(super) slots: Box<[Slot]>,
-    pub(super) blocks: Box<[Block]>,
-    pub(super) guards: Guards,
-    /// Free blocks with pages.
-    pub(super) slack: Bitmap,
-    /// Free blocks without pages.
-    pub(super) returned: Bitmap,
-    /// Unlinked, pages not yet back. Only the trimmer's.
-    pub(super) draining: Bitmap,
-    /// Pages of blocks; reserved before a block is taken that has none.
-    pub(super) resident: AtomicUsize,
-    /// Pages of blocks in tables.
-    pub(super) in_use: AtomicUsize,
-    /// Pages of cached blocks.
-    pub(super) cached: AtomicUsize,
-    pub(super) live_tokens: AtomicU64,
-    /// Most pages that may be resident.
-    pub(super) budget: AtomicUsize,
+    pub(super) alloc: Alloc,
+    pub(super) tables: Tables,
+    pub(super) prefix: PrefixIndex,
+    pub(super) reclaim: Reclaimer,
+    pub(super) counters: Counters,
     /// As [`PoolConfig::may_drop`], now.
     pub(super) may_drop: AtomicBool,
-    /// Bytes that somebody waits for.
+    /// Bytes that a preempted sequence waits for.
     wanted: AtomicU64,
-    /// The trimmer's: cached blocks by age. Nobody else locks it, and who
-    /// finds it locked goes away.
-    pub(super) trimming: Mutex<Vec<(u64, u32)>>,
-    pub(super) madvise_errors: AtomicU64,
-    pub(super) preempted: AtomicU64,
-    pub(super) cache_evicted: AtomicU64,
-    pub(super) cache_hit_tokens: AtomicU64,
-    pub(super) self_evicted: AtomicU64,
-    pub(super) writes_lost: AtomicU64,
-    /// Blocks by their content. The trimmer never looks here.
-    pub(super) registry: Registry,
-    /// Counts what is opened and closed.
-    pub(super) tick: AtomicU64,
+    /// Counts what is closed, for the age of cached blocks.
+    closed: AtomicU64,
 }
 
 impl KvPool {
@@ -79,33 +46,17 @@ impl KvPool {
         let entries = config.blocks()?;
         let blocks = slots(entries);
         let block_bytes = usize::try_from(config.shape.block_bytes().0).unwrap_or(usize::MAX);
+        let arena = Arena::reserve(block_bytes, blocks)?;
         let pool = Self {
-            arena: Arena::reserve(block_bytes, blocks)?,
             config,
-            slots: (0..config.max_sequences)
-                .map(|_| Slot::new(entries))
-                .collect(),
-            blocks: (0..blocks).map(|_| Block::new()).collect(),
-            guards: Guards::new(),
-            slack: Bitmap::new(blocks, false),
-            returned: Bitmap::new(blocks, true),
-            draining: Bitmap::new(blocks, false),
-            resident: AtomicUsize::new(0),
-            in_use: AtomicUsize::new(0),
-            cached: AtomicUsize::new(0),
-            live_tokens: AtomicU64::new(0),
-            budget: AtomicUsize::new(0),
+            alloc: Alloc::new(arena, config.shape),
+            tables: Tables::new(config.max_sequences, entries),
+            prefix: PrefixIndex::new(),
+            reclaim: Reclaimer::new(blocks),
+            counters: Counters::new(),
             may_drop: AtomicBool::new(config.may_drop),
             wanted: AtomicU64::new(0),
-            trimming: Mutex::new(Vec::with_capacity(blocks)),
-            madvise_errors: AtomicU64::new(0),
-            preempted: AtomicU64::new(0),
-            cache_evicted: AtomicU64::new(0),
-            cache_hit_tokens: AtomicU64::new(0),
-            self_evicted: AtomicU64::new(0),
-            writes_lost: AtomicU64::new(0),
-            registry: Registry::new(),
-            tick: AtomicU64::new(1),
+            closed: AtomicU64::new(1),
         };
         pool.set_budget(pool.capacity());
         Ok(Arc::new(pool))
@@ -131,7 +82,7 @@ impl KvPool {
             .config
             .capacity_tokens
             .div_ceil(self.config.shape.block_tokens);
-        Bytes((blocks * self.arena.block_bytes()) as u64)
+        Bytes(blocks as u64 * self.config.shape.block_bytes().0)
     }
 
     #[expect(clippy::unused_self, reason = "of this pool's pages")]
@@ -139,101 +90,71 @@ impl KvPool {
         Bytes((pages * rustix::param::page_size()) as u64)
     }
 
-    /// Pages of a block in that encoding.
-    pub(super) fn pages(&self, kind: KvType) -> usize {
-        let bytes = self.config.shape.block_bytes_as(kind).0;
-        usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()
-    }
-
     /// Begins a sequence.
     ///
     /// # Errors
     /// All are in use.
     pub fn open(&self) -> Result<SeqId, KvError> {
-        let born = self.tick.fetch_add(1, Relaxed);
-        let free = self.slots.iter().position(|s| s.open(born));
-        free.map(SeqId).ok_or(KvError::NoSequence(self.slots.len()))
+        let free = self.tables.open(None);
+        free.ok_or(KvError::NoSequence(self.tables.count()))
     }
 
     /// Who is preempted last has the highest priority; 0 unless it is set.
     pub fn set_priority(&self, seq: SeqId, priority: i32) {
-        self.slots[seq.0].set_priority(priority);
+        if let Some(table) = self.tables.get(seq) {
+            table.set_priority(priority);
+        }
     }
 
     /// Ends a sequence. Its blocks stay as cached ones where their content is
-    /// known ([`KvPool::publish`]), the others become slack. Ending it twice
-    /// is nothing.
+    /// known ([`KvPool::publish`]), the others become slack, and what is beyond
+    /// the budget then is returned. Ending it twice is nothing.
     pub fn close(&self, seq: SeqId) {
-        let slot = &self.slots[seq.0];
-        if !slot.close() {
+        let Some(table) = self.tables.lock(seq) else {
             return;
+        };
+        let closed = self.closed.fetch_add(1, Relaxed);
+        for i in 0..table.entries() {
+            let Some(block) = table.unlink(i) else {
+                continue;
+            };
+            // Of one sequence the last block goes first: those before it are
+            // of use without it.
+            let age = u64::from(u16::MAX) - (i as u64).min(u64::from(u16::MAX));
+            self.alloc.blocks().set_used(block.id(), closed << 16 | age);
+            self.put_back(block);
         }
-        self.let_go(slot);
-        slot.free();
+        self.counters.live_tokens.sub(table.lose_all() as u64);
+        table.end();
+        self.shrink_to_budget();
     }
 
     /// Ends a sequence and begins it anew in the same rank: one that was
     /// preempted is not the youngest because it had to start again.
     ///
     /// # Errors
-    /// Somebody else took the last place.
+    /// It is closed, or somebody else took the last place.
     pub fn reopen(&self, seq: SeqId) -> Result<SeqId, KvError> {
-        let (priority, born) = self.slots[seq.0].rank();
+        let (priority, born) = self.tables.get(seq).ok_or(KvError::Closed)?.rank();
         self.close(seq);
-        let free = self.slots.iter().position(|s| s.open(born.0));
-        let new = free
-            .map(SeqId)
-            .ok_or(KvError::NoSequence(self.slots.len()))?;
+        let free = self.tables.open(Some(born.0));
+        let new = free.ok_or(KvError::NoSequence(self.tables.count()))?;
         self.set_priority(new, priority);
         Ok(new)
     }
 
-    /// Lets every block of a slot go, which is the caller's alone.
-    fn let_go(&self, slot: &Slot) {
-        let tick = self.tick.fetch_add(1, Relaxed);
-        let mut free = Vec::new();
-        for i in 0..slot.entries() {
-            let Some(b) = slot.unlink(i) else { continue };
-            // Of one sequence the last block goes first: those before it are
-            // of use without it.
-            let age = u64::from(u16::MAX) - (i as u64).min(u64::from(u16::MAX));
-            self.blocks[b].set_used(tick << 16 | age);
-            if self.let_one_go(b, true) == Let::Free {
-                free.push(b);
-            }
+    /// One reference less; what has none is cached or slack.
+    pub(super) fn put_back(&self, block: BlockRef) {
+        if let Some(block) = self.release(block, true) {
+            self.retire_one(block, To::Slack);
         }
-        let tokens = slot.lose_all();
-        self.live_tokens.fetch_sub(tokens as u64, Relaxed);
-        if free.is_empty() {
-            return;
-        }
-        // Another thread may still read them.
-        self.guards.quiesce();
-        for b in free {
-            self.slack.insert(b);
-        }
-    }
-
-    /// One reference less, and the counts that follow. A free block is the
-    /// caller's, with its pages.
-    pub(super) fn let_one_go(&self, block: usize, may_cache: bool) -> Let {
-        let b = &self.blocks[block];
-        let held = b.held();
-        let what = b.release(may_cache);
-        if what != Let::Shared {
-            self.in_use.fetch_sub(held, SeqCst);
-        }
-        if what == Let::Cached {
-            self.cached.fetch_add(held, SeqCst);
-        }
-        what
     }
 
     /// Tokens of entry `i`, which has that block.
-    pub(super) fn tokens_in(&self, slot: &Slot, i: usize, block: usize) -> usize {
+    pub(super) fn tokens_in(&self, table: &Table, i: usize, block: BlockId) -> usize {
         let n = self.config.shape.block_tokens;
-        let by_position = slot.len().saturating_sub(i * n).min(n);
-        self.blocks[block].rows().unwrap_or(by_position)
+        let by_position = table.len().saturating_sub(i * n).min(n);
+        self.alloc.blocks().rows(block).unwrap_or(by_position)
     }
 
     /// Entries at the front that are always kept.
@@ -243,71 +164,110 @@ impl KvPool {
             .div_ceil(self.config.shape.block_tokens)
     }
 
-    /// Hands out the next `tokens` positions, with blocks behind them. To
-    /// stay within the budget cached blocks are let go, then, if it may, the
-    /// sequence's own oldest; sinks and the recent window are never given up,
-    /// so below that floor the budget is passed over. Not to be called under a guard.
+    /// Hands out the next `tokens` positions, with blocks behind them; all
+    /// before them are written by now. To stay within the budget cached blocks
+    /// are evicted, then, if it may, the sequence's own oldest; sinks and the
+    /// recent window never are, so below that floor the budget is passed over,
+    /// but not the limit ([`KvPool::set_limit`]). Not to be called under a guard.
     ///
     /// # Errors
-    /// Beyond the context, preempted, or no block is left at all; then
-    /// nothing changed.
+    /// Beyond the context, closed, preempted, appended to by another thread, or
+    /// no block is left within the limit; then nothing changed.
     pub fn append(&self, seq: SeqId, tokens: usize) -> Result<Range<usize>, KvError> {
-        let slot = &self.slots[seq.0];
         let n = self.config.shape.block_tokens;
-        let start = slot.len();
+        let start = self.tables.get(seq).ok_or(KvError::Closed)?.len();
         let end = start.saturating_add(tokens);
-        if slot.preempted() {
-            return Err(KvError::Preempted);
+        {
+            let table = self.lock_to_append(seq, start)?;
+            if end > self.config.capacity_tokens {
+                return Err(KvError::Context {
+                    wanted: end,
+                    context: self.config.capacity_tokens,
+                });
+            }
+            table.set_written(start);
+            self.protect(&table, start, end);
         }
-        if end > self.config.capacity_tokens {
-            let context = self.config.capacity_tokens;
-            return Err(KvError::Context {
-                wanted: end,
-                context,
-            });
+        let (first, last) = (start.div_ceil(n), end.div_ceil(n));
+        for i in first..last {
+            // Without the lock: a new page may have to wait for memory.
+            if let Err(e) = self.append_block(seq, start, i) {
+                self.unlink_from(seq, start, first..i);
+                return Err(e);
+            }
         }
-        let (first_new, last_new) = (start.div_ceil(n), end.div_ceil(n));
-        self.protect(slot, start, end);
-        for i in first_new..last_new {
-            let Some(block) = self.block_for(slot) else {
-                for j in first_new..i {
-                    if let Some(b) = slot.unlink(j)
-                        && self.let_one_go(b, false) == Let::Free
-                    {
-                        self.slack.insert(b);
-                    }
-                }
-                return Err(KvError::Exhausted(self.bytes(self.in_use.load(Relaxed))));
-            };
-            slot.link(i, block);
-        }
-        self.live_tokens.fetch_add(tokens as u64, Relaxed);
-        slot.gain(tokens);
-        slot.set_len(end);
+        let table = self.lock_to_append(seq, start)?;
+        self.counters.live_tokens.add(tokens as u64);
+        table.gain(tokens);
+        table.set_len(end);
         Ok(start..end)
     }
 
+    /// The lock of a sequence that goes on behind `start`.
+    fn lock_to_append(&self, seq: SeqId, start: usize) -> Result<TableLock<'_>, KvError> {
+        let table = self.tables.lock(seq).ok_or(KvError::Closed)?;
+        if table.preempted() {
+            return Err(KvError::Preempted);
+        }
+        if table.len() != start {
+            return Err(KvError::Busy);
+        }
+        Ok(table)
+    }
+
+    fn append_block(&self, seq: SeqId, start: usize, i: usize) -> Result<(), KvError> {
+        let Some(block) = self.block_for(seq) else {
+            return Err(KvError::Exhausted(self.bytes(self.alloc.blocks().in_use())));
+        };
+        match self.lock_to_append(seq, start) {
+            Ok(table) => match table.link(i, block.into_ref()) {
+                Ok(()) => Ok(()),
+                Err(block) => {
+                    drop(table);
+                    self.put_back(block);
+                    Err(KvError::Busy)
+                }
+            },
+            Err(e) => {
+                self.alloc.abandon(block);
+                Err(e)
+            }
+        }
+    }
+
+    /// Takes the blocks of an append that failed out again.
+    fn unlink_from(&self, seq: SeqId, start: usize, entries: Range<usize>) {
+        for i in entries {
+            let table = self.lock_to_append(seq, start).ok();
+            if let Some(block) = table.and_then(|table| table.unlink(i)) {
+                self.put_back(block);
+            }
+        }
+    }
+
     /// All positions that were handed out are written: until the next ones are,
-    /// only the recent window is protected.
+    /// only the recent window is protected, and they can be shared.
     pub fn written(&self, seq: SeqId) {
-        let slot = &self.slots[seq.0];
-        self.protect(slot, slot.len(), slot.len());
+        if let Some(table) = self.tables.lock(seq) {
+            table.set_written(table.len());
+            self.protect(&table, table.len(), table.len());
+        }
     }
 
     /// Protects what is being written and the recent window. Counted from the
     /// last token, not from the end: a window that ends with a block would
     /// else be a block shorter for one token's time, and a trim would take
     /// what the next token must take back.
-    pub(super) fn protect(&self, slot: &Slot, start: usize, end: usize) {
+    pub(super) fn protect(&self, table: &TableLock<'_>, start: usize, end: usize) {
         let n = self.config.shape.block_tokens;
         let recent = (end.saturating_sub(1)).saturating_sub(self.config.recent_tokens) / n;
-        slot.protect_from(recent, start / n);
+        table.protect_from(recent, start / n);
     }
 
     /// Positions handed out, holes included.
     #[must_use]
     pub fn len(&self, seq: SeqId) -> usize {
-        self.slots[seq.0].len()
+        self.tables.get(seq).map_or(0, Table::len)
     }
 
     /// No position was handed out yet.
@@ -319,39 +279,39 @@ impl KvPool {
     /// Positions that still have keys and values.
     #[must_use]
     pub fn live_tokens(&self, seq: SeqId) -> usize {
-        self.slots[seq.0].live()
+        self.tables.get(seq).map_or(0, Table::live)
     }
 
     /// Positions that had keys and values and lost them.
     #[must_use]
     pub fn lost_tokens(&self, seq: SeqId) -> u64 {
-        self.slots[seq.0].lost()
+        self.tables.get(seq).map_or(0, Table::lost)
     }
 
     /// What the sequence lost and has not got back.
     #[must_use]
     pub fn loss(&self, seq: SeqId) -> Loss {
-        self.slots[seq.0].loss()
+        self.tables.get(seq).map_or_else(Loss::default, Table::loss)
     }
 
     /// The first position that lost its keys and values; those after it were
     /// computed, or are used, without it.
     #[must_use]
     pub fn lost_from(&self, seq: SeqId) -> Option<usize> {
-        self.slots[seq.0].lost_from()
+        self.tables.get(seq)?.lost_from()
     }
 
-    /// All memory of the sequence was taken: what was computed for it since
-    /// means nothing, and it can only be closed.
+    /// All memory of the sequence was taken, or it is closed: what was computed
+    /// for it since means nothing, and it can only be closed.
     #[must_use]
     pub fn preempted(&self, seq: SeqId) -> bool {
-        self.slots[seq.0].preempted()
+        self.tables.get(seq).is_none_or(Table::preempted)
     }
 
     /// Most bytes that may be resident.
     #[must_use]
     pub fn budget(&self) -> Bytes {
-        self.bytes(self.budget.load(Relaxed))
+        self.bytes(self.alloc.budget())
     }
 
     /// Changes [`PoolConfig::may_drop`].
@@ -374,20 +334,32 @@ impl KvPool {
     /// Sets the most bytes that may be resident, in whole pages, at most
     /// [`KvPool::capacity`].
     pub fn set_budget(&self, budget: Bytes) {
-        let bytes = budget.0.min(self.capacity().0);
-        let pages = usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size();
-        self.budget.store(pages, Relaxed);
+        self.alloc.set_budget(self.whole_pages(budget));
+    }
+
+    /// Sets the most bytes that may be resident whatever a sequence's floor is:
+    /// the budget never exceeds it, and beyond it [`KvPool::append`] is refused.
+    /// While a block is written anew ([`Ladder::step`](super::Ladder::step)) it
+    /// and its copy are both resident.
+    pub fn set_limit(&self, limit: Bytes) {
+        self.alloc.set_limit(self.whole_pages(limit));
+    }
+
+    fn whole_pages(&self, bytes: Bytes) -> usize {
+        let bytes = bytes.0.min(self.capacity().0);
+        usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()
     }
 
     /// The account. Counters are read one after the other: while the pool is
     /// at work they may be a block apart, at rest they are exact.
     #[must_use]
     pub fn account(&self) -> Account {
-        let reserved = self.arena.blocks() * self.arena.block_bytes();
-        let all = reserved / rustix::param::page_size();
-        let resident = self.resident.load(SeqCst).min(all);
-        let in_use = self.in_use.load(SeqCst).min(all);
-        let cached = self.cached.load(SeqCst).min(all);
+        let all = self.alloc.reserved();
+        let resident = self.alloc.resident().min(all);
+        let in_use = self.alloc.blocks().in_use().min(all);
+        let cached = self.alloc.blocks().cached().min(all);
+        let held = |block| self.alloc.blocks().held_by(block);
+        let c = &self.counters;
         Account {
             reserved: self.bytes(all),
             resident: self.bytes(resident),
@@ -395,34 +367,41 @@ impl KvPool {
             in_use: self.bytes(in_use),
             cached: self.bytes(cached),
             slack: self.bytes(resident.saturating_sub(in_use + cached)),
-            live_tokens: self.live_tokens.load(Relaxed),
+            retired: self.bytes(self.reclaim.retired().map(held).sum()),
+            live_tokens: c.live_tokens.get(),
             floor: self.bytes(in_use.saturating_sub(self.droppable())),
-            self_evicted: self.self_evicted.load(Relaxed),
-            madvise_errors: self.madvise_errors.load(Relaxed),
-            preempted: self.preempted.load(Relaxed),
-            cache_evicted: self.cache_evicted.load(Relaxed),
-            cache_hit_tokens: self.cache_hit_tokens.load(Relaxed),
-            writes_lost: self.writes_lost.load(Relaxed),
+            self_evicted: c.self_evicted.get(),
+            madvise_errors: self.alloc.madvise_errors(),
+            preempted: c.preempted.get(),
+            cache_evicted: c.cache_evicted.get(),
+            cache_hit_tokens: c.cache_hit_tokens.get(),
+            writes_lost: c.writes_lost.get(),
+            deferred_returned: Bytes(c.deferred_returned.get() * rustix::param::page_size() as u64),
         }
     }
 
     /// Pages that the window step could take.
     fn droppable(&self) -> usize {
-        let of_slot = |slot: &Slot| {
-            let (mut pages, mut live) = (0, slot.live());
-            for i in self.sink_entries()..slot.protected_from() {
-                let Some(b) = slot.entry(i) else { continue };
-                let tokens = self.tokens_in(slot, i, b);
+        let blocks = self.alloc.blocks();
+        let of_table = |table: &Table| {
+            let (mut pages, mut live) = (0, table.live());
+            for i in self.sink_entries()..table.protected_from() {
+                let Some(b) = table.entry(i) else { continue };
+                let tokens = self.tokens_in(table, i, b);
                 if live < self.config.floor_tokens + tokens {
                     break;
                 }
                 live -= tokens;
-                if self.blocks[b].is_sole() {
-                    pages += self.blocks[b].held();
+                if blocks.is_sole(b) {
+                    pages += blocks.held(b);
                 }
             }
             pages
         };
-        self.slots.iter().filter(|s| s.is_open()).map(of_slot).sum()
+        self.tables
+            .iter()
+            .filter(|t| t.is_open())
+            .map(of_table)
+            .sum()
     }
 }

@@ -52,20 +52,22 @@ pub(super) fn grow(p: &KvPool, tag: usize, seq: SeqId, tokens: usize) {
 
 pub(super) fn fill(p: &KvPool, tag: usize, seq: SeqId, range: std::ops::Range<usize>) {
     let guard = p.layer();
+    let mut writer = guard.writer();
+    writer.claim(seq).unwrap();
     for pos in range {
         for layer in 0..SHAPE.layers {
             let row = vec![key(tag, pos, layer); SHAPE.kv_heads * SHAPE.head_dim];
-            p.write(&guard, seq, layer, pos, &row, &row);
+            writer.write(seq, layer, pos, &row, &row);
         }
     }
 }
 
 /// Reads every live position under one guard per layer and checks it.
 pub(super) fn check(p: &KvPool, tag: usize, seq: SeqId) -> usize {
-    let (mut views, mut live) = (vec![], 0);
+    let mut live = 0;
     for layer in 0..SHAPE.layers {
-        let guard = p.layer();
-        p.blocks(&guard, seq, layer, &mut views);
+        let (guard, mut views) = (p.layer(), vec![]);
+        guard.blocks(seq, layer, &mut views);
         live = 0;
         for b in &views {
             for h in 0..SHAPE.kv_heads {
@@ -173,7 +175,7 @@ fn smaps_rss(range: &std::ops::Range<usize>) -> u64 {
 fn the_kernel_sees_the_same_account() {
     // Blocks of exactly whole pages, every page written.
     let p = pool(3200, 1);
-    let range = p.arena.range();
+    let range = p.alloc.range();
     assert_eq!(smaps_rss(&range), 0);
     let seq = p.open().unwrap();
     // Before anything is written, so that no write waits for memory.
@@ -217,7 +219,7 @@ fn sinks_and_the_recent_window_are_never_trimmed() {
     grow(&p, 0, seq, 500);
     p.trim(Bytes(u64::MAX), Steps::ALL);
     let (guard, mut views) = (p.layer(), vec![]);
-    p.blocks(&guard, seq, 0, &mut views);
+    guard.blocks(seq, 0, &mut views);
     assert_eq!(views[0].first_pos, 0);
     assert!(views[1].first_pos <= 500 - 40 && views.last().unwrap().first_pos == 496);
     assert_eq!(p.account().resident, p.account().floor);
@@ -307,17 +309,19 @@ fn rows_of_every_encoding_are_read_back_where_they_were_written() {
         let seq = p.open().unwrap();
         let range = p.append(seq, 50).unwrap();
         let guard = p.layer();
+        let mut writer = guard.writer();
+        writer.claim(seq).unwrap();
         let value = |layer: usize, pos: usize, i: usize| {
             ((layer * 50 + pos) * 128 + i) as f32 % 251.0 - 125.0
         };
         for (layer, pos) in (0..2).flat_map(|l| range.clone().map(move |p| (l, p))) {
             let row: Vec<f32> = (0..128).map(|i| value(layer, pos, i)).collect();
             let other: Vec<f32> = row.iter().map(|v| -v).collect();
-            p.write(&guard, seq, layer, pos, &row, &other);
+            writer.write(seq, layer, pos, &row, &other);
         }
-        let mut views = vec![];
         for layer in 0..2 {
-            p.blocks(&guard, seq, layer, &mut views);
+            let mut views = vec![];
+            guard.blocks(seq, layer, &mut views);
             for (b, t) in views
                 .iter()
                 .flat_map(|b| (0..b.tokens).map(move |t| (b, t)))

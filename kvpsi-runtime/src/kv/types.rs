@@ -1,4 +1,4 @@
-//! Shapes, settings, accounts and errors of the KV memory.
+//! Shapes, settings and errors of the KV memory.
 
 use super::encoding::{KvType, Plane};
 use crate::units::Bytes;
@@ -226,8 +226,16 @@ pub enum KvError {
         /// Positions there are.
         context: usize,
     },
+    /// The sequence was closed; its id is no other's.
+    #[error("the sequence is closed: its id finds nothing any more; open another one")]
+    Closed,
+    /// Another thread appends to the sequence or writes its rows.
+    #[error("another thread writes this sequence: one thread at a time")]
+    Busy,
     /// No block is free and nothing may be evicted.
-    #[error("the KV cache is full: {0} in use and nothing may be evicted; choose a larger --ctx")]
+    #[error(
+        "the KV cache is full: {0} in use and nothing may be evicted; choose a larger --kv-budget or --ctx"
+    )]
     Exhausted(Bytes),
     /// All memory of the sequence was taken; its tokens must be computed anew.
     #[error("the sequence was preempted: its memory went to whoever was short of it")]
@@ -315,38 +323,4 @@ impl Steps {
     pub const fn has(self, step: Step) -> bool {
         self.0 & 1 << step as u8 != 0
     }
-}
-
-/// The pool's account at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Account {
-    /// Address space of the arena.
-    pub reserved: Bytes,
-    /// Blocks whose pages the process holds.
-    pub resident: Bytes,
-    /// Blocks whose pages the kernel has.
-    pub returned: Bytes,
-    /// Blocks of open sequences; one that several share counts once.
-    pub in_use: Bytes,
-    /// Blocks of ended and idle sequences, kept to be used again.
-    pub cached: Bytes,
-    /// Resident blocks of nobody.
-    pub slack: Bytes,
-    /// Positions of all sequences that have keys and values.
-    pub live_tokens: u64,
-    /// What the steps up to the window cannot take: sinks, recent windows and
-    /// floors of open sequences.
-    pub floor: Bytes,
-    /// Blocks that sequences gave up to stay within the budget.
-    pub self_evicted: u64,
-    /// `madvise` calls that failed; their blocks stayed resident.
-    pub madvise_errors: u64,
-    /// Sequences that lost all their memory and went back to their tokens.
-    pub preempted: u64,
-    /// Cached blocks that gave way to blocks in use, or to trims.
-    pub cache_evicted: u64,
-    /// Tokens that a sequence found in the cache and did not compute.
-    pub cache_hit_tokens: u64,
-    /// Rows of keys and values that found no block: always 0, or a bug.
-    pub writes_lost: u64,
 }

@@ -3,19 +3,50 @@
 //! Owns the layout of a block: layer after layer, K then V, each `[kv_heads]
 //! [block_tokens][head_dim]` and its scales; behind all layers the attention
 //! mass of each row, `[layers][kv_heads][block_tokens]` in f32, where it is
-//! kept. Refuses to know who has a block.
+//! kept. Owns also the rule for rows: **those of a sequence are written by the
+//! one [`RowWriter`] that claimed it, and only until they are written**, so no
+//! two threads write a row and nobody writes what others share.
+//! Out of scope: who has a block.
 
 use super::{
+    block::BlockId,
     encoding::{KvType, encode_row},
-    guard::LayerGuard,
     pool::KvPool,
-    sequence::SeqId,
+    sync::Relaxed,
+    table::SeqId,
+    types::KvError,
 };
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::{marker::PhantomData, sync::atomic::AtomicU32};
 
-/// One layer of one live block.
+/// While it lives, no block seen under it loses its pages or gets others' rows.
+#[derive(Debug)]
+#[must_use = "the guard protects only while it lives"]
+pub struct LayerGuard<'a> {
+    pool: &'a KvPool,
+    place: usize,
+}
+
+impl Drop for LayerGuard<'_> {
+    fn drop(&mut self) {
+        self.pool.reclaim.leave(self.place);
+        if cfg!(feature = "trim") {
+            // What was retired under this guard and is seen by no other.
+            self.pool.collect();
+        }
+    }
+}
+
+/// One layer of one live block, for as long as a guard lives:
+///
+/// ```compile_fail
+/// # fn outlives(pool: &kvpsi::kv::KvPool, seq: kvpsi::kv::SeqId) {
+/// let mut views = Vec::new();
+/// pool.layer().blocks(seq, 0, &mut views);
+/// drop(views); // The guard is gone, and so may be the pages.
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
-pub struct BlockView {
+pub struct BlockView<'g> {
     /// Keys after RoPE: `[kv_heads][block_tokens][head_dim]`, and what their
     /// encoding has after them.
     pub k: *const u8,
@@ -34,55 +65,44 @@ pub struct BlockView {
     /// Attention mass of each row, `[kv_heads][block_tokens]`, f32 bits; null
     /// where it is not kept.
     pub row_mass: *const AtomicU32,
+    pub(crate) guard: PhantomData<&'g ()>,
 }
 
-// SAFETY: a view is an address; it is valid while the guard it was taken
-// under lives, on whatever thread.
-unsafe impl Send for BlockView {}
+// SAFETY: a view is an address, valid on whatever thread while the guard lives
+// that its lifetime is of.
+unsafe impl Send for BlockView<'_> {}
 // SAFETY: as above; views are only read through, and masses are atomic.
-unsafe impl Sync for BlockView {}
+unsafe impl Sync for BlockView<'_> {}
+
+/// The right to write rows of the sequences that it claimed.
+#[derive(Debug)]
+pub struct RowWriter<'g> {
+    pool: &'g KvPool,
+    /// Tables that are claimed, a bit each.
+    claimed: u64,
+}
+
+impl Drop for RowWriter<'_> {
+    fn drop(&mut self) {
+        self.pool.tables.stop_writing(self.claimed);
+    }
+}
 
 impl KvPool {
-    /// Guards the blocks against trims for the time of one layer.
+    /// Guards the blocks against trims for the time of one layer. Closing it
+    /// returns the pages that it alone held back.
     pub fn layer(&self) -> LayerGuard<'_> {
-        self.guards.enter()
-    }
-
-    /// The live blocks of a sequence for one layer, in order of position.
-    /// Valid while the guard lives.
-    pub fn blocks(
-        &self,
-        _guard: &LayerGuard<'_>,
-        seq: SeqId,
-        layer: usize,
-        out: &mut Vec<BlockView>,
-    ) {
-        let slot = &self.slots[seq.0];
-        let n = self.config.shape.block_tokens;
-        slot.consistent(|| {
-            out.clear();
-            for i in 0..slot.len().div_ceil(n) {
-                if let Some(b) = slot.entry(i) {
-                    let (k, v) = self.layer_of(b, layer);
-                    out.push(BlockView {
-                        k,
-                        v,
-                        kind: self.blocks[b].kind(),
-                        first_pos: i * n,
-                        tokens: self.tokens_in(slot, i, b),
-                        index: u32::try_from(i).unwrap_or(u32::MAX),
-                        row_mass: self.row_mass(b, layer),
-                    });
-                }
-            }
-        });
+        LayerGuard {
+            pool: self,
+            place: self.reclaim.enter(),
+        }
     }
 
     /// Where K and V of one layer of a block begin.
-    pub(super) fn layer_of(&self, block: usize, layer: usize) -> (*mut u8, *mut u8) {
-        let (s, kind) = (&self.config.shape, self.blocks[block].kind());
+    pub(super) fn layer_of(&self, block: BlockId, layer: usize) -> (*mut u8, *mut u8) {
+        let (s, kind) = (&self.config.shape, self.alloc.blocks().kind(block));
         assert!(layer < s.layers);
-        let base = self.arena.block(block).as_ptr();
+        let base = self.alloc.address(block).as_ptr();
         // SAFETY: a block holds `layers` times `layer_bytes`, checked above.
         unsafe {
             let k = base.add(layer * s.layer_bytes(kind));
@@ -91,8 +111,8 @@ impl KvPool {
     }
 
     /// Attention masses of one layer of a block, null where none are kept.
-    pub(super) fn row_mass(&self, block: usize, layer: usize) -> *const AtomicU32 {
-        let (s, kind) = (&self.config.shape, self.blocks[block].kind());
+    pub(super) fn row_mass(&self, block: BlockId, layer: usize) -> *const AtomicU32 {
+        let (s, kind) = (&self.config.shape, self.alloc.blocks().kind(block));
         if !s.row_mass {
             return std::ptr::null();
         }
@@ -100,62 +120,129 @@ impl KvPool {
         let at = s.layers * s.layer_bytes(kind) + layer * s.kv_heads * s.block_tokens * 4;
         // SAFETY: behind all layers, where a block that keeps masses has room
         // for them. Planes are whole multiples of 4 bytes (`PoolConfig::blocks`).
-        unsafe { self.arena.block(block).as_ptr().add(at).cast() }
+        unsafe { self.alloc.address(block).as_ptr().add(at).cast() }
+    }
+
+    /// Adds to the attention mass that fell on a block.
+    pub fn add_mass(&self, seq: SeqId, index: u32, mass: f32) {
+        if let Some(table) = self.tables.get(seq) {
+            table.add_mass(index as usize, mass);
+        }
+    }
+}
+
+impl LayerGuard<'_> {
+    /// Appends the live blocks of a sequence for one layer to `out`, in order
+    /// of position; none of a sequence that is closed.
+    pub fn blocks<'g>(&'g self, seq: SeqId, layer: usize, out: &mut Vec<BlockView<'g>>) {
+        let pool = self.pool;
+        let Some(table) = pool.tables.get(seq) else {
+            return;
+        };
+        let (n, from) = (pool.config.shape.block_tokens, out.len());
+        table.consistent(|| {
+            out.truncate(from);
+            for i in 0..table.len().div_ceil(n) {
+                if let Some(b) = table.entry(i) {
+                    let (k, v) = pool.layer_of(b, layer);
+                    out.push(BlockView {
+                        k,
+                        v,
+                        kind: pool.alloc.blocks().kind(b),
+                        first_pos: i * n,
+                        tokens: pool.tokens_in(table, i, b),
+                        index: u32::try_from(i).unwrap_or(u32::MAX),
+                        row_mass: pool.row_mass(b, layer),
+                        guard: PhantomData,
+                    });
+                }
+            }
+        });
+        if pool.tables.get(seq).is_none() {
+            // It was closed meanwhile: some entries may be another sequence's.
+            out.truncate(from);
+        }
+    }
+
+    /// A writer under this guard, which has claimed nothing yet.
+    #[must_use]
+    pub fn writer(&self) -> RowWriter<'_> {
+        RowWriter {
+            pool: self.pool,
+            claimed: 0,
+        }
+    }
+}
+
+impl RowWriter<'_> {
+    /// Claims the rows of a sequence that are not written yet, until the writer
+    /// is dropped. Claiming one again is nothing.
+    ///
+    /// # Errors
+    /// [`KvError::Busy`]: another writer has claimed it.
+    pub fn claim(&mut self, seq: SeqId) -> Result<(), KvError> {
+        if self.has(seq) {
+            return Ok(());
+        }
+        let bit = self.pool.tables.start_writing(seq);
+        self.claimed |= bit.ok_or(KvError::Busy)?;
+        Ok(())
+    }
+
+    fn has(&self, seq: SeqId) -> bool {
+        let bit = 1u64.checked_shl(seq.slot).unwrap_or(0);
+        self.claimed & bit != 0
     }
 
     /// Stores keys and values of one position, encoded; `k` and `v` are
-    /// `[kv_heads * head_dim]`. Each position of a layer is written by one
-    /// thread, before it is read. Rows of a preempted sequence go nowhere.
+    /// `[kv_heads * head_dim]`. Rows of a preempted or closed sequence go
+    /// nowhere.
     ///
     /// # Panics
-    /// `k` or `v` are not of that length.
-    pub fn write(
-        &self,
-        _guard: &LayerGuard<'_>,
-        seq: SeqId,
-        layer: usize,
-        pos: usize,
-        k: &[f32],
-        v: &[f32],
-    ) {
-        let s = &self.config.shape;
+    /// `k` or `v` are not of that length, or the sequence is not claimed.
+    pub fn write(&mut self, seq: SeqId, layer: usize, pos: usize, k: &[f32], v: &[f32]) {
+        assert!(self.has(seq), "the rows of {seq:?} are not claimed");
+        let pool = self.pool;
+        let s = &pool.config.shape;
         assert!(k.len() == s.kv_heads * s.head_dim && v.len() == k.len());
-        let slot = &self.slots[seq.0];
-        let Some(block) = slot.entry(pos / s.block_tokens) else {
+        let Some(table) = pool.tables.get(seq) else {
+            return;
+        };
+        let block = table.entry(pos / s.block_tokens);
+        let in_hand = (table.written()..table.len()).contains(&pos);
+        // After the entry was read: that of a later sequence is not ours.
+        if pool.tables.get(seq).is_none() {
+            return;
+        }
+        let Some(block) = block.filter(|_| in_hand) else {
             // Positions being written are protected from all but preemption;
             // another hole here is a bug that must be seen, not a crash of
             // somebody's robot.
-            debug_assert!(slot.preempted(), "no block behind position {pos}");
-            if !slot.preempted() {
-                self.writes_lost.fetch_add(1, Relaxed);
+            debug_assert!(table.preempted(), "no block to write position {pos} to");
+            if !table.preempted() {
+                pool.counters.writes_lost.add(1);
             }
             return;
         };
-        let (kp, vp) = self.layer_of(block, layer);
-        let (kind, plane) = (self.blocks[block].kind(), s.plane());
-        let masses = self.row_mass(block, layer);
+        let (kp, vp) = pool.layer_of(block, layer);
+        let (kind, plane) = (pool.alloc.blocks().kind(block), s.plane());
+        let masses = pool.row_mass(block, layer);
         for h in 0..s.kv_heads {
             let (t, at) = (pos % s.block_tokens, plane.at(h, pos % s.block_tokens));
             for (to, from) in [(kp, k), (vp, v)] {
                 let from = &from[h * s.head_dim..][..s.head_dim];
                 // SAFETY: the row lies in this layer of the block, and its
-                // scales behind all values; the position is this thread's
-                // alone, and the guard keeps the block. Blocks are aligned to
-                // pages, and all offsets are even.
+                // scales behind all values. The claim makes it this writer's
+                // alone: the position is not written, so its block is in no
+                // other table and neither re-encoded nor gathered; the guard
+                // that the writer borrows keeps the block. Blocks are aligned
+                // to pages, and all offsets are even.
                 unsafe { encode_row(kind, to, plane, at, from) };
             }
             if !masses.is_null() {
                 // SAFETY: one of the layer's masses; the guard keeps the block.
                 unsafe { &*masses.add(h * s.block_tokens + t) }.store(0, Relaxed);
             }
-        }
-    }
-
-    /// Adds to the attention mass that fell on a block.
-    pub fn add_mass(&self, seq: SeqId, index: u32, mass: f32) {
-        let slot = &self.slots[seq.0];
-        if (index as usize) < slot.entries() {
-            slot.add_mass(index as usize, mass);
         }
     }
 }

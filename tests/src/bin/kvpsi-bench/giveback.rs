@@ -141,9 +141,9 @@ fn pool(decoder: &Decoder, text: &[u32], block: usize, pattern: Pattern, by: By)
 /// kernel itself takes for memory that was filled so.
 fn in_place(pool: &KvPool, seqs: &[SeqId], pattern: Pattern, block_bytes: u64) -> Result<Took> {
     let run = usize::try_from(block_bytes)?;
-    let mut views = Vec::new();
+    let (guard, mut views) = (pool.layer(), Vec::new());
     let seq = seqs[seqs.len() - 1];
-    pool.blocks(&pool.layer(), seq, 0, &mut views);
+    guard.blocks(seq, 0, &mut views);
     let blocks = match pattern {
         // As the trim chooses: all but the sinks, to half.
         Pattern::Oldest => &views[1..=views.len() / 2],

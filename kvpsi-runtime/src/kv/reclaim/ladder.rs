@@ -4,12 +4,11 @@
 //! memory. Whoever calls may wait for another's step: never the reactor.
 //! Refuses to know why memory is wanted.
 
-use super::{
+use super::{Reclaimed, ThinMemory, ThinOrder};
+use crate::kv::{
     encoding::KvType,
     evict::{Evict, Expected, Heavy, KeyDiff, Policy, QueryStats, Window},
-    pack::Reclaimed,
     pool::KvPool,
-    thin::{ThinMemory, ThinOrder},
     types::{Step, Steps},
 };
 use crate::units::Bytes;

@@ -1,4 +1,5 @@
-//! Thinning: of cold blocks, the tokens that matter, gathered into fewer.
+//! Eviction of tokens: of cold blocks, the tokens that matter are gathered into
+//! fewer blocks.
 //!
 //! Owns the gathering: of each layer and KV head the rows that a [`Policy`]
 //! finds worth most are copied, in their order, into new blocks, which then
@@ -8,23 +9,26 @@
 //! It runs beside attention and the reactor, as [`super::pack`] does. Refuses
 //! to know what a row is worth.
 
-use super::{
-    basis::rotate,
-    block::Let,
-    encoding::{
-        KvType,
-        rows::{decode_row, encode_row, recode_plane},
+use super::Reclaimed;
+use crate::{
+    kv::{
+        block::{BATCH, Batch, BlockId, OwnedBlock, To, Unlinked},
+        encoding::{
+            KvType,
+            rows::{decode_row, encode_row, recode_plane},
+        },
+        evict::{HeadRows, Policy},
+        hadamard::rotate,
+        pool::KvPool,
+        sync::Relaxed,
+        table::{SeqId, Table, TableLock},
+        types::{KvShape, Step},
     },
-    evict::{HeadRows, Policy},
-    pack::Reclaimed,
-    pool::KvPool,
-    sequence::{SeqId, Slot},
-    types::{KvShape, Step},
+    units::Bytes,
 };
-use crate::units::Bytes;
-use std::{ops::Range, sync::atomic::Ordering::Relaxed};
+use std::ops::Range;
 
-/// Memory of thinning, kept between calls; contents mean nothing.
+/// Memory of evicting tokens, kept between calls; contents mean nothing.
 #[derive(Debug, Default)]
 pub struct ThinMemory {
     keys: Vec<f32>,
@@ -36,8 +40,9 @@ pub struct ThinMemory {
     /// A plane of f16 on its way.
     plane: Vec<u16>,
     row: Vec<f32>,
-    old: Vec<(usize, usize, usize)>,
-    new: Vec<usize>,
+    /// Entry, block and rows of each that is gathered.
+    old: Vec<(usize, BlockId, usize)>,
+    new: Vec<OwnedBlock>,
 }
 
 impl ThinMemory {
@@ -83,23 +88,27 @@ impl KvPool {
         want: Bytes,
         memory: &mut ThinMemory,
     ) -> Option<Reclaimed> {
-        let slots = self.slots.iter().enumerate().filter(|(_, s)| s.is_open());
-        let groups = slots.filter_map(|(id, s)| Some((id, self.densest(s, order)?)));
-        let (id, group) = groups.max_by(|a, b| a.1.density.total_cmp(&b.1.density))?;
-        self.thin(SeqId(id), &group, policy, want, memory)
+        let tables = (0u32..).zip(self.tables.iter());
+        let groups = tables.filter_map(|(slot, table)| {
+            let generation = table.generation()?;
+            let group = self.densest(table, order)?;
+            Some((SeqId { slot, generation }, group))
+        });
+        let (seq, group) = groups.max_by(|a, b| a.1.density.total_cmp(&b.1.density))?;
+        self.gather_group(seq, &group, policy, want, memory)
     }
 
     /// The group of a sequence that is the densest for its distance.
-    fn densest(&self, slot: &Slot, order: ThinOrder) -> Option<Group> {
+    fn densest(&self, table: &Table, order: ThinOrder) -> Option<Group> {
         let n = self.config.shape.block_tokens;
-        let clear = slot.len().saturating_sub(order.window) / n;
-        let end = slot
+        let clear = table.len().saturating_sub(order.window) / n;
+        let end = table
             .protected_from()
             .min(if order.window == 0 { usize::MAX } else { clear });
         let mut best: Option<Group> = None;
         let mut from = self.sink_entries();
         while from < end {
-            let group = self.group_from(slot, from, end, order.group);
+            let group = self.group_from(table, from, end, order.group.min(BATCH));
             from = group.entries.end;
             if group.blocks >= 2 && best.as_ref().is_none_or(|b| group.density > b.density) {
                 best = Some(group);
@@ -109,18 +118,21 @@ impl KvPool {
     }
 
     /// The next group of at most `most` blocks.
-    fn group_from(&self, slot: &Slot, from: usize, end: usize, most: usize) -> Group {
+    fn group_from(&self, table: &Table, from: usize, end: usize, most: usize) -> Group {
         let n = self.config.shape.block_tokens;
         let (mut blocks, mut rows, mut until) = (0, 0, from);
         while until < end && blocks < most {
-            if let Some(b) = slot.entry(until).filter(|b| self.blocks[*b].is_sole()) {
+            if let Some(b) = table
+                .entry(until)
+                .filter(|b| self.alloc.blocks().is_sole(*b))
+            {
                 blocks += 1;
-                rows += self.tokens_in(slot, until, b);
+                rows += self.tokens_in(table, until, b);
             }
             until += 1;
         }
         let kept = rows as f32 / ((until - from) * n).max(1) as f32;
-        let distance = slot.len().saturating_sub((from + until) * n / 2);
+        let distance = table.len().saturating_sub((from + until) * n / 2);
         Group {
             density: kept * (distance.max(1) as f32).sqrt(),
             entries: from..until,
@@ -128,7 +140,7 @@ impl KvPool {
         }
     }
 
-    fn thin(
+    fn gather_group(
         &self,
         seq: SeqId,
         group: &Group,
@@ -136,13 +148,14 @@ impl KvPool {
         want: Bytes,
         memory: &mut ThinMemory,
     ) -> Option<Reclaimed> {
-        let slot = &self.slots[seq.0];
+        let table = self.tables.get(seq)?;
+        let blocks_of = self.alloc.blocks();
         let n = self.config.shape.block_tokens;
         memory.old.clear();
         for i in group.entries.clone() {
             // What others have too would not come free.
-            if let Some(b) = slot.entry(i).filter(|b| self.blocks[*b].is_sole()) {
-                memory.old.push((i, b, self.tokens_in(slot, i, b)));
+            if let Some(b) = table.entry(i).filter(|b| self.alloc.blocks().is_sole(*b)) {
+                memory.old.push((i, b, self.tokens_in(table, i, b)));
             }
         }
         let rows: usize = memory.old.iter().map(|o| o.2).sum();
@@ -150,9 +163,9 @@ impl KvPool {
         let kind = memory
             .old
             .iter()
-            .map(|o| self.blocks[o.1].kind())
+            .map(|o| blocks_of.kind(o.1))
             .max_by_key(|k| *k as u8)?;
-        let spare = slot.live().saturating_sub(self.config.floor_tokens);
+        let spare = table.live().saturating_sub(self.config.floor_tokens);
         let keep = self
             .keep(rows, memory.old.len(), kind, want)
             .max(rows.saturating_sub(spare));
@@ -163,10 +176,10 @@ impl KvPool {
         let keep = rows.min(blocks * n);
         memory.new.clear();
         while memory.new.len() < blocks {
-            match self.take(kind, usize::MAX) {
+            match self.alloc.take(kind, usize::MAX) {
                 Some(b) => {
                     let left = keep - memory.new.len() * n;
-                    self.blocks[b].set_rows(left.min(n));
+                    blocks_of.set_rows(&b, left.min(n));
                     memory.new.push(b);
                 }
                 None => return self.undo(memory),
@@ -180,28 +193,39 @@ impl KvPool {
             if memory
                 .old
                 .iter()
-                .any(|(i, b, _)| slot.entry(*i) != Some(*b))
+                .any(|(i, b, _)| table.entry(*i) != Some(*b))
             {
                 return self.undo(memory);
             }
             for head in 0..self.config.shape.kv_heads {
-                fell += self.choose(slot, layer, head, (rows, keep), policy, memory);
+                fell += self.choose(table, layer, head, (rows, keep), policy, memory);
             }
             self.gather(layer, keep, memory);
         }
         let planes = self.config.shape.layers * self.config.shape.kv_heads;
         let fell = fell / planes as f32;
-        if slot.picking_now(|| self.put(slot, memory, rows - keep, fell)) != Some(true) {
+        let Some(lock) = self.tables.lock(seq) else {
+            return self.undo(memory);
+        };
+        if memory
+            .old
+            .iter()
+            .any(|(i, b, _)| lock.entry(*i) != Some(*b))
+        {
+            drop(lock);
             return self.undo(memory);
         }
-        let mass = share_of_group(slot, memory, fell);
-        slot.trimmed();
-        slot.lose_share(mass);
-        let before = self.freed(memory);
-        let held = blocks * self.pages(kind);
+        let mut out: Batch<Unlinked> = Batch::new();
+        let before = self.put(&lock, memory, rows - keep, fell, &mut out);
+        let mass = share_of_group(&lock, memory, fell);
+        lock.count_trim();
+        lock.lose_share(mass);
+        drop(lock);
+        self.retire(&mut out, To::Kernel);
+        let held = self.bytes(blocks * self.alloc.pages(kind));
         Some(Reclaimed {
             step: Step::Thin,
-            bytes: Bytes(before.0.saturating_sub(self.bytes(held).0)),
+            bytes: self.bytes(before).saturating_sub(held),
             tokens: (rows - keep) as u64,
             mass_dropped: mass,
         })
@@ -211,7 +235,7 @@ impl KvPool {
     /// half of them.
     fn keep(&self, rows: usize, blocks: usize, kind: KvType, want: Bytes) -> usize {
         let n = self.config.shape.block_tokens;
-        let pages = self.bytes(self.pages(kind)).0.max(1);
+        let pages = self.bytes(self.alloc.pages(kind)).0.max(1);
         let fewer = usize::try_from(want.0.div_ceil(pages))
             .unwrap_or(usize::MAX)
             .max(1);
@@ -223,7 +247,7 @@ impl KvPool {
     /// attention that fell on the others, as far as the policy knows.
     fn choose(
         &self,
-        slot: &Slot,
+        table: &Table,
         layer: usize,
         head: usize,
         (rows, keep): (usize, usize),
@@ -239,7 +263,7 @@ impl KvPool {
             .iter()
             .flat_map(|(_, b, rows)| (0..*rows).map(move |t| (*b, t)));
         for ((key, value), (b, t)) in into.zip(places) {
-            let ((k, v), kind) = (self.layer_of(b, layer), self.blocks[b].kind());
+            let ((k, v), kind) = (self.layer_of(b, layer), self.alloc.blocks().kind(b));
             // SAFETY: a row of this layer of a block that the guard of the
             // caller keeps, written before and by nobody now.
             unsafe {
@@ -263,7 +287,7 @@ impl KvPool {
             keys: &m.keys,
             values: &m.values,
             mass: &m.mass,
-            next_pos: slot.len(),
+            next_pos: table.len(),
         };
         policy.score(&of_head, &mut m.scores);
         best(&m.scores, keep, &mut m.kept[head]);
@@ -275,15 +299,16 @@ impl KvPool {
     fn gather(&self, layer: usize, keep: usize, m: &mut ThinMemory) {
         let s = &self.config.shape;
         let (n, plane) = (s.block_tokens, s.plane());
-        for (i, &new) in m.new.iter().enumerate() {
+        for (i, new) in m.new.iter().enumerate() {
+            let new = new.id();
             let filled = (keep - i * n).min(n);
-            let (to, to_kind) = (self.layer_of(new, layer), self.blocks[new].kind());
+            let (to, to_kind) = (self.layer_of(new, layer), self.alloc.blocks().kind(new));
             for (which, to) in [to.0, to.1].into_iter().enumerate() {
                 for (head, t) in (0..s.kv_heads).flat_map(|h| (0..filled).map(move |t| (h, t))) {
                     let (block, row) = place(&m.old, m.kept[head][i * n + t] as usize);
                     let (k, v) = self.layer_of(block, layer);
                     let from = if which == 0 { k } else { v };
-                    let kind = self.blocks[block].kind();
+                    let kind = self.alloc.blocks().kind(block);
                     let staged = m.plane.as_mut_ptr().cast();
                     // SAFETY: a row of a block that the guard of the caller
                     // keeps, and one of our own plane.
@@ -312,52 +337,46 @@ impl KvPool {
         }
     }
 
-    /// Puts the new blocks in the old ones' place; false if these are no
-    /// longer all there. Only while picking.
-    fn put(&self, slot: &Slot, memory: &ThinMemory, lost: usize, fell: f32) -> bool {
-        if memory
-            .old
-            .iter()
-            .any(|(i, b, _)| slot.entry(*i) != Some(*b))
-        {
-            return false;
-        }
-        let mass: f32 = memory.old.iter().map(|(i, ..)| slot.mass(*i)).sum();
+    /// Puts the new blocks in the old ones' place, all of which are there;
+    /// returns the pages of those that nobody else has, which are in `out`
+    /// then.
+    fn put(
+        &self,
+        table: &TableLock<'_>,
+        memory: &mut ThinMemory,
+        lost: usize,
+        fell: f32,
+        out: &mut Batch<Unlinked>,
+    ) -> usize {
+        let mass: f32 = memory.old.iter().map(|(i, ..)| table.mass(*i)).sum();
         let each = mass * (1.0 - fell) / memory.new.len() as f32;
-        slot.changing(|| {
-            for (place, (i, ..)) in memory.old.iter().enumerate() {
-                slot.unlink(*i);
-                slot.set_mass(*i, 0.0);
-                if let Some(new) = memory.new.get(place) {
-                    slot.link(*i, *new);
-                    slot.set_mass(*i, each);
+        let mut pages = 0;
+        table.together(|| {
+            let mut new = memory.new.drain(..);
+            for (i, ..) in &memory.old {
+                let old = table.unlink(*i);
+                table.set_mass(*i, 0.0);
+                if let Some(new) = new.next() {
+                    table.set_mass(*i, each);
+                    let linked = table.link(*i, new.into_ref());
+                    debug_assert!(linked.is_ok(), "entry {i} was unlinked just now");
+                }
+                if let Some(old) = old.and_then(|old| self.release(old, false)) {
+                    pages += self.alloc.blocks().held(old.id());
+                    out.push(old);
                 }
             }
         });
         let first = memory.old.first().map_or(0, |o| o.0);
-        slot.lose(first * self.config.shape.block_tokens, lost);
-        self.live_tokens.fetch_sub(lost as u64, Relaxed);
-        true
-    }
-
-    /// Gives the old blocks' pages back.
-    fn freed(&self, memory: &ThinMemory) -> Bytes {
-        let old = memory.old.iter();
-        // The whole list before the wait, so that there is one wait.
-        let free: Vec<usize> = old
-            .map(|o| o.1)
-            .filter(|b| self.let_one_go(*b, false) == Let::Free)
-            .collect();
-        self.guards.quiesce();
-        Bytes(free.into_iter().map(|b| self.give_back(b).0).sum())
+        table.lose(first * self.config.shape.block_tokens, lost);
+        self.counters.live_tokens.sub(lost as u64);
+        pages
     }
 
     /// The old ones stay, the new ones go.
-    fn undo(&self, memory: &ThinMemory) -> Option<Reclaimed> {
-        for b in &memory.new {
-            if self.let_one_go(*b, false) == Let::Free {
-                self.give_back(*b);
-            }
+    fn undo(&self, memory: &mut ThinMemory) -> Option<Reclaimed> {
+        for block in memory.new.drain(..) {
+            self.alloc.abandon(block);
         }
         None
     }
@@ -374,9 +393,9 @@ struct Group {
 
 /// What fell on the dropped rows of a group, as a share of all that fell
 /// on the sequence.
-fn share_of_group(slot: &Slot, memory: &ThinMemory, fell: f32) -> f32 {
-    let all = slot.total_mass();
-    let kept: f32 = memory.old.iter().map(|(i, ..)| slot.mass(*i)).sum();
+fn share_of_group(table: &Table, memory: &ThinMemory, fell: f32) -> f32 {
+    let all = table.total_mass();
+    let kept: f32 = memory.old.iter().map(|(i, ..)| table.mass(*i)).sum();
     let dropped = kept * fell / (1.0 - fell).max(1e-6);
     if all + dropped > 0.0 {
         dropped / (all + dropped)
@@ -386,7 +405,7 @@ fn share_of_group(slot: &Slot, memory: &ThinMemory, fell: f32) -> f32 {
 }
 
 /// Which block a row of the group is in, and where.
-fn place(old: &[(usize, usize, usize)], mut row: usize) -> (usize, usize) {
+fn place(old: &[(usize, BlockId, usize)], mut row: usize) -> (BlockId, usize) {
     for (_, block, tokens) in old {
         if row < *tokens {
             return (*block, row);

@@ -1,0 +1,226 @@
+//! The allocator: which blocks are free, and which of them have their pages.
+//!
+//! Owns the arena, the free lists, the count of resident pages and the budget.
+//! Invariants: no more pages are resident than were counted before they were
+//! touched; a block that is handed out has all its pages. Counts are of pages:
+//! a block may hold fewer than its place has room for. Out of scope: which
+//! block is to go when the budget is spent.
+
+use super::{
+    arena::Arena,
+    block::{Batch, BlockId, Blocks, Free, FreeBlock, FreeList, OwnedBlock},
+    encoding::KvType,
+    sync::{AtomicU64, AtomicUsize, Relaxed, SeqCst},
+    types::KvShape,
+};
+use std::ptr::NonNull;
+
+/// What returning a batch came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Freed {
+    pub pages: usize,
+    pub blocks: u32,
+    pub calls: u32,
+    pub errors: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Alloc {
+    arena: Arena,
+    shape: KvShape,
+    blocks: Blocks,
+    /// Free, with pages.
+    slack: FreeList,
+    /// Free, without pages.
+    returned: FreeList,
+    /// Pages of blocks; reserved before a block is taken that has none.
+    resident: AtomicUsize,
+    /// Most pages that are to be resident, as the reactor adjusts it.
+    budget: AtomicUsize,
+    /// Most pages that may be, as the user set it.
+    limit: AtomicUsize,
+    madvise_errors: AtomicU64,
+}
+
+impl Alloc {
+    /// All blocks of the arena, free and without pages.
+    pub fn new(arena: Arena, shape: KvShape) -> Self {
+        let blocks = arena.blocks();
+        Self {
+            arena,
+            shape,
+            blocks: Blocks::new(blocks),
+            slack: FreeList::empty(blocks),
+            returned: FreeList::full(blocks),
+            resident: AtomicUsize::new(0),
+            budget: AtomicUsize::new(usize::MAX),
+            limit: AtomicUsize::new(usize::MAX),
+            madvise_errors: AtomicU64::new(0),
+        }
+    }
+
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// Where the bytes of a block begin.
+    pub fn address(&self, id: BlockId) -> NonNull<u8> {
+        self.arena.block(id.index())
+    }
+
+    /// Pages of the whole arena.
+    pub fn reserved(&self) -> usize {
+        self.arena.blocks() * self.arena.block_bytes() / rustix::param::page_size()
+    }
+
+    pub fn resident(&self) -> usize {
+        self.resident.load(SeqCst)
+    }
+
+    pub fn budget(&self) -> usize {
+        self.budget.load(Relaxed).min(self.limit())
+    }
+
+    pub fn set_budget(&self, pages: usize) {
+        self.budget.store(pages, Relaxed);
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit.load(Relaxed)
+    }
+
+    pub fn set_limit(&self, pages: usize) {
+        self.limit.store(pages, Relaxed);
+    }
+
+    pub fn madvise_errors(&self) -> u64 {
+        self.madvise_errors.load(Relaxed)
+    }
+
+    /// Pages of a block in that encoding.
+    pub fn pages(&self, kind: KvType) -> usize {
+        let bytes = self.shape.block_bytes_as(kind).0;
+        usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()
+    }
+
+    /// Allocates a block, a resident one first, as long as no more than `most`
+    /// pages are resident then. All its pages are there. Not to be called under
+    /// a guard: a fault may wait for memory.
+    pub fn take(&self, kind: KvType, most: usize) -> Option<OwnedBlock> {
+        let need = self.pages(kind);
+        let resident = self.slack.take_low();
+        let held = resident.as_ref().map_or(0, |b| self.blocks.held(b.id()));
+        let more = need.saturating_sub(held);
+        let grow = |r: usize| (r + more <= most || more == 0).then_some(r + more);
+        if self.resident.fetch_update(SeqCst, SeqCst, grow).is_err() {
+            if let Some(block) = resident {
+                self.slack.insert(block);
+            }
+            return None;
+        }
+        let (block, there) = if let Some(block) = resident {
+            let there = self.shorten(&block, held, need);
+            (block, there)
+        } else if let Some(block) = self.returned.take_low() {
+            self.arena.unseal(block.id().index());
+            (block, 0)
+        } else {
+            self.resident.fetch_sub(more, SeqCst);
+            return None;
+        };
+        if there < need {
+            // SAFETY: a free block, which the token says is the caller's alone.
+            unsafe { self.arena.touch(block.id().index(), there..need) };
+        }
+        Some(self.blocks.begin(block, kind, need.max(there)))
+    }
+
+    /// A free block that is to hold fewer pages returns the others; how many it
+    /// holds then.
+    fn shorten(&self, block: &FreeBlock, held: usize, need: usize) -> usize {
+        if held <= need {
+            return held;
+        }
+        let bytes = need * rustix::param::page_size();
+        // SAFETY: a free block, which the token says is the caller's alone.
+        match unsafe { self.arena.give_back_tail(block.id().index(), bytes) } {
+            Ok(()) => {
+                self.blocks.set_held(block, need);
+                self.resident.fetch_sub(held - need, SeqCst);
+                need
+            }
+            Err(_) => {
+                self.madvise_errors.fetch_add(1, Relaxed);
+                held
+            }
+        }
+    }
+
+    /// A block that was allocated and put into no table is slack.
+    pub fn abandon(&self, block: OwnedBlock) {
+        self.slack.insert(self.blocks.abandon(block));
+    }
+
+    /// A free block keeps its pages.
+    pub fn keep(&self, block: FreeBlock) {
+        self.slack.insert(block);
+    }
+
+    /// The free block with pages that has the highest number.
+    pub fn take_slack(&self) -> Option<FreeBlock> {
+        self.slack.take_high()
+    }
+
+    /// Returns the pages of free blocks to the kernel, adjacent ones in one
+    /// call. What the kernel refuses is slack.
+    pub fn return_pages(&self, batch: &mut Batch<Free>) -> Freed {
+        let mut freed = Freed::default();
+        batch.sort();
+        let mut run: Batch<Free> = Batch::new();
+        let mut next = None;
+        while let Some(block) = batch.pop() {
+            let i = block.id().index();
+            if next != Some(i) {
+                self.return_run(&mut run, &mut freed);
+            }
+            run.push(block);
+            next = Some(i + 1);
+        }
+        self.return_run(&mut run, &mut freed);
+        freed
+    }
+
+    /// Returns adjacent blocks, whose numbers rise.
+    fn return_run(&self, run: &mut Batch<Free>, freed: &mut Freed) {
+        let Some(first) = run.first() else { return };
+        freed.calls += 1;
+        // SAFETY: the tokens say that these blocks are in no table, that no
+        // open guard has seen them in one, and that they are the caller's alone.
+        let given = unsafe { self.arena.give_back(first.index(), run.len()) }.is_ok();
+        if !given {
+            freed.errors += 1;
+            self.madvise_errors.fetch_add(1, Relaxed);
+        }
+        while let Some(block) = run.pop() {
+            if given {
+                let held = self.blocks.held(block.id());
+                self.resident.fetch_sub(held, SeqCst);
+                freed.pages += held;
+                freed.blocks += 1;
+                self.returned.insert(block);
+            } else {
+                self.slack.insert(block);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub fn free_blocks(&self) -> usize {
+        self.slack.len() + self.returned.len()
+    }
+
+    #[cfg(test)]
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.arena.range()
+    }
+}
