@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use std::hint::black_box;
 
 fuzz_target!(|source: String| {
-    let Ok(template) = ChatTemplate::compile(source, "<s>".into(), "</s>".into()) else {
+    let Ok(template) = ChatTemplate::compile(&source, "<s>".into(), "</s>".into()) else {
         return;
     };
     let messages = [
@@ -18,5 +18,10 @@ fuzz_target!(|source: String| {
     ];
     for prompt in [true, false] {
         black_box(template.render(&messages, prompt).ok());
+    }
+    for variables in [r#"{"messages": [{"role": "user", "content": null, "tool_calls": [{"type": "function",
+        "function": {"name": "f", "arguments": {"b": 1.5, "a": [true, null]}}}]}], "tools": [{"a": "\u00e9"}]}"#, source.as_str()]
+    {
+        black_box(template.render_json(variables).ok());
     }
 });

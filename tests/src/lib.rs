@@ -26,7 +26,7 @@ pub mod tiny;
 
 pub use figures::figure;
 #[cfg(feature = "llm")]
-pub use model::{kvpsi_binary, model, openai_client};
+pub use model::{kvpsi_binary, model, openai_client, vocabularies};
 #[cfg(feature = "llm")]
 pub use requantize::requantize;
 pub use skip::{emulated, skip};

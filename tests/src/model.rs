@@ -55,3 +55,19 @@ pub fn openai_client(name: &str) -> Option<PathBuf> {
     }
     folder
 }
+
+/// Vocabularies of real models, in the folders qwen3, llama3_1, gptoss,
+/// deepseek_v3 and gemma3, where `cargo xtask test` put them. Without them the
+/// test `name` says that it is skipped and gets `None`.
+#[must_use]
+pub fn vocabularies(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("KVPSI_VOCABULARIES").map(PathBuf::from);
+    let folder = folder.filter(|f| f.is_dir());
+    if folder.is_none() {
+        skip(
+            name,
+            "no vocabularies: `cargo xtask test` fetches them, where npm can",
+        );
+    }
+    folder
+}

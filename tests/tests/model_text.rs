@@ -73,7 +73,7 @@ fn the_models_template_marks_turns_and_its_end_tokens_end_them() {
     let (gguf, t) = tokenizer(&path);
     let (bos, eos) = t.bos_eos();
     assert_eq!((bos.as_str(), eos.as_str()), ("<|im_start|>", "<|im_end|>"));
-    let chat = ChatTemplate::from_gguf(&gguf, bos, eos).unwrap().unwrap();
+    let chat = ChatTemplate::from_gguf(&gguf, bos, eos).unwrap();
     let messages = [
         Message::new(Role::System, "Be brief."),
         Message::new(Role::User, "Hi"),

@@ -20,6 +20,7 @@ mod fuzz;
 mod giveback;
 mod lint;
 mod model;
+mod npm;
 mod overhead;
 mod pip;
 mod places;

@@ -8,7 +8,7 @@
 //! and crates.io, and refuses to ask for a password without a terminal.
 
 use crate::toolchain::{self, BPF_LINKER, DEBIAN_PACKAGES, LLVM, Toolchain};
-use crate::{model, pip, places, quality, say, vm};
+use crate::{model, npm, pip, places, quality, say, vm};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::IsTerminal;
@@ -107,6 +107,7 @@ pub fn all(sh: &Shell) -> Result<()> {
     if missing.nothing() {
         quality::text::fetch_if_possible(sh);
         pip::fetch_if_possible(sh);
+        npm::fetch_if_possible(sh);
         say("nothing is missing");
         return Ok(());
     }
@@ -120,6 +121,7 @@ pub fn all(sh: &Shell) -> Result<()> {
     components(sh, &missing)?;
     quality::text::fetch_if_possible(sh);
     pip::fetch_if_possible(sh);
+    npm::fetch_if_possible(sh);
     say("everything is installed");
     Ok(())
 }

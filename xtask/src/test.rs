@@ -4,7 +4,7 @@
 //! KVPSI_BIN, KVPSI_SKIP_LOG. Invariant: a test that was skipped is named at
 //! the end, whatever the test runner did with its output.
 
-use crate::{cross, ebpf, model, pip, places, say, setup, vm};
+use crate::{cross, ebpf, model, npm, pip, places, say, setup, vm};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,6 +20,7 @@ const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "kvpsi-ebpf"];
 pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
     setup::on_the_way(sh)?;
     pip::fetch_if_possible(sh);
+    npm::fetch_if_possible(sh);
     ebpf::build_if_possible(sh)?;
     let model = match std::env::var_os("KVPSI_TEST_MODEL") {
         Some(set) => PathBuf::from(set),
@@ -40,6 +41,7 @@ pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
             .env("KVPSI_SKIP_LOG", &skipped)
             .env("KVPSI_OPENAI", pip::OPENAI.folder())
             .env("KVPSI_PERFETTO", pip::PERFETTO.folder())
+            .env("KVPSI_VOCABULARIES", npm::vocabularies())
             .quiet()
             .run()
     };

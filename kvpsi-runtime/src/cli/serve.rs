@@ -13,7 +13,7 @@ use crate::{
     control::{GovernorConfig, Prepared, Tap, gauge},
     engine::{EngineConfig, batch::BatchConfig},
     kv::{KvType, Profile, evict::Evict},
-    model::default_model,
+    model::{chat::ChatTemplate, default_model},
     pressure::{
         SignalError,
         programs::{self, Rung},
@@ -57,6 +57,10 @@ pub struct Args {
     /// GGUF file [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// Chat template to use in place of the file's: a file with a Jinja template, or chatml,
+    /// llama3, gemma, mistral or deepseek
+    #[arg(long, value_name = "FILE|NAME")]
+    chat_template: Option<String>,
     /// The name that clients call the model by [default: the file's name]
     #[arg(long, value_name = "NAME")]
     alias: Option<String>,
@@ -160,6 +164,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => default_model::find()?,
     };
     let config = args.server_config(&path)?;
+    let template = args.chat_template.as_deref();
+    let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldFile::open(&path);
     let watchers = Watchers::default();
     let kept = governor::Kept::open(args.record.as_deref())?;
@@ -178,6 +184,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let server = Server::new(config, watchers.clone())?;
     let mut engine = EngineConfig::new(held.path());
+    engine.chat_template = template;
     engine.context = args.ctx;
     engine.kv_type = args.kv_type;
     engine.profile = args.profile;

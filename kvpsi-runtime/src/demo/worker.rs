@@ -99,10 +99,19 @@ fn talk(
     let mut messages = vec![Message::new(Role::User, PROMPT)];
     let mut held = String::new();
     let (mut left, mut time, mut tokens) = (args.tokens as usize, Duration::ZERO, 0u64);
+    let mut notes = notes;
+    let usable = engine
+        .chat()
+        .is_some_and(|chat| chat.render(&messages, true).is_ok());
+    if !usable {
+        notes.push("this model has no chat template that works: it continues a text".into());
+    }
     let mut ready = Some(notes);
     for more in MORE.iter().cycle() {
-        let chat = engine.chat().context("this model has no chat template")?;
-        let text = chat.render(&messages, true)?;
+        let text = match engine.chat().filter(|_| usable) {
+            Some(chat) => chat.render(&messages, true)?,
+            None => plain(&messages),
+        };
         let added = text.strip_prefix(&held).unwrap_or(&text);
         let prompt = engine.tokenizer().encode(added, false)?;
         if let Some(notes) = ready.take() {
@@ -161,6 +170,16 @@ fn talk(
         say(&FromWorker::Text("\n\n".into()))?;
     }
     unreachable!("the questions repeat without end")
+}
+
+/// A conversation as paragraphs, for a model without a chat template.
+fn plain(messages: &[Message]) -> String {
+    let mut text = String::new();
+    for (i, m) in messages.iter().enumerate() {
+        text.push_str(if i > 0 { "\n\n" } else { "" });
+        text.push_str(&m.content);
+    }
+    text + "\n\n"
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]

@@ -94,6 +94,8 @@ impl From<candle_core::Error> for EngineError {
 pub struct EngineConfig {
     /// The GGUF file.
     pub model: PathBuf,
+    /// Source of the chat template to use in place of the file's.
+    pub chat_template: Option<String>,
     /// Positions of a session; `None`: the model's, up to 8192.
     pub context: Option<usize>,
     /// How keys and values are written.
@@ -126,6 +128,7 @@ impl EngineConfig {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            chat_template: None,
             context: None,
             kv_type: KvType::F16,
             kv_budget: None,
@@ -190,7 +193,17 @@ impl Engine {
         }
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         let (bos, eos) = tokenizer.bos_eos();
-        let chat = ChatTemplate::from_gguf(&gguf, bos, eos)?.map(Arc::new);
+        let chat = match &config.chat_template {
+            Some(source) => Some(ChatTemplate::compile(source, bos, eos)?),
+            None => ChatTemplate::from_gguf(&gguf, bos, eos),
+        };
+        if let Some(why) = chat.as_ref().and_then(ChatTemplate::broken) {
+            tracing::warn!(
+                "{}: the chat template cannot be used, completions can: {why}; --chat-template gives another",
+                config.model.display()
+            );
+        }
+        let chat = chat.map(Arc::new);
         let decoder = Decoder::load_with(&gguf, progress)?;
         let mut shape = decoder.kv_shape(config.kv_type);
         shape.row_mass = config.evict.needs_row_mass();

@@ -130,7 +130,7 @@ fn tokens(live: &Live, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     match prompt {
         Prompt::Chat(messages) => {
             let template = loaded.chat.as_ref().ok_or_else(|| {
-                ApiError::bad("this model has no chat template: use /v1/completions")
+                ApiError::bad("this model has no chat template: use /v1/completions, or start with --chat-template")
             })?;
             let text = template.render(&messages, true).map_err(bad)?;
             loaded.tokenizer.encode(&text, false).map_err(bad)

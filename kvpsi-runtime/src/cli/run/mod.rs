@@ -12,7 +12,7 @@ use crate::{
     control::{Governor, GovernorConfig, GovernorStats, Prepared, Tap},
     engine::{EngineConfig, SamplingConfig},
     kv::{KvType, Profile, evict::Evict},
-    model::default_model,
+    model::{chat::ChatTemplate, default_model},
     pressure::{Choice, SignalError, privilege, programs::Rung},
     units::Bytes,
 };
@@ -121,6 +121,10 @@ pub struct Args {
     /// Instructions that come before the conversation
     #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
+    /// Chat template to use in place of the file's: a file with a Jinja template, or chatml,
+    /// llama3, gemma, mistral or deepseek
+    #[arg(long, value_name = "FILE|NAME", conflicts_with = "raw")]
+    chat_template: Option<String>,
     /// Send the prompt as it is, without the model's chat template
     #[arg(long)]
     raw: bool,
@@ -151,12 +155,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let sampling = args.sampling();
     sampling.check()?;
+    let template = args.chat_template.as_deref();
+    let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldFile::open(&model);
     let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept.as_ref().map(governor::Kept::tap);
     let prepared = listen(args.signal, args.rung, tap)?;
     let (turns, inbox) = mpsc::channel();
     let mut config = EngineConfig::new(held.path());
+    config.chat_template = template;
     config.context = args.ctx;
     config.kv_type = args.kv_type;
     config.profile = args.profile;

@@ -37,7 +37,13 @@ pub(super) struct Talk {
 
 impl Talk {
     pub(super) fn once(&mut self, prompt: &str, args: &Args) -> anyhow::Result<()> {
-        let tokens = if args.raw {
+        let raw = args.raw || self.engine.chat().is_none();
+        if raw && !args.raw {
+            eprintln!(
+                "kvpsi: this model has no chat template: the text is continued as with --raw (--chat-template gives one)"
+            );
+        }
+        let tokens = if raw {
             self.engine.tokenizer().encode(prompt, true)?
         } else {
             let mut messages = system(args.system.as_deref());
@@ -46,7 +52,7 @@ impl Talk {
             self.engine.tokenizer().encode(&text, false)?
         };
         let mut session = self.engine.open()?;
-        if args.raw {
+        if raw {
             self.write(prompt)?;
         }
         self.answer(&mut session, &tokens)?;
@@ -123,7 +129,7 @@ impl Talk {
         let chat = self
             .engine
             .chat()
-            .context("this model has no chat template: use --raw with -p")?;
+            .context("this model has no chat template: give one by --chat-template, or continue a text by -p")?;
         Ok(chat.render(messages, true)?)
     }
 

@@ -143,7 +143,7 @@ impl Model {
         let (bos, eos) = tokenizer.bos_eos();
         let text = TEXT.split_whitespace().collect::<Vec<_>>().join(" ");
         Ok(Self {
-            chat: ChatTemplate::from_gguf(&gguf, bos, eos)?,
+            chat: ChatTemplate::from_gguf(&gguf, bos, eos),
             prose: tokenizer.encode(&text, false)?,
             decoder: Decoder::load(&gguf)?,
             tokenizer,

@@ -1,12 +1,19 @@
 //! From a conversation to the text that the model was trained on.
 //!
 //! Owns the chat template of the model file, a Jinja program by an unknown
-//! author: it runs with bounded fuel and sees the messages and nothing else.
-//! Refuses to know of tokens.
+//! author: it runs with bounded fuel, writes a bounded text, and sees the
+//! messages and nothing else. Out of scope: tokens.
+
+mod builtin;
+mod python;
+
+pub use builtin::NAMES;
 
 use super::gguf::{Gguf, ModelError};
-use minijinja::{Environment, ErrorKind, context};
+use candle_core::quantized::gguf_file::Value;
+use minijinja::{Environment, context};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 const KEY: &str = "tokenizer.chat_template";
 /// Instructions a template may take; real ones need some dozens for each
@@ -45,63 +52,119 @@ impl Message {
     }
 }
 
-/// A compiled chat template.
+/// A chat template. One of a model file that does not compile is kept with
+/// what is wrong with it: the model is of use without.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    env: Result<Environment<'static>, String>,
     bos: String,
     eos: String,
 }
 
 impl ChatTemplate {
     /// The template of a model file, `None` if it has none. `bos` and `eos`
-    /// are the texts of the special tokens that it may refer to.
-    ///
-    /// # Errors
-    /// The template does not compile.
-    pub fn from_gguf(gguf: &Gguf, bos: String, eos: String) -> Result<Option<Self>, ModelError> {
-        gguf.string(KEY)
-            .map(|source| Self::compile(source.to_owned(), bos, eos))
-            .transpose()
+    /// are the texts of the special tokens that it may refer to. One that does
+    /// not compile says so whenever it is rendered.
+    #[must_use]
+    pub fn from_gguf(gguf: &Gguf, bos: String, eos: String) -> Option<Self> {
+        let env = match gguf.content().metadata.get(KEY)? {
+            Value::String(source) => environment(source),
+            other => Err(format!("`{KEY}` is {:?}, not a string", other.value_type())),
+        };
+        Some(Self { env, bos, eos })
     }
 
     /// A template by its source.
     ///
     /// # Errors
     /// It does not compile.
-    pub fn compile(source: String, bos: String, eos: String) -> Result<Self, ModelError> {
-        let mut env = Environment::new();
-        env.set_fuel(Some(FUEL));
-        // As transformers compiles them.
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_function("raise_exception", |what: String| {
-            Err::<String, _>(minijinja::Error::new(ErrorKind::InvalidOperation, what))
-        });
-        env.add_template_owned("chat", source)
-            .map_err(|e| ModelError::Template(one_line(&e)))?;
-        Ok(Self { env, bos, eos })
+    pub fn compile(source: &str, bos: String, eos: String) -> Result<Self, ModelError> {
+        let env = environment(source).map_err(ModelError::Template)?;
+        Ok(Self {
+            env: Ok(env),
+            bos,
+            eos,
+        })
+    }
+
+    /// What is wrong with the template, where it did not compile.
+    #[must_use]
+    pub fn broken(&self) -> Option<&str> {
+        self.env.as_ref().err().map(String::as_str)
     }
 
     /// The text of a conversation; with `prompt`, up to where the model is to
     /// go on.
     ///
     /// # Errors
-    /// The template refuses these messages or fails.
+    /// The template does not compile, refuses these messages or fails.
     pub fn render(&self, messages: &[Message], prompt: bool) -> Result<String, ModelError> {
-        self.env
-            .get_template("chat")
-            .and_then(|t| {
-                t.render(context! {
-                    messages => messages,
-                    add_generation_prompt => prompt,
-                    bos_token => self.bos,
-                    eos_token => self.eos,
-                })
-            })
-            .map_err(|e| ModelError::Template(one_line(&e)))
+        self.text(context! {
+            messages => messages,
+            add_generation_prompt => prompt,
+            bos_token => self.bos,
+            eos_token => self.eos,
+        })
     }
+
+    /// The same for whatever else a template may ask for: `variables` is a JSON
+    /// object of `messages`, `tools`, `add_generation_prompt` and more, as
+    /// transformers' `apply_chat_template` takes them. Keys keep their order.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`], and `variables` is no JSON object.
+    pub fn render_json(&self, variables: &str) -> Result<String, ModelError> {
+        let given: BTreeMap<String, minijinja::Value> = serde_json::from_str(variables)
+            .map_err(|e| ModelError::Template(format!("its variables are no JSON object: {e}")))?;
+        self.text(context! {
+            bos_token => self.bos,
+            eos_token => self.eos,
+            ..given.into_iter().collect::<minijinja::Value>()
+        })
+    }
+
+    fn text(&self, variables: minijinja::Value) -> Result<String, ModelError> {
+        let env = self.env.as_ref();
+        let env = env.map_err(|e| ModelError::Template(e.clone()))?;
+        let mut out = Bounded(Vec::new());
+        env.get_template("chat")
+            .and_then(|t| t.render_captured_to(variables, &mut out).map(|_| ()))
+            .map_err(|e| ModelError::Template(one_line(&e)))?;
+        String::from_utf8(out.0).map_err(|e| ModelError::Template(e.to_string()))
+    }
+}
+
+/// Most bytes that a template may write: more than any context holds.
+const MOST_TEXT: usize = 64 << 20;
+
+/// What a template writes, up to [`MOST_TEXT`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST_TEXT {
+            return Err(std::io::Error::other("the text is longer than 64 MiB"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As transformers compiles them.
+fn environment(source: &str) -> Result<Environment<'static>, String> {
+    let mut env = Environment::new();
+    env.set_fuel(Some(FUEL));
+    env.set_trim_blocks(true);
+    env.set_lstrip_blocks(true);
+    python::add_to(&mut env);
+    let source = python::without_generation(source);
+    env.add_template_owned("chat", source)
+        .map_err(|e| one_line(&e))?;
+    Ok(env)
 }
 
 fn one_line(e: &minijinja::Error) -> String {
@@ -115,7 +178,7 @@ mod tests {
     use super::*;
 
     fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::compile(source.into(), "<s>".into(), "</s>".into()).unwrap()
+        ChatTemplate::compile(source, "<s>".into(), "</s>".into()).unwrap()
     }
 
     #[test]
@@ -188,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_broken_template_and_a_refused_conversation_give_one_line() {
-        let e = ChatTemplate::compile("{% for %}".into(), String::new(), String::new())
+        let e = ChatTemplate::compile("{% for %}", String::new(), String::new())
             .unwrap_err()
             .to_string();
         assert!(e.contains("chat template") && !e.contains('\n'), "{e}");
