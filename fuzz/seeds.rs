@@ -153,12 +153,15 @@ fn entries() -> Vec<Entry> {
             cgroup: Some(CgroupLevel {
                 usage: Bytes::mib(usage),
                 limit: Bytes::mib(100),
-                headroom: Bytes::mib(16),
+                file: Some(Bytes::mib(3)),
+                hits: Some(1),
+                ..CgroupLevel::default()
             }),
             system: Some(SystemLevel {
                 free: Bytes::mib(500),
                 high: Bytes::mib(40),
                 tight: Bytes::mib(60),
+                ..SystemLevel::default()
             }),
         },
     };

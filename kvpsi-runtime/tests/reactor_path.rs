@@ -5,9 +5,10 @@
 use bytemuck::Zeroable;
 use kvpsi::{
     control::{
-        Controller, Tuning,
+        Controller, Gave, Tuning,
         cgroup::MemoryCgroup,
-        gauge::{CgroupGauge, Gauges, Reading, SystemGauge},
+        gauge::{CgroupLevel, Gauges, Levels, SystemGauge},
+        wall::{Depth, Walls},
     },
     kv::{KvPool, KvShape, PoolConfig},
     pressure::{self, Choice, PressureSource, SourceConfig, vmstat::Vmstat, watchdog::Watched},
@@ -77,10 +78,8 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
             (0..shape.layers).for_each(|l| writer.write(seq, l, pos, &row, &row));
         }
     }
-    let gauges = Gauges {
-        cgroup: MemoryCgroup::of_self()
-            .ok()
-            .and_then(|c| CgroupGauge::open(&c, Bytes::mib(16)).ok()),
+    let mut gauges = Gauges {
+        walls: MemoryCgroup::of_self().ok().map(|c| Walls::open(&c)),
         system: Some(SystemGauge::open().unwrap()),
     };
     let mut controller = Controller::new(Tuning::default(), kvpsi::kv::Profile::Latency, 4096);
@@ -88,22 +87,39 @@ fn from_event_to_returned_pages_nothing_is_allocated() {
     let mut returned = 0;
     for t in 1..20u64 {
         controller.observe(&Event {
-            kind: Kind::DirectReclaim as u16,
+            kind: Kind::MemcgReclaim as u16,
             phase: Phase::Onset as u16,
             ts_ns: t * 20_000_000,
             stalled_now: 1,
             ..Event::zeroed()
         });
-        let reading = Reading {
-            system_deficit: Some(Bytes::mib(1)),
-            ..gauges.levels().reading()
+        // Of every wall, and then one that is short in any case.
+        let levels = Levels {
+            cgroup: Some(CgroupLevel {
+                usage: Bytes::mib(100),
+                limit: Bytes::mib(100),
+                hits: Some(1),
+                file: Some(Bytes::ZERO),
+                ..CgroupLevel::default()
+            }),
+            ..gauges.levels(Depth::All)
         };
-        while let Some(d) = controller.decide(t * 20_000_000, reading) {
+        while let Some(d) = controller.decide(t * 20_000_000, levels) {
             let trimmed = pool.trim(d.want, d.steps);
-            controller.trimmed(&d, trimmed.bytes, false);
+            let gave = Gave {
+                bytes: trimmed.bytes,
+                contended: trimmed.bytes == Bytes::ZERO,
+                ..Gave::default()
+            };
+            controller.trimmed(t * 20_000_000, &d, gave);
+            let budget = pool.budget();
+            controller.grow(t * 20_000_000, budget, budget, pool.capacity(), levels);
             let account = pool.account();
             pool.set_budget(account.resident.max(account.floor));
             returned += trimmed.bytes.0;
+            if trimmed.bytes == Bytes::ZERO || returned > 8 << 20 {
+                break;
+            }
         }
     }
     let allocated = count() - before;

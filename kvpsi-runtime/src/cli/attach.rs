@@ -169,6 +169,6 @@ fn put(
             counts.lost += n;
             Ok(())
         }
-        Entry::Head(_) | Entry::Levels { .. } => Ok(()),
+        Entry::Head(_) | Entry::Levels { .. } | Entry::Levels1 { .. } => Ok(()),
     }
 }

@@ -2,7 +2,14 @@
 //!
 //! Nothing that is missing is an error here: to say so is the command's job.
 
-use crate::pressure::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs};
+use crate::{
+    control::{
+        cgroup::{MemoryCgroup, Version},
+        gauge::CgroupLevel,
+        wall::Walls,
+    },
+    pressure::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs},
+};
 use serde_json::{Value, json};
 use std::{fs, io::Write, path::Path};
 
@@ -49,7 +56,6 @@ fn report() -> Value {
         Err(e) => (e.to_string(), Vec::new()),
     };
     let uname = rustix::system::uname();
-    let own = read("/proc/self/cgroup");
     json!({
         "kernel": format!(
             "{} {}",
@@ -73,7 +79,7 @@ fn report() -> Value {
             "not mounted (not needed)"
         },
         "psi": psi(Path::new("/proc/pressure/memory")),
-        "cgroup": cgroup(own.as_deref().unwrap_or_default()),
+        "cgroup": cgroup(),
         "memlock": memlock(),
         "capabilities": privilege::held(),
         "programs": programs,
@@ -82,60 +88,59 @@ fn report() -> Value {
     })
 }
 
-/// The memory cgroup of this process: version, path, limit, use, PSI.
-fn cgroup(own: &str) -> Value {
-    let field = |controller: &str| {
-        own.lines().find_map(|l| {
-            let mut parts = l.splitn(3, ':').skip(1);
-            let names = parts.next()?;
-            let path = parts.next()?;
-            let hit = if controller.is_empty() {
-                names.is_empty()
-            } else {
-                names.split(',').any(|n| n == controller)
-            };
-            hit.then(|| path.trim_start_matches('/').to_owned())
-        })
-    };
-    let mounts = read("/proc/self/mounts").unwrap_or_default();
-    let mount = |kind: &str, option: &str| {
-        mounts.lines().find_map(|l| {
-            let f: Vec<&str> = l.split(' ').collect();
-            let fits = f.len() > 3
-                && f[2] == kind
-                && (option.is_empty() || f[3].split(',').any(|o| o == option));
-            fits.then(|| f[1].to_owned())
-        })
-    };
-    let at = |mount: Option<String>, path: Option<String>| Some(Path::new(&mount?).join(path?));
-    let v1 = at(mount("cgroup", "memory"), field("memory"));
-    let v2 = at(mount("cgroup2", ""), field(""));
-    let pressure = v2.as_ref().map_or_else(
+/// The memory cgroup of this process, and each limit from there upwards.
+fn cgroup() -> Value {
+    let pressure = MemoryCgroup::unified_of_self().map_or_else(
         || "none: no cgroup v2 is mounted".to_owned(),
         |d| psi(&d.join("memory.pressure")),
     );
-    let (version, dir, limit, used) = match (v1, v2) {
-        (Some(d), _) => ("v1", d, "memory.limit_in_bytes", "memory.usage_in_bytes"),
-        (None, Some(d)) => ("v2", d, "memory.max", "memory.current"),
-        (None, None) => return json!({ "version": "none with the memory controller" }),
+    let Ok(own) = MemoryCgroup::of_self() else {
+        return json!({ "version": "none with the memory controller", "psi": pressure });
+    };
+    let all: Vec<MemoryCgroup> = own.levels().collect();
+    let walls = Walls::open(&own).each();
+    let tightest = walls.iter().map(CgroupLevel::room).min();
+    let wall = |l: &CgroupLevel| {
+        let level = all.get(l.up as usize)?;
+        Some(json!({
+            "path": level.path.display().to_string(),
+            "used": l.usage, "anonymous": l.anonymous, "page_cache": l.file,
+            "limit": l.limit, "hits": level.hits(), "missing": l.missing(), "room": l.room(),
+            "binds": Some(l.room()) == tightest,
+        }))
+    };
+    let or_unknown = |b: Option<crate::units::Bytes>, none: &str| {
+        b.map_or_else(|| none.to_owned(), |b| b.to_string())
     };
     json!({
-        "version": version,
-        "own": dir.display().to_string(),
-        "limit": read(dir.join(limit)).map_or_else(|| "none (root cgroup, or no controller)".into(), |l| bytes(&l)),
-        "used": read(dir.join(used)).map_or_else(|| "not known".into(), |l| bytes(&l)),
+        "version": match own.version { Version::V1 => "v1", Version::V2 => "v2" },
+        "own": own.path.display().to_string(),
+        "limit": or_unknown(own.limit(), "no limit"),
+        "used": or_unknown(own.usage(), "not known"),
         "psi": pressure,
+        "walls": walls.iter().filter_map(wall).collect::<Vec<_>>(),
     })
 }
 
-fn bytes(text: &str) -> String {
-    match text.parse::<u64>() {
-        // v1 says "no limit" with the largest multiple of a page.
-        Ok(n) if n >= 1 << 62 => "no limit".into(),
-        Ok(n) => crate::units::Bytes(n).to_string(),
-        Err(_) if text == "max" => "no limit".into(),
-        Err(_) => text.to_owned(),
-    }
+/// One limit, as a line.
+fn wall_text(w: &Value) -> String {
+    let bytes = |key: &str| {
+        w[key]
+            .as_u64()
+            .map_or_else(|| "?".into(), |n| crate::units::Bytes(n).to_string())
+    };
+    let binds = if w["binds"] == true { "; binds" } else { "" };
+    format!(
+        "{}: {} of {} used ({} anonymous, {} clean page cache), hit {} times, {} missing, room for {}{binds}",
+        w["path"].as_str().unwrap_or_default(),
+        bytes("used"),
+        bytes("limit"),
+        bytes("anonymous"),
+        bytes("page_cache"),
+        w["hits"],
+        bytes("missing"),
+        bytes("room"),
+    )
 }
 
 fn psi(file: &Path) -> String {
@@ -197,7 +202,12 @@ fn as_text(report: &Value) -> String {
         line(name, &report[name]);
     }
     for (name, value) in report["cgroup"].as_object().into_iter().flatten() {
-        line(&format!("cgroup {name}"), value);
+        if name != "walls" {
+            line(&format!("cgroup {name}"), value);
+        }
+    }
+    for w in report["cgroup"]["walls"].as_array().into_iter().flatten() {
+        line("cgroup wall", &json!(wall_text(w)));
     }
     line("memlock", &report["memlock"]);
     line("capabilities", &report["capabilities"]);
@@ -234,16 +244,21 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_nearly_all_bits_is_no_limit() {
-        assert_eq!(bytes("9223372036854771712"), "no limit");
-        assert_eq!(bytes("max"), "no limit");
-        assert_eq!(bytes("1048576"), "1.0 MiB");
-        assert_eq!(bytes("what?"), "what?");
-    }
-
-    #[test]
-    fn a_process_without_a_memory_cgroup_is_told_so() {
-        assert!(cgroup("").is_object());
-        assert!(cgroup("garbage\n:::\n1:memory").is_object());
+    fn a_wall_is_one_line_with_the_field_names_of_its_json() {
+        let wall = json!({
+            "path": "/a/b", "used": 1 << 20, "anonymous": null, "page_cache": 0, "limit": 2 << 20,
+            "hits": 7, "missing": 0, "room": 1 << 19, "binds": true,
+        });
+        let text = wall_text(&wall);
+        assert_eq!(text.lines().count(), 1);
+        for part in [
+            "/a/b: 1.0 MiB of 2.0 MiB",
+            "? anonymous",
+            "hit 7 times",
+            "; binds",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(cgroup().is_object());
     }
 }

@@ -3,7 +3,7 @@
 use super::arrivals::{Arrivals, Next, readiness, seconds};
 use crate::{
     clock::monotonic_ns,
-    control::{GovernorConfig, Scope, gauge::Gauges, open_gauges},
+    control::{GovernorConfig, Scope, gauge::Gauges, open_gauges, wall::Depth},
     pressure::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
     trace::{
         Sample,
@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             ..SourceConfig::default()
         },
     )?;
-    let gauges = open_gauges(&GovernorConfig {
+    let mut gauges = open_gauges(&GovernorConfig {
         scope: args.scope,
         ..GovernorConfig::default()
     })?;
@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(follow(args, source.as_mut(), &gauges, &mut recorder));
+        .block_on(follow(args, source.as_mut(), &mut gauges, &mut recorder));
     let totals = source.stats().totals();
     eprintln!(
         "kvpsi: {} entries, {} files before this one; events: seen {}, delivered {}, coalesced {}, dropped {}",
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 async fn follow(
     args: &Args,
     source: &mut dyn PressureSource,
-    gauges: &Gauges,
+    gauges: &mut Gauges,
     recorder: &mut Recorder,
 ) -> anyhow::Result<()> {
     let mut arrivals = Arrivals::new(readiness(source)?, args.duration)?;
@@ -109,7 +109,7 @@ async fn follow(
         if delivered || sampled {
             recorder.put(&Entry::Levels {
                 ts_ns: monotonic_ns(),
-                levels: gauges.levels(),
+                levels: gauges.levels(Depth::All),
             });
         }
         if sampled {

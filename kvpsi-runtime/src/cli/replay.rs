@@ -184,7 +184,9 @@ fn table(
 ) -> io::Result<()> {
     let head = &recording.head;
     let last = recording.entries.iter().rev().find_map(|e| match e {
-        Entry::Levels { ts_ns, .. } | Entry::Kv { ts_ns, .. } => Some(*ts_ns),
+        Entry::Levels { ts_ns, .. } | Entry::Levels1 { ts_ns, .. } | Entry::Kv { ts_ns, .. } => {
+            Some(*ts_ns)
+        }
         _ => None,
     });
     let length = Duration::from_nanos(last.unwrap_or(head.began_ns).saturating_sub(head.began_ns));

@@ -100,9 +100,39 @@ pub struct MemoryCgroup {
 /// Mount points that matter.
 struct Hierarchies {
     /// cgroup2, and whether the memory controller is in it.
-    v2: Option<(PathBuf, bool)>,
+    v2: Option<(Mount, bool)>,
     /// The v1 memory controller.
-    v1: Option<PathBuf>,
+    v1: Option<Mount>,
+}
+
+/// Where a hierarchy is mounted, and which of its cgroups the mount shows as its
+/// root: `/` on a host, a container's own cgroup where a runtime binds only that
+/// (Docker on v1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    point: PathBuf,
+    root: String,
+}
+
+impl Mount {
+    /// The directory of the cgroup that `/proc/self/cgroup` names `path`. A path
+    /// outside of the mounted part (a cgroup namespace, a mount of another
+    /// container) is read at the mount's root: the closest that is visible.
+    fn directory(&self, path: &str) -> PathBuf {
+        let below = Path::new(path)
+            .strip_prefix(&self.root)
+            .map(Path::to_path_buf)
+            .unwrap_or_else(|_| PathBuf::from(path.trim_start_matches('/')));
+        let inside = !below
+            .components()
+            .any(|c| c == std::path::Component::ParentDir);
+        let directory = self.point.join(below);
+        if inside && directory.is_dir() {
+            directory
+        } else {
+            self.point.clone()
+        }
+    }
 }
 
 /// `mountinfo`'s escapes for space, tab, newline and backslash (proc(5)).
@@ -113,26 +143,31 @@ fn unescape(s: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Mount points of (cgroup2, the v1 memory controller).
-pub(crate) fn parse_mountinfo(text: &str) -> (Option<PathBuf>, Option<PathBuf>) {
+/// Mounts of (cgroup2, the v1 memory controller).
+pub(crate) fn parse_mountinfo(text: &str) -> (Option<Mount>, Option<Mount>) {
     let (mut v2, mut v1) = (None, None);
     for line in text.lines() {
         let Some((left, right)) = line.split_once(" - ") else {
             continue;
         };
-        let Some(mount) = left.split(' ').nth(4) else {
+        let mut left = left.split(' ').skip(3);
+        let (Some(root), Some(point)) = (left.next(), left.next()) else {
             continue;
+        };
+        let mount = || Mount {
+            point: PathBuf::from(unescape(point)),
+            root: unescape(root),
         };
         let mut right = right.split(' ');
         match right.next() {
-            Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(unescape(mount))),
+            Some("cgroup2") if v2.is_none() => v2 = Some(mount()),
             Some("cgroup")
                 if v1.is_none()
                     && right
                         .nth(1)
                         .is_some_and(|o| o.split(',').any(|w| w == "memory")) =>
             {
-                v1 = Some(PathBuf::from(unescape(mount)));
+                v1 = Some(mount());
             }
             _ => {}
         }
@@ -143,13 +178,32 @@ pub(crate) fn parse_mountinfo(text: &str) -> (Option<PathBuf>, Option<PathBuf>) 
 fn hierarchies() -> Result<Hierarchies, CgroupError> {
     let path = Path::new("/proc/self/mountinfo");
     let text = fs::read_to_string(path).map_err(io_err("read", path))?;
-    let (v2, v1) = parse_mountinfo(&text);
-    let v2 = v2.map(|m| {
-        let has = fs::read_to_string(m.join("cgroup.controllers"))
-            .is_ok_and(|s| s.split_whitespace().any(|c| c == "memory"));
-        (m, has)
-    });
-    Ok(Hierarchies { v2, v1 })
+    Ok(Hierarchies::of(&text))
+}
+
+impl Hierarchies {
+    fn of(mountinfo: &str) -> Self {
+        let (v2, v1) = parse_mountinfo(mountinfo);
+        let v2 = v2.map(|m| {
+            let has = fs::read_to_string(m.point.join("cgroup.controllers"))
+                .is_ok_and(|s| s.split_whitespace().any(|c| c == "memory"));
+            (m, has)
+        });
+        Self { v2, v1 }
+    }
+
+    /// The memory cgroup of a process whose `/proc/PID/cgroup` is `text`.
+    fn memory_of(&self, text: &str) -> Result<MemoryCgroup, CgroupError> {
+        let (mount, controller, version) = match (&self.v2, &self.v1) {
+            (Some((mount, true)), _) => (mount, "", Version::V2),
+            (_, Some(mount)) => (mount, "memory", Version::V1),
+            _ => return Err(CgroupError::NoController),
+        };
+        Ok(MemoryCgroup {
+            path: mount.directory(&own_path(text, controller).unwrap_or_default()),
+            version,
+        })
+    }
 }
 
 /// The path of this process in `/proc/self/cgroup`; `""` selects v2's line.
@@ -166,38 +220,51 @@ pub(crate) fn own_path(text: &str, controller: &str) -> Option<String> {
     })
 }
 
-/// Joins a cgroup path to its mount. In a container the path may lie outside
-/// what is mounted; then the mount itself is the closest that can be read.
-fn under(mount: &Path, path: &str) -> PathBuf {
-    let p = mount.join(path.trim_start_matches('/'));
-    if p.is_dir() { p } else { mount.to_path_buf() }
-}
-
 impl MemoryCgroup {
     /// The memory cgroup this process runs in.
     ///
     /// # Errors
     /// No memory controller, or `/proc` cannot be read.
     pub fn of_self() -> Result<Self, CgroupError> {
-        let h = hierarchies()?;
         let path = Path::new("/proc/self/cgroup");
         let text = fs::read_to_string(path).map_err(io_err("read", path))?;
-        match h {
-            Hierarchies {
-                v2: Some((mount, true)),
-                ..
-            } => Ok(Self {
-                path: under(&mount, &own_path(&text, "").unwrap_or_default()),
-                version: Version::V2,
-            }),
-            Hierarchies {
-                v1: Some(mount), ..
-            } => Ok(Self {
-                path: under(&mount, &own_path(&text, "memory").unwrap_or_default()),
-                version: Version::V1,
-            }),
-            _ => Err(CgroupError::NoController),
+        hierarchies()?.memory_of(&text)
+    }
+
+    /// Directory of this process in the v2 hierarchy, with or without the memory
+    /// controller there: PSI is in either.
+    #[must_use]
+    pub fn unified_of_self() -> Option<PathBuf> {
+        let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let (mount, _) = hierarchies().ok()?.v2?;
+        Some(mount.directory(&own_path(&text, "")?))
+    }
+
+    /// Times that the limit was hit since the cgroup was made (`memory.failcnt`;
+    /// `max` and `high` of `memory.events.local`). Slow: for people.
+    #[must_use]
+    pub fn hits(&self) -> Option<u64> {
+        let text = |file| fs::read_to_string(self.path.join(file)).ok();
+        if self.version == Version::V1 {
+            return text("memory.failcnt")?.trim().parse().ok();
         }
+        let all = text("memory.events.local").or_else(|| text("memory.events"))?;
+        let count = |l: &str| {
+            let n = l.strip_prefix("max ").or_else(|| l.strip_prefix("high "))?;
+            n.trim().parse::<u64>().ok()
+        };
+        Some(all.lines().filter_map(count).fold(0, u64::saturating_add))
+    }
+
+    /// This cgroup and those above it, up to the root of what is visible.
+    pub fn levels(&self) -> impl Iterator<Item = Self> + '_ {
+        self.path
+            .ancestors()
+            .map(|p| Self {
+                path: p.to_path_buf(),
+                version: self.version,
+            })
+            .take_while(|c| c.path.join("cgroup.procs").exists())
     }
 
     /// The limit in bytes, `None` where there is none or it cannot be read.
@@ -218,13 +285,7 @@ impl MemoryCgroup {
     /// The tightest limited cgroup from this one up to the root.
     #[must_use]
     pub fn tightest(&self) -> Option<(Self, Bytes)> {
-        self.path
-            .ancestors()
-            .map(|p| Self {
-                path: p.to_path_buf(),
-                version: self.version,
-            })
-            .take_while(|c| c.path.join("cgroup.procs").exists())
+        self.levels()
             .filter_map(|c| c.limit().map(|l| (c, l)))
             .min_by_key(|(_, l)| *l)
     }
@@ -280,10 +341,10 @@ impl OwnedCgroup {
             } => {
                 // Children get the controller only if the parent hands it on;
                 // refused where it is handed on already, which is checked below.
-                let _ = fs::write(mount.join("cgroup.subtree_control"), "+memory");
+                let _ = fs::write(mount.point.join("cgroup.subtree_control"), "+memory");
                 (
                     MemoryCgroup {
-                        path: mount.join(name),
+                        path: mount.point.join(name),
                         version: Version::V2,
                     },
                     None,
@@ -294,10 +355,10 @@ impl OwnedCgroup {
                 v1: Some(mount),
             } => (
                 MemoryCgroup {
-                    path: mount.join(name),
+                    path: mount.point.join(name),
                     version: Version::V1,
                 },
-                v2.map(|(m, _)| m.join(name)),
+                v2.map(|(m, _)| m.point.join(name)),
             ),
             _ => return Err(CgroupError::NoController),
         };
@@ -320,7 +381,7 @@ impl OwnedCgroup {
     pub fn sweep(prefix: &str) {
         let Ok(h) = hierarchies() else { return };
         for mount in h.v2.map(|v| v.0).into_iter().chain(h.v1) {
-            let Ok(dir) = fs::read_dir(mount) else {
+            let Ok(dir) = fs::read_dir(mount.point) else {
                 continue;
             };
             for e in dir.flatten() {
@@ -399,33 +460,4 @@ impl Drop for OwnedCgroup {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_hierarchies_are_found_in_mountinfo() {
-        let text = "25 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
-            26 25 0:23 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-            27 25 0:24 / /sys/fs/cgroup/my\\040v2 rw - cgroup2 cgroup2 rw\n";
-        let (v2, v1) = parse_mountinfo(text);
-        assert_eq!(v2, Some("/sys/fs/cgroup/my v2".into()));
-        assert_eq!(v1, Some("/sys/fs/cgroup/memory".into()));
-    }
-
-    #[test]
-    fn garbage_in_mountinfo_is_passed_over() {
-        assert_eq!(
-            parse_mountinfo("\n - \na - cgroup\nx y z - cgroup2 a b\n"),
-            (None, None)
-        );
-    }
-
-    #[test]
-    fn own_path_tells_v1_controllers_from_v2() {
-        let text = "4:memory:/a/b\n3:cpu,cpuacct:/c\n0::/d\n";
-        assert_eq!(own_path(text, "memory").as_deref(), Some("/a/b"));
-        assert_eq!(own_path(text, "cpuacct").as_deref(), Some("/c"));
-        assert_eq!(own_path(text, "").as_deref(), Some("/d"));
-        assert_eq!(own_path("nonsense", ""), None);
-    }
-}
+mod tests;

@@ -1,30 +1,44 @@
 //! The rule that turns stalls into trims. Pure: time and readings come in,
 //! decisions go out.
 //!
-//! - The first slice of a burst is small, so that a stalled allocation is
-//!   served in a fraction of a millisecond; each next slice of the burst is
-//!   twice as large, until the deficit seen at the last event is met.
-//! - A stall in a cgroup that is not at its limit is somebody else's; so is one
-//!   of unknown cause while neither our cgroup nor the system is short.
+//! - **Whose.** A stall belongs to the cgroup wall that was hit a moment ago,
+//!   or to the system where free memory is short or the kernel reclaims for
+//!   all. Any other is counted ([`Ignored`]) and costs nothing.
+//! - **Harm.** What clean page cache covers harms nobody, unless pages that
+//!   were in use are read again ([`Tuning::refaults`]) or stalls take too much
+//!   of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
+//!   where the whole system is short, what is lossless goes at once.
+//! - **Enough.** At a cgroup's wall quick steps give what is missing up to half
+//!   of the headroom, in slices that double; slow steps, which lose less, give
+//!   the rest and what usage will grow by soon. Both are subtracted. While a
+//!   harmful burst lasts the wall is looked at again each [`Tuning::look`],
+//!   whether or not an event comes.
+//! - Elsewhere slow steps come first, and quick ones after a patience or where
+//!   the slow ones are stuck: they need pages and a CPU themselves.
 //! - kswapd's wake is early warning: only what is lossless goes.
-//! - Where reclaim has other pages to turn to, what costs text waits for the
-//!   slow steps, which lose less; not longer than a patience while stalls go on,
-//!   nor when these are stuck: they need pages and a CPU themselves.
-//!   A stall in a cgroup at its limit, or a victim of the OOM killer, is urgent:
-//!   two slices by quick steps at once, the rest of the deficit by slow ones.
-//! - After a trim the budget is what is left. When calm, it grows back by a
-//!   constant per period (additive), as far as it is used and there is room,
-//!   so that two tenants settle and do not oscillate.
+//! - **Back.** After a trim the budget is what is left. When no harmful stall
+//!   came for a while it follows the room: half of it each time, so that two
+//!   instances do not take the same bytes, and later where growth was answered
+//!   by a stall, so that they do not take turns.
 //!
-//! Refuses to know blocks, rings and clocks.
+//! Out of scope: blocks, rings and clocks.
 
-use super::{gauge::Reading, record::Trigger};
+use super::{
+    gauge::{Levels, SystemLevel},
+    record::Trigger,
+};
 use crate::{
-    kv::{Profile, Step, Steps},
+    kv::{Profile, Steps},
     units::Bytes,
 };
 use kvpsi_common::{Event, Kind, Phase};
 use std::time::Duration;
+
+mod bucket;
+mod growth;
+
+use bucket::Bucket;
+use growth::Growth;
 
 /// Constants of the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +47,12 @@ pub struct Tuning {
     pub first_slice: Bytes,
     /// Largest slice: bounds the time until the next look at the world.
     pub max_slice: Bytes,
-    /// A burst ends after this long without a stall.
+    /// A burst ends after this long without a stall or anything missing.
     pub quiet: Duration,
+    /// Time between two looks at a wall while something is missing there.
+    pub look: Duration,
+    /// Growth of usage that is provided for: as much as comes within this time.
+    pub ahead: Duration,
     /// How long stalls may go on before quick steps take what slow ones were
     /// asked for.
     pub patience: Duration,
@@ -42,10 +60,14 @@ pub struct Tuning {
     /// burst waits for them. Longer than one step takes, thinning 8 MiB by what
     /// queries are expected being the longest.
     pub stuck: Duration,
-    /// No stall for this long: the budget starts to grow.
+    /// Refaults a second that are no harm yet, as a share of the wall: one
+    /// `refaults`-th of the limit.
+    pub refaults: u64,
+    /// Stall time a second at one of our walls that counts as harm, whatever
+    /// page cache there is.
+    pub stall_time: Duration,
+    /// No harmful stall for this long: the budget starts to grow.
     pub calm: Duration,
-    /// Growth step.
-    pub grow_by: Bytes,
     /// Time between growth steps.
     pub grow_every: Duration,
     /// Whether kswapd's wake counts.
@@ -58,20 +80,42 @@ impl Default for Tuning {
             first_slice: Bytes(512 << 10),
             max_slice: Bytes::mib(64),
             quiet: Duration::from_millis(10),
+            look: Duration::from_micros(500),
+            ahead: Duration::from_millis(2),
             patience: Duration::from_millis(5),
             stuck: Duration::from_millis(100),
-            calm: Duration::from_secs(2),
-            grow_by: Bytes::mib(4),
+            refaults: 32,
+            stall_time: Duration::from_millis(700),
+            calm: Duration::from_millis(250),
             grow_every: Duration::from_millis(250),
             early_warning: true,
         }
     }
 }
 
+/// Stalls that cost nothing, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Ignored {
+    /// None of our walls was hit.
+    pub foreign: u64,
+    /// Page cache covered it.
+    pub harmless: u64,
+    /// There is no wall to look at.
+    pub no_wall: u64,
+}
+
+impl Ignored {
+    /// Of any reason.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.foreign + self.harmless + self.no_wall
+    }
+}
+
 /// One trim to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// At least this much, if there is as much.
+    /// At least this much, if there is as much; 0: slow steps only.
     pub want: Bytes,
     /// All that is missing; what the quick steps do not give of it may be
     /// asked of the slow ones.
@@ -84,28 +128,75 @@ pub struct Decision {
     pub onset_ns: u64,
 }
 
+/// What became of a decision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gave {
+    /// Bytes that the kernel has again.
+    pub bytes: Bytes,
+    /// Bytes that it gets a moment later, when the last reader leaves.
+    pub deferred: Bytes,
+    /// Somebody held what was to be taken: look again.
+    pub contended: bool,
+    /// The rest was ordered of the slow steps.
+    pub ordered: bool,
+}
+
+/// Where a burst presses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wall {
+    Cgroup,
+    System,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Burst {
+    wall: Wall,
     kind: Kind,
     onset_ns: u64,
-    last_stall_ns: u64,
+    /// The last stall or look that found something missing.
+    active_ns: u64,
     /// Size of the next slice.
     slice: Bytes,
-    /// Still to be returned for the deficit seen at the last event.
-    target: Bytes,
-    /// When the slow steps were first asked, and nothing quick was left that
-    /// is free.
+    /// Most that an allocation asked for, still to be given.
+    asked: Bytes,
+    /// When the slow steps were first asked.
     ordered_ns: Option<u64>,
     /// The slow steps were stuck when it began.
     stuck: bool,
+    /// Something was missing at some time.
+    harmful: bool,
+    /// Quick steps have nothing more to give until somebody stalls again.
+    exhausted: bool,
+    /// What was to be taken is held by somebody until about then.
+    not_before_ns: u64,
+    /// Bytes on their way to the kernel, and since when.
+    deferred: (Bytes, u64),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Pending {
+    /// The kind that says most of those that came.
     kind: Kind,
+    /// The kernel reclaims for everybody.
+    global: bool,
     onset: bool,
     ts_ns: u64,
     asked: Bytes,
+    count: u64,
+    stall_ns: u64,
+}
+
+/// What is missing now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Need {
+    /// At once.
+    quick: Bytes,
+    /// Altogether.
+    all: Bytes,
+    /// The kernel is about to kill: no time for slow steps.
+    hard: bool,
+    /// Only what is lossless.
+    lossless: bool,
 }
 
 /// State of the rule.
@@ -117,14 +208,44 @@ pub struct Controller {
     pending: Option<Pending>,
     warned: Option<(u64, bool)>,
     burst: Option<Burst>,
-    owed_since_ns: Option<u64>,
-    last_stall_ns: u64,
+    owed: (Option<u64>, Bytes),
+    hit_ns: Option<u64>,
+    refaulted: [Bucket; 2],
+    stalled: [Bucket; 2],
+    usage: Growth,
+    last_harm_ns: u64,
+    last_grow_ns: Option<u64>,
     next_grow_ns: u64,
-    ignored: u64,
+    calm: Duration,
+    ignored: Ignored,
 }
 
 fn ns(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// How long a returned page may be on its way.
+const DEFERRED_NS: u64 = 5_000_000;
+/// Growth that a stall follows within this time was too early.
+const TOO_EARLY: Duration = Duration::from_secs(2);
+/// Longest calm that is waited for.
+const LONGEST_CALM: Duration = Duration::from_secs(8);
+/// Less is not worth a new budget.
+const LEAST_GROWTH: Bytes = Bytes::mib(1);
+
+/// Which of two kinds says more about the wall and the hurry.
+const fn weight(kind: Kind) -> u8 {
+    match kind {
+        Kind::OomVictim => 9,
+        Kind::MemcgReclaim => 8,
+        Kind::MemcgThrottle => 7,
+        Kind::Throttled => 6,
+        Kind::SwapIn => 5,
+        Kind::Refault => 4,
+        Kind::DirectReclaim => 3,
+        Kind::Memstall | Kind::NodeReclaim => 2,
+        _ => 1,
+    }
 }
 
 impl Controller {
@@ -138,10 +259,16 @@ impl Controller {
             pending: None,
             warned: None,
             burst: None,
-            owed_since_ns: None,
-            last_stall_ns: 0,
+            owed: (None, Bytes::ZERO),
+            hit_ns: None,
+            refaulted: Default::default(),
+            stalled: Default::default(),
+            usage: Growth::default(),
+            last_harm_ns: 0,
+            last_grow_ns: None,
             next_grow_ns: 0,
-            ignored: 0,
+            calm: tuning.calm,
+            ignored: Ignored::default(),
         }
     }
 
@@ -150,16 +277,16 @@ impl Controller {
         self.profile = profile;
     }
 
-    /// Stalls that were not ours: a cgroup stalled that is not at its limit.
+    /// Stalls that cost nothing.
     #[must_use]
-    pub fn ignored(&self) -> u64 {
+    pub fn ignored(&self) -> Ignored {
         self.ignored
     }
 
-    /// Takes in since when the slow steps owe something and gave nothing;
-    /// `None`: they owe nothing.
-    pub fn owed(&mut self, since_ns: Option<u64>) {
-        self.owed_since_ns = since_ns;
+    /// Takes in what the slow steps owe, and since when they gave nothing of
+    /// it.
+    pub fn owed(&mut self, bytes: Bytes, since_ns: Option<u64>) {
+        self.owed = (since_ns, bytes);
     }
 
     /// Takes in one event.
@@ -172,75 +299,265 @@ impl Controller {
         } else if kind.is_stall() || kind == Kind::OomVictim {
             let order = u32::try_from(e.order).unwrap_or(0).min(10);
             let asked = Bytes((self.page << order).saturating_mul(u64::from(e.stalled_now.max(1))));
-            let onset = e.phase == Phase::Onset as u16;
-            self.pending = Some(match self.pending {
-                // Several events before one decision: the earliest onset
-                // counts for latency, the largest demand for size.
-                Some(p) => Pending {
-                    onset: p.onset || onset,
-                    ts_ns: p.ts_ns.min(e.ts_ns),
-                    asked: p.asked.max(asked),
+            let new = Pending {
+                kind,
+                global: matches!(
                     kind,
+                    Kind::DirectReclaim | Kind::NodeReclaim | Kind::SoftlimitReclaim
+                ),
+                onset: e.phase == Phase::Onset as u16,
+                ts_ns: e.ts_ns,
+                asked,
+                count: e.count.max(1),
+                stall_ns: e.stall_ns,
+            };
+            // Several events before one decision: the earliest onset counts for
+            // latency, the largest demand for size, and no kind hides another.
+            self.pending = Some(self.pending.map_or(new, |p| Pending {
+                kind: if weight(p.kind) > weight(kind) {
+                    p.kind
+                } else {
+                    kind
                 },
-                None => Pending {
-                    kind,
-                    onset,
-                    ts_ns: e.ts_ns,
-                    asked,
-                },
-            });
+                global: p.global || new.global,
+                onset: p.onset || new.onset,
+                ts_ns: p.ts_ns.min(new.ts_ns),
+                asked: p.asked.max(asked),
+                count: p.count.saturating_add(new.count),
+                stall_ns: p.stall_ns.saturating_add(new.stall_ns),
+            }));
         }
     }
 
     /// The next trim to make, or `None` when there is nothing to do now.
     /// Call again after [`Controller::trimmed`] until it is `None`.
-    pub fn decide(&mut self, now_ns: u64, reading: Reading) -> Option<Decision> {
-        if let Some(p) = self.pending.take()
-            && let Some(b) = self.stall(now_ns, p, reading)
-        {
-            let trigger = if p.onset {
-                Trigger::Onset(p.kind)
-            } else {
-                Trigger::Ongoing(p.kind)
-            };
+    pub fn decide(&mut self, now_ns: u64, levels: Levels) -> Option<Decision> {
+        self.take_in(now_ns, &levels);
+        let pending = self.pending.take();
+        if let Some(p) = pending {
+            match self.wall_of(&p, now_ns, &levels) {
+                Some(wall) => self.stalled(now_ns, &p, wall),
+                None if levels.cgroup.is_none() && levels.system.is_none() => {
+                    self.ignored.no_wall += p.count;
+                }
+                None => self.ignored.foreign += p.count,
+            }
+        }
+        if let Some(trim) = self.burst(now_ns, pending.as_ref(), &levels) {
             self.warned = None;
-            let (want, steps) = (b.slice.min(b.target).max(p.asked), self.steps(&b, now_ns));
-            // The rest is not asked of the slow steps before a second slice: the
-            // first is small for the sake of who stalls now.
-            let first = b.slice == self.tuning.first_slice && steps.has(Step::Window);
-            return Some(Decision {
-                want,
-                missing: if first { want } else { b.target.max(p.asked) },
-                steps,
-                trigger,
+            return Some(trim);
+        }
+        self.early(levels.system)
+    }
+
+    /// Counters of a reading are differences: each is taken in once.
+    fn take_in(&mut self, now_ns: u64, levels: &Levels) {
+        if let Some(c) = &levels.cgroup {
+            if c.was_hit() {
+                self.hit_ns = Some(now_ns);
+            }
+            self.refaulted[Wall::Cgroup as usize].add(now_ns, c.refaulted.unwrap_or(Bytes::ZERO).0);
+            self.usage.look(
+                now_ns,
+                c.usage.saturating_sub(c.file.unwrap_or(Bytes::ZERO)),
+            );
+        }
+        if let Some(s) = &levels.system {
+            self.refaulted[Wall::System as usize].add(now_ns, s.refaulted.unwrap_or(Bytes::ZERO).0);
+        }
+    }
+
+    /// The wall that a stall hit.
+    fn wall_of(&self, p: &Pending, now_ns: u64, levels: &Levels) -> Option<Wall> {
+        let recent = |t: u64| now_ns.saturating_sub(t) <= ns(self.tuning.quiet);
+        let hit = levels.cgroup.is_some() && self.hit_ns.is_some_and(recent);
+        let system = |s: SystemLevel| p.global || s.is_short();
+        if hit && !(p.global && levels.system.is_some_and(|s| s.is_short())) {
+            Some(Wall::Cgroup)
+        } else {
+            levels.system.is_some_and(system).then_some(Wall::System)
+        }
+    }
+
+    /// Starts a burst or goes on with it.
+    fn stalled(&mut self, now_ns: u64, p: &Pending, wall: Wall) {
+        self.stalled[wall as usize].add(now_ns, p.stall_ns);
+        let late = |since: u64| now_ns.saturating_sub(since) > ns(self.tuning.stuck);
+        let stuck = self.owed.0.is_some_and(late);
+        let going_on = self.burst.filter(|b| {
+            b.wall == wall && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
+        });
+        self.burst = Some(match going_on {
+            Some(b) => Burst {
+                active_ns: now_ns,
+                asked: b.asked.max(p.asked),
+                exhausted: false,
+                kind: if weight(p.kind) > weight(b.kind) {
+                    p.kind
+                } else {
+                    b.kind
+                },
+                ..b
+            },
+            None => Burst {
+                wall,
+                kind: p.kind,
                 onset_ns: p.ts_ns,
-            });
-        }
-        if let Some(warning) = self.early(reading) {
-            return Some(warning);
-        }
-        let b = self.burst?;
-        // What was asked of the slow steps is theirs until somebody stalls
-        // again.
-        if b.ordered_ns.is_some()
-            || b.target == Bytes::ZERO
-            || missing(b.kind, reading)? == Bytes::ZERO
-        {
+                active_ns: now_ns,
+                slice: self.tuning.first_slice,
+                asked: p.asked,
+                ordered_ns: None,
+                stuck,
+                harmful: false,
+                exhausted: false,
+                not_before_ns: 0,
+                deferred: (Bytes::ZERO, 0),
+            },
+        });
+    }
+
+    /// What the burst asks for now.
+    fn burst(&mut self, now_ns: u64, p: Option<&Pending>, levels: &Levels) -> Option<Decision> {
+        let mut b = self.burst?;
+        if p.is_none() && now_ns.saturating_sub(b.active_ns) > ns(self.tuning.quiet) {
+            self.burst = None;
             return None;
         }
+        let need = self.need(&b, now_ns, levels);
+        if need.all == Bytes::ZERO {
+            if let Some(p) = p.filter(|_| !b.harmful) {
+                self.ignored.harmless += p.count;
+            }
+            return None;
+        }
+        b.active_ns = now_ns;
+        if !need.lossless {
+            self.harm(now_ns, b.harmful);
+            b.harmful = true;
+        }
+        self.burst = Some(b);
+        let urgent = need.hard || self.late(&b, now_ns);
+        // What was asked of the slow steps is theirs until somebody stalls
+        // again, or the wall is near.
+        let waits = b.ordered_ns.is_some() && p.is_none() && !need.hard;
+        if b.exhausted || now_ns < b.not_before_ns || waits {
+            return None;
+        }
+        let trigger = match p {
+            Some(p) if p.onset => Trigger::Onset(b.kind),
+            Some(_) => Trigger::Ongoing(b.kind),
+            None => Trigger::FollowUp(b.kind),
+        };
+        let want = if urgent && !need.hard {
+            need.all
+        } else {
+            need.quick
+        };
+        // The rest is not asked of the slow steps before a second slice: the
+        // first is small for the sake of who stalls now.
+        let want = want.min(b.slice);
+        let first = b.slice == self.tuning.first_slice && need.hard;
         Some(Decision {
-            want: b.slice.min(b.target),
-            missing: b.target,
-            steps: self.steps(&b, now_ns),
-            trigger: Trigger::FollowUp(b.kind),
-            onset_ns: b.onset_ns,
+            want,
+            missing: if first { want } else { need.all },
+            steps: if need.lossless {
+                Steps::FREE
+            } else {
+                self.profile.steps(urgent)
+            },
+            trigger,
+            onset_ns: p.map_or(b.onset_ns, |p| p.ts_ns),
         })
     }
 
+    /// Slow steps are stuck, or they were asked and stalls went on.
+    fn late(&self, b: &Burst, now_ns: u64) -> bool {
+        let late = |asked: u64| now_ns.saturating_sub(asked) > ns(self.tuning.patience);
+        b.stuck || b.ordered_ns.is_some_and(late)
+    }
+
+    fn need(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Need {
+        let recent = now_ns.saturating_sub(b.deferred.1) <= DEFERRED_NS;
+        let on_the_way = if recent { b.deferred.0 } else { Bytes::ZERO };
+        let coming = Bytes(
+            on_the_way
+                .0
+                .saturating_add(if b.stuck { 0 } else { self.owed.1.0 }),
+        );
+        let at = b.wall as usize;
+        let (hard_missing, half, wall) = match b.wall {
+            Wall::Cgroup => {
+                let Some(c) = levels.cgroup else {
+                    return Need::default();
+                };
+                (c.missing(), Bytes(c.headroom().0 / 2), c.limit)
+            }
+            Wall::System => {
+                let Some(s) = levels.system else {
+                    return Need::default();
+                };
+                (s.missing(), Bytes::ZERO, Bytes(s.tight.0.saturating_mul(8)))
+            }
+        };
+        let spared = Bytes(wall.0 / self.tuning.refaults.max(1));
+        let refaulted = Bytes(self.refaulted[at].level(now_ns)).saturating_sub(spared);
+        let too_long = self.stalled[at].level(now_ns) > ns(self.tuning.stall_time);
+        let soft = if too_long {
+            refaulted.max(b.slice)
+        } else {
+            refaulted
+        };
+        let oom = b.kind == Kind::OomVictim && b.asked > Bytes::ZERO;
+        let hard_missing = if oom {
+            hard_missing.max(self.tuning.first_slice)
+        } else {
+            hard_missing
+        };
+        if hard_missing == Bytes::ZERO && soft == Bytes::ZERO {
+            let short = levels.system.filter(|_| b.wall == Wall::System);
+            let short = short.map_or(Bytes::ZERO, |s| s.short().max(b.asked));
+            let all = short.saturating_sub(on_the_way);
+            return Need {
+                quick: all,
+                all,
+                hard: false,
+                lossless: true,
+            };
+        }
+        let ahead = if b.wall == Wall::Cgroup && hard_missing > Bytes::ZERO {
+            Bytes(self.usage.within(ns(self.tuning.ahead)).0.min(wall.0 / 8))
+        } else {
+            Bytes::ZERO
+        };
+        let all = Bytes(hard_missing.0.saturating_add(ahead.0))
+            .max(soft)
+            .max(if hard_missing > Bytes::ZERO {
+                b.asked
+            } else {
+                Bytes::ZERO
+            })
+            .saturating_sub(coming);
+        let near = hard_missing
+            .saturating_sub(half)
+            .max(if hard_missing > half {
+                b.asked
+            } else {
+                Bytes::ZERO
+            })
+            .saturating_sub(on_the_way);
+        let hard = b.wall == Wall::Cgroup && near > Bytes::ZERO;
+        Need {
+            quick: if hard { near } else { all },
+            all: all.max(if hard { near } else { Bytes::ZERO }),
+            hard,
+            lossless: false,
+        }
+    }
+
     /// All slack, then what is cached as far as free memory is short.
-    fn early(&mut self, reading: Reading) -> Option<Decision> {
+    fn early(&mut self, system: Option<SystemLevel>) -> Option<Decision> {
         let (onset_ns, slack_gone) = self.warned?;
-        let deficit = reading.system_deficit.unwrap_or(Bytes::ZERO);
+        let deficit = system.map_or(Bytes::ZERO, |s| s.short());
         self.warned = (!slack_gone).then_some((onset_ns, true));
         if slack_gone && deficit == Bytes::ZERO {
             return None;
@@ -258,71 +575,44 @@ impl Controller {
         })
     }
 
-    /// There is no time for the slow steps: the wall is hard, they are stuck,
-    /// or they were asked and stalls went on.
-    fn urgent(&self, b: &Burst, now_ns: u64) -> bool {
-        let hard = matches!(
-            b.kind,
-            Kind::MemcgReclaim | Kind::MemcgThrottle | Kind::OomVictim | Kind::Throttled
-        );
-        let late = |asked: u64| now_ns.saturating_sub(asked) > ns(self.tuning.patience);
-        hard || b.stuck || b.ordered_ns.is_some_and(late)
-    }
-
-    fn steps(&self, b: &Burst, now_ns: u64) -> Steps {
-        self.profile.steps(self.urgent(b, now_ns))
-    }
-
-    /// Starts a burst or goes on with it; `None` for somebody else's stall.
-    fn stall(&mut self, now_ns: u64, p: Pending, reading: Reading) -> Option<Burst> {
-        let Some(deficit) = missing(p.kind, reading) else {
-            self.ignored += 1;
-            return None;
-        };
-        self.last_stall_ns = now_ns;
-        let owed = |since: u64| now_ns.saturating_sub(since) > ns(self.tuning.stuck);
-        let stuck = self.owed_since_ns.is_some_and(owed);
-        let target = deficit.max(p.asked).max(self.tuning.first_slice);
-        let going_on = self
-            .burst
-            .filter(|b| now_ns.saturating_sub(b.last_stall_ns) <= ns(self.tuning.quiet));
-        self.burst = Some(match going_on {
-            Some(b) => Burst {
-                last_stall_ns: now_ns,
-                target: b.target.max(target),
-                ..b
-            },
-            None => Burst {
-                kind: p.kind,
-                onset_ns: p.ts_ns,
-                last_stall_ns: now_ns,
-                slice: self.tuning.first_slice,
-                target,
-                ordered_ns: None,
-                stuck,
-            },
-        });
-        self.burst
-    }
-
-    /// Takes in what a decision gave back; `bytes` 0 means there is nothing
-    /// left to give, unless the rest was `ordered` of the slow steps.
-    pub fn trimmed(&mut self, decision: &Decision, bytes: Bytes, ordered: bool) {
+    /// Takes in what a decision gave back.
+    pub fn trimmed(&mut self, now_ns: u64, decision: &Decision, gave: Gave) {
+        self.usage.returned(gave.bytes);
         if decision.trigger == Trigger::EarlyWarning {
             return;
         }
         let Some(b) = &mut self.burst else { return };
-        b.slice = Bytes(b.slice.0.saturating_mul(2)).min(self.tuning.max_slice);
-        let urgent = decision.steps.has(Step::Window);
-        let waits = ordered && !urgent;
-        if ordered && b.ordered_ns.is_none() {
-            b.ordered_ns = Some(b.last_stall_ns);
+        for bucket in &mut self.refaulted {
+            bucket.less(now_ns, gave.bytes.0.saturating_add(gave.deferred.0));
         }
-        b.target = if bytes == Bytes::ZERO && !waits {
-            Bytes::ZERO
-        } else {
-            b.target.saturating_sub(bytes)
-        };
+        b.slice = Bytes(b.slice.0.saturating_mul(2)).min(self.tuning.max_slice);
+        b.asked = b.asked.saturating_sub(gave.bytes);
+        if gave.deferred > Bytes::ZERO {
+            b.deferred = (gave.deferred, now_ns);
+        }
+        if gave.ordered && b.ordered_ns.is_none() {
+            b.ordered_ns = Some(now_ns);
+        }
+        let nothing = gave.bytes == Bytes::ZERO && gave.deferred == Bytes::ZERO;
+        if gave.contended && nothing {
+            b.not_before_ns = now_ns.saturating_add(ns(self.tuning.look));
+        }
+        b.exhausted = nothing && !gave.contended;
+    }
+
+    /// A harmful burst begins, or goes on.
+    fn harm(&mut self, now_ns: u64, known: bool) {
+        if !known {
+            let soon = |t: u64| now_ns.saturating_sub(t) < ns(TOO_EARLY);
+            let quiet_for = now_ns.saturating_sub(self.last_harm_ns);
+            if self.last_grow_ns.is_some_and(soon) {
+                self.calm = (2 * self.calm).min(LONGEST_CALM);
+            } else if quiet_for > ns(LONGEST_CALM) {
+                self.calm = self.tuning.calm;
+            }
+            self.last_grow_ns = None;
+        }
+        self.last_harm_ns = now_ns;
     }
 
     /// It is time to think of growing.
@@ -331,60 +621,58 @@ impl Controller {
         budget < capacity && now_ns >= self.next_growth()
     }
 
-    /// The next budget, when it is time to grow: at most a step above what is
-    /// resident and `wanted`, and only while there is room for what it would
-    /// let in and a step more.
+    /// The next budget, when it is time to grow: what is resident and half of
+    /// the room that is left beside the headroom.
     pub fn grow(
         &mut self,
         now_ns: u64,
         budget: Bytes,
         resident: Bytes,
-        wanted: Bytes,
         capacity: Bytes,
-        reading: Reading,
+        levels: Levels,
     ) -> Option<Bytes> {
         if !self.may_grow(now_ns, budget, capacity) {
             return None;
         }
+        self.take_in(now_ns, &levels);
         self.next_grow_ns = now_ns.saturating_add(ns(self.tuning.grow_every));
-        let step = self.tuning.grow_by.0;
-        let unused = budget.saturating_sub(resident).0;
-        let too_much = unused > wanted.0.saturating_add(step);
-        if too_much || reading.room.0 < unused.saturating_add(2 * step) {
+        // As much again as is to stay free: growth is to hit no wall.
+        let spare = levels.cgroup.map_or(Bytes::mib(2), |c| c.headroom());
+        let half = levels.room().saturating_sub(spare).0 / 2;
+        let next = Bytes(resident.0.saturating_add(half)).min(capacity);
+        if next < capacity && next.saturating_sub(budget) < LEAST_GROWTH {
             return None;
         }
-        Some(Bytes(budget.0.saturating_add(step)).min(capacity))
+        if next <= budget {
+            return None;
+        }
+        self.last_grow_ns = Some(now_ns);
+        Some(next)
     }
 
     fn next_growth(&self) -> u64 {
-        self.last_stall_ns
-            .saturating_add(ns(self.tuning.calm))
+        self.last_harm_ns
+            .saturating_add(ns(self.calm))
             .max(self.next_grow_ns)
     }
 
-    /// How long to sleep at most when no event comes: until the next growth,
-    /// if the budget is below the capacity.
+    /// How long to sleep at most when no event comes: until the next look at a
+    /// wall where something is missing, or the next growth where the budget is
+    /// below the capacity. `None`: for as long as nothing comes.
     #[must_use]
     pub fn sleep(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Option<Duration> {
-        (budget < capacity).then(|| Duration::from_nanos(self.next_growth().saturating_sub(now_ns)))
+        let growth = (budget < capacity)
+            .then(|| Duration::from_nanos(self.next_growth().saturating_sub(now_ns)));
+        let look = self.looks(now_ns).then_some(self.tuning.look);
+        look.into_iter().chain(growth).min()
     }
-}
 
-/// Bytes missing at the wall that a stall of this kind hits; `None` when the
-/// wall is not there or is not hit.
-fn missing(kind: Kind, r: Reading) -> Option<Bytes> {
-    let cgroup = r.cgroup_deficit.filter(|d| *d > Bytes::ZERO);
-    match kind {
-        Kind::MemcgReclaim => cgroup,
-        // These do not say which wall: a full cgroup first. A neighbour that
-        // thrashes below its own limit is helped by nothing of ours.
-        Kind::Memstall
-        | Kind::Refault
-        | Kind::SwapIn
-        | Kind::MemcgThrottle
-        | Kind::OomVictim
-        | Kind::Throttled => cgroup.or(r.system_deficit.filter(|d| *d > Bytes::ZERO)),
-        _ => r.system_deficit,
+    /// A harmful burst is not over: the wall is to be looked at again.
+    #[must_use]
+    pub fn looks(&self, now_ns: u64) -> bool {
+        self.burst.is_some_and(|b| {
+            b.harmful && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
+        })
     }
 }
 

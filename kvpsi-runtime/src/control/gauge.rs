@@ -1,50 +1,52 @@
 //! How many bytes are missing, read without allocating.
 //!
-//! Owns two gauges: the memory cgroup kvpsi runs in, and the whole system.
-//! Each answers "how much must become free for the stall to end". Refuses to
-//! decide anything. Descriptors stay open, buffers are on the stack: the
-//! reactor reads them between an event and a trim.
+//! Owns the reading that a decision is made of: the walls of our cgroups
+//! ([`super::wall`]) and the whole system. A wall's numbers say what is missing
+//! there once the kernel has dropped clean page cache, and how much room there
+//! is. Descriptors stay open, buffers are on the stack: the reactor reads
+//! between an event and a trim.
+//! Out of scope: whose stall it is and what is done ([`super::controller`]).
 
-use super::cgroup::MemoryCgroup;
+use super::{
+    cgroup::MemoryCgroup,
+    wall::{Depth, Walls, lines},
+};
 use crate::units::Bytes;
 use rustix::io::pread;
 use serde::{Deserialize, Serialize};
 use std::{fs::File, io, path::Path};
 
-/// Both walls memory can run into. `None`: that wall is not there.
+/// All walls that memory can run into.
 #[derive(Debug, Default)]
 pub struct Gauges {
-    /// The cgroup kvpsi runs in, where it has a limit.
-    pub cgroup: Option<CgroupGauge>,
-    /// The whole system.
+    /// Our cgroup and those above it, where they count.
+    pub walls: Option<Walls>,
+    /// The whole system, where it counts.
     pub system: Option<SystemGauge>,
 }
 
-/// What the gauges read at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// Bytes missing below the cgroup's limit: usage + headroom - limit.
-    pub cgroup_deficit: Option<Bytes>,
-    /// Bytes missing in the system: what all zones keep - free. Above it the
-    /// kernel reclaims only for a cgroup at its limit, below for everybody.
-    pub system_deficit: Option<Bytes>,
-    /// Bytes free of both walls, less what is to stay free: the smaller.
-    pub room: Bytes,
-}
-
-/// A memory cgroup at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A cgroup's wall at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupLevel {
     /// What is charged to it.
     pub usage: Bytes,
-    /// What may be; `u64::MAX` without a limit.
+    /// What may be: the lower of limit and `memory.high`.
     pub limit: Bytes,
-    /// What is to stay free below the limit.
-    pub headroom: Bytes,
+    /// Of the usage: clean page cache, which the kernel drops by itself.
+    pub file: Option<Bytes>,
+    /// Of the usage: anonymous memory.
+    pub anonymous: Option<Bytes>,
+    /// Times it was hit since the last reading; `None`: not known.
+    pub hits: Option<u64>,
+    /// Bytes read again since the last reading that had been evicted while they
+    /// were in use.
+    pub refaulted: Option<Bytes>,
+    /// Levels above ours.
+    pub up: u32,
 }
 
 /// The whole system at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemLevel {
     /// Free pages of all zones.
     pub free: Bytes,
@@ -52,33 +54,101 @@ pub struct SystemLevel {
     pub high: Bytes,
     /// The same and what zones keep in reserve: what is to stay free.
     pub tight: Bytes,
+    /// Clean page cache beyond what may be somebody's working set.
+    pub file: Option<Bytes>,
+    /// As of a cgroup.
+    pub refaulted: Option<Bytes>,
 }
 
-/// What the gauges see before anything is made of it.
+/// What a decision is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Levels {
-    /// The cgroup, where there is a gauge for it.
+    /// The cgroup that counts, where one has a limit.
     pub cgroup: Option<CgroupLevel>,
     /// The system, where there is a gauge for it.
     pub system: Option<SystemLevel>,
+    /// What anonymous memory may still have of the cgroups' limits.
+    pub cgroup_room: Option<Bytes>,
+}
+
+impl CgroupLevel {
+    /// It was hit since the last reading, or is full where hits are not counted.
+    #[must_use]
+    pub fn was_hit(&self) -> bool {
+        self.hits
+            .map_or(self.usage.0 >= self.limit.0 / 128 * 127, |n| n > 0)
+    }
+
+    /// What page cache cannot give.
+    fn kept(&self) -> Bytes {
+        self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
+    }
+
+    /// What is to stay free at least: a 128th of the limit, 1 to 8 MiB. More
+    /// follows from how fast usage grows, which is the controller's to see.
+    #[must_use]
+    pub fn headroom(&self) -> Bytes {
+        Bytes(
+            (self.limit.0 / 128)
+                .clamp(1 << 20, 8 << 20)
+                .min(self.limit.0 / 8),
+        )
+    }
+
+    /// Bytes missing beyond what the kernel finds in page cache.
+    #[must_use]
+    pub fn missing(&self) -> Bytes {
+        Bytes(self.kept().0.saturating_add(self.headroom().0)).saturating_sub(self.limit)
+    }
+
+    /// Bytes that anonymous memory may grow by.
+    #[must_use]
+    pub fn room(&self) -> Bytes {
+        let full = Bytes(self.kept().0.saturating_add(self.headroom().0));
+        self.limit.saturating_sub(full)
+    }
+}
+
+impl SystemLevel {
+    /// Bytes free or soon free: clean page cache beyond a reserve counts.
+    fn available(&self) -> Bytes {
+        let file = self.file.unwrap_or(Bytes::ZERO);
+        Bytes(self.free.0.saturating_add(file.0))
+    }
+
+    /// Free memory is below what is to stay free.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.free < self.tight
+    }
+
+    /// Bytes by which free memory is short, whatever page cache has.
+    #[must_use]
+    pub fn short(&self) -> Bytes {
+        self.tight.saturating_sub(self.free)
+    }
+
+    /// Bytes missing beyond what the kernel finds in page cache.
+    #[must_use]
+    pub fn missing(&self) -> Bytes {
+        self.tight.saturating_sub(self.available())
+    }
+
+    /// Bytes that anonymous memory may grow by.
+    #[must_use]
+    pub fn room(&self) -> Bytes {
+        self.available().saturating_sub(self.tight)
+    }
 }
 
 impl Levels {
-    /// How much is missing and how much room there is.
+    /// Bytes that anonymous memory may grow by before any wall is hit.
     #[must_use]
-    pub fn reading(&self) -> Reading {
-        // Without a limit nothing is missing, and the sum does not reach it.
-        let of_cgroup = self.cgroup.map(|g| {
-            let full = Bytes(g.usage.0.saturating_add(g.headroom.0));
-            (full.saturating_sub(g.limit), g.limit.saturating_sub(full))
-        });
-        let of_system = self.system.map(|g| g.free.saturating_sub(g.tight));
-        let rooms = of_cgroup.map(|d| d.1).into_iter().chain(of_system);
-        Reading {
-            cgroup_deficit: of_cgroup.map(|d| d.0),
-            room: rooms.min().unwrap_or(Bytes(u64::MAX)),
-            system_deficit: self.system.map(|g| g.tight.saturating_sub(g.free)),
-        }
+    pub fn room(&self) -> Bytes {
+        let cgroup = self.cgroup_room.or(self.cgroup.map(|c| c.room()));
+        let system = self.system.map(|s| s.room());
+        let rooms = cgroup.into_iter().chain(system);
+        rooms.min().unwrap_or(Bytes(u64::MAX))
     }
 
     /// As they would be with `more` bytes given back beside (or, below zero,
@@ -89,79 +159,45 @@ impl Levels {
             Bytes(more.max(0).unsigned_abs()),
             Bytes(more.min(0).unsigned_abs()),
         );
+        let moved = |b: Bytes| Bytes(b.0.saturating_add(back.0)).saturating_sub(taken);
         if let Some(g) = &mut self.cgroup {
             g.usage = Bytes(g.usage.0.saturating_add(taken.0)).saturating_sub(back);
         }
         if let Some(g) = &mut self.system {
-            g.free = Bytes(g.free.0.saturating_add(back.0)).saturating_sub(taken);
+            g.free = moved(g.free);
         }
+        self.cgroup_room = self.cgroup_room.map(moved);
         self
     }
 }
 
 impl Gauges {
-    /// Reads both. A gauge that fails reads as absent.
-    #[must_use]
-    pub fn levels(&self) -> Levels {
+    /// Reads all. A gauge that fails reads as absent.
+    pub fn levels(&mut self, depth: Depth) -> Levels {
+        let walls = self.walls.as_mut().map(|w| w.read(depth));
+        let walls = walls.unwrap_or_default();
         Levels {
-            cgroup: self.cgroup.as_ref().and_then(|g| g.level().ok()),
-            system: self.system.as_ref().map(SystemGauge::level),
+            cgroup: walls.binding,
+            cgroup_room: walls.room.filter(|_| depth == Depth::All),
+            system: self.system.as_mut().map(|s| s.level(depth)),
         }
     }
 }
 
-/// Distance to a memory cgroup's limit.
-#[derive(Debug)]
-pub struct CgroupGauge {
-    usage: File,
-    limit: File,
-    headroom: Bytes,
-}
-
-impl CgroupGauge {
-    /// Opens the files of `cgroup`; `headroom` bytes are to stay free.
-    ///
-    /// # Errors
-    /// A file is missing or refused.
-    pub fn open(cgroup: &MemoryCgroup, headroom: Bytes) -> io::Result<Self> {
-        let open = |name: &str| {
-            let path = cgroup.path.join(name);
-            File::open(&path)
-                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
-        };
-        Ok(Self {
-            usage: open(cgroup.version.usage_file())?,
-            limit: open(cgroup.version.limit_file())?,
-            headroom,
-        })
-    }
-
-    /// Usage and limit as they are now.
-    ///
-    /// # Errors
-    /// The cgroup is gone.
-    pub fn level(&self) -> io::Result<CgroupLevel> {
-        Ok(CgroupLevel {
-            usage: Bytes(read_number(&self.usage)?.unwrap_or(0)),
-            // "max" is not a number.
-            limit: Bytes(read_number(&self.limit)?.unwrap_or(u64::MAX)),
-            headroom: self.headroom,
-        })
-    }
-}
-
-/// Anonymous memory that the tightest cgroup around this process still has room
-/// for, but for a reserve: page cache gives way to it. Everything where no
-/// cgroup has a limit: the system's own reserves are the kernel's to keep. Slow:
-/// not for the reactor.
+/// Anonymous memory that the cgroups around this process still have room for,
+/// but for a reserve: page cache gives way to it. Everything where none has a
+/// limit: the system's own reserves are the kernel's to keep. Slow: not for the
+/// reactor.
 #[must_use]
 pub fn obtainable() -> Bytes {
-    let tightest = MemoryCgroup::of_self().ok().and_then(|c| c.tightest());
-    let Some((cgroup, limit)) = tightest else {
+    let Ok(cgroup) = MemoryCgroup::of_self() else {
         return Bytes(u64::MAX);
     };
-    let used = cgroup.anonymous().unwrap_or(Bytes::ZERO);
-    limit.saturating_sub(used).saturating_sub(RESERVE)
+    let rooms = cgroup.levels().filter_map(|level| {
+        let used = level.anonymous().unwrap_or(Bytes::ZERO);
+        Some(level.limit()?.saturating_sub(used).saturating_sub(RESERVE))
+    });
+    rooms.min().unwrap_or(Bytes(u64::MAX))
 }
 
 /// What [`obtainable`] leaves: a prompt's rows, and what else a request takes
@@ -202,22 +238,6 @@ impl ResidentGauge {
     }
 }
 
-/// The decimal number a file starts with, `None` if it starts with none.
-fn read_number(file: &File) -> io::Result<Option<u64>> {
-    let mut buf = [0u8; 32];
-    let n = pread(file, &mut buf, 0)?;
-    let mut value = None;
-    for d in buf[..n].iter().take_while(|b| b.is_ascii_digit()) {
-        value = Some(
-            value
-                .unwrap_or(0u64)
-                .saturating_mul(10)
-                .saturating_add(u64::from(d - b'0')),
-        );
-    }
-    Ok(value)
-}
-
 /// Distance of the whole system to what its zones keep free.
 ///
 /// The watermarks are summed once from /proc/zoneinfo (they change only when
@@ -237,7 +257,16 @@ fn read_number(file: &File) -> io::Result<Option<u64>> {
 pub struct SystemGauge {
     high: Bytes,
     tight: Bytes,
+    /// Page cache that is taken for somebody's working set, an eighth of all
+    /// memory: mapped weights and programs, which are clean and not spare.
+    reserve: Bytes,
+    vmstat: Option<File>,
+    last_refaults: Option<u64>,
 }
+
+/// Several times what is read of /proc/vmstat: the counters that matter are in
+/// its first half.
+const VMSTAT_BYTES: usize = 8 << 10;
 
 impl SystemGauge {
     /// Reads the watermarks.
@@ -254,22 +283,68 @@ impl SystemGauge {
                 "/proc/zoneinfo names no high watermark",
             )
         })?;
-        let bytes = |pages: u64| Bytes(pages.saturating_mul(rustix::param::page_size() as u64));
+        let info = rustix::system::sysinfo();
+        let all = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
         Ok(Self {
             high: bytes(pages.high),
             tight: bytes(pages.high.saturating_add(pages.reserve)),
+            reserve: Bytes(all / 8),
+            vmstat: File::open("/proc/vmstat").ok(),
+            last_refaults: None,
         })
     }
 
-    /// Free memory as it is now, and the marks.
+    /// Free memory as it is now, and the marks. Page cache is looked at where
+    /// free memory is near its mark, and for [`Depth::All`].
     #[must_use]
-    pub fn level(&self) -> SystemLevel {
-        SystemLevel {
+    pub fn level(&mut self, depth: Depth) -> SystemLevel {
+        let mut now = SystemLevel {
             free: free(),
             high: self.high,
             tight: self.tight,
+            ..SystemLevel::default()
+        };
+        if (depth == Depth::All || now.free.0 < 2 * self.tight.0)
+            && let Some((file, refaults)) = self.vmstat.as_ref().and_then(page_cache)
+        {
+            now.file = Some(file.saturating_sub(self.reserve));
+            let before = self.last_refaults.replace(refaults);
+            now.refaulted = before.map(|b| bytes(refaults.saturating_sub(b)));
+        }
+        now
+    }
+}
+
+fn bytes(pages: u64) -> Bytes {
+    Bytes(pages.saturating_mul(rustix::param::page_size() as u64))
+}
+
+/// Clean page cache, and pages of all refaults.
+fn page_cache(vmstat: &File) -> Option<(Bytes, u64)> {
+    let mut buf = [0u8; VMSTAT_BYTES];
+    let mut held = 0;
+    while held < buf.len() {
+        match pread(vmstat, &mut buf[held..], held as u64) {
+            Ok(0) => break,
+            Ok(n) => held += n,
+            Err(_) => return None,
         }
     }
+    let (mut file, mut dirty, mut refaults, mut found) = (0u64, 0u64, 0u64, false);
+    for (name, value) in lines(&buf[..held]) {
+        match name {
+            b"nr_inactive_file" | b"nr_active_file" => {
+                found = true;
+                file = file.saturating_add(value);
+            }
+            b"nr_dirty" | b"nr_writeback" => dirty = dirty.saturating_add(value),
+            b"workingset_refault" | b"workingset_refault_file" | b"workingset_refault_anon" => {
+                refaults = refaults.saturating_add(value);
+            }
+            _ => {}
+        }
+    }
+    found.then(|| (bytes(file.saturating_sub(dirty)), refaults))
 }
 
 /// Free pages of all zones, in bytes.
@@ -317,7 +392,6 @@ impl Watermarks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn watermarks_and_reserves_are_summed_and_page_sets_are_not() {
@@ -334,63 +408,66 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_read_and_max_is_none() {
-        for (text, want) in [("123\n", Some(123)), ("max\n", None), ("", None)] {
-            let mut f = tempfile::tempfile().unwrap();
-            f.write_all(text.as_bytes()).unwrap();
-            assert_eq!(read_number(&f).unwrap(), want, "{text:?}");
-        }
-        let mut f = tempfile::tempfile().unwrap();
-        f.write_all(&[b'9'; 32]).unwrap();
-        assert_eq!(read_number(&f).unwrap(), Some(u64::MAX));
-    }
-
-    #[test]
     fn the_system_gauge_reads_this_machine() {
-        let g = SystemGauge::open().unwrap();
-        assert!(g.high > Bytes::ZERO);
+        let mut g = SystemGauge::open().unwrap();
+        let level = g.level(Depth::All);
+        assert!(level.high > Bytes::ZERO && level.file.is_some());
         // Nobody runs the tests with less free memory than a watermark.
-        let level = g.level();
-        let levels = Levels {
-            cgroup: None,
-            system: Some(level),
-        };
-        assert!(levels.reading().system_deficit.unwrap() <= g.tight);
+        assert!(level.missing() <= level.tight);
+        assert!(g.level(Depth::All).refaulted.is_some());
     }
 
     #[test]
-    fn what_is_missing_follows_from_the_levels_and_from_what_is_given_back() {
+    fn page_cache_covers_what_is_missing_and_what_is_given_back_counts() {
         let mib = Bytes::mib;
+        let cgroup = CgroupLevel {
+            usage: mib(256),
+            limit: mib(256),
+            file: Some(mib(10)),
+            ..CgroupLevel::default()
+        };
+        assert_eq!(cgroup.headroom(), mib(2));
+        assert_eq!((cgroup.missing(), cgroup.room()), (mib(0), mib(8)));
+        let bare = CgroupLevel {
+            file: Some(mib(0)),
+            ..cgroup
+        };
+        assert_eq!((bare.missing(), bare.room()), (mib(2), mib(0)));
+        let system = SystemLevel {
+            free: mib(50),
+            high: mib(40),
+            tight: mib(60),
+            file: Some(mib(4)),
+            refaulted: None,
+        };
+        assert_eq!((system.short(), system.missing()), (mib(10), mib(6)));
         let levels = Levels {
-            cgroup: Some(CgroupLevel {
-                usage: mib(90),
-                limit: mib(100),
-                headroom: mib(16),
-            }),
-            system: Some(SystemLevel {
-                free: mib(50),
-                high: mib(40),
-                tight: mib(60),
-            }),
+            cgroup: Some(bare),
+            system: Some(system),
+            cgroup_room: None,
         };
-        let r = levels.reading();
-        assert_eq!((r.cgroup_deficit, r.room), (Some(mib(6)), mib(0)));
-        assert_eq!(r.system_deficit, Some(mib(10)));
-        let back = levels.with_returned(20 << 20).reading();
-        assert_eq!((back.cgroup_deficit, back.room), (Some(mib(0)), mib(10)));
-        let taken = levels.with_returned(-(20 << 20)).reading();
-        assert_eq!(taken.cgroup_deficit, Some(mib(26)));
-        assert_eq!(taken.system_deficit, Some(mib(30)));
-        let unlimited = CgroupLevel {
-            usage: mib(90),
-            limit: Bytes(u64::MAX),
-            headroom: mib(16),
+        assert_eq!(levels.room(), mib(0));
+        let back = levels.with_returned(20 << 20);
+        assert_eq!(back.cgroup.unwrap().missing(), mib(0));
+        assert_eq!(back.room(), mib(14));
+        let taken = levels.with_returned(-(20 << 20));
+        assert_eq!(taken.cgroup.unwrap().missing(), mib(22));
+        assert_eq!(taken.system.unwrap().missing(), mib(26));
+        assert_eq!(Levels::default().room(), Bytes(u64::MAX));
+    }
+
+    #[test]
+    fn without_a_count_of_hits_a_full_cgroup_was_hit() {
+        let full = CgroupLevel {
+            usage: Bytes::mib(199),
+            limit: Bytes::mib(200),
+            ..CgroupLevel::default()
         };
-        let r = Levels {
-            cgroup: Some(unlimited),
-            system: None,
+        assert!(full.was_hit());
+        let counted = CgroupLevel {
+            hits: Some(0),
+            ..full
         };
-        assert_eq!(r.reading().cgroup_deficit, Some(Bytes::ZERO));
-        assert!(r.reading().room > mib(1 << 30));
+        assert!(!counted.was_hit());
     }
 }

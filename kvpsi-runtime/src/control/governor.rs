@@ -5,11 +5,13 @@
 
 use super::{
     cgroup::MemoryCgroup,
-    controller::{Controller, Tuning},
-    gauge::{CgroupGauge, Gauges, ResidentGauge, SystemGauge},
+    controller::{Controller, Ignored, Tuning},
+    gauge::{Gauges, ResidentGauge, SystemGauge},
     harden::{self, Hardening},
     reactor::{Reactor, Shared},
     record::{Tap, Trigger, TrimRecord},
+    survey::{self, Handover},
+    wall::Walls,
     worker::{Order, Worker},
 };
 use crate::{
@@ -38,12 +40,12 @@ const RECORDS: usize = 4096;
 /// Whose shortage counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Scope {
-    /// The cgroup where it has a limit, and the system
+    /// Our cgroup and those above it where they have a limit, and the system
     #[default]
     Auto,
     /// The whole system only
     System,
-    /// The memory cgroup kvpsi runs in only
+    /// The memory cgroup kvpsi runs in and those above it only
     Cgroup,
 }
 
@@ -54,8 +56,6 @@ pub struct GovernorConfig {
     pub scope: Scope,
     /// Constants of the rule.
     pub tuning: Tuning,
-    /// Bytes to keep free below a cgroup's limit.
-    pub headroom: Bytes,
     /// Measure the resident set around each trim (two reads of `statm`).
     pub measure_rss: bool,
     /// Watch and decide, but give nothing back.
@@ -71,7 +71,6 @@ impl Default for GovernorConfig {
         Self {
             scope: Scope::Auto,
             tuning: Tuning::default(),
-            headroom: Bytes::mib(16),
             measure_rss: false,
             observe_only: false,
             tap: None,
@@ -116,8 +115,13 @@ pub struct GovernorStats {
     pub owed_bytes: Bytes,
     /// Positions that lost keys and values.
     pub dropped_tokens: u64,
-    /// Stalls of other cgroups, let pass.
+    /// Stalls that cost nothing.
     pub ignored: u64,
+    /// The same by reason: none of our walls was hit, page cache covered it, or
+    /// there is no wall to look at.
+    pub ignored_by: Ignored,
+    /// The reactor's thread runs.
+    pub alive: bool,
     /// Times the reactor was woken by its source.
     pub wakeups: u64,
     /// Trim records lost because nobody read them.
@@ -267,6 +271,14 @@ impl Governor {
         let order = Arc::new(Order::new(wake));
         let of_reactor = Arc::clone(&order);
         let mut threads = Threads::default();
+        let handover = Handover::new();
+        if gauges.walls.is_some() {
+            let (handover, ids) = (Arc::clone(&handover), config.ids.clone());
+            threads.spawn("kvpsi-walls", move |stop| {
+                give_up("walls", ids.as_ref());
+                survey::run(&handover, &stop);
+            })?;
+        }
         if let Some(w) = witness {
             let (shared, ids) = (Arc::clone(&shared), config.ids.clone());
             threads.spawn("kvpsi-witness", move |stop| {
@@ -295,6 +307,7 @@ impl Governor {
                 controller,
                 order: of_reactor,
                 shared,
+                handover,
                 stop,
                 capacity,
             }
@@ -378,6 +391,12 @@ impl Governor {
     pub fn stats(&self) -> GovernorStats {
         let s = &self.shared;
         let errno = s.source_errno.load(Relaxed);
+        let [foreign, harmless, no_wall] = [0, 1, 2].map(|i| s.ignored[i].load(Relaxed));
+        let ignored_by = Ignored {
+            foreign,
+            harmless,
+            no_wall,
+        };
         GovernorStats {
             signal: self.signal,
             events: self.stats.totals(),
@@ -392,7 +411,9 @@ impl Governor {
                 .collect(),
             owed_bytes: self.order.owed(),
             dropped_tokens: s.dropped_tokens.load(Relaxed),
-            ignored: s.ignored.load(Relaxed),
+            ignored: ignored_by.total(),
+            ignored_by,
+            alive: s.alive.load(Relaxed),
             wakeups: s.wakeups.load(Relaxed),
             records_lost: s.records_lost.load(Relaxed),
             source_note: self.stats.note(),
@@ -441,25 +462,16 @@ fn watch(mut source: Box<dyn PressureSource>, shared: &Shared, stop: &OwnedFd) {
 pub fn open_gauges(config: &GovernorConfig) -> Result<Gauges, GovernorError> {
     let mut gauges = Gauges::default();
     if config.scope != Scope::System {
-        let limited = MemoryCgroup::of_self().map(|c| c.tightest());
-        match (limited, config.scope) {
-            (Ok(Some((c, _))), _) => {
-                gauges.cgroup = Some(CgroupGauge::open(&c, config.headroom)?);
-            }
-            (Ok(None), Scope::Cgroup) => {
-                let why = "no memory limit is set on this process's cgroup or above it; set one (memory.max), or use --scope system".into();
-                return Err(GovernorError::Scope {
-                    scope: "cgroup",
-                    why,
-                });
-            }
-            (Err(e), Scope::Cgroup) => {
+        // With or without a limit: one may be set later.
+        match MemoryCgroup::of_self() {
+            Ok(c) => gauges.walls = Some(Walls::open(&c)),
+            Err(e) if config.scope == Scope::Cgroup => {
                 return Err(GovernorError::Scope {
                     scope: "cgroup",
                     why: e.to_string(),
                 });
             }
-            _ => {}
+            Err(_) => {}
         }
     }
     if config.scope != Scope::Cgroup {

@@ -1,9 +1,10 @@
 //! From events to bytes: the only place that knows both pressure and KV.
 //!
-//! Owns the estimate of how much is missing ([`gauge`]), the rule that turns
-//! stalls into trims ([`controller`], pure), the thread that carries it out
-//! ([`reactor`]) and its owner ([`Governor`]). Refuses to know how events are
-//! read (`pressure`) and which blocks are given up (`kv`).
+//! Owns the walls that memory runs into ([`wall`], found by [`cgroup`]), what is
+//! missing there ([`gauge`]), the rule that turns stalls into trims
+//! ([`controller`], pure), the thread that carries it out ([`reactor`]) and its
+//! owner ([`Governor`]). Out of scope: how events are read (`pressure`) and
+//! which blocks are given back (`kv`).
 //!
 //! Invariant: from the ring buffer to `madvise` nothing here allocates,
 //! blocks, logs or takes a lock that a slow path holds.
@@ -15,9 +16,11 @@ pub mod governor;
 pub mod harden;
 pub mod reactor;
 pub mod record;
+mod survey;
+pub mod wall;
 mod worker;
 
-pub use controller::{Controller, Decision, Tuning};
+pub use controller::{Controller, Decision, Gave, Ignored, Tuning};
 pub use governor::{
     Governor, GovernorConfig, GovernorError, GovernorStats, Prepared, Scope, open_gauges,
 };

@@ -2,13 +2,16 @@
 //!
 //! Owns the source, the gauges and the controller while it runs. On its path
 //! it does not allocate, block, log or take a lock: it polls, drains, reads
-//! two numbers, trims, and leaves a [`TrimRecord`] in a preallocated queue.
-//! Refuses everything slow; that is for readers of [`Shared`].
+//! the walls, trims, and leaves a [`TrimRecord`] in a preallocated queue. It
+//! never ends unseen: [`Shared::alive`] falls whichever way its thread leaves.
+//! Out of scope: everything slow; that is for readers of [`Shared`].
 
 use super::{
-    controller::{Controller, Decision},
+    controller::{Controller, Decision, Gave},
     gauge::{Gauges, ResidentGauge},
     record::{Tap, Tapped, Trigger, TrimRecord},
+    survey::Handover,
+    wall::Depth,
     worker::Order,
 };
 use crate::{
@@ -39,7 +42,10 @@ pub(super) struct Shared {
     pub records_lost: AtomicU64,
     pub trims: AtomicU64,
     pub trimmed_bytes: AtomicU64,
-    pub ignored: AtomicU64,
+    /// Stalls that cost nothing: foreign, harmless, no wall.
+    pub ignored: [AtomicU64; 3],
+    /// The reactor's thread runs, or is about to.
+    pub alive: AtomicBool,
     pub wakeups: AtomicU64,
     /// errno with which the source broke, 0 while it works.
     pub source_errno: AtomicI32,
@@ -64,7 +70,8 @@ impl Shared {
             records_lost: AtomicU64::new(0),
             trims: AtomicU64::new(0),
             trimmed_bytes: AtomicU64::new(0),
-            ignored: AtomicU64::new(0),
+            ignored: Default::default(),
+            alive: AtomicBool::new(true),
             wakeups: AtomicU64::new(0),
             source_errno: AtomicI32::new(0),
             witness_onset_ns: AtomicU64::new(0),
@@ -113,15 +120,27 @@ pub(super) struct Reactor {
     pub controller: Controller,
     pub order: Arc<Order>,
     pub shared: Arc<Shared>,
+    /// Where a new set of walls comes from.
+    pub handover: Arc<Handover>,
     /// Readable: stop.
     pub stop: OwnedFd,
     /// Bytes the budget may grow back to.
     pub capacity: Bytes,
 }
 
+/// Says that the reactor is gone, also where it panics.
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Relaxed);
+    }
+}
+
 impl Reactor {
     /// Runs until told to stop or until the source breaks.
     pub fn run(mut self) {
+        let _alive = Alive(Arc::clone(&self.shared));
         let mut next_drain_ns = 0u64;
         loop {
             let now = monotonic_ns();
@@ -132,16 +151,22 @@ impl Reactor {
                 .controller
                 .sleep(now, self.pool.budget(), self.capacity);
             let timeout = [until_drain, until_growth].into_iter().flatten().min();
-            let Ok((stop, ready)) = self.wait(timeout) else {
-                break;
+            let (stop, ready) = match self.wait(timeout) {
+                Ok(woken) => woken,
+                Err(e) => {
+                    self.shared.source_errno.store(e.raw_os_error(), Relaxed);
+                    break;
+                }
             };
             if stop {
                 break;
             }
             let now = monotonic_ns();
             let due = interval.is_some() && now >= next_drain_ns;
-            if ready || due {
-                self.shared.wakeups.fetch_add(1, Relaxed);
+            if ready || due || self.controller.looks(now) {
+                self.shared
+                    .wakeups
+                    .fetch_add(u64::from(ready || due), Relaxed);
                 if let Err(e) = self.respond() {
                     self.shared.source_errno.store(e, Relaxed);
                     break;
@@ -184,21 +209,26 @@ impl Reactor {
         loop {
             self.drain()?;
             let noticed_ns = monotonic_ns();
-            let levels = self.gauges.levels();
+            self.handover.take(&mut self.gauges.walls);
+            let levels = self.gauges.levels(Depth::Near);
             self.controller.set_profile(self.ladder.profile());
-            self.controller.owed(self.order.owed_since());
+            self.controller
+                .owed(self.order.owed(), self.order.owed_since());
             self.shared.tap(|| Tapped::Levels {
                 ts_ns: noticed_ns,
                 levels,
             });
-            let Some(decision) = self.controller.decide(noticed_ns, levels.reading()) else {
-                self.shared
-                    .ignored
-                    .store(self.controller.ignored(), Relaxed);
+            let Some(decision) = self.controller.decide(noticed_ns, levels) else {
+                let i = self.controller.ignored();
+                for (sum, n) in (self.shared.ignored.iter()).zip([i.foreign, i.harmless, i.no_wall])
+                {
+                    sum.store(n, Relaxed);
+                }
                 return Ok(());
             };
             if self.shared.paused.load(Relaxed) {
-                self.controller.trimmed(&decision, Bytes::ZERO, false);
+                self.controller
+                    .trimmed(noticed_ns, &decision, Gave::default());
                 continue;
             }
             self.trim(&decision, noticed_ns);
@@ -220,7 +250,13 @@ impl Reactor {
         let rss_before = self.shared.rss();
         let trimmed = self.pool.trim(decision.want, decision.steps);
         let ordered = self.order_rest(decision, &trimmed);
-        self.controller.trimmed(decision, trimmed.bytes, ordered);
+        let gave = Gave {
+            bytes: trimmed.bytes,
+            deferred: Bytes::ZERO,
+            contended: trimmed.bytes == Bytes::ZERO && self.has_some(decision),
+            ordered,
+        };
+        self.controller.trimmed(trimmed.returned_ns, decision, gave);
         if trimmed.bytes == Bytes::ZERO {
             return;
         }
@@ -246,6 +282,16 @@ impl Reactor {
         });
     }
 
+    /// The pool still has something that the quick steps could have given:
+    /// somebody holds it.
+    fn has_some(&self, decision: &Decision) -> bool {
+        let a = self.pool.account();
+        let has = |step, bytes: Bytes| decision.steps.has(step) && bytes > Bytes::ZERO;
+        has(Step::Slack, a.slack)
+            || has(Step::Cached, a.cached)
+            || has(Step::Window, a.resident.saturating_sub(a.floor))
+    }
+
     /// What the quick steps did not give is ordered of the slow ones, where
     /// they are allowed.
     fn order_rest(&self, decision: &Decision, trimmed: &Trimmed) -> bool {
@@ -267,11 +313,12 @@ impl Reactor {
         if !self.controller.may_grow(now, budget, self.capacity) {
             return;
         }
-        let (resident, wanted) = (self.pool.account().resident, self.pool.wanted());
-        let reading = self.gauges.levels().reading();
+        let resident = self.pool.account().resident;
+        self.handover.take(&mut self.gauges.walls);
+        let levels = self.gauges.levels(Depth::All);
         if let Some(b) = self
             .controller
-            .grow(now, budget, resident, wanted, self.capacity, reading)
+            .grow(now, budget, resident, self.capacity, levels)
         {
             self.pool.set_budget(b);
         }

@@ -1,10 +1,12 @@
 //! The thread behind the reactor: re-encodes and thins, on the reactor's order.
 //!
 //! Owns the order and the thread's life. An order is a number of bytes; a newer
-//! one replaces it if it is larger. After every block the reactor may have
-//! given what is missing itself, or stalls may be over: what was ordered is
-//! carried out all the same, for the budget will not have grown by then.
-//! Refuses to decide.
+//! one replaces it if it is larger, and none is lost: one that is placed while
+//! the worker finds nothing left to take is looked at again. After every block
+//! the reactor may have given what is missing itself, or stalls may be over:
+//! what was ordered is carried out all the same, for the budget will not have
+//! grown by then. Told to stop, the worker ends after the step it is at.
+//! Out of scope: how much is missing.
 
 use super::{
     reactor::Shared,
@@ -17,7 +19,7 @@ use crate::{
 };
 use kvpsi_common::Kind;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     fd::OwnedFd,
     io::{Errno, read, write},
 };
@@ -33,6 +35,8 @@ use std::sync::{
 #[derive(Debug)]
 pub(super) struct Order {
     bytes: AtomicU64,
+    /// Counts the orders placed, each before its bytes.
+    placed: AtomicU64,
     /// When the order was placed, or when a part of it was last given.
     since_ns: AtomicU64,
     onset_ns: AtomicU64,
@@ -45,6 +49,7 @@ impl Order {
     pub fn new(wake: OwnedFd) -> Self {
         Self {
             bytes: AtomicU64::new(0),
+            placed: AtomicU64::new(0),
             since_ns: AtomicU64::new(0),
             onset_ns: AtomicU64::new(0),
             kind: AtomicU16::new(0),
@@ -56,11 +61,30 @@ impl Order {
     pub fn place(&self, bytes: Bytes, kind: Kind, onset_ns: u64) {
         self.onset_ns.store(onset_ns, Relaxed);
         self.kind.store(kind as u16, Relaxed);
+        self.placed.fetch_add(1, SeqCst);
         if self.bytes.fetch_max(bytes.0, SeqCst) == 0 {
             self.since_ns.store(monotonic_ns(), SeqCst);
         }
         // An eventfd is full after 2^64 orders; then the worker is awake.
         let _ = write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// How many orders were placed so far; read before a step.
+    fn turn(&self) -> u64 {
+        self.placed.load(SeqCst)
+    }
+
+    /// No step had anything to give: drops what is owed. False if an order came
+    /// since `turn`, which may find something: it stands.
+    fn nothing_left(&self, turn: u64) -> bool {
+        let dropped = self.bytes.swap(0, SeqCst);
+        // An order counts before its bytes are there: one that is not counted
+        // yet has not been dropped.
+        if self.placed.load(SeqCst) == turn {
+            return true;
+        }
+        self.bytes.fetch_max(dropped, SeqCst);
+        false
     }
 
     /// What was asked for and is not given yet.
@@ -103,20 +127,29 @@ impl Worker {
         }
     }
 
+    fn told_to_stop(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stop, PollFlags::IN)];
+        let now = Timespec::default();
+        poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0)
+    }
+
     fn carry_out(&self) {
         let allowed = self.ladder.profile().steps(false);
         let mut freed = false;
         loop {
+            let turn = self.order.turn();
             let left = self.order.bytes.load(SeqCst);
-            if left == 0 {
+            if left == 0 || self.told_to_stop() {
                 break;
             }
             // As they are now: a newer order may come while the step is taken.
             let started_ns = monotonic_ns();
             let onset_ns = self.order.onset_ns.load(Relaxed);
             let Some(done) = self.ladder.step(Bytes(left), allowed) else {
-                self.order.bytes.store(0, SeqCst);
-                break;
+                if self.order.nothing_left(turn) {
+                    break;
+                }
+                continue;
             };
             freed = true;
             self.order.since_ns.store(monotonic_ns(), SeqCst);
@@ -157,5 +190,29 @@ impl Worker {
             rss_before: None,
             rss_after: None,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    fn order() -> Order {
+        Order::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap())
+    }
+
+    #[test]
+    fn an_order_placed_while_nothing_was_found_is_not_lost() {
+        let order = order();
+        order.place(Bytes(100), Kind::MemcgReclaim, 1);
+        let turn = order.turn();
+        // The step finds nothing; meanwhile there is something, and it is asked
+        // for: the same bytes, so that only the count tells.
+        order.place(Bytes(100), Kind::MemcgReclaim, 2);
+        assert!(!order.nothing_left(turn));
+        assert_eq!(order.owed(), Bytes(100));
+        assert!(order.nothing_left(order.turn()));
+        assert_eq!(order.owed(), Bytes::ZERO);
     }
 }

@@ -186,6 +186,10 @@ impl Live {
                 let broken = s.source_error.as_ref();
                 broken
                     .map(|e| format!("the signal broke: {e}; nothing is trimmed any more"))
+                    .or_else(|| {
+                        let gone = "the reactor's thread ended; nothing is trimmed any more";
+                        (!s.alive).then(|| gone.to_owned())
+                    })
                     .or_else(|| s.source_note.clone())
             }),
             profile: loaded.ladder.profile(),

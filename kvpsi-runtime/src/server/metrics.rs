@@ -270,9 +270,16 @@ fn kernel(s: &Status, governor: &Governor) {
     }
     counter!(names::DROPPED_TOKENS.name).absolute(stats.dropped_tokens);
     gauge!(names::OWED_BYTES.name).set(stats.owed_bytes.0 as f64);
-    counter!(names::STALLS_IGNORED.name).absolute(stats.ignored);
+    let by = stats.ignored_by;
+    for (reason, n) in [
+        ("foreign", by.foreign),
+        ("harmless", by.harmless),
+        ("no_wall", by.no_wall),
+    ] {
+        counter!(names::STALLS_IGNORED.name, "reason" => reason).absolute(n);
+    }
     counter!(names::TRIM_RECORDS_LOST.name).absolute(stats.records_lost);
-    let broken = f64::from(u8::from(stats.source_error.is_some()));
+    let broken = f64::from(u8::from(stats.source_error.is_some() || !stats.alive));
     gauge!(names::SOURCE_BROKEN.name).set(broken);
 }
 

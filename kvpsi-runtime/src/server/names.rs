@@ -232,11 +232,11 @@ pub const STALL_SOME_SECONDS: Metric = seconds(
     &["scope"],
     "Seconds in which at least one task stalled on memory.",
 );
-/// Stalls of other cgroups, let pass.
+/// Stalls that cost nothing: `foreign`, `harmless` or `no_wall`.
 pub const STALLS_IGNORED: Metric = counter(
     "kvpsi_stalls_ignored_total",
-    &[],
-    "Stalls of other cgroups, let pass.",
+    &["reason"],
+    "Stalls that cost nothing: at none of our limits, covered by page cache, or with no limit to look at.",
 );
 /// What the programs saw: seen = delivered + coalesced + dropped.
 pub const EVENTS: Metric = counter(

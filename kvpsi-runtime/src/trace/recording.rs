@@ -7,7 +7,11 @@
 //! that ends anywhere is readable up to its last whole entry. Out of scope:
 //! where entries come from.
 
-use crate::{control::gauge::Levels, kv::Step, units::Bytes};
+use crate::{
+    control::gauge::{CgroupLevel, Levels, SystemLevel},
+    kv::Step,
+    units::Bytes,
+};
 use bytemuck::Zeroable;
 use kvpsi_common::{Event, Kind};
 use serde::{Deserialize, Serialize};
@@ -16,7 +20,7 @@ use std::{fmt, path::Path};
 /// First bytes of a recording.
 pub const MAGIC: [u8; 8] = *b"KVPSIREC";
 /// Version that is written, and the newest that is read.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes before the first entry.
 pub const PREFIX: usize = MAGIC.len() + 2;
 
@@ -169,6 +173,36 @@ impl Trim {
     }
 }
 
+/// What the gauges said in version 1: one limit, and no page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Levels1 {
+    /// Usage, limit, and what was to stay free below it.
+    pub cgroup: Option<[Bytes; 3]>,
+    /// Free, the high watermarks, and what is to stay free.
+    pub system: Option<[Bytes; 3]>,
+}
+
+impl From<&Levels1> for Levels {
+    /// Page cache counts as memory in use: it is not known how much there was.
+    /// What was to stay free follows from the limit today.
+    fn from(old: &Levels1) -> Self {
+        Self {
+            cgroup: old.cgroup.map(|[usage, limit, _]| CgroupLevel {
+                usage,
+                limit,
+                ..CgroupLevel::default()
+            }),
+            system: old.system.map(|[free, high, tight]| SystemLevel {
+                free,
+                high,
+                tight,
+                ..SystemLevel::default()
+            }),
+            cgroup_room: None,
+        }
+    }
+}
+
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Entry {
@@ -176,12 +210,12 @@ pub enum Entry {
     Head(Head),
     /// The source's event.
     Event(Recorded),
-    /// What the gauges said after the events before it.
-    Levels {
+    /// What the gauges said after the events before it, in version 1.
+    Levels1 {
         /// `CLOCK_MONOTONIC`, ns.
         ts_ns: u64,
         /// As they were.
-        levels: Levels,
+        levels: Levels1,
     },
     /// PSI's own account.
     Psi(super::Sample),
@@ -206,6 +240,13 @@ pub enum Entry {
     Trim(Trim),
     /// So many entries were lost before this one.
     Lost(u64),
+    /// What the gauges said after the events before it.
+    Levels {
+        /// `CLOCK_MONOTONIC`, ns.
+        ts_ns: u64,
+        /// As they were.
+        levels: Levels,
+    },
 }
 
 impl Entry {

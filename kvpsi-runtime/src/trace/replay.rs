@@ -11,7 +11,7 @@ mod plausible;
 
 use super::recording::{Entry, Recording};
 use crate::{
-    control::{Controller, Decision, Tuning, gauge::Levels},
+    control::{Controller, Decision, Gave, Tuning, gauge::Levels},
     kv::{Profile, Step, evict::Evict},
     pressure::{EventTotals, PressureSource, Readiness, SourceStats},
     units::Bytes,
@@ -278,7 +278,7 @@ pub fn simulate(
     for entry in &recording.entries {
         s.entry(entry, on)?;
     }
-    s.out.ignored = s.controller.ignored();
+    s.out.ignored = s.controller.ignored().total();
     s.out.events = s.moment.totals();
     s.out.resident = Bytes(s.kv.resident());
     s.out.dropped_tokens = s.kv.dropped_tokens;
@@ -290,19 +290,8 @@ impl Simulation {
         match entry {
             // Waits in the source for the gauges' word.
             Entry::Event(_) | Entry::Head(_) | Entry::Lost(_) | Entry::Psi(_) => {}
-            Entry::Levels { ts_ns, levels } => {
-                self.until(*ts_ns, on);
-                self.levels = *levels;
-                self.moment.now_ns.store(*ts_ns, Relaxed);
-                let (controller, mut delivered) = (&mut self.controller, false);
-                self.source.drain(&mut |e| {
-                    delivered = true;
-                    controller.observe(e);
-                })?;
-                if delivered {
-                    self.respond(on);
-                }
-            }
+            Entry::Levels1 { ts_ns, levels } => self.levels(*ts_ns, levels.into(), on)?,
+            Entry::Levels { ts_ns, levels } => self.levels(*ts_ns, *levels, on)?,
             Entry::Kv {
                 ts_ns,
                 resident,
@@ -326,15 +315,48 @@ impl Simulation {
         Ok(())
     }
 
-    fn reading(&self) -> crate::control::gauge::Reading {
+    fn levels(
+        &mut self,
+        ts_ns: u64,
+        levels: Levels,
+        on: &mut dyn FnMut(u64, Option<&Made>),
+    ) -> io::Result<()> {
+        self.until(ts_ns, on);
+        self.levels = levels;
+        self.moment.now_ns.store(ts_ns, Relaxed);
+        let (controller, mut delivered) = (&mut self.controller, false);
+        self.source.drain(&mut |e| {
+            delivered = true;
+            controller.observe(e);
+        })?;
+        if delivered || self.controller.looks(self.now_ns) {
+            self.respond(on);
+        }
+        // Counters are differences: what was seen once is not seen again.
+        if let Some(c) = &mut self.levels.cgroup {
+            c.refaulted = c.refaulted.map(|_| Bytes::ZERO);
+            c.hits = c.hits.map(|_| 0);
+        }
+        if let Some(s) = &mut self.levels.system {
+            s.refaulted = s.refaulted.map(|_| Bytes::ZERO);
+        }
+        Ok(())
+    }
+
+    fn reading(&self) -> Levels {
         let recorded = i64::try_from(self.recorded).unwrap_or(i64::MAX);
         let simulated = i64::try_from(self.kv.resident()).unwrap_or(i64::MAX);
-        self.levels.with_returned(recorded - simulated).reading()
+        self.levels.with_returned(recorded - simulated)
     }
 
     /// As the reactor does; but slow steps are never stuck here.
     fn respond(&mut self, on: &mut dyn FnMut(u64, Option<&Made>)) {
-        while let Some(decision) = self.controller.decide(self.now_ns, self.reading()) {
+        loop {
+            let owed = self.kv.order.map_or(Bytes::ZERO, |(left, _)| Bytes(left));
+            self.controller.owed(owed, None);
+            let Some(decision) = self.controller.decide(self.now_ns, self.reading()) else {
+                return;
+            };
             let by_step = self.kv.trim(decision.want.0, decision.steps);
             let bytes = Bytes(by_step.iter().map(|b| b.0).sum());
             let left = decision.missing.saturating_sub(bytes);
@@ -344,7 +366,12 @@ impl Simulation {
                 self.kv.order = Some((left.0, decision));
                 self.kv.busy_until_ns = self.kv.busy_until_ns.max(self.now_ns);
             }
-            self.controller.trimmed(&decision, bytes, ordered);
+            let gave = Gave {
+                bytes,
+                ordered,
+                ..Gave::default()
+            };
+            self.controller.trimmed(self.now_ns, &decision, gave);
             if bytes == Bytes::ZERO {
                 continue;
             }
@@ -392,10 +419,9 @@ impl Simulation {
             let (budget, capacity) = (Bytes(self.kv.budget), Bytes(self.kv.capacity));
             let resident = Bytes(self.kv.resident());
             let reading = self.reading();
-            let wanted = Bytes::ZERO;
             let grown = self
                 .controller
-                .grow(next, budget, resident, wanted, capacity, reading);
+                .grow(next, budget, resident, capacity, reading);
             if let Some(b) = grown {
                 self.kv.budget = b.0;
             }

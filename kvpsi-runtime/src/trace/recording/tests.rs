@@ -29,18 +29,46 @@ fn event() -> impl Strategy<Value = Recorded> {
 
 fn entry() -> impl Strategy<Value = Entry> {
     let bytes = || any::<u64>().prop_map(Bytes);
-    let cgroup = (bytes(), bytes(), bytes()).prop_map(|(usage, limit, headroom)| CgroupLevel {
-        usage,
-        limit,
-        headroom,
-    });
-    let system = (bytes(), bytes(), bytes()).prop_map(|(free, high, tight)| SystemLevel {
+    let maybe = || prop::option::of(bytes());
+    let hits = prop::option::of(any::<u64>());
+    let cgroup = (
+        bytes(),
+        bytes(),
+        maybe(),
+        maybe(),
+        maybe(),
+        hits,
+        any::<u32>(),
+    );
+    let cgroup =
+        cgroup.prop_map(
+            |(usage, limit, file, anonymous, refaulted, hits, up)| CgroupLevel {
+                usage,
+                limit,
+                file,
+                anonymous,
+                hits,
+                refaulted,
+                up,
+            },
+        );
+    let system = (bytes(), bytes(), bytes(), maybe(), maybe());
+    let system = system.prop_map(|(free, high, tight, file, refaulted)| SystemLevel {
         free,
         high,
         tight,
+        file,
+        refaulted,
     });
-    let levels = (prop::option::of(cgroup), prop::option::of(system))
-        .prop_map(|(cgroup, system)| Levels { cgroup, system });
+    let levels = (prop::option::of(cgroup), prop::option::of(system), maybe()).prop_map(
+        |(cgroup, system, cgroup_room)| Levels {
+            cgroup,
+            system,
+            cgroup_room,
+        },
+    );
+    let three = || prop::option::of(prop::array::uniform3(bytes()));
+    let levels1 = (three(), three()).prop_map(|(cgroup, system)| Levels1 { cgroup, system });
     let trim = (
         "[a-z_]{1,20}",
         any::<[u64; 5]>(),
@@ -48,6 +76,7 @@ fn entry() -> impl Strategy<Value = Entry> {
     );
     prop_oneof![
         4 => event().prop_map(Entry::Event),
+        1 => (any::<u64>(), levels1).prop_map(|(ts_ns, levels)| Entry::Levels1 { ts_ns, levels }),
         2 => (any::<u64>(), levels).prop_map(|(ts_ns, levels)| Entry::Levels { ts_ns, levels }),
         1 => any::<[u64; 3]>().prop_map(|n| Entry::Psi(Sample {
             ts_ns: n[0], some_us: n[1], full_us: n[2],

@@ -5,6 +5,7 @@
 //! the recording.
 
 use crate::{
+    control::gauge::Levels,
     trace::recording::{Entry, Recording},
     units::Bytes,
 };
@@ -30,12 +31,8 @@ pub(super) fn check(r: &Recording) -> io::Result<()> {
         match entry {
             Entry::Head(_) | Entry::Lost(_) | Entry::Psi(_) => {}
             Entry::Event(e) => below("time_ns", e.ts_ns, MOST_NS)?,
-            Entry::Levels { ts_ns, levels } => {
-                below("time_ns", *ts_ns, MOST_NS)?;
-                let cgroup = levels.cgroup.iter().flat_map(|c| [c.usage, c.headroom]);
-                let system = levels.system.iter().flat_map(|s| [s.free, s.high, s.tight]);
-                cgroup.chain(system).try_for_each(memory)?;
-            }
+            Entry::Levels1 { ts_ns, levels } => check_levels(*ts_ns, &Levels::from(levels))?,
+            Entry::Levels { ts_ns, levels } => check_levels(*ts_ns, levels)?,
             Entry::Kv {
                 ts_ns,
                 resident,
@@ -57,6 +54,19 @@ pub(super) fn check(r: &Recording) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn check_levels(ts_ns: u64, levels: &Levels) -> io::Result<()> {
+    below("time_ns", ts_ns, MOST_NS)?;
+    let cgroup = levels.cgroup.iter().flat_map(|c| {
+        let maybe = [c.file, c.anonymous, c.refaulted].into_iter().flatten();
+        maybe.chain([c.usage])
+    });
+    let system = levels.system.iter().flat_map(|s| {
+        let maybe = [s.file, s.refaulted].into_iter().flatten();
+        maybe.chain([s.free, s.high, s.tight])
+    });
+    cgroup.chain(system).try_for_each(memory)
 }
 
 fn memory(bytes: Bytes) -> io::Result<()> {

@@ -22,9 +22,9 @@ fn levels(ts_ns: u64, usage_mib: u64) -> Entry {
             cgroup: Some(CgroupLevel {
                 usage: Bytes::mib(usage_mib),
                 limit: Bytes::mib(200),
-                headroom: Bytes::mib(16),
+                ..CgroupLevel::default()
             }),
-            system: None,
+            ..Levels::default()
         },
     }
 }
@@ -50,12 +50,12 @@ fn play(r: &Recording, profile: Profile) -> Outcome {
     simulate(r, &setup, &mut |_, _| ()).unwrap()
 }
 
-/// 10 MiB more than may be, and calm after.
+/// At the limit, where a 128th of it is to stay free, and calm after.
 fn burst() -> Recording {
     recording(vec![
         levels(MS, 150),
         event(10 * MS, Kind::MemcgReclaim, Phase::Onset),
-        levels(10 * MS + 100, 194),
+        levels(10 * MS + 100, 200),
         levels(900 * MS, 150),
     ])
 }
@@ -67,7 +67,7 @@ fn what_is_missing_is_given_back_by_the_steps_of_the_profile() {
         let by = |step: Step| out.by_step[step as usize - 1].0;
         let total: u64 = out.by_step.iter().map(|b| b.0).sum();
         assert!(
-            total >= 10 << 20 || profile == Profile::Lossless,
+            total >= 200 << 13 || profile == Profile::Lossless,
             "{profile:?}: {out:?}"
         );
         match profile {
@@ -76,7 +76,7 @@ fn what_is_missing_is_given_back_by_the_steps_of_the_profile() {
                 assert!(out.dropped_tokens > 0);
             }
             Profile::Balanced => {
-                assert!(by(Step::Pack) > by(Step::Window), "{out:?}");
+                assert!(by(Step::Pack) > 0 && by(Step::Window) > 0, "{out:?}");
                 assert_eq!(out.trims[0].trigger, "onset");
                 assert_eq!(out.trims.last().unwrap().trigger, "background");
             }
@@ -106,7 +106,7 @@ fn the_cache_begins_and_grows_as_recorded() {
     let given: u64 = out.by_step.iter().map(|b| b.0).sum();
     assert_eq!(out.resident.0 + given, 20 << 20);
     // Had the cache been smaller, as much less would have been missing.
-    assert!(given >= 10 << 20, "{out:?}");
+    assert!(given >= 200 << 13, "{out:?}");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn the_cache_grows_back_in_calm() {
     };
     let out = simulate(&r, &setup, &mut |_, _| ()).unwrap();
     assert!(
-        out.least < Bytes::mib(55) && out.resident == Bytes::mib(64),
+        out.least < Bytes::mib(63) && out.resident == Bytes::mib(64),
         "{out:?}"
     );
 }
@@ -228,9 +228,9 @@ fn the_largest_numbers_that_are_believed_are_played() {
             cgroup: Some(CgroupLevel {
                 usage: memory,
                 limit: Bytes::ZERO,
-                headroom: memory,
+                ..CgroupLevel::default()
             }),
-            system: None,
+            ..Levels::default()
         },
     };
     let onset = |ts_ns| event(ts_ns, Kind::Memstall, Phase::Onset);

@@ -16,7 +16,10 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use kvpsi::{control::gauge::SystemGauge, units::Bytes};
+use kvpsi::{
+    control::{gauge::SystemGauge, wall::Depth},
+    units::Bytes,
+};
 use memmap2::MmapMut;
 use serde_json::{Value, json};
 use std::{
@@ -180,7 +183,7 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
         None => {
             // With the reserves of lower zones: without, kswapd would be awake
             // before anything began.
-            let keep = SystemGauge::open()?.level().tight.0;
+            let keep = SystemGauge::open()?.level(Depth::Near).tight.0;
             let balloon = Balloon::start(&me, keep + growth + SLACK)?;
             (growth + SLACK + (a.beyond << 20), Some(balloon))
         }

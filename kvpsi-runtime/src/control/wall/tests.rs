@@ -1,0 +1,183 @@
+//! Walls of folder trees in the kernel's format, and of this kernel.
+
+use super::*;
+use std::{fs, path::Path};
+
+/// A level below `dir`, with the files given.
+fn level(dir: &Path, files: &[(&str, &str)]) {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("cgroup.procs"), "").unwrap();
+    for (name, text) in files {
+        fs::write(dir.join(name), text).unwrap();
+    }
+}
+
+fn v2(dir: &Path, max: &str, high: &str, current: u64) {
+    level(
+        dir,
+        &[
+            ("memory.max", max),
+            ("memory.high", high),
+            ("memory.current", &current.to_string()),
+            (
+                "memory.events.local",
+                "low 0\nhigh 3\nmax 5\noom 9\noom_kill 9\n",
+            ),
+            (
+                "memory.stat",
+                "anon 50\nfile 900\nfile_dirty 2\nfile_writeback 1\ninactive_file 10\nactive_file 20\nworkingset_refault_anon 1\nworkingset_refault_file 4\n",
+            ),
+        ],
+    );
+}
+
+fn open(path: &Path, version: Version) -> Walls {
+    Walls::open(&MemoryCgroup {
+        path: path.to_path_buf(),
+        version,
+    })
+}
+
+#[test]
+fn a_hit_of_a_level_above_binds_though_ours_has_the_lower_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (above, ours) = (dir.path().join("a"), dir.path().join("a/b"));
+    v2(&above, "1000000\n", "max\n", 999_990);
+    v2(&ours, "800000\n", "max\n", 700_000);
+    let mut walls = open(&ours, Version::V2);
+    assert_eq!(walls.len(), 2);
+    let calm = walls.read(Depth::All);
+    assert_eq!(calm.binding.unwrap().hits, Some(0));
+    // The least room: of the one above, less its headroom.
+    assert_eq!(calm.room, Some(Bytes(0)));
+    fs::write(above.join("memory.events.local"), "high 3\nmax 6\n").unwrap();
+    let hit = walls.read(Depth::Near).binding.unwrap();
+    assert_eq!((hit.up, hit.hits, hit.limit.0), (1, Some(1), 1_000_000));
+    assert_eq!(hit.file, Some(Bytes(27)));
+    assert_eq!(
+        (hit.anonymous, hit.refaulted),
+        (Some(Bytes(50)), Some(Bytes(0)))
+    );
+    assert_eq!(walls.read(Depth::Near).binding.unwrap().hits, Some(0));
+}
+
+#[test]
+fn a_limit_that_is_set_later_and_memory_high_are_seen_by_the_next_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    v2(&ours, "max\n", "max\n", 700_000);
+    let mut walls = open(&ours, Version::V2);
+    assert_eq!(walls.read(Depth::All), WallsReading::default());
+    fs::write(ours.join("memory.high"), "700100\n").unwrap();
+    assert_eq!(walls.read(Depth::All).binding.unwrap().limit.0, 700_100);
+    fs::write(ours.join("memory.max"), "600000\n").unwrap();
+    let r = walls.read(Depth::All);
+    // Below what is used.
+    assert_eq!(r.room, Some(Bytes::ZERO));
+    assert!(r.binding.unwrap().missing().0 > 100_000);
+    fs::write(ours.join("memory.max"), "0\n").unwrap();
+    let r = walls.read(Depth::All).binding.unwrap();
+    assert_eq!(
+        (r.limit.0, r.headroom().0, r.missing().0),
+        (0, 0, 700_000 - 27)
+    );
+}
+
+#[test]
+fn files_that_vanish_or_hold_nonsense_make_a_number_absent_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    let texts = [
+        "",
+        "max",
+        "nonsense\n",
+        "-5\n",
+        "99999999999999999999999\n",
+        "\u{0}\u{0}",
+    ];
+    for text in texts {
+        for file in [
+            "memory.max",
+            "memory.current",
+            "memory.events.local",
+            "memory.stat",
+        ] {
+            v2(&ours, "1000\n", "max\n", 500);
+            let mut walls = open(&ours, Version::V2);
+            fs::write(ours.join(file), text).unwrap();
+            let r = walls.read(Depth::All);
+            if let Some(b) = r.binding {
+                let _ = (b.missing(), b.room(), b.was_hit());
+            }
+        }
+    }
+    for file in ["memory.high", "memory.events.local", "memory.stat"] {
+        v2(&ours, "1000\n", "max\n", 500);
+        fs::remove_file(ours.join(file)).unwrap();
+        let mut walls = open(&ours, Version::V2);
+        assert_eq!(walls.read(Depth::All).binding.unwrap().usage.0, 500);
+    }
+    // Gone altogether: descriptors of a removed cgroup fail to read.
+    fs::remove_dir_all(&ours).unwrap();
+    assert!(open(&ours, Version::V2).is_empty());
+}
+
+#[test]
+fn a_level_without_the_controller_is_passed_over_and_twenty_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut path = dir.path().to_path_buf();
+    for i in 0..20u64 {
+        path.push(i.to_string());
+        if i == 7 {
+            level(&path, &[]);
+        } else {
+            v2(&path, &format!("{}\n", 1_000_000 - i), "max\n", 1000);
+        }
+    }
+    let mut walls = open(&path, Version::V2);
+    assert_eq!(walls.len(), 19);
+    assert_eq!(walls.each().len(), 19);
+    assert_eq!(walls.read(Depth::All).binding.unwrap().up, 0);
+}
+
+#[test]
+fn a_counter_that_goes_back_begins_again() {
+    let mut last = None;
+    assert_eq!(since(&mut last, Some(7)), None);
+    assert_eq!(since(&mut last, Some(9)), Some(2));
+    assert_eq!(since(&mut last, Some(1)), Some(0));
+    assert_eq!(since(&mut last, Some(u64::MAX)), Some(u64::MAX - 1));
+    assert_eq!(since(&mut last, None), None);
+    assert_eq!(since(&mut last, Some(3)), None);
+}
+
+#[test]
+fn v1_counts_what_is_below_too_and_has_no_high() {
+    let text = b"cache 5\nrss 6\ninactive_file 7\nactive_file 8\ntotal_rss 60\ntotal_dirty 2\n\
+        total_writeback 1\ntotal_inactive_file 70\ntotal_active_file 80\n\
+        total_workingset_refault_file 4\n";
+    let want = Stat {
+        file: 150,
+        dirty: 3,
+        anonymous: 60,
+        refaults: 4,
+    };
+    assert_eq!(Stat::parse(text, Version::V1), Some(want));
+    assert_eq!(Stat::parse(b"garbage", Version::V1), None);
+    assert_eq!(Stat::parse(b"inactive_file x\n", Version::V2), None);
+}
+
+#[test]
+fn the_cgroups_of_this_process_are_read() {
+    let Ok(cgroup) = MemoryCgroup::of_self() else {
+        return;
+    };
+    let mut walls = Walls::open(&cgroup);
+    assert!(!walls.is_empty());
+    for level in walls.each() {
+        assert!(
+            level.usage > Bytes::ZERO && level.file.is_some(),
+            "{level:?}"
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! Whose stall it is, which limit it hits and whether it hurts anybody: a
+//! server in cgroups of its own, and neighbours of each kind.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
+use kvpsi_tests::{figure, hog::Hog, model, served::Served, skip, storm::limited};
+use rustix::process::geteuid;
+use serde_json::{Value, json};
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A server in a cgroup without a limit, or a skip of `test`.
+fn served(test: &str) -> Option<(OwnedCgroup, Served)> {
+    let model = model(test)?;
+    if !geteuid().is_root() {
+        skip(test, "needs root for a memory cgroup");
+        return None;
+    }
+    let cgroup = limited(test, 1 << 40)?;
+    // Out here: page cache is charged to who reads it first.
+    std::fs::read(&model).unwrap();
+    let s = Served::start(&model, &[], Some(&cgroup));
+    Some((cgroup, s))
+}
+
+/// Tokens of the conversation that were dropped while it was answered.
+fn ask(s: &Served, topic: &str, tokens: u32) -> u64 {
+    let prompt = format!("Tell me a long story about {topic}. ").repeat(120);
+    let body = json!({
+        "messages": [{ "role": "user", "content": prompt }],
+        "max_tokens": tokens, "temperature": 0,
+    });
+    let (status, answer) = s.post("/v1/chat/completions", &body);
+    assert_eq!(status, 200, "{answer}");
+    answer["usage"]["kvpsi"]["tokens_dropped"].as_u64().unwrap()
+}
+
+/// Fills the cache with conversations that ended.
+fn talk(s: &Served, topics: &[&str]) {
+    for topic in topics {
+        ask(s, topic, 40);
+    }
+}
+
+fn tell(case: &str, more: Value) {
+    figure(&json!({ "what": "field", "case": case, "figures": more }));
+}
+
+/// A limit that is set while the server runs, and a neighbour that needs more
+/// than is left: for several sizes, one after the other.
+#[test]
+fn a_limit_set_after_the_start_is_a_wall() {
+    let Some((cgroup, s)) = served("later") else {
+        return;
+    };
+    let mut hog = Hog::start(Some(&cgroup));
+    for (room, demand) in [(12, 22), (4, 12), (20, 24)] {
+        talk(&s, &["a lighthouse", "the tides", "old bread"]);
+        let before = s.status().trims;
+        let used = cgroup.memory().usage().unwrap().0;
+        cgroup.set_limit(Bytes(used + room * MIB)).unwrap();
+        let lived = hog.grow(demand * MIB);
+        let after = s.status().trims;
+        let returned = after.bytes.0 - before.bytes.0;
+        let missing = (demand - room) * MIB;
+        tell(
+            "limit_later",
+            json!({ "missing": missing, "returned": returned, "trims": after.count - before.count }),
+        );
+        assert!(lived && cgroup.memory().oom_kills() == 0);
+        assert!(after.count > before.count, "nothing was trimmed");
+        cgroup.set_limit(Bytes(1 << 40)).unwrap();
+    }
+}
+
+/// Whoever reads a file once from end to end needs none of our memory.
+#[test]
+fn a_streaming_read_in_our_cgroup_drops_no_token() {
+    let Some((cgroup, s)) = served("stream") else {
+        return;
+    };
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for (room, file) in [(40u64, 300u64), (80, 500), (60, 200)] {
+        let used = cgroup.memory().usage().unwrap().0;
+        // Room for the conversation; the file does not fit.
+        cgroup.set_limit(Bytes(used + room * MIB)).unwrap();
+        let mut cold = tempfile::NamedTempFile::new_in(dir).unwrap();
+        let block = vec![7u8; 1 << 20];
+        for _ in 0..file {
+            cold.write_all(&block).unwrap();
+        }
+        cold.as_file().sync_all().unwrap();
+        rustix::fs::fadvise(cold.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let (dropped, read) = std::thread::scope(|scope| {
+            let talking = scope.spawn(|| ask(&s, "a lighthouse", 200));
+            let begun = Instant::now();
+            let mut cat = inside(&cgroup, "cat")
+                .arg(cold.path())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            let read = cat.wait().unwrap().success();
+            tell(
+                "streaming_read",
+                json!({ "mib": file, "ms": begun.elapsed().as_millis() as u64 }),
+            );
+            (talking.join().unwrap(), read)
+        });
+        assert!(read);
+        assert_eq!(dropped, 0, "a file of {file} MiB");
+        cgroup.set_limit(Bytes(1 << 40)).unwrap();
+    }
+}
+
+/// Below somebody else's limit our memory is of no use, though our cgroup is
+/// full of page cache.
+#[test]
+fn a_neighbour_that_thrashes_below_a_limit_of_its_own_costs_nothing() {
+    let Some((cgroup, s)) = served("foreign") else {
+        return;
+    };
+    let Some(theirs) = limited("foreign-theirs", 24 * MIB) else {
+        return;
+    };
+    talk(&s, &["a lighthouse", "the tides"]);
+    let used = cgroup.memory().usage().unwrap().0;
+    cgroup.set_limit(Bytes(used + 48 * MIB)).unwrap();
+    let mut hog = Hog::start(Some(&cgroup));
+    // Page cache up to our limit, and over.
+    hog.read(96 * MIB);
+    std::thread::sleep(Duration::from_secs(2));
+    let before = s.status();
+    let mut other = Hog::start(Some(&theirs));
+    for mib in [64, 40, 96] {
+        other.read(mib * MIB);
+    }
+    let after = s.status();
+    tell(
+        "foreign_stall",
+        json!({ "ignored": s.metric("kvpsi_stalls_ignored_total") }),
+    );
+    assert_eq!(after.trims.count, before.trims.count);
+    assert_eq!(after.kv.resident, before.kv.resident);
+}
+
+/// Demand comes and goes; a new prompt has the room again.
+#[test]
+fn room_that_is_there_again_is_used_at_once() {
+    let Some((cgroup, s)) = served("recovery") else {
+        return;
+    };
+    let mut hog = Hog::start(Some(&cgroup));
+    for demand in [90, 40, 120] {
+        talk(&s, &["a lighthouse", "the tides", "old bread"]);
+        let used = cgroup.memory().anonymous().unwrap().0;
+        cgroup.set_limit(Bytes(used + 60 * MIB)).unwrap();
+        // It may lose the race with the OOM killer; that is not this test's.
+        hog.grow(demand.min(60 + 20) * MIB);
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(ask(&s, "how a ship is built", 60), 0, "after {demand} MiB");
+        cgroup.set_limit(Bytes(1 << 40)).unwrap();
+    }
+}
+
+/// A command that is born into the cgroup.
+fn inside(cgroup: &OwnedCgroup, program: &str) -> Command {
+    let mut c = Command::new("sh");
+    c.args([
+        "-c",
+        "while [ \"$1\" != -- ]; do echo 0 > \"$1\"; shift; done; shift; exec \"$@\"",
+        "sh",
+    ]);
+    c.args(cgroup.procs()).arg("--").arg(program);
+    c
+}
