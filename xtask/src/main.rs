@@ -19,6 +19,7 @@ mod ebpf;
 mod fuzz;
 mod giveback;
 mod lint;
+mod loom;
 mod model;
 mod npm;
 mod overhead;
@@ -87,6 +88,8 @@ A test that cannot run here says why; the list is printed last.")]
         )]
         args: Vec<String>,
     },
+    /// Check the models of the KV memory's threads in every interleaving (a minute or two)
+    Loom,
     /// Install what is missing to build, test and fetch the model
     #[command(after_help = "Examples:
   cargo xtask setup            installs; says what and by which command
@@ -216,6 +219,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
     match task {
         Task::Run { model, args } => run::run(sh, model.as_deref(), &args),
         Task::Test { no_vm, args } => test::run(sh, &args, !no_vm),
+        Task::Loom => loom::run(sh),
         Task::Setup { check: true, .. } => setup::check(sh),
         Task::Setup { cross: true, .. } => setup::cross(sh),
         Task::Setup { .. } => setup::all(sh),

@@ -4,7 +4,7 @@
 //! KVPSI_BIN, KVPSI_SKIP_LOG. Invariant: a test that was skipped is named at
 //! the end, whatever the test runner did with its output.
 
-use crate::{cross, ebpf, model, npm, pip, places, say, setup, vm};
+use crate::{cross, ebpf, loom, model, npm, pip, places, say, setup, vm};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
@@ -85,6 +85,9 @@ pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
             "documentation tests",
             tests(cmd!(sh, "cargo test {PACKAGES...} --quiet --doc")),
         );
+        if let Err(e) = loom::run(sh) {
+            failed.push(format!("loom: {e:#}"));
+        }
     }
 
     if args.is_empty() {

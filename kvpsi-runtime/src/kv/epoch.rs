@@ -19,9 +19,9 @@
 use super::sync::{AtomicU64, Relaxed, SeqCst, fence, yield_now};
 
 /// Threads that may be inside attention at once.
-#[cfg(all(feature = "trim", not(loom)))]
+#[cfg(all(feature = "trim", not(all(test, loom))))]
 const READERS: usize = 16;
-#[cfg(all(feature = "trim", loom))]
+#[cfg(all(feature = "trim", test, loom))]
 const READERS: usize = 2;
 
 #[cfg(feature = "trim")]

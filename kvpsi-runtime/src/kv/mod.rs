@@ -48,6 +48,9 @@ pub use types::{KvError, KvShape, PoolConfig, Step, Steps};
 pub use view::{BlockView, LayerGuard, RowWriter};
 
 #[cfg(test)]
+#[cfg(loom)]
+mod loom_tests;
+#[cfg(test)]
 #[cfg(not(loom))]
 mod model_tests;
 #[cfg(test)]

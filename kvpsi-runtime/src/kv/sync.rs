@@ -1,6 +1,6 @@
 //! Atomics of the KV memory: std's, or loom's where a model is checked.
 
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 pub(super) use loom::{
     sync::atomic::{
         AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
@@ -9,7 +9,7 @@ pub(super) use loom::{
     },
     thread::yield_now,
 };
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 pub(super) use std::{
     sync::atomic::{
         AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
