@@ -1,4 +1,4 @@
-//! The body of a request by a stranger.
+//! The body of an untrusted request.
 
 #![no_main]
 

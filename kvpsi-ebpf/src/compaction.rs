@@ -4,7 +4,10 @@
 //! differ between kernels and none is read. kcompactd does the same in the
 //! background, and then no task waits.
 
-use crate::stall::{Facts, background, begin, end, is_background};
+use crate::{
+    here::Facts,
+    stall::{background, begin, end, is_background},
+};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
 

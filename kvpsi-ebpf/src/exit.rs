@@ -3,7 +3,7 @@
 //! Hooks `trace_sched_process_exit` in `kernel/exit.c`, which runs in the task
 //! itself, for every thread. Its argument is not read.
 
-use crate::{stall::Here, task};
+use crate::{here::Here, task};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 
 /// The task stalls no more.

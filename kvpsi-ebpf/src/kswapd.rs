@@ -3,10 +3,7 @@
 //! Hooks `trace_mm_vmscan_kswapd_wake/sleep` and
 //! `trace_mm_vmscan_wakeup_kswapd` in `mm/vmscan.c`.
 
-use crate::{
-    plausible,
-    stall::{Facts, mark},
-};
+use crate::{here::Facts, plausible, stall::mark};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
 

@@ -11,6 +11,7 @@
 
 mod compaction;
 mod exit;
+mod here;
 mod kswapd;
 mod maps;
 mod memstall;

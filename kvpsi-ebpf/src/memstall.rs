@@ -9,8 +9,9 @@
 //! compared and never followed.
 
 use crate::{
+    here::Here,
     maps,
-    stall::{Here, enter, leave},
+    stall::{enter, leave},
     task::{self, OVER_HIGH, SWAPS_IN, Task},
 };
 use aya_ebpf::{

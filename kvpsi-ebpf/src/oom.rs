@@ -3,7 +3,7 @@
 //! Hooks `trace_mark_victim` in `mm/oom_kill.c`. The event's task is the one
 //! in whose context the kill was decided.
 
-use crate::stall::{Facts, mark};
+use crate::{here::Facts, stall::mark};
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
 

@@ -4,7 +4,7 @@
 //! place, and a raw tracepoint does not say. What cannot be true is counted
 //! (`implausible`) and left out of the event.
 
-use crate::stall::{Facts, implausible};
+use crate::{here::Facts, stall::implausible};
 use kvpsi_common::event::ORDER_UNKNOWN;
 
 /// Above `MAX_ORDER` of every architecture (arm64 with 64 KiB pages: 13).

@@ -9,8 +9,9 @@
 //! or `__GFP_DIRECT_RECLAIM`, all of 64 and more: the smaller is the order.
 
 use crate::{
+    here::Facts,
     plausible,
-    stall::{Facts, background, begin, end, is_background},
+    stall::{background, begin, end, is_background},
 };
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
@@ -29,7 +30,7 @@ pub fn direct_begin(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The task got its pages or gave up.
+/// The task got its pages, or its reclaim failed.
 #[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_end")]
 pub fn direct_end(ctx: RawTracePointContext) -> i32 {
     end(&ctx, Kind::DirectReclaim, plausible::pages(ctx.arg(0)));

@@ -6,8 +6,8 @@
 //! during a burst the reader looks by itself.
 
 use crate::{
+    here::{Facts, Here, bump, cgroup_id},
     maps::{self, EVENTS, TRACE},
-    stall::{Facts, Here, bump, cgroup_id},
 };
 use aya_ebpf::{
     EbpfContext,

@@ -4,7 +4,7 @@
 //! stays until the task exits: to insert and to delete one costs more than
 //! all the rest of a stall, and tasks that stall once stall again.
 
-use crate::stall::{Here, bump};
+use crate::here::{Here, bump};
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::map, maps::HashMap};
 use kvpsi_common::{
     Kind,

@@ -4,8 +4,9 @@
 //! the sleep is over and tells how long it was.
 
 use crate::{
+    here::Facts,
     plausible,
-    stall::{Facts, background, is_background, lump},
+    stall::{background, is_background, lump},
 };
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;

@@ -323,9 +323,9 @@ fn each_program_costs_less_than_a_microsecond_on_average() {
 #[test]
 fn without_privilege_auto_falls_back_and_says_why_in_one_line() {
     if !rustix::process::geteuid().is_root() {
-        return skip("without_privilege", "needs root to become nobody");
+        return skip("without_privilege", "needs root to become another user");
     }
-    // Where nobody can reach it, unlike the target directory perhaps.
+    // Where another user can reach it, unlike the target directory perhaps.
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = dir.path().join("pressure");

@@ -85,7 +85,7 @@ fn the_bench_of_smaller_caches_says_all_that_its_report_is_made_of() {
     assert_eq!(ppl[0]["policy"], serde_json::Value::Null);
     assert_eq!(ppl[1]["kv"], "f16");
     assert_eq!(ppl[2]["kv"], "ladder");
-    // A block more than the budget at most, and what is never given up.
+    // A block more than the budget at most, and what is never dropped.
     let share = ppl[2]["share"].as_f64().unwrap();
     assert!((0.4..0.6).contains(&share), "{share}");
 

@@ -22,7 +22,7 @@ use std::{
 const CONFINED: &str = env!("CARGO_BIN_EXE_sandboxed");
 const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
-/// nobody's, by number: nothing is looked up.
+/// Debian's user `nobody`, by number: no name is looked up.
 const NOBODY: u32 = 65534;
 
 const OK: &str = "ok";
@@ -255,7 +255,7 @@ impl Said {
 fn root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        skip(test, "needs root, which is what is given up");
+        skip(test, "needs root, which is what the sandbox drops");
     }
     root
 }

@@ -4,13 +4,18 @@
 //! Owns the page's parts and where figures go. Invariants: a run replaces its
 //! own section and touches no other; a quick run writes to target/bench alone.
 
-use crate::{bench::cpu_name, places, say};
-use anyhow::{Context, Result};
+use crate::{
+    bench::{build, cpu_name, lines},
+    ebpf, model, places, say, setup,
+};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use std::{
+    error::Error,
     fs,
     path::{Path, PathBuf},
 };
+use xshell::{Shell, cmd};
 
 const TITLE: &str = "# Benchmarks\n\n\
 Every section is written by the command that it names; do not edit. Each compares in one run, in turn, on one machine.\n";
@@ -27,6 +32,66 @@ pub struct Args {
     /// Use this GGUF instead of the default model
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+}
+
+/// From a report to an SVG.
+type Draw = fn(&Value, &mut String) -> Result<(), Box<dyn Error>>;
+
+/// A benchmark of one call to `kvpsi-bench`: JSON in, a section and a plot out.
+pub struct Bench {
+    /// Of the section, of the files, and of the report.
+    pub name: &'static str,
+    /// What to say where the call fails.
+    pub needs: &'static str,
+    /// From what was measured to the rows of the report.
+    pub rows: fn(Vec<Value>) -> Vec<Value>,
+    /// The report as Markdown.
+    pub section: fn(&Value) -> String,
+    /// The report as SVG.
+    pub draw: Draw,
+}
+
+impl Bench {
+    /// Builds, measures by `kvpsi-bench COMMAND` (with the model where `model`
+    /// says so), and publishes.
+    ///
+    /// # Errors
+    /// Something could not be built, run or written.
+    pub fn run(&self, sh: &Shell, args: &Args, model: bool, command: &[&str]) -> Result<()> {
+        let program = prepare(sh)?;
+        let file = if model {
+            let file = model::get(sh, args.model.as_deref())?;
+            vec!["--model".into(), file.into_os_string()]
+        } else {
+            Vec::new()
+        };
+        let text = cmd!(sh, "{program} {command...} {file...}")
+            .quiet()
+            .read()
+            .context(self.needs)?;
+        let report = report(self.name, args.quick, (self.rows)(lines(&text)?));
+        self.publish(&report, args)
+    }
+
+    /// Prints and writes a report.
+    ///
+    /// # Errors
+    /// There is no plot, or a file cannot be written.
+    pub fn publish(&self, report: &Value, args: &Args) -> Result<()> {
+        let mut svg = String::new();
+        (self.draw)(report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
+        publish(report, &(self.section)(report), &svg, args)
+    }
+}
+
+/// Sets up what is missing, and builds the program that measures.
+///
+/// # Errors
+/// Something could not be installed or built.
+pub fn prepare(sh: &Shell) -> Result<PathBuf> {
+    setup::on_the_way(sh)?;
+    ebpf::build_if_possible(sh)?;
+    build(sh, &places::target(), "")
 }
 
 /// The rows of a benchmark, and where they were measured.
@@ -53,7 +118,7 @@ pub fn machine(report: &Value) -> String {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn publish(report: &Value, section: &str, svg: &str, args: &Args) -> Result<()> {
+fn publish(report: &Value, section: &str, svg: &str, args: &Args) -> Result<()> {
     let name = report["bench"].as_str().unwrap_or_default();
     let bench = places::target().join("bench");
     fs::create_dir_all(&bench).with_context(|| bench.display().to_string())?;

@@ -2,26 +2,27 @@
 //!
 //! Owns the table and the plot; `kvpsi-bench clients` measures.
 
-use crate::{
-    bench::{build, lines},
-    benchmarks::{Args, machine, publish, report},
-    ebpf, model, places, setup,
-};
-use anyhow::{Result, anyhow};
+use crate::benchmarks::{Args, Bench, machine, prepare};
+use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::Value;
 use std::fmt::Write;
 use xshell::{Shell, cmd};
+
+const BENCH: Bench = Bench {
+    name: "clients",
+    needs: "kvpsi-bench clients",
+    rows: |rows| rows,
+    section,
+    draw,
+};
 
 /// Measures, prints and writes everything.
 ///
 /// # Errors
 /// Something could not be built, run or written.
 pub fn run(sh: &Shell, args: &Args) -> Result<()> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
-    let model = model::get(sh, args.model.as_deref())?;
-    let bench = build(sh, &places::target(), "")?;
+    prepare(sh)?;
     // The server, which it starts, lies beside it.
     cmd!(
         sh,
@@ -30,14 +31,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     .quiet()
     .run()?;
     let rounds = if args.quick { "3" } else { "9" };
-    let text = cmd!(sh, "{bench} clients --model {model} --rounds {rounds}")
-        .quiet()
-        .read()?;
-    let rows: Vec<Value> = lines(&text)?;
-    let report = report("clients", args.quick, rows);
-    let mut svg = String::new();
-    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    publish(&report, &section(&report), &svg, args)
+    BENCH.run(sh, args, true, &["clients", "--rounds", rounds])
 }
 
 fn rows(report: &Value) -> impl Iterator<Item = &Value> {

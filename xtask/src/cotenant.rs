@@ -4,16 +4,12 @@
 //! Owns the table and the plot; `kvpsi-bench cotenant` measures. A variant's
 //! figure is the median of its rounds.
 
-use crate::{
-    bench::{build, lines},
-    benchmarks::{Args, machine, publish, report},
-    ebpf, model, places, setup,
-};
-use anyhow::{Context, Result, anyhow};
+use crate::benchmarks::{Args, Bench, machine};
+use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::{Map, Value};
 use std::fmt::Write;
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 const FIGURES: [&str; 12] = [
     "neighbour_p50_us",
@@ -59,23 +55,25 @@ const MACHINE: (&str, &str, &str) = (
 /// # Errors
 /// Something could not be built, run or written; or this is not root.
 pub fn run(sh: &Shell, args: &CotenantArgs) -> Result<()> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
-    let model = model::get(sh, args.args.model.as_deref())?;
-    let bench = build(sh, &places::target(), "")?;
     let rounds = if args.args.quick { "2" } else { "7" };
     let (name, wall, variants) = if args.machine { MACHINE } else { CGROUP };
-    let text = cmd!(
-        sh,
-        "{bench} cotenant --wall {wall} --model {model} --rounds {rounds} --variants {variants}"
-    )
-    .quiet()
-    .read()
-    .context("it takes root, for a memory cgroup")?;
-    let report = report(name, args.args.quick, rows(&lines(&text)?));
-    let mut svg = String::new();
-    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    publish(&report, &section(&report), &svg, &args.args)
+    let bench = Bench {
+        name,
+        needs: "it takes root, for a memory cgroup",
+        rows: |lines| rows(&lines),
+        section,
+        draw,
+    };
+    let command = [
+        "cotenant",
+        "--wall",
+        wall,
+        "--rounds",
+        rounds,
+        "--variants",
+        variants,
+    ];
+    bench.run(sh, &args.args, true, &command)
 }
 
 /// A row for each variant, in the order of the first round.

@@ -6,10 +6,10 @@
 
 use crate::{
     bench::{build, lines},
-    benchmarks::{self, machine, publish, report},
-    ebpf, model, places, say, setup,
+    benchmarks::{self, Bench, machine, prepare, report},
+    model, places, say,
 };
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use plotters::prelude::*;
 use serde_json::{Value, json};
 use std::{
@@ -35,18 +35,25 @@ pub struct DecodeArgs {
 /// How keys and values are written, apart from f16.
 const NARROWER: [&str; 2] = ["q8_0", "q4_0"];
 
+const BENCH: Bench = Bench {
+    name: "decode",
+    needs: "kvpsi-bench decode",
+    rows: |rows| rows,
+    section,
+    draw,
+};
+
 /// Prefill and decode, beside candle-transformers and llama-bench.
 ///
 /// # Errors
 /// Something could not be built, fetched or measured.
 pub fn run(sh: &Shell, args: &DecodeArgs) -> Result<()> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
+    let program = prepare(sh)?;
     let model = model::get(sh, args.common.model.as_deref())?;
     let run = Run {
         sh,
         args,
-        program: build(sh, &places::target(), "")?,
+        program,
         // Compiled for this processor: candle chooses its kernels there and
         // then, and ours are chosen when they run.
         candle: (!args.no_candle)
@@ -109,9 +116,7 @@ pub fn run(sh: &Shell, args: &DecodeArgs) -> Result<()> {
     report["bandwidth"] = json!(bandwidth);
     report["rss_peak"] = memory["rss_peak"].clone();
     report["memory"] = memory;
-    let mut svg = String::new();
-    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    publish(&report, &section(&report), &svg, &args.common)
+    BENCH.publish(&report, &args.common)
 }
 
 /// One, and all.

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: bytes by chance for whatever reads from outside.
+//! `cargo xtask fuzz`: random bytes for everything that reads from outside.
 //!
 //! Owns the list of targets, the limits of a run and the line about each.
 //! Invariants: a crash, a hang or an excess of memory is a failure, told with

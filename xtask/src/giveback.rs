@@ -2,35 +2,28 @@
 //!
 //! Owns the table and the plot; `kvpsi-bench giveback` measures.
 
-use crate::{
-    bench::{build, lines},
-    benchmarks::{Args, machine, publish, report},
-    ebpf, model, places, setup,
-};
-use anyhow::{Result, anyhow};
+use crate::benchmarks::{Args, Bench, machine};
+use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::Value;
 use std::fmt::Write;
-use xshell::{Shell, cmd};
+use xshell::Shell;
+
+const BENCH: Bench = Bench {
+    name: "giveback",
+    needs: "kvpsi-bench giveback",
+    rows: |rows| rows,
+    section,
+    draw,
+};
 
 /// Measures, prints and writes everything.
 ///
 /// # Errors
 /// Something could not be built, run or written.
 pub fn run(sh: &Shell, args: &Args) -> Result<()> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
-    let model = model::get(sh, args.model.as_deref())?;
-    let bench = build(sh, &places::target(), "")?;
     let rounds = if args.quick { "3" } else { "9" };
-    let text = cmd!(sh, "{bench} giveback --model {model} --rounds {rounds}")
-        .quiet()
-        .read()?;
-    let rows: Vec<Value> = lines(&text)?;
-    let report = report("giveback", args.quick, rows);
-    let mut svg = String::new();
-    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    publish(&report, &section(&report), &svg, args)
+    BENCH.run(sh, args, true, &["giveback", "--rounds", rounds])
 }
 
 fn name(r: &Value) -> String {

@@ -9,6 +9,7 @@
 
 mod bench;
 mod benchmarks;
+mod candle;
 mod check;
 mod clients;
 mod cotenant;
@@ -30,6 +31,7 @@ mod reaction;
 mod run;
 mod setup;
 mod test;
+mod text;
 mod toolchain;
 mod vm;
 
@@ -167,7 +169,7 @@ TEST is a part of BINARY::NAME. The test binaries are those of tests/tests that 
 (kernel, rungs, latency), as cargo builds them for the host. A boot takes seconds; no root, no KVM is needed.
 `cargo xtask setup --cross` installs the emulators.")]
     Vm(vm::Args),
-    /// Give bytes by chance to what reads from outside, a minute for each target
+    /// Feed random bytes to what reads from outside, a minute for each target
     #[command(after_help = "Examples:
   cargo xtask fuzz                          every target
   cargo xtask fuzz gguf --seconds 600       one, for longer
@@ -256,7 +258,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
         } => reaction::run(sh, &args),
         Task::Bench {
             what: Bench::CandleQuality(args),
-        } => bench::candle_quality(sh, &args),
+        } => candle::run(sh, &args),
         Task::Vm(args) => vm::run(sh, &args),
         Task::Fuzz(args) => fuzz::run(sh, &args),
         Task::Lint => lint::run(sh),

@@ -2,36 +2,29 @@
 //!
 //! Owns the tables and the plot; `kvpsi-bench overhead` measures.
 
-use crate::{
-    bench::{build, lines},
-    benchmarks::{Args, machine, publish, report},
-    ebpf, places, setup,
-};
-use anyhow::{Context, Result, anyhow};
+use crate::benchmarks::{Args, Bench, machine};
+use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::Value;
 use std::fmt::Write;
-use xshell::{Shell, cmd};
+use xshell::Shell;
+
+const BENCH: Bench = Bench {
+    name: "overhead",
+    needs: "it takes root, for BPF and a memory cgroup",
+    rows: |rows| rows,
+    section,
+    draw,
+};
 
 /// Measures, prints and writes everything.
 ///
 /// # Errors
 /// Something could not be built, run or written; or this is not root.
 pub fn run(sh: &Shell, args: &Args) -> Result<()> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
-    let bench = build(sh, &places::target(), "")?;
     // Even: who is first is slower or faster, and takes turns.
     let rounds = if args.quick { "20" } else { "240" };
-    let text = cmd!(sh, "{bench} overhead --rounds {rounds}")
-        .quiet()
-        .read()
-        .context("it takes root, for BPF and a memory cgroup")?;
-    let rows: Vec<Value> = lines(&text)?;
-    let report = report("overhead", args.quick, rows);
-    let mut svg = String::new();
-    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    publish(&report, &section(&report), &svg, args)
+    BENCH.run(sh, args, false, &["overhead", "--rounds", rounds])
 }
 
 fn rows<'a>(report: &'a Value, what: &'a str) -> impl Iterator<Item = &'a Value> {

@@ -3,16 +3,12 @@
 //!
 //! Owns what is made of the bursts; `kvpsi-bench reaction` measures.
 
-use crate::{
-    bench::{build, lines},
-    benchmarks::{Args, machine, publish, report},
-    ebpf, model, places, setup,
-};
-use anyhow::{Context, Result, anyhow};
+use crate::benchmarks::{Args, Bench, machine};
+use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 /// All that was measured of a source at a load.
 #[derive(Default)]
@@ -30,18 +26,23 @@ struct Runs {
     silent: usize,
 }
 
+const BENCH: Bench = Bench {
+    name: "reaction",
+    needs: "it takes root, for BPF and a memory cgroup",
+    rows: |lines| rows(&lines),
+    section,
+    draw,
+};
+
 /// Measures, prints and writes everything.
 ///
 /// # Errors
 /// Something could not be built, run or written; or this is not root.
 pub fn run(sh: &Shell, args: &Args) -> Result<()> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
-    let model = model::get(sh, args.model.as_deref())?;
-    let bench = build(sh, &places::target(), "")?;
-    let size: &[&str] = if args.quick {
+    let command: &[&str] = if args.quick {
         // The mean of where in 10 ms a poller looks takes as many.
         &[
+            "reaction",
             "--rounds=2",
             "--loads=decoding",
             "--ears=ebpf,psi-poll-10ms",
@@ -50,16 +51,9 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
             "--calm=4",
         ]
     } else {
-        &["--rounds=4"]
+        &["reaction", "--rounds=4"]
     };
-    let text = cmd!(sh, "{bench} reaction --model {model} {size...}")
-        .quiet()
-        .read()
-        .context("it takes root, for BPF and a memory cgroup")?;
-    let report = report("reaction", args.quick, rows(&lines(&text)?));
-    let mut svg = String::new();
-    draw(&report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    publish(&report, &section(&report), &svg, args)
+    BENCH.run(sh, args, true, command)
 }
 
 /// A row for each source and load, in the order of the first round.

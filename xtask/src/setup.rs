@@ -8,7 +8,7 @@
 //! and crates.io, and refuses to ask for a password without a terminal.
 
 use crate::toolchain::{self, BPF_LINKER, DEBIAN_PACKAGES, LLVM, Toolchain};
-use crate::{model, npm, pip, places, quality, say, vm};
+use crate::{model, npm, pip, places, say, text, vm};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::IsTerminal;
@@ -105,7 +105,7 @@ pub fn all(sh: &Shell) -> Result<()> {
     report_linker();
     let missing = Missing::look(sh);
     if missing.nothing() {
-        quality::text::fetch_if_possible(sh);
+        text::fetch_if_possible(sh);
         pip::fetch_if_possible(sh);
         npm::fetch_if_possible(sh);
         say("nothing is missing");
@@ -119,7 +119,7 @@ pub fn all(sh: &Shell) -> Result<()> {
     needed(sh, &missing)?;
     ebpf(sh, &missing)?;
     components(sh, &missing)?;
-    quality::text::fetch_if_possible(sh);
+    text::fetch_if_possible(sh);
     pip::fetch_if_possible(sh);
     npm::fetch_if_possible(sh);
     say("everything is installed");

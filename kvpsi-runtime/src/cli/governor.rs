@@ -48,7 +48,7 @@ pub fn listen(
     Ok(listening)
 }
 
-/// [`listen`] of a process that serves strangers: drops what `confinement`
+/// [`listen`] of a serving process: drops what `confinement`
 /// says, ids and capabilities among it. The threads of the reactor work for
 /// the same user.
 ///

@@ -7,6 +7,7 @@
 pub mod accounting;
 mod burst;
 pub mod ebpf;
+mod hooks;
 mod mapped;
 pub mod privilege;
 pub mod programs;

@@ -2,7 +2,7 @@
 //!
 //! Owns the reading of errors' causes. Out of scope: what is done about them.
 
-use super::programs::How;
+use super::hooks::How;
 use aya::programs::ProgramError;
 use std::error::Error;
 

@@ -1,4 +1,4 @@
-//! Who may ask: the API key, and pages of strangers.
+//! Access: the API key, and pages of other sites.
 //!
 //! Owns both checks. A server on loopback without a key is open to every local
 //! program, and must not be to every web page that its user visits: those send

@@ -19,12 +19,14 @@ mod permits;
 mod routes;
 mod sender;
 mod serve;
+mod shape;
 mod sse;
+mod state;
 mod trace;
 pub mod view;
 
 pub use error::ApiError;
 pub use live::Live;
 pub use model::{Loaded, ModelThread};
-pub use serve::{Config, Server};
+pub use state::{Config, Server};
 pub use trace::Watchers;

@@ -10,7 +10,7 @@ use super::{
     guard,
     live::Live,
     page,
-    serve::Server,
+    state::Server,
     view::{Control, History, Status, TrimDone, TrimOrder},
 };
 use axum::{

@@ -1,14 +1,11 @@
 //! Connections: how many, how slow, and how they end.
 //!
-//! Owns the socket and the life of the server. Invariants: a client that sends
+//! Owns the socket and the end of the server. Invariants: a client that sends
 //! or reads nothing loses its connection after a time; when the server is told
-//! to stop, answers that were begun are ended first, for a while. Refuses to
-//! know what is asked.
+//! to stop, answers that were begun are ended first, for a while. Out
+//! of scope: what is asked.
 
-use super::{
-    live::Live, metrics::Metrics, model::Loaded, permits::AdmissionPermits, routes::router,
-    trace::Watchers,
-};
+use super::{routes::router, state::Server};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -19,11 +16,8 @@ use std::{
     future::Future,
     os::fd::AsFd,
     pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -38,86 +32,7 @@ const HEAD_BYTES: usize = 64 << 10;
 /// process is out of descriptors, most likely.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How a server is to work.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The name that clients call the model by.
-    pub name: String,
-    /// What clients must know; none lets everybody in.
-    pub api_key: Option<String>,
-    /// Bytes of a body.
-    pub max_body: usize,
-    /// Tokens of a prompt; none: what the context has room for.
-    pub max_prompt: Option<usize>,
-    /// Connections at once; more wait in the kernel.
-    pub max_connections: usize,
-    /// Time for a request's head, and between two requests.
-    pub header_timeout: Duration,
-    /// Time for a request's body.
-    pub body_timeout: Duration,
-    /// Time for an answer.
-    pub request_timeout: Duration,
-    /// Requests computed and waiting.
-    pub permits: usize,
-    /// Time for answers that were begun when the server is told to stop.
-    pub drain: Duration,
-}
-
-/// A server; its model may come later.
-#[derive(Debug)]
-pub struct Server {
-    pub(super) config: Config,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) permits: Arc<AdmissionPermits>,
-    pub(super) watchers: Watchers,
-    pub(super) draining: AtomicBool,
-    pub(super) started_unix: u64,
-    live: OnceLock<Arc<Live>>,
-}
-
 impl Server {
-    /// A server without a model yet.
-    ///
-    /// # Errors
-    /// The metrics cannot be set up.
-    pub fn new(config: Config, watchers: Watchers) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            metrics: Arc::new(Metrics::new(&config.name)?),
-            permits: AdmissionPermits::new(config.permits),
-            config,
-            watchers,
-            draining: AtomicBool::new(false),
-            started_unix: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
-            live: OnceLock::new(),
-        }))
-    }
-
-    /// The model is there: requests are taken from now on.
-    pub fn ready(&self, loaded: Loaded) {
-        let live = Arc::new(Live::new(loaded, &self.config.name));
-        if self.live.set(live).is_err() {
-            tracing::error!("a second model for one server");
-        }
-    }
-
-    /// The model, once it is there.
-    #[must_use]
-    pub fn live(&self) -> Option<Arc<Live>> {
-        self.live.get().cloned()
-    }
-
-    /// Takes samples for those who look; to be run beside [`Server::serve`].
-    pub async fn watch(self: Arc<Self>) {
-        loop {
-            if let Some(live) = self.live() {
-                live.watch(self.metrics.clone()).await;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
     /// Serves until `stop`, then lets answers that were begun come to their end,
     /// and calls `cut` when some do not in time.
     pub async fn serve(

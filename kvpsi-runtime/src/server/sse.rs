@@ -1,7 +1,7 @@
 //! Server-sent events of an answer (HTML Living Standard, 9.2, as OpenAI's API
 //! uses them: `data:` lines, the last one `[DONE]`).
 
-use super::complete::Shape;
+use super::shape::Shape;
 use crate::engine::batch::StreamEvent;
 use axum::response::sse::Event;
 use serde_json::Value;

@@ -6,7 +6,6 @@
 
 mod plot;
 mod report;
-pub mod text;
 
 use crate::bench::{build, cpu_name};
 use crate::{ebpf, model, places, say, setup};
@@ -95,7 +94,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
         return write(&report, args);
     }
     let prose = places::root().join("tests/data/holmes.txt");
-    let texts = match text::get(sh) {
+    let texts = match crate::text::get(sh) {
         Ok(kjv) => vec![("kjv", kjv), ("holmes", prose)],
         Err(e) => {
             say(format_args!(

@@ -2,7 +2,7 @@
 //!
 //! Owns the cache of unpacked packages and the choice of the newest one.
 //! Invariant: what is unpacked is complete: it is moved into place in one
-//! step. Refuses to name a host: apt-get knows where packages come from.
+//! step. Out of scope: hosts; apt-get knows where packages come from.
 
 use crate::{places, say};
 use anyhow::{Context, Result, bail};

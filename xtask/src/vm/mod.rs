@@ -5,7 +5,7 @@
 //! could not run is named. Refuses to need hardware virtualization or root:
 //! software emulation boots these kernels in seconds.
 
-mod cpio;
+mod archive;
 pub mod kernel;
 mod programs;
 mod qemu;
@@ -14,7 +14,7 @@ mod variant;
 
 use crate::{places, say};
 use anyhow::{Context, Result, bail};
-use cpio::Archive;
+use archive::Archive;
 use kernel::{Kernel, Machine};
 use programs::Programs;
 use std::fs;

@@ -6,7 +6,7 @@
 //! the few libraries that Rust's programs name beside them. Static ones would
 //! take a second build of everything with other flags.
 
-use super::cpio::Archive;
+use super::archive::Archive;
 use super::kernel::Machine;
 use crate::{cross, ebpf, places};
 use anyhow::{Context, Result};

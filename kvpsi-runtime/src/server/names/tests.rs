@@ -58,7 +58,7 @@ fn metrics(query: &str) -> Vec<(String, String)> {
 }
 
 fn known(name: &str) -> Option<Metric> {
-    ALL.into_iter().find(|m| match m.shape {
+    ALL.iter().copied().find(|m| match m.shape {
         Shape::Histogram(_) => ["_bucket", "_sum", "_count"]
             .iter()
             .any(|suffix| name.strip_suffix(suffix) == Some(m.name)),

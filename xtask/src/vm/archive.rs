@@ -5,8 +5,12 @@
 //! comes twice. Out of scope: what the files are for.
 
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use cpio::newc;
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 /// What is at a path.
 enum Entry {
@@ -65,71 +69,54 @@ impl Archive {
     /// A file of 4 GiB or more: the format cannot say its length.
     pub fn bytes(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
-        for (number, (path, entry)) in (1..).zip(&self.entries) {
+        for (inode, (path, entry)) in (1..).zip(&self.entries) {
             // Relative to the root that the kernel unpacks into.
-            let name = path.strip_prefix("/").unwrap_or(path);
+            let name = path.strip_prefix("/").unwrap_or(path).to_string_lossy();
             let (mode, body): (u32, &[u8]) = match entry {
                 Entry::Folder => (0o040_755, &[]),
                 Entry::File { bytes, mode } => (0o100_000 | mode, bytes),
             };
-            write(
-                &mut out,
-                number,
-                mode,
-                name.as_os_str().as_encoded_bytes(),
-                body,
-            )?;
+            let size = u32::try_from(body.len()).context("a file is too large for an initramfs")?;
+            let header = newc::Builder::new(&name).ino(inode).mode(mode);
+            let mut file = header.write(&mut out, size);
+            file.write_all(body)?;
+            file.finish()?;
         }
-        write(&mut out, 0, 0, b"TRAILER!!!", &[])?;
+        newc::trailer(&mut out)?;
         Ok(out)
     }
-}
-
-fn write(out: &mut Vec<u8>, inode: u32, mode: u32, name: &[u8], body: &[u8]) -> Result<()> {
-    let size = u32::try_from(body.len()).context("a file is too large for an initramfs")?;
-    let name_size = u32::try_from(name.len() + 1).context("a path is too long")?;
-    // inode, mode, uid, gid, links, mtime, size, device and its own twice two, name, checksum
-    let fields = [inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
-    out.extend(b"070701");
-    for f in fields {
-        out.extend(format!("{f:08X}").bytes());
-    }
-    out.extend(name);
-    out.push(0);
-    pad(out);
-    out.extend(body);
-    pad(out);
-    Ok(())
-}
-
-fn pad(out: &mut Vec<u8>) {
-    out.resize(out.len().next_multiple_of(4), 0);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
-    fn every_entry_is_aligned_and_folders_come_first() {
+    fn folders_come_before_their_files_and_bytes_and_modes_are_kept() {
         let mut archive = Archive::default();
         archive.text(Path::new("/a/b/c"), "hello");
         archive.text(Path::new("/a/l"), "");
         let bytes = archive.bytes().expect("small");
-        let (mut at, mut names) = (0, Vec::new());
-        while at < bytes.len() {
-            assert_eq!(&bytes[at..at + 6], b"070701");
-            let field = |n: usize| {
-                let text =
-                    std::str::from_utf8(&bytes[at + 6 + 8 * n..at + 14 + 8 * n]).expect("hex");
-                usize::from_str_radix(text, 16).expect("hex")
-            };
-            let (size, name_size) = (field(6), field(11));
-            let name = &bytes[at + 110..at + 110 + name_size - 1];
-            names.push(String::from_utf8_lossy(name).into_owned());
-            at = (at + 110 + name_size).next_multiple_of(4) + size;
-            at = at.next_multiple_of(4);
+        let (mut rest, mut found) = (&bytes[..], Vec::new());
+        loop {
+            let mut file = newc::Reader::new(rest).expect("an entry");
+            if file.entry().is_trailer() {
+                break;
+            }
+            let (name, mode) = (file.entry().name().to_owned(), file.entry().mode());
+            let mut body = String::new();
+            file.read_to_string(&mut body).expect("text");
+            found.push((name, mode, body));
+            rest = file.finish().expect("its end");
         }
-        assert_eq!(names, ["a", "a/b", "a/b/c", "a/l", "TRAILER!!!"]);
+        let entry = |name: &str, mode, body: &str| (name.to_owned(), mode, body.to_owned());
+        let want = [
+            entry("a", 0o040_755, ""),
+            entry("a/b", 0o040_755, ""),
+            entry("a/b/c", 0o100_644, "hello"),
+            entry("a/l", 0o100_644, ""),
+        ];
+        assert_eq!(found, want);
     }
 }

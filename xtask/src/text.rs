@@ -2,7 +2,7 @@
 //!
 //! Owns which one: thirty chapters of the King James Bible, public domain, as
 //! the package's own program prints them. Invariants: the file at its final
-//! path is whole; nothing is installed. Refuses to name a host: apt-get knows
+//! path is whole; nothing is installed. Out of scope: hosts; apt-get knows
 //! where packages come from.
 
 use crate::model::Work;
