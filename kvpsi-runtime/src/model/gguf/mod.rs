@@ -9,6 +9,7 @@
 //! know how a decoder uses a tensor.
 
 mod config;
+pub mod files;
 mod keys;
 mod scan;
 
@@ -24,6 +25,7 @@ use candle_core::{
 };
 use memmap2::{Mmap, UncheckedAdvice};
 use std::{
+    collections::HashMap,
     fs::File,
     io::Cursor,
     ops::Range,
@@ -94,9 +96,20 @@ pub enum ModelError {
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    map: Mmap,
+    parts: Vec<Part>,
+    /// The first part's, with the tensors of all.
     content: Content,
+    /// Part of each tensor.
+    part_of: HashMap<String, usize>,
     config: Config,
+}
+
+/// One file of a model.
+#[derive(Debug)]
+struct Part {
+    map: Mmap,
+    /// Where its tensors begin.
+    data: u64,
 }
 
 /// A tensor as the file has it.
@@ -109,36 +122,51 @@ pub struct TensorData<'a> {
 }
 
 impl Gguf {
-    /// Opens `path` and checks everything that the header says.
+    /// Opens `path` and checks everything that the header says. Where it is a
+    /// part of a model ([`files::parts`]), the others are opened with it.
     ///
     /// # Errors
     /// The file is missing, unreadable, no GGUF file, damaged, or of an
-    /// architecture that kvpsi does not know.
+    /// architecture that kvpsi does not know; or a part is.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let io = |source| ModelError::Open {
-            path: path.into(),
-            source,
+        Self::open_parts(&files::parts(path)?)
+    }
+
+    /// Opens the parts of one model, in their order.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`].
+    pub fn open_parts(paths: &[PathBuf]) -> Result<Self, ModelError> {
+        let opened = paths.iter().map(|path| open_part(path));
+        let opened = opened.collect::<Result<Vec<_>, _>>()?;
+        let headers = paths.iter().zip(&opened);
+        let headers: Vec<_> = headers.map(|(p, (_, c))| (p.as_path(), c)).collect();
+        files::belong_together(&headers)?;
+        let mut opened = opened.into_iter();
+        let (Some(path), Some((map, mut content))) = (paths.first(), opened.next()) else {
+            return Err(ModelError::NoDefault);
         };
-        let bad = |what: String| ModelError::Format {
-            path: path.into(),
-            what,
-        };
-        let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
-        if !meta.is_file() {
-            return Err(bad("is not a regular file".into()));
+        let mut parts = vec![Part {
+            map,
+            data: content.tensor_data_offset,
+        }];
+        let names = content.tensor_infos.keys().cloned();
+        let mut part_of: HashMap<_, _> = names.map(|name| (name, 0)).collect();
+        for (map, more) in opened {
+            let at = parts.len();
+            parts.push(Part {
+                map,
+                data: more.tensor_data_offset,
+            });
+            part_of.extend(more.tensor_infos.keys().map(|name| (name.clone(), at)));
+            content.tensor_infos.extend(more.tensor_infos);
         }
-        // SAFETY: the mapping is private and only read; that others do not
-        // write to a model that is being loaded is asked of the user.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        scan::scan(&map[..], meta.len()).map_err(bad)?;
-        let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| bad(one_line(&e)))?;
-        check_tensors(path, &content, meta.len())?;
         let config = Config::read(path, &content)?;
         Ok(Self {
-            path: path.into(),
-            map,
+            path: path.clone(),
+            parts,
             content,
+            part_of,
             config,
         })
     }
@@ -188,9 +216,9 @@ impl Gguf {
     /// # Errors
     /// It is missing, has another shape, or cannot be read.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
-        self.place(name, shape)?;
-        self.content
-            .tensor(&mut Cursor::new(&self.map[..]), name, &Device::Cpu)
+        let (part, _) = self.place(name, shape)?;
+        self.content.tensor_infos[name]
+            .read(&mut Cursor::new(&part.map[..]), part.data, &Device::Cpu)
             .map_err(|e| self.bad(name, one_line(&e)))
     }
 
@@ -199,23 +227,23 @@ impl Gguf {
     /// # Errors
     /// It is missing or has another shape.
     pub fn data(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>, ModelError> {
-        let range = self.place(name, shape)?;
+        let (part, range) = self.place(name, shape)?;
         Ok(TensorData {
             dtype: self.content.tensor_infos[name].ggml_dtype,
-            bytes: &self.map[range],
+            bytes: &part.map[range],
         })
     }
 
     /// Lets go of the pages of a tensor that was read: they are the page
     /// cache's, and are read again should somebody ask.
     pub fn let_go(&self, name: &str) {
-        let Some(range) = self.range(name) else {
+        let Some((part, range)) = self.range(name) else {
             return;
         };
         // SAFETY: the pages are clean ones of a private mapping of a file, so
         // they read the same afterwards.
         let advised = unsafe {
-            self.map
+            part.map
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
         if let Err(e) = advised {
@@ -232,15 +260,19 @@ impl Gguf {
     }
 
     /// Where a tensor lies in the file: `check_tensors` has made sure of it.
-    fn range(&self, name: &str) -> Option<Range<usize>> {
+    fn range(&self, name: &str) -> Option<(&Part, Range<usize>)> {
         let info = self.content.tensor_infos.get(name)?;
-        let start = usize::try_from(self.content.tensor_data_offset + info.offset).ok()?;
-        Some(start..start + usize::try_from(tensor_bytes(info)).ok()?)
+        let part = self.parts.get(*self.part_of.get(name)?)?;
+        let start = usize::try_from(part.data + info.offset).ok()?;
+        Some((
+            part,
+            start..start + usize::try_from(tensor_bytes(info)).ok()?,
+        ))
     }
 
-    fn place(&self, name: &str, shape: &[usize]) -> Result<Range<usize>, ModelError> {
+    fn place(&self, name: &str, shape: &[usize]) -> Result<(&Part, Range<usize>), ModelError> {
         let missing = "is missing: the metadata speaks of more than the file holds";
-        let range = self
+        let place = self
             .range(name)
             .ok_or_else(|| self.bad(name, missing.into()))?;
         let dims = self.content.tensor_infos[name].shape.dims();
@@ -250,8 +282,33 @@ impl Gguf {
                 format!("has the shape {dims:?}, the metadata asks for {shape:?}"),
             ));
         }
-        Ok(range)
+        Ok(place)
     }
+}
+
+/// Maps a file and reads its header, once it was walked and every tensor was
+/// found to lie in the file.
+fn open_part(path: &Path) -> Result<(Mmap, Content), ModelError> {
+    let io = |source| ModelError::Open {
+        path: path.into(),
+        source,
+    };
+    let bad = |what: String| ModelError::Format {
+        path: path.into(),
+        what,
+    };
+    let file = File::open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
+    if !meta.is_file() {
+        return Err(bad("is not a regular file".into()));
+    }
+    // SAFETY: the mapping is private and only read; that others do not
+    // write to a model that is being loaded is asked of the user.
+    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+    scan::scan(&map[..], meta.len()).map_err(bad)?;
+    let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| bad(one_line(&e)))?;
+    check_tensors(path, &content, meta.len())?;
+    Ok((map, content))
 }
 
 /// Bytes of a tensor whose rows are whole blocks.
