@@ -3,7 +3,9 @@
 
 use crate::{
     control::{Governor, GovernorConfig, Prepared, Tap},
+    engine::EngineConfig,
     kv::KvPool,
+    model::gguf::files,
     pressure::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
     sandbox::{Confinement, Report},
     trace::{
@@ -173,6 +175,28 @@ impl Kept {
 pub struct HeldFile {
     path: PathBuf,
     file: Option<File>,
+}
+
+/// The files of a model, held open.
+pub struct HeldModel(Vec<HeldFile>);
+
+impl HeldModel {
+    /// Opens all parts of the model that `path` is, or is a part of; a failure
+    /// shows when they are used.
+    #[must_use]
+    pub fn open(path: &Path) -> Self {
+        let parts = files::parts(path).unwrap_or_else(|_| vec![path.to_owned()]);
+        Self(parts.iter().map(|part| HeldFile::open(part)).collect())
+    }
+
+    /// What an engine is started with, by the paths that can be reached.
+    #[must_use]
+    pub fn config(&self) -> EngineConfig {
+        let mut paths = self.0.iter().map(HeldFile::path);
+        let mut config = EngineConfig::new(paths.next().unwrap_or_default());
+        config.more_parts = paths.collect();
+        config
+    }
 }
 
 impl HeldFile {

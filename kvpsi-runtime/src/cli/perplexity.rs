@@ -32,7 +32,7 @@ Examples:
   kvpsi perplexity -f book.txt --ctx 2048 --kv-budget 100%,50%,25%,12.5%
   kvpsi perplexity -f book.txt --kv-budget 25% --kv-pack f16 --evict window,expected")]
 pub struct Args {
-    /// GGUF file [default: $KVPSI_MODEL, else the one `cargo xtask model` fetched]
+    /// GGUF file, or ollama:NAME [default: $KVPSI_MODEL, else the one `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Text to predict, in UTF-8
@@ -128,10 +128,7 @@ struct Text {
 /// # Errors
 /// The model or the text cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let model = match &args.model {
-        Some(path) => path.clone(),
-        None => default_model::find()?,
-    };
+    let model = default_model::named(args.model.as_deref())?;
     let text = fs::read_to_string(&args.file)
         .with_context(|| format!("cannot read {}", args.file.display()))?;
     let gguf = Gguf::open(&model)?;

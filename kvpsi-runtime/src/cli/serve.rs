@@ -5,15 +5,15 @@
 //! and the model are opened.
 
 use super::{
-    governor::{self, HeldFile},
+    governor::{self, HeldModel},
     reading,
     run::Signal,
 };
 use crate::{
     control::{GovernorConfig, Prepared, Tap, gauge},
-    engine::{EngineConfig, batch::BatchConfig},
+    engine::batch::BatchConfig,
     kv::{KvType, Profile, evict::Evict},
-    model::{chat::ChatTemplate, default_model},
+    model::{chat::ChatTemplate, default_model, gguf::files, ollama},
     pressure::{
         SignalError,
         programs::{self, Rung},
@@ -54,7 +54,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// GGUF file [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
+    /// GGUF file, or ollama:NAME [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Chat template to use in place of the file's: a file with a Jinja template, or chatml,
@@ -159,14 +159,11 @@ pub struct Args {
 /// The model, the address or a setting cannot be used.
 pub fn run(args: Args) -> anyhow::Result<()> {
     super::run::restart_with_threads(args.threads)?;
-    let path = match &args.model {
-        Some(path) => path.clone(),
-        None => default_model::find()?,
-    };
+    let path = default_model::named(args.model.as_deref())?;
     let config = args.server_config(&path)?;
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
-    let held = HeldFile::open(&path);
+    let held = HeldModel::open(&path);
     let watchers = Watchers::default();
     let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept
@@ -183,7 +180,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let address = socket.local_addr()?;
 
     let server = Server::new(config, watchers.clone())?;
-    let mut engine = EngineConfig::new(held.path());
+    let mut engine = held.config();
     engine.chat_template = template;
     engine.context = args.ctx;
     engine.kv_type = args.kv_type;
@@ -357,7 +354,7 @@ impl Args {
         };
         Confinement {
             user: self.user.clone(),
-            read: vec![model.to_path_buf()],
+            read: files::parts(model).unwrap_or_else(|_| vec![model.to_path_buf()]),
             write: self.record.iter().map(|f| folder(f)).collect(),
             port: Some(self.port),
             landlock: self.landlock,
@@ -374,6 +371,11 @@ impl Args {
             );
         }
         let file_name = || {
+            // In Ollama's store the file's name is a hash.
+            let given = self.model.as_deref().and_then(Path::to_str);
+            if let Some(name) = given.and_then(|m| m.strip_prefix(ollama::PREFIX)) {
+                return name.to_owned();
+            }
             let stem = model.file_stem().unwrap_or_default();
             stem.to_string_lossy().into_owned()
         };

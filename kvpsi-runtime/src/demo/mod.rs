@@ -43,7 +43,7 @@ Examples:
 
 It makes a memory cgroup of its own and removes it again; that takes root.")]
 pub struct Args {
-    /// GGUF file [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
+    /// GGUF file, or ollama:NAME [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Write the figures of the run to this file, as JSON

@@ -6,7 +6,11 @@ use super::{
     messages::{Done, FromWorker, Kv, Trim},
     report::Report,
 };
-use crate::{control::cgroup::OwnedCgroup, model::default_model, units::Bytes};
+use crate::{
+    control::cgroup::OwnedCgroup,
+    model::{default_model, gguf::files},
+    units::Bytes,
+};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{IsTerminal, Write},
@@ -66,11 +70,13 @@ async fn supervise(args: &Args) -> Result<()> {
 /// the hog is to take, and setting the limit alone would be a storm.
 fn warm(args: &Args) -> Result<()> {
     // No model is the worker's error to tell.
-    let Some(path) = args.model.clone().or_else(|| default_model::find().ok()) else {
+    let Ok(path) = default_model::named(args.model.as_deref()) else {
         return Ok(());
     };
-    if let Ok(mut file) = std::fs::File::open(path) {
-        std::io::copy(&mut file, &mut std::io::sink())?;
+    for part in files::parts(&path).unwrap_or_default() {
+        if let Ok(mut file) = std::fs::File::open(part) {
+            std::io::copy(&mut file, &mut std::io::sink())?;
+        }
     }
     Ok(())
 }

@@ -7,9 +7,9 @@ use super::{
     messages::{Done, FromWorker, Kv, Trim},
 };
 use crate::{
-    cli::governor::{self, HeldFile},
+    cli::governor::{self, HeldModel},
     control::{Governor, GovernorConfig},
-    engine::{Engine, EngineConfig, SamplingConfig, Session},
+    engine::{Engine, SamplingConfig, Session},
     kv::KvPool,
     model::{
         chat::{Message, Role},
@@ -36,11 +36,8 @@ const KV_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &Args) -> Result<()> {
     super::join(&args.join)?;
-    let model = match &args.model {
-        Some(m) => m.clone(),
-        None => default_model::find()?,
-    };
-    let held = HeldFile::open(&model);
+    let model = default_model::named(args.model.as_deref())?;
+    let held = HeldModel::open(&model);
     let kept = governor::Kept::open(args.record.as_deref())?;
     let config = GovernorConfig {
         tap: kept.as_ref().map(governor::Kept::tap),
@@ -54,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         true,
         &config,
     )?;
-    let mut engine = Engine::load(&EngineConfig::new(held.path()))?;
+    let mut engine = Engine::load(&held.config())?;
     let pool = engine.pool();
     let realtime = listening.prepared.hardening().realtime;
     let recording = kept.map(|k| k.start(listening.prepared.signal(), engine.pool()));

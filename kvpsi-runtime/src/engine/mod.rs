@@ -94,6 +94,9 @@ impl From<candle_core::Error> for EngineError {
 pub struct EngineConfig {
     /// The GGUF file.
     pub model: PathBuf,
+    /// The other parts of a split model, where they cannot be found by the name
+    /// of `model`: one that is held open, for one.
+    pub more_parts: Vec<PathBuf>,
     /// Source of the chat template to use in place of the file's.
     pub chat_template: Option<String>,
     /// Positions of a session; `None`: the model's, up to 8192.
@@ -128,6 +131,7 @@ impl EngineConfig {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            more_parts: Vec::new(),
             chat_template: None,
             context: None,
             kv_type: KvType::F16,
@@ -182,7 +186,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::load`].
     pub fn load_with(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, EngineError> {
-        let gguf = Gguf::open(&config.model)?;
+        let gguf = match config.more_parts.as_slice() {
+            [] => Gguf::open(&config.model)?,
+            more => Gguf::open_parts(&[std::slice::from_ref(&config.model), more].concat())?,
+        };
         let trained = gguf.config().context;
         let context = config.context.unwrap_or(trained.min(DEFAULT_CONTEXT));
         if context == 0 || context > trained {

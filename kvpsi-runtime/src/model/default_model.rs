@@ -1,7 +1,7 @@
 //! Which model is used when none was named.
 
-use super::gguf::ModelError;
-use std::path::PathBuf;
+use super::{gguf::ModelError, ollama};
+use std::path::{Path, PathBuf};
 
 /// The default model where `cargo xtask model` puts it, whether or not it is
 /// there; `None` without a home directory.
@@ -12,6 +12,21 @@ pub fn cached() -> Option<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|h| h.join(".cache")))?;
     Some(dir.join("kvpsi/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+}
+
+/// What `-m` means: `ollama:NAME` in Ollama's store, else a file; without it
+/// [`find`].
+///
+/// # Errors
+/// The model is not in the store, or there is none.
+pub fn named(given: Option<&Path>) -> Result<PathBuf, ModelError> {
+    let Some(path) = given else {
+        return find();
+    };
+    match path.to_str().and_then(|p| p.strip_prefix(ollama::PREFIX)) {
+        Some(name) => ollama::find(name),
+        None => Ok(path.to_owned()),
+    }
 }
 
 /// `KVPSI_MODEL`, else [`cached`] if it is there.

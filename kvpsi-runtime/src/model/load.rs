@@ -20,6 +20,10 @@ type Result<T> = std::result::Result<T, ModelError>;
 /// Tensors that old converters wrote and that say what the metadata says.
 const REDUNDANT: [&str; 2] = ["attn_rot_embd.weight", "rotary_emb.inv_freq"];
 
+/// Encoders of pictures and sound and what joins them to the text model: files
+/// of Ollama hold them, and text does not need them.
+const OTHER_SENSES: [&str; 3] = ["v.", "mm.", "a."];
+
 /// Told after each tensor: bytes read so far, and bytes of all tensors.
 pub type Progress<'a> = &'a mut dyn FnMut(Bytes, Bytes);
 
@@ -137,7 +141,9 @@ impl Reader<'_> {
     /// No tensor may be left over: the model would not be what it was.
     fn all_read(&self, c: &Config) -> Result<()> {
         let left = self.gguf.tensors().map(|(name, ..)| name).filter(|name| {
-            !self.read.contains(*name) && !REDUNDANT.iter().any(|end| name.ends_with(end))
+            !self.read.contains(*name)
+                && !OTHER_SENSES.iter().any(|start| name.starts_with(start))
+                && !REDUNDANT.iter().any(|end| name.ends_with(end))
         });
         match left.min() {
             None => Ok(()),

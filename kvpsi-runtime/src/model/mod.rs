@@ -11,6 +11,7 @@ pub mod default_model;
 pub mod gguf;
 pub mod linear;
 pub mod load;
+pub mod ollama;
 pub mod rope;
 pub mod step;
 pub mod tokenizer;

@@ -8,9 +8,9 @@ mod talk;
 
 use super::reading;
 use crate::{
-    cli::governor::{self, HeldFile},
+    cli::governor::{self, HeldModel},
     control::{Governor, GovernorConfig, GovernorStats, Prepared, Tap},
-    engine::{EngineConfig, SamplingConfig},
+    engine::SamplingConfig,
     kv::{KvType, Profile, evict::Evict},
     model::{chat::ChatTemplate, default_model},
     pressure::{Choice, SignalError, privilege, programs::Rung},
@@ -73,7 +73,7 @@ impl Signal {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// GGUF file [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
+    /// GGUF file, or ollama:NAME [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// What to ask, or with --raw what to continue
@@ -149,20 +149,17 @@ pub struct Args {
 /// The model, the prompt or a setting cannot be used, or stdout is broken.
 pub fn run(args: Args) -> anyhow::Result<()> {
     restart_with_threads(args.threads)?;
-    let model = match &args.model {
-        Some(path) => path.clone(),
-        None => default_model::find()?,
-    };
+    let model = default_model::named(args.model.as_deref())?;
     let sampling = args.sampling();
     sampling.check()?;
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
-    let held = HeldFile::open(&model);
+    let held = HeldModel::open(&model);
     let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept.as_ref().map(governor::Kept::tap);
     let prepared = listen(args.signal, args.rung, tap)?;
     let (turns, inbox) = mpsc::channel();
-    let mut config = EngineConfig::new(held.path());
+    let mut config = held.config();
     config.chat_template = template;
     config.context = args.ctx;
     config.kv_type = args.kv_type;

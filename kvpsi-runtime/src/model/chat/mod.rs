@@ -228,7 +228,7 @@ mod tests {
                  {% if tools is not none %}c{% endif %}{% if 'tool_calls' in messages[0] %}d{% endif %}\
                  {% if enable_thinking is defined and enable_thinking is false %}e{% endif %}\
                  {% if strftime_now is defined %}f{% endif %}{% if messages[0].tool_calls %}g{% endif %}",
-                "b",
+                "bf",
             ),
             // Gemma puts the instructions before the first question.
             (

@@ -261,9 +261,11 @@ impl Config {
             qkv_bias: arch == Architecture::Qwen2,
             qk_norm: matches!(arch, Architecture::Qwen3 | Architecture::Gemma3),
             post_norms: gemma,
+            // All families here are trained with this one unless their
+            // configuration says otherwise (transformers' `rms_norm_eps`).
             rms_eps: keys
                 .float("attention.layer_norm_rms_epsilon", 1e-12..=1.0)?
-                .ok_or_else(|| keys.bad("attention.layer_norm_rms_epsilon", "is missing"))?,
+                .unwrap_or(1e-6),
             vocab,
         })
     }

@@ -29,7 +29,20 @@ impl Keys<'_> {
 
     /// A whole number that is not negative.
     fn whole(&self, key: &str) -> Result<Option<u64>, ModelError> {
-        Ok(Some(match self.value(key) {
+        // Some converters write one number for each layer.
+        let value = match self.value(key) {
+            Some(Value::Array(each)) => match each.split_first() {
+                Some((one, rest)) if rest.iter().all(|v| same(v, one)) => Some(one),
+                _ => {
+                    return Err(self.bad(
+                        key,
+                        "has a number for each layer and they differ: such models are not supported",
+                    ));
+                }
+            },
+            one => one,
+        };
+        Ok(Some(match value {
             None => return Ok(None),
             Some(Value::U8(n)) => u64::from(*n),
             Some(Value::U16(n)) => u64::from(*n),
@@ -99,5 +112,16 @@ impl Keys<'_> {
             return Ok(());
         }
         Err(self.bad(key, what))
+    }
+}
+
+/// Whether two numbers of a list are one.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::U32(a), Value::U32(b)) => a == b,
+        (Value::I32(a), Value::I32(b)) => a == b,
+        (Value::U64(a), Value::U64(b)) => a == b,
+        (Value::I64(a), Value::I64(b)) => a == b,
+        _ => false,
     }
 }

@@ -9,6 +9,7 @@
 //! know how a decoder uses a tensor.
 
 mod config;
+pub mod files;
 mod keys;
 mod scan;
 
@@ -91,10 +92,17 @@ pub enum ModelError {
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    map: Mmap,
+    parts: Vec<Part>,
+    /// The first part's.
     content: Content,
-    tensors: Tensors,
     config: Config,
+}
+
+/// One file of a model.
+#[derive(Debug)]
+struct Part {
+    map: Mmap,
+    tensors: Tensors,
 }
 
 /// A tensor as the file has it.
@@ -107,40 +115,39 @@ pub struct TensorData<'a> {
 }
 
 impl Gguf {
-    /// Opens `path` and checks everything that the header says.
+    /// Opens `path` and checks everything that the header says. Where it is a
+    /// part of a model ([`files::parts`]), the others are opened with it.
     ///
     /// # Errors
     /// The file is missing, unreadable, no GGUF file, damaged, or of an
-    /// architecture that kvpsi does not know.
+    /// architecture that kvpsi does not know; or a part is.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let io = |source| ModelError::Open {
-            path: path.into(),
-            source,
+        Self::open_parts(&files::parts(path)?)
+    }
+
+    /// Opens the parts of one model, in their order.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`].
+    pub fn open_parts(paths: &[PathBuf]) -> Result<Self, ModelError> {
+        let opened = paths.iter().map(|path| open_part(path));
+        let opened = opened.collect::<Result<Vec<_>, _>>()?;
+        let headers = paths.iter().zip(&opened);
+        let headers: Vec<_> = headers
+            .map(|(path, (part, content))| (path.as_path(), content, &part.tensors))
+            .collect();
+        files::belong_together(&headers)?;
+        let (parts, contents): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let (Some(path), Some(content)) = (paths.first(), contents.into_iter().next()) else {
+            return Err(ModelError::NoDefault);
         };
-        let bad = |what: String| ModelError::Format {
-            path: path.into(),
-            what,
-        };
-        let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
-        if !meta.is_file() {
-            return Err(bad("is not a regular file".into()));
-        }
-        // SAFETY: the mapping is private and only read; that others do not
-        // write to a model that is being loaded is asked of the user.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let tensors = scan::scan(&map[..], meta.len()).map_err(bad)?;
-        let mut header = WithoutTensors(Cursor::new(&map[..]));
-        let content = Content::read(&mut header).map_err(|e| bad(one_line(&e)))?;
-        check_tensors(path, &tensors, meta.len())?;
-        let embedding = tensors.by_name.get("token_embd.weight");
-        let vocab = embedding.and_then(|info| info.shape.first().copied());
+        let embedding = find(&parts, "token_embd.weight");
+        let vocab = embedding.and_then(|(_, info)| info.shape.first().copied());
         let config = Config::read(path, &content, vocab)?;
         Ok(Self {
-            path: path.into(),
-            map,
+            path: path.clone(),
+            parts,
             content,
-            tensors,
             config,
         })
     }
@@ -165,14 +172,14 @@ impl Gguf {
 
     /// Names, formats and shapes of all tensors; a matrix is `[out, in]`.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &'static Format, &[u64])> {
-        let all = self.tensors.by_name.iter();
+        let all = self.parts.iter().flat_map(|part| &part.tensors.by_name);
         all.map(|(name, info)| (name.as_str(), info.format, info.shape.as_slice()))
     }
 
     /// Whether the file holds a tensor of this name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.by_name.contains_key(name)
+        find(&self.parts, name).is_some()
     }
 
     /// A metadata string.
@@ -187,7 +194,8 @@ impl Gguf {
     /// Bytes of all tensors.
     #[must_use]
     pub fn tensor_bytes(&self) -> Bytes {
-        Bytes(self.tensors.by_name.values().map(tensor_bytes).sum())
+        let all = self.parts.iter().flat_map(|p| p.tensors.by_name.values());
+        Bytes(all.map(tensor_bytes).sum())
     }
 
     /// The bytes of a tensor that must have exactly this shape (`[out, in]` for
@@ -196,23 +204,37 @@ impl Gguf {
     /// # Errors
     /// It is missing or has another shape.
     pub fn data(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>, ModelError> {
-        let range = self.place(name, shape)?;
+        let missing = "is missing: the metadata speaks of more than the file holds";
+        let (part, info) = find(&self.parts, name).ok_or_else(|| self.bad(name, missing.into()))?;
+        if !info
+            .shape
+            .iter()
+            .copied()
+            .eq(shape.iter().map(|&n| n as u64))
+        {
+            let dims = &info.shape;
+            return Err(self.bad(
+                name,
+                format!("has the shape {dims:?}, the metadata asks for {shape:?}"),
+            ));
+        }
         Ok(TensorData {
-            format: self.tensors.by_name[name].format,
-            bytes: &self.map[range],
+            format: info.format,
+            bytes: &part.map[part.range(info)],
         })
     }
 
     /// Lets go of the pages of a tensor that was read: they are the page
     /// cache's, and are read again should somebody ask.
     pub fn let_go(&self, name: &str) {
-        let Some(range) = self.range(name) else {
+        let Some((part, info)) = find(&self.parts, name) else {
             return;
         };
+        let range = part.range(info);
         // SAFETY: the pages are clean ones of a private mapping of a file, so
         // they read the same afterwards.
         let advised = unsafe {
-            self.map
+            part.map
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
         if let Err(e) = advised {
@@ -227,28 +249,51 @@ impl Gguf {
             what,
         }
     }
+}
 
-    /// Where a tensor lies in the file: `check_tensors` has made sure of it.
-    fn range(&self, name: &str) -> Option<Range<usize>> {
-        let info = self.tensors.by_name.get(name)?;
-        let start = usize::try_from(self.tensors.data_at + info.offset).ok()?;
-        Some(start..start + usize::try_from(tensor_bytes(info)).ok()?)
+impl Part {
+    /// Where a tensor of this part lies in its file; empty where an address
+    /// cannot say, which `check_tensors` has ruled out.
+    fn range(&self, info: &TensorInfo) -> Range<usize> {
+        let start = usize::try_from(self.tensors.data_at.saturating_add(info.offset));
+        let (Ok(start), Ok(bytes)) = (start, usize::try_from(tensor_bytes(info))) else {
+            return 0..0;
+        };
+        start..start.saturating_add(bytes)
     }
+}
 
-    fn place(&self, name: &str, shape: &[usize]) -> Result<Range<usize>, ModelError> {
-        let missing = "is missing: the metadata speaks of more than the file holds";
-        let range = self
-            .range(name)
-            .ok_or_else(|| self.bad(name, missing.into()))?;
-        let dims = &self.tensors.by_name[name].shape;
-        if !dims.iter().copied().eq(shape.iter().map(|&n| n as u64)) {
-            return Err(self.bad(
-                name,
-                format!("has the shape {dims:?}, the metadata asks for {shape:?}"),
-            ));
-        }
-        Ok(range)
+/// A tensor and the part that holds it.
+fn find<'a>(parts: &'a [Part], name: &str) -> Option<(&'a Part, &'a TensorInfo)> {
+    parts
+        .iter()
+        .find_map(|part| Some((part, part.tensors.by_name.get(name)?)))
+}
+
+/// Maps a file and reads its header, once it was walked and every tensor was
+/// found to lie in the file.
+fn open_part(path: &Path) -> Result<(Part, Content), ModelError> {
+    let io = |source| ModelError::Open {
+        path: path.into(),
+        source,
+    };
+    let bad = |what: String| ModelError::Format {
+        path: path.into(),
+        what,
+    };
+    let file = File::open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
+    if !meta.is_file() {
+        return Err(bad("is not a regular file".into()));
     }
+    // SAFETY: the mapping is private and only read; that others do not
+    // write to a model that is being loaded is asked of the user.
+    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+    let tensors = scan::scan(&map[..], meta.len()).map_err(bad)?;
+    let mut header = WithoutTensors(Cursor::new(&map[..]));
+    let content = Content::read(&mut header).map_err(|e| bad(one_line(&e)))?;
+    check_tensors(path, &tensors, meta.len())?;
+    Ok((Part { map, tensors }, content))
 }
 
 /// Bytes of a tensor whose rows are whole blocks.

@@ -271,6 +271,11 @@ pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<Tensors, String>
         return Err("this is not a GGUF file: it does not begin with `GGUF`".into());
     }
     let version = walk.u32("the version")?;
+    if (1..=3).contains(&version.swap_bytes()) {
+        return Err(
+            "this is a big-endian GGUF, for another kind of machine: convert the model again, little-endian".into(),
+        );
+    }
     if !(2..=3).contains(&version) {
         return Err(format!(
             "GGUF version {version}: kvpsi reads versions 2 and 3, little-endian; convert the model again"

@@ -112,10 +112,48 @@ fn a_metadata_number_out_of_range_is_named() {
 }
 
 #[test]
+fn numbers_that_old_and_odd_converters_write_are_understood() {
+    let mut m = metadata();
+    m.retain(|(k, _)| !k.ends_with("rms_epsilon"));
+    assert_eq!(open(&file_with(&m)).unwrap().config().rms_eps, 1e-6);
+    // One number for each layer, in whatever type.
+    let list = |a, b| Value::Array(vec![Value::I32(a), Value::I32(b)]);
+    let key = "llama.attention.head_count_kv";
+    let gguf = open(&with(key, list(2, 2))).unwrap();
+    assert_eq!(gguf.config().kv_heads, 2);
+    for value in [list(2, 1), Value::Array(Vec::new())] {
+        assert!(error(&with(key, value)).contains(key));
+    }
+}
+
+#[test]
+fn a_big_endian_file_is_refused_by_name() {
+    let mut bytes = file_with(&metadata());
+    bytes[4..8].copy_from_slice(&3u32.to_be_bytes());
+    assert!(error(&bytes).contains("big-endian"));
+}
+
+#[test]
+fn versions_2_and_3_open_and_others_are_named() {
+    for (version, opens) in [(1u32, false), (2, true), (3, true), (4, false)] {
+        let mut bytes = file_with(&metadata());
+        bytes[4..8].copy_from_slice(&version.to_le_bytes());
+        match open(&bytes) {
+            Ok(_) => assert!(opens, "{version}"),
+            Err(e) => assert!(
+                !opens && e.to_string().contains("version"),
+                "{version}: {e}"
+            ),
+        }
+    }
+}
+
+#[test]
 fn a_missing_key_is_named() {
     for (key, _) in metadata() {
-        if key.ends_with("head_count_kv") {
-            continue; // optional: as many as query heads
+        // Optional: as many as query heads, and 1e-6.
+        if key.ends_with("head_count_kv") || key.ends_with("rms_epsilon") {
+            continue;
         }
         let mut m = metadata();
         m.retain(|(k, _)| *k != key);

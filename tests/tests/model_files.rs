@@ -1,0 +1,132 @@
+//! Files as people have them, by the binary: Ollama's store, parts of a model,
+//! and chat templates that are missing, broken or given.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use candle_core::quantized::{GgmlDType, gguf_file::Value};
+use kvpsi_tests::tiny::{Shape, Tiny};
+use std::{path::Path, process::Command};
+
+/// A model that can write: the printable bytes are its tokens.
+fn model(template: Option<&str>) -> Tiny {
+    let mut tiny = Tiny::new(&Shape {
+        arch: "llama",
+        layers: 1,
+        hidden: 32,
+        feed_forward: 32,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        vocab: 128,
+        tied: true,
+        types: &[GgmlDType::Q8_0],
+        seed: 1,
+    })
+    .unwrap();
+    let tokens = ('!'..='~')
+        .map(String::from)
+        .chain(["Ġ".into(), "Ċ".into()]);
+    let tokens = tokens.map(Value::String).collect();
+    for (key, value) in [
+        ("ggml.model", Value::String("gpt2".into())),
+        ("ggml.pre", Value::String("gpt-2".into())),
+        ("ggml.tokens", Value::Array(tokens)),
+        ("ggml.merges", Value::Array(Vec::new())),
+    ] {
+        tiny.metadata.insert(format!("tokenizer.{key}"), value);
+    }
+    if let Some(source) = template {
+        let value = Value::String(source.into());
+        tiny.metadata
+            .insert("tokenizer.chat_template".into(), value);
+    }
+    tiny
+}
+
+/// Whether it succeeded, its text and what it said.
+fn run(model: &str, store: &Path, args: &[&str]) -> (bool, String, String) {
+    let out = Command::new(kvpsi_tests::kvpsi_binary())
+        .args(["run", "--signal", "none", "-n", "5", "-m", model])
+        .args(args)
+        .env("OLLAMA_MODELS", store)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    (out.status.success(), text(&out.stdout), text(&out.stderr))
+}
+
+#[test]
+fn a_model_of_ollamas_store_runs_by_its_name() {
+    let store = tempfile::tempdir().unwrap();
+    let hex = "5a".repeat(32);
+    let manifests = store
+        .path()
+        .join("manifests/registry.ollama.ai/library/tiny");
+    std::fs::create_dir_all(&manifests).unwrap();
+    std::fs::create_dir(store.path().join("blobs")).unwrap();
+    let manifest = format!(
+        r#"{{"schemaVersion": 2, "layers": [{{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:{hex}", "size": 1}}]}}"#
+    );
+    std::fs::write(manifests.join("latest"), manifest).unwrap();
+    let blob = store.path().join(format!("blobs/sha256-{hex}"));
+    model(None).write(&blob).unwrap();
+    let (ok, out, err) = run("ollama:tiny", store.path(), &["--raw", "-p", "ab"]);
+    assert!(ok && out.starts_with("ab"), "{out}: {err}");
+    let (ok, _, err) = run("ollama:other", store.path(), &["--raw", "-p", "ab"]);
+    assert!(
+        !ok && err.contains("ollama:other") && err.contains("ollama pull other"),
+        "{err}"
+    );
+}
+
+#[test]
+fn without_a_template_a_prompt_is_continued_and_a_broken_one_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let name = path.to_str().unwrap();
+    let run = |args: &[&str]| run(name, dir.path(), args);
+
+    model(None).write(&path).unwrap();
+    let (ok, out, err) = run(&["-p", "ab"]);
+    assert!(ok && out.starts_with("ab"), "{out}: {err}");
+    assert!(err.contains("no chat template"), "{err}");
+    let (ok, _, err) = run(&["-p", "ab", "--chat-template", "chatml"]);
+    assert!(ok && !err.contains("no chat template"), "{err}");
+
+    // It does not compile, or calls what is not there.
+    for source in ["{% for %}", "{{ of_next_year() }}"] {
+        model(Some(source)).write(&path).unwrap();
+        let (ok, out, err) = run(&["--raw", "-p", "ab"]);
+        assert!(ok && out.starts_with("ab"), "{source}: {err}");
+        let (ok, _, err) = run(&["-p", "ab"]);
+        assert!(!ok && err.contains("chat template: "), "{source}: {err}");
+        let file = dir.path().join("t.jinja");
+        std::fs::write(&file, "{{ messages[0].content }}").unwrap();
+        let (ok, _, err) = run(&["-p", "ab", "--chat-template", file.to_str().unwrap()]);
+        assert!(ok, "{source}: {err}");
+    }
+    let (ok, _, err) = run(&["-p", "ab", "--chat-template", "of-next-year"]);
+    assert!(
+        !ok && err.contains("of-next-year") && err.contains("chatml"),
+        "{err}"
+    );
+}
+
+#[test]
+fn tensors_of_pictures_are_left_out_and_other_strangers_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    for (tensor, runs) in [
+        ("v.blk.0.attn_q.weight", true),
+        ("mm.mm_input_projection.weight", true),
+        ("blk.0.of_next_year.weight", false),
+    ] {
+        let mut tiny = model(None);
+        tiny.insert(tensor, &[0.5; 32], &[32], GgmlDType::F32)
+            .unwrap();
+        tiny.write(&path).unwrap();
+        let (ok, _, err) = run(path.to_str().unwrap(), dir.path(), &["--raw", "-p", "ab"]);
+        assert_eq!(ok, runs, "{tensor}: {err}");
+        assert!(runs || err.contains(tensor), "{err}");
+    }
+}
