@@ -415,8 +415,8 @@ fn an_unknown_quantization_is_named() {
     // After the name: 4 bytes of rank, 8 for each of two dimensions, the type.
     let at = at + name.len() + 4 + 16;
     assert_eq!(bytes[at..at + 4], 8u32.to_le_bytes(), "Q8_0 stands there");
-    // IQ2_XXS, Q4_0_4_4, MXFP4, and what never was.
-    for kind in [16u32, 31, 39, 4, 99, u32::MAX] {
+    // IQ2_XXS, Q4_0_4_4, NVFP4, and what never was.
+    for kind in [16u32, 31, 40, 4, 99, u32::MAX] {
         let mut bytes = bytes.clone();
         bytes[at..at + 4].copy_from_slice(&kind.to_le_bytes());
         let e = named(load_bytes(&bytes), "blk.1.attn_v.weight");

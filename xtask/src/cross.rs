@@ -38,7 +38,7 @@ const PROCESSORS: [(&str, &[&str]); 2] = [
 const TESTS: [&str; 4] = [
     "model::linear::",
     "attention::",
-    "crew::",
+    "thread_pool::",
     "model::step::ops::",
 ];
 

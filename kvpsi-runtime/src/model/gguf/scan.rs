@@ -235,7 +235,8 @@ impl<R: BufRead> Walk<R> {
         let kind = self.u32(&name)?;
         let Some(format) = Format::by_id(kind) else {
             let known = OTHER_TYPES.iter().find(|(id, _)| *id == kind);
-            let kind = known.map_or_else(|| kind.to_string(), |(_, name)| (*name).to_owned());
+            let kind =
+                known.map_or_else(|| kind.to_string(), |(_, name)| format!("{kind} ({name})"));
             let names: Vec<_> = Format::all().map(|f| f.name).collect();
             return Err(format!(
                 "tensor `{name}` has type {kind}, which has no kernels here: use a model in {}",

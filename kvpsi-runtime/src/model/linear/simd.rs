@@ -125,7 +125,6 @@ macro_rules! ops {
         unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the processor has the family's features, and what is
             // read or written is there: the caller's promises.
-            #[allow(unused_unsafe, reason = "some operations are no intrinsics")]
             unsafe { $body }
         }
     )*};

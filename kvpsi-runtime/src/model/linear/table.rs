@@ -63,7 +63,8 @@ fn kernels<F: Layout>(family: Family) -> Kernels {
         Family::Neon => of!(cpu::neon::run),
         #[cfg(target_arch = "aarch64")]
         Family::NeonDot => of!(cpu::neon_dot::run),
-        _ => of!(cpu::scalar::run),
+        // The reference takes as many rows as any family.
+        _ => of!(cpu::scalar::run, 8),
     }
 }
 

@@ -215,6 +215,49 @@ proptest! {
     }
 }
 
+/// What ggml's own code makes of blocks of random bytes: see the script beside
+/// the data.
+const GGML: &str = include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tests/data/ggml_dequant.json"
+));
+
+#[test]
+fn every_format_is_read_as_ggml_reads_it_bit_for_bit() {
+    let bytes = |hex: &serde_json::Value| -> Vec<u8> {
+        let hex = hex.as_str().unwrap().as_bytes().as_chunks::<2>().0;
+        let byte = |two: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16);
+        hex.iter().map(|two| byte(two).unwrap()).collect()
+    };
+    let all: serde_json::Value = serde_json::from_str(GGML).unwrap();
+    for format in Format::all() {
+        let case = &all[format.name];
+        let rows = bytes(&case["bytes"]);
+        let want = bytes(&case["f32"]);
+        let want: Vec<u32> = want
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| u32::from_le_bytes(*b))
+            .collect();
+        let w = Weight {
+            format,
+            shape: (1, want.len()),
+            rows,
+        };
+        // -0 and 0 are the same weight.
+        let zero = |bits: &mut u32| {
+            if *bits == 1 << 31 {
+                *bits = 0
+            }
+        };
+        let (mut got, mut want) = (bits(&w.dense()), want);
+        got.iter_mut().for_each(zero);
+        want.iter_mut().for_each(zero);
+        assert_eq!(got, want, "{format:?}");
+    }
+}
+
 #[test]
 fn no_rows_in_give_no_rows_out() {
     for format in Format::all() {

@@ -26,6 +26,10 @@ impl Simd for Avx512 {
     fn each<T: Copy>(v: T) -> [T; 1] {
         [v]
     }
+    #[inline(always)]
+    unsafe fn fold(acc: I) -> I {
+        acc
+    }
     ops! {
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn load(p: *const u8) -> I { _mm512_loadu_si512(p.cast()) }
@@ -67,7 +71,6 @@ impl Simd for Avx512 {
         fn fma(a: F, b: F, c: F) -> F { _mm512_fmadd_ps(a, b, c) }
         fn fnma(a: F, b: F, c: F) -> F { _mm512_fnmadd_ps(a, b, c) }
         fn dot(acc: I, w: I, a: I) -> I { _mm512_dpbusd_epi32(acc, w, a) }
-        fn fold(acc: I) -> I { acc }
         fn fold_scaled(acc: I, scale: I) -> I { _mm512_mullo_epi32(acc, scale) }
         fn prepare8(w: I) -> I { _mm512_xor_si512(w, _mm512_set1_epi8(i8::MIN)) }
         fn dot8(acc: I, w: I, a: I) -> I { _mm512_dpbusd_epi32(acc, w, a) }

@@ -15,9 +15,12 @@ impl Simd for AvxVnni {
     type W = __m256i;
     const I32_SUMS: bool = true;
     const WIDE_OFFSET: i32 = 128;
+    #[inline(always)]
+    unsafe fn fold(acc: __m256i) -> __m256i {
+        acc
+    }
     ops! {
         fn dot(acc: __m256i, w: __m256i, a: __m256i) -> __m256i { _mm256_dpbusd_avx_epi32(acc, w, a) }
-        fn fold(acc: __m256i) -> __m256i { acc }
         fn fold_scaled(acc: __m256i, scale: __m256i) -> __m256i { _mm256_mullo_epi32(acc, scale) }
         fn prepare8(w: __m256i) -> __m256i { _mm256_xor_si256(w, _mm256_set1_epi8(i8::MIN)) }
         fn dot8(acc: __m256i, w: __m256i, a: __m256i) -> __m256i { _mm256_dpbusd_avx_epi32(acc, w, a) }

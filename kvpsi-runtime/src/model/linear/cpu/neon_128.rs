@@ -21,6 +21,14 @@ macro_rules! operations_128 {
         fn each<T: Copy>(v: T) -> [T; 4] {
             [v; 4]
         }
+        #[inline(always)]
+        unsafe fn fold(acc: int32x4_t) -> int32x4_t {
+            acc
+        }
+        #[inline(always)]
+        unsafe fn prepare8(w: int32x4_t) -> int32x4_t {
+            w
+        }
         ops! {
             fn prefetch(p: *const u8) {
                 asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly))
@@ -78,9 +86,7 @@ macro_rules! operations_128 {
             fn add_f(a: float32x4_t, b: float32x4_t) -> float32x4_t { vaddq_f32(a, b) }
             fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_f32(c, a, b) }
             fn fnma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmsq_f32(c, a, b) }
-            fn fold(acc: int32x4_t) -> int32x4_t { acc }
             fn fold_scaled(acc: int32x4_t, scale: int32x4_t) -> int32x4_t { vmulq_s32(acc, scale) }
-            fn prepare8(w: int32x4_t) -> int32x4_t { w }
             fn dot8(acc: int32x4_t, w: int32x4_t, a: int32x4_t) -> int32x4_t { Self::dot(acc, w, a) }
         }
     };

@@ -23,7 +23,7 @@ pub trait Codes {
     /// Bytes of a group.
     const BYTES: usize;
     /// The largest code.
-    const MAX: i32;
+    const MAX: usize;
     /// What is taken off a code for its value.
     const OFFSET: i32;
     /// Whether values are signed and want [`Simd::dot8`].
@@ -91,16 +91,16 @@ fn put_pairs(pairs: &mut [u8], r: usize, codes: &[u8; 32], bit: usize) {
     }
 }
 
-fn nibble(group: &[u8], r: usize, i: usize) -> i32 {
-    i32::from(group[i / 4 % 4 * 64 + r * 4 + i % 4] >> (4 * (i / 16)) & 15)
+fn nibble(group: &[u8], r: usize, i: usize) -> u8 {
+    group[i / 4 % 4 * 64 + r * 4 + i % 4] >> (4 * (i / 16)) & 15
 }
 
-fn bit(plane: &[u8], r: usize, i: usize) -> i32 {
-    i32::from(plane[r * 4 + i % 4] >> (i / 4) & 1)
+fn bit(plane: &[u8], r: usize, i: usize) -> u8 {
+    plane[r * 4 + i % 4] >> (i / 4) & 1
 }
 
-fn two(pairs: &[u8], r: usize, i: usize) -> i32 {
-    i32::from(pairs[i / 16 * 64 + r * 4 + i % 4] >> (2 * (i / 4 % 4)) & 3)
+fn two(pairs: &[u8], r: usize, i: usize) -> u8 {
+    pairs[i / 16 * 64 + r * 4 + i % 4] >> (2 * (i / 4 % 4)) & 3
 }
 
 /// 2-bit codes.
@@ -108,7 +108,7 @@ pub struct Two;
 
 impl Codes for Two {
     const BYTES: usize = PAIRS;
-    const MAX: i32 = 3;
+    const MAX: usize = 3;
     const OFFSET: i32 = 0;
 
     #[inline(always)]
@@ -120,7 +120,7 @@ impl Codes for Two {
         put_pairs(group, r, codes, 0);
     }
     fn value(group: &[u8], r: usize, i: usize) -> i32 {
-        two(group, r, i)
+        i32::from(two(group, r, i))
     }
 }
 
@@ -129,7 +129,7 @@ pub struct Three;
 
 impl Codes for Three {
     const BYTES: usize = PAIRS + PLANE;
-    const MAX: i32 = 7;
+    const MAX: usize = 7;
     const OFFSET: i32 = 4;
 
     #[inline(always)]
@@ -145,7 +145,7 @@ impl Codes for Three {
         put_bit(&mut group[PAIRS..], r, codes, 2);
     }
     fn value(group: &[u8], r: usize, i: usize) -> i32 {
-        (two(group, r, i) | bit(&group[PAIRS..], r, i) << 2) - Self::OFFSET
+        i32::from(two(group, r, i) | bit(&group[PAIRS..], r, i) << 2) - Self::OFFSET
     }
 }
 
@@ -154,7 +154,7 @@ pub struct Four<const OFF: i32>;
 
 impl<const OFF: i32> Codes for Four<OFF> {
     const BYTES: usize = NIBBLES;
-    const MAX: i32 = 15;
+    const MAX: usize = 15;
     const OFFSET: i32 = OFF;
 
     #[inline(always)]
@@ -166,7 +166,7 @@ impl<const OFF: i32> Codes for Four<OFF> {
         put_nibbles(group, r, codes);
     }
     fn value(group: &[u8], r: usize, i: usize) -> i32 {
-        nibble(group, r, i) - OFF
+        i32::from(nibble(group, r, i)) - OFF
     }
 }
 
@@ -175,7 +175,7 @@ pub struct Five<const OFF: i32>;
 
 impl<const OFF: i32> Codes for Five<OFF> {
     const BYTES: usize = NIBBLES + PLANE;
-    const MAX: i32 = 31;
+    const MAX: usize = 31;
     const OFFSET: i32 = OFF;
 
     #[inline(always)]
@@ -191,7 +191,7 @@ impl<const OFF: i32> Codes for Five<OFF> {
         put_bit(&mut group[NIBBLES..], r, codes, 4);
     }
     fn value(group: &[u8], r: usize, i: usize) -> i32 {
-        (nibble(group, r, i) | bit(&group[NIBBLES..], r, i) << 4) - OFF
+        i32::from(nibble(group, r, i) | bit(&group[NIBBLES..], r, i) << 4) - OFF
     }
 }
 
@@ -200,7 +200,7 @@ pub struct Six;
 
 impl Codes for Six {
     const BYTES: usize = NIBBLES + PAIRS;
-    const MAX: i32 = 63;
+    const MAX: usize = 63;
     const OFFSET: i32 = 32;
 
     #[inline(always)]
@@ -221,7 +221,7 @@ impl Codes for Six {
         put_pairs(&mut group[NIBBLES..], r, codes, 4);
     }
     fn value(group: &[u8], r: usize, i: usize) -> i32 {
-        (nibble(group, r, i) | two(&group[NIBBLES..], r, i) << 4) - Self::OFFSET
+        i32::from(nibble(group, r, i) | two(&group[NIBBLES..], r, i) << 4) - Self::OFFSET
     }
 }
 
@@ -230,7 +230,7 @@ pub struct Eight;
 
 impl Codes for Eight {
     const BYTES: usize = 8 * PLANE;
-    const MAX: i32 = 255;
+    const MAX: usize = 255;
     const OFFSET: i32 = 0;
     const WIDE: bool = true;
 
@@ -259,7 +259,7 @@ const CURVE: [i8; 16] = [
 
 impl Codes for Curve {
     const BYTES: usize = NIBBLES;
-    const MAX: i32 = 255;
+    const MAX: usize = 255;
     const OFFSET: i32 = 0;
     const WIDE: bool = true;
 
@@ -272,7 +272,7 @@ impl Codes for Curve {
         put_nibbles(group, r, codes);
     }
     fn value(group: &[u8], r: usize, i: usize) -> i32 {
-        i32::from(CURVE[nibble(group, r, i) as usize])
+        i32::from(CURVE[usize::from(nibble(group, r, i))])
     }
 }
 
@@ -284,7 +284,7 @@ const E2M1: [i8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 
 
 impl Codes for Float4 {
     const BYTES: usize = NIBBLES;
-    const MAX: i32 = 24;
+    const MAX: usize = 24;
     const OFFSET: i32 = 12;
 
     #[inline(always)]
@@ -296,6 +296,6 @@ impl Codes for Float4 {
         put_nibbles(group, r, codes);
     }
     fn value(group: &[u8], r: usize, i: usize) -> i32 {
-        i32::from(E2M1[nibble(group, r, i) as usize]) - Self::OFFSET
+        i32::from(E2M1[usize::from(nibble(group, r, i))]) - Self::OFFSET
     }
 }

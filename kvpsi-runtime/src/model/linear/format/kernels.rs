@@ -9,12 +9,12 @@ use super::codes::Codes;
 
 /// Quads whose products [`Simd::dot`] may sum before they are folded: a
 /// product pair is at most `2 * max * 127`, and i16 holds 32,767.
-const fn run(max: i32, i32_sums: bool) -> usize {
+const fn run(max: usize, i32_sums: bool) -> usize {
     let mut quads = 8;
     while !i32_sums && quads > 1 && quads * 2 * max * 127 > 32_767 {
         quads /= 2;
     }
-    quads as usize
+    quads
 }
 
 /// Asks for the cache lines of as many bytes as are at hand, further on. The

@@ -9,6 +9,11 @@
 //!
 //! Block layouts are those of ggml's `ggml-common.h`.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "rows and parts index several arrays at once"
+)]
+
 mod bf16;
 mod block32;
 mod codes;

@@ -13,6 +13,16 @@ use super::kernels::{fetch_ahead, half, reference, write};
 /// Bytes of 16 f16.
 const HALVES: usize = 2 * TILE_ROWS;
 
+/// The power of two that an offset is.
+const fn log2(offset: i32) -> u8 {
+    let mut power = 0;
+    while 1 << power < offset {
+        power += 1;
+    }
+    assert!(offset == 1 << power);
+    power
+}
+
 const fn scales_at<C: Codes>() -> usize {
     8 * C::BYTES
 }
@@ -132,7 +142,10 @@ pub unsafe fn kernel<S: Simd, C: Codes, const MIN: bool, const MT: usize>(
                         for r in 0..MT {
                             let [x, y] = (*a.add(r * stride)).halves;
                             let off = S::mul_pairs(pair, S::splat_pair(x, y));
-                            let off = S::shl32(off, const { C::OFFSET.trailing_zeros() as u8 });
+                            let off = S::shl32(
+                                off,
+                                const { log2(if C::OFFSET == 0 { 1 } else { C::OFFSET }) },
+                            );
                             dots[r][p] = S::sub(dots[r][p], off);
                         }
                     }
