@@ -14,7 +14,7 @@ struct Written<'a> {
     tensors: &'a [&'a str],
 }
 
-fn write(path: &Path, part: &Written<'_>, seed: f64) {
+fn write(path: &Path, part: &Written<'_>, seed: f32) {
     let mut keys = vec![
         ("split.no".to_owned(), Value::U16(part.no)),
         ("split.count".to_owned(), Value::U16(part.count)),
@@ -35,10 +35,10 @@ fn write(path: &Path, part: &Written<'_>, seed: f64) {
     let tensors: Vec<_> = part
         .tensors
         .iter()
-        .zip(1u32..)
+        .zip(1u16..)
         .map(|(name, i)| {
-            let value = seed + f64::from(i);
-            let t = Tensor::full(value as f32, (8, 32), &Device::Cpu).unwrap();
+            let value = seed + f32::from(i);
+            let t = Tensor::full(value, (8, 32), &Device::Cpu).unwrap();
             (*name, QTensor::quantize(&t, GgmlDType::F32).unwrap())
         })
         .collect();
@@ -65,7 +65,7 @@ fn whole(dir: &Path) -> [PathBuf; 3] {
             total: 4,
             tensors,
         };
-        write(path, &part, f64::from(no) * 10.0);
+        write(path, &part, f32::from(no) * 10.0);
     }
     paths
 }
@@ -82,10 +82,11 @@ fn any_part_finds_the_others_and_tensors_come_from_their_own() {
             ("c", 12.0),
             ("d", 21.0),
         ] {
+            let want: f32 = want;
             let bytes = gguf.data(name, &[8, 32]).unwrap().bytes;
             assert_eq!(bytes.len(), 8 * 32 * 4, "{name}");
             for value in [&bytes[..4], &bytes[bytes.len() - 4..]] {
-                assert_eq!(value, (want as f32).to_le_bytes(), "{name}");
+                assert_eq!(value, want.to_le_bytes(), "{name}");
             }
             gguf.let_go(name);
         }
