@@ -199,7 +199,7 @@ impl Level {
 /// that went back (the cgroup was made anew) begins again.
 fn since(last: &mut Option<u64>, now: Option<u64>) -> Option<u64> {
     let before = std::mem::replace(last, now)?;
-    Some(now?.checked_sub(before).unwrap_or(0))
+    Some(now?.saturating_sub(before))
 }
 
 /// Times that the limit was hit: `memory.failcnt`, or `max` and `high` of
