@@ -65,9 +65,9 @@ pub struct Tuning {
     /// `refaults`-th of the limit.
     pub refaults: u64,
     /// Stall time a second at one of our walls that counts as harm, whatever
-    /// page cache there is: a slice for each quarter of it. None by default: on
-    /// a busy machine a task is put aside while it reclaims, so that a harmless
-    /// streaming read stalls for most of a second.
+    /// page cache there is: a slice for each quarter of it. None by default: a
+    /// task that is put aside while it reclaims counts as stalled, so a busy
+    /// machine could make a harmless streaming read look like harm.
     pub stall_time: Duration,
     /// No harmful stall for this long: the budget starts to grow.
     pub calm: Duration,
