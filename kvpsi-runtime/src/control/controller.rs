@@ -7,7 +7,8 @@
 //! - **Harm.** What clean page cache covers harms nobody, unless pages that
 //!   were in use are read again ([`Tuning::refaults`]) or stalls take too much
 //!   of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
-//!   where the whole system is short, what is lossless goes at once.
+//!   where the whole system is short, or others grow at our wall, what is
+//!   lossless goes at once.
 //! - **Enough.** At a cgroup's wall quick steps give what is missing up to half
 //!   of the headroom, in slices that double; slow steps, which lose less, give
 //!   the rest and what usage will grow by soon. Both are subtracted. While a
@@ -64,7 +65,9 @@ pub struct Tuning {
     /// `refaults`-th of the limit.
     pub refaults: u64,
     /// Stall time a second at one of our walls that counts as harm, whatever
-    /// page cache there is.
+    /// page cache there is: a slice for each quarter of it. None by default: a
+    /// task that is put aside while it reclaims counts as stalled, so a busy
+    /// machine could make a harmless streaming read look like harm.
     pub stall_time: Duration,
     /// No harmful stall for this long: the budget starts to grow.
     pub calm: Duration,
@@ -85,7 +88,7 @@ impl Default for Tuning {
             patience: Duration::from_millis(5),
             stuck: Duration::from_millis(100),
             refaults: 32,
-            stall_time: Duration::from_millis(700),
+            stall_time: Duration::MAX,
             calm: Duration::from_millis(250),
             grow_every: Duration::from_millis(250),
             early_warning: true,
@@ -193,6 +196,8 @@ struct Need {
     quick: Bytes,
     /// Altogether.
     all: Bytes,
+    /// The same before what is owed or on its way.
+    missing: Bytes,
     /// The kernel is about to kill: no time for slow steps.
     hard: bool,
     /// Only what is lossless.
@@ -213,6 +218,10 @@ pub struct Controller {
     refaulted: [Bucket; 2],
     stalled: [Bucket; 2],
     usage: Growth,
+    own: Bytes,
+    others: Option<Bytes>,
+    others_grew: Bucket,
+    missing: Bytes,
     last_harm_ns: u64,
     last_grow_ns: Option<u64>,
     next_grow_ns: u64,
@@ -230,6 +239,8 @@ const DEFERRED_NS: u64 = 5_000_000;
 const TOO_EARLY: Duration = Duration::from_secs(2);
 /// Longest calm that is waited for.
 const LONGEST_CALM: Duration = Duration::from_secs(8);
+/// Growth of others that the kernel's batched counters may make up, a second.
+const OTHERS_NOISE: Bytes = Bytes::mib(2);
 /// Less is not worth a new budget.
 const LEAST_GROWTH: Bytes = Bytes::mib(1);
 
@@ -264,6 +275,10 @@ impl Controller {
             refaulted: Default::default(),
             stalled: Default::default(),
             usage: Growth::default(),
+            own: Bytes::ZERO,
+            others: None,
+            others_grew: Bucket::default(),
+            missing: Bytes::ZERO,
             last_harm_ns: 0,
             last_grow_ns: None,
             next_grow_ns: 0,
@@ -287,6 +302,18 @@ impl Controller {
     /// it.
     pub fn owed(&mut self, bytes: Bytes, since_ns: Option<u64>) {
         self.owed = (since_ns, bytes);
+    }
+
+    /// Takes in how much of the usage is the cache's own.
+    pub fn own(&mut self, resident: Bytes) {
+        self.own = resident;
+    }
+
+    /// What is missing at the wall of a burst that goes on, before what is
+    /// owed or on its way: slow steps need give no more. `None`: no burst.
+    #[must_use]
+    pub fn still_missing(&self, now_ns: u64) -> Option<Bytes> {
+        self.looks(now_ns).then_some(self.missing)
     }
 
     /// Takes in one event.
@@ -357,10 +384,12 @@ impl Controller {
                 self.hit_ns = Some(now_ns);
             }
             self.refaulted[Wall::Cgroup as usize].add(now_ns, c.refaulted.unwrap_or(Bytes::ZERO).0);
-            self.usage.look(
-                now_ns,
-                c.usage.saturating_sub(c.file.unwrap_or(Bytes::ZERO)),
-            );
+            let kept = c.usage.saturating_sub(c.file.unwrap_or(Bytes::ZERO));
+            self.usage.look(now_ns, kept);
+            let others = kept.saturating_sub(self.own);
+            let before = self.others.replace(others).unwrap_or(others);
+            let grew = others.saturating_sub(before);
+            self.others_grew.add(now_ns, grew.0);
         }
         if let Some(s) = &levels.system {
             self.refaulted[Wall::System as usize].add(now_ns, s.refaulted.unwrap_or(Bytes::ZERO).0);
@@ -424,6 +453,7 @@ impl Controller {
             return None;
         }
         let need = self.need(&b, now_ns, levels);
+        self.missing = need.missing;
         if need.all == Bytes::ZERO {
             if let Some(p) = p.filter(|_| !b.harmful) {
                 self.ignored.harmless += p.count;
@@ -503,7 +533,7 @@ impl Controller {
         let refaulted = Bytes(self.refaulted[at].level(now_ns)).saturating_sub(spared);
         let too_long = self.stalled[at].level(now_ns) > ns(self.tuning.stall_time);
         let soft = if too_long {
-            refaulted.max(b.slice)
+            refaulted.max(self.tuning.first_slice)
         } else {
             refaulted
         };
@@ -514,12 +544,21 @@ impl Controller {
             hard_missing
         };
         if hard_missing == Bytes::ZERO && soft == Bytes::ZERO {
-            let short = levels.system.filter(|_| b.wall == Wall::System);
-            let short = short.map_or(Bytes::ZERO, |s| s.short().max(b.asked));
+            let short = match (b.wall, levels.system) {
+                (Wall::System, Some(s)) => s.short().max(b.asked),
+                // What others grew by: page cache made way for it, and may be
+                // worth more than a conversation that ended.
+                (Wall::Cgroup, _) if !b.harmful => {
+                    let grew = Bytes(self.others_grew.level(now_ns));
+                    grew.saturating_sub(OTHERS_NOISE)
+                }
+                _ => Bytes::ZERO,
+            };
             let all = short.saturating_sub(on_the_way);
             return Need {
                 quick: all,
                 all,
+                missing: Bytes::ZERO,
                 hard: false,
                 lossless: true,
             };
@@ -529,14 +568,15 @@ impl Controller {
         } else {
             Bytes::ZERO
         };
-        let all = Bytes(hard_missing.0.saturating_add(ahead.0))
+        let asked = if hard_missing > Bytes::ZERO {
+            b.asked
+        } else {
+            Bytes::ZERO
+        };
+        let missing = Bytes(hard_missing.0.saturating_add(ahead.0))
             .max(soft)
-            .max(if hard_missing > Bytes::ZERO {
-                b.asked
-            } else {
-                Bytes::ZERO
-            })
-            .saturating_sub(coming);
+            .max(asked);
+        let all = missing.saturating_sub(coming);
         let near = hard_missing
             .saturating_sub(half)
             .max(if hard_missing > half {
@@ -549,6 +589,7 @@ impl Controller {
         Need {
             quick: if hard { near } else { all },
             all: all.max(if hard { near } else { Bytes::ZERO }),
+            missing,
             hard,
             lossless: false,
         }
@@ -578,6 +619,10 @@ impl Controller {
     /// Takes in what a decision gave back.
     pub fn trimmed(&mut self, now_ns: u64, decision: &Decision, gave: Gave) {
         self.usage.returned(gave.bytes);
+        self.others_grew.less(now_ns, gave.bytes.0);
+        for bucket in &mut self.stalled {
+            bucket.less(now_ns, ns(self.tuning.stall_time) / 4);
+        }
         if decision.trigger == Trigger::EarlyWarning {
             return;
         }

@@ -218,7 +218,12 @@ impl Reactor {
                 ts_ns: noticed_ns,
                 levels,
             });
-            let Some(decision) = self.controller.decide(noticed_ns, levels) else {
+            self.controller.own(self.pool.account().resident);
+            let decision = self.controller.decide(noticed_ns, levels);
+            if let Some(missing) = self.controller.still_missing(noticed_ns) {
+                self.order.lower(missing);
+            }
+            let Some(decision) = decision else {
                 let i = self.controller.ignored();
                 for (sum, n) in (self.shared.ignored.iter()).zip([i.foreign, i.harmless, i.no_wall])
                 {

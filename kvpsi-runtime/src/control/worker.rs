@@ -4,8 +4,7 @@
 //! one replaces it if it is larger, and none is lost: one that is placed while
 //! the worker finds nothing left to take is looked at again. After every block
 //! the reactor may have given what is missing itself, or stalls may be over:
-//! what was ordered is carried out all the same, for the budget will not have
-//! grown by then. Told to stop, the worker ends after the step it is at.
+//! the reactor lowers the order then. Told to stop, the worker ends after the step it is at.
 //! Out of scope: how much is missing.
 
 use super::{
@@ -67,6 +66,12 @@ impl Order {
         }
         // An eventfd is full after 2^64 orders; then the worker is awake.
         let _ = write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// No more than this is missing now: the rest of the order is not carried
+    /// out.
+    pub fn lower(&self, missing: Bytes) {
+        self.bytes.fetch_min(missing.0, SeqCst);
     }
 
     /// How many orders were placed so far; read before a step.
@@ -212,6 +217,8 @@ mod tests {
         order.place(Bytes(100), Kind::MemcgReclaim, 2);
         assert!(!order.nothing_left(turn));
         assert_eq!(order.owed(), Bytes(100));
+        order.lower(Bytes(40));
+        assert_eq!(order.owed(), Bytes(40));
         assert!(order.nothing_left(order.turn()));
         assert_eq!(order.owed(), Bytes::ZERO);
     }

@@ -169,7 +169,11 @@ fn refaults_beyond_the_allowance_of_a_second_are_harm_and_no_more_is_given_than_
 #[test]
 fn stalls_that_take_too_much_of_a_second_are_harm() {
     let first = |share: u64| {
-        let mut c = controller();
+        let tuning = Tuning {
+            stall_time: Duration::from_millis(700),
+            ..Tuning::default()
+        };
+        let mut c = Controller::new(tuning, Profile::Latency, 4096);
         (1..5000u64).find(|t| {
             c.observe(&Event {
                 stall_ns: MS * share / 100,
