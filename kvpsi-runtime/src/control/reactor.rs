@@ -220,14 +220,15 @@ impl Reactor {
         let rss_before = self.shared.rss();
         let trimmed = self.pool.trim(decision.want, decision.steps);
         let ordered = self.order_rest(decision, &trimmed);
-        self.controller.trimmed(decision, trimmed.bytes, ordered);
-        if trimmed.bytes == Bytes::ZERO {
+        self.controller.trimmed(decision, trimmed.given(), ordered);
+        if trimmed.given() == Bytes::ZERO {
             return;
         }
         let rss_after = self.shared.rss();
         if decision.trigger != Trigger::EarlyWarning {
             let account = self.pool.account();
-            self.pool.set_budget(account.resident.max(account.floor));
+            let left = account.resident.saturating_sub(account.retired);
+            self.pool.set_budget(left.max(account.floor));
         }
         let witness = self.shared.witness_onset_ns.load(Relaxed);
         let onset_ns = if witness == 0 {
@@ -250,7 +251,7 @@ impl Reactor {
     /// they are allowed.
     fn order_rest(&self, decision: &Decision, trimmed: &Trimmed) -> bool {
         let slow = decision.steps.has(Step::Pack) || decision.steps.has(Step::Thin);
-        let left = decision.missing.saturating_sub(trimmed.bytes);
+        let left = decision.missing.saturating_sub(trimmed.given());
         let Some(kind) = decision.trigger.kind() else {
             return false;
         };
