@@ -296,11 +296,12 @@ fn a_lossless_profile_drops_no_token_and_a_floor_is_kept() {
     for (profile, floor) in [(Profile::Lossless, 0), (Profile::Balanced, 1200)] {
         let mut config = EngineConfig::new(&path);
         config.context = Some(4096);
-        config.kv_budget = Some(Bytes::mib(12));
         config.profile = profile;
         config.evict = Evict::Keydiff;
         config.floor_tokens = floor;
         let mut e = Engine::load(&config).unwrap();
+        // As the reactor sets it: a floor may exceed it.
+        e.pool().set_budget(Bytes::mib(12));
         let mut session = e.open().unwrap();
         let prompt = tokens(&e, 0, 1500);
         answer(&mut e, &mut session, &prompt, 8, &mut |_| ());
@@ -316,6 +317,28 @@ fn a_lossless_profile_drops_no_token_and_a_floor_is_kept() {
     config.floor_tokens = 600;
     let e = Engine::load(&config).unwrap_err().to_string();
     assert!(e.contains("--kv-floor 600") && e.contains("512"), "{e}");
+}
+
+#[test]
+fn a_budget_that_a_user_sets_holds_where_no_token_may_be_dropped() {
+    let name = "a_budget_that_a_user_sets_holds_where_no_token_may_be_dropped";
+    let Some(path) = kvpsi_tests::model(name) else {
+        return;
+    };
+    let mut config = EngineConfig::new(&path);
+    config.context = Some(4096);
+    config.kv_budget = Some(Bytes::mib(8));
+    config.profile = Profile::Lossless;
+    let mut e = Engine::load(&config).unwrap();
+    let mut session = e.open().unwrap();
+    let prompt = tokens(&e, 0, 600);
+    let mut said = |_: kvpsi::engine::Piece<'_>| ControlFlow::Continue(());
+    let stats = e.generate_in(&mut session, &prompt, &sampling(4), &mut said);
+    assert_eq!(stats.unwrap().finish, kvpsi::engine::Finish::Exhausted);
+    assert!(e.pool().account().resident <= Bytes::mib(8));
+    assert_eq!(session.lost_tokens(), 0);
+    drop(session);
+    assert!(e.pool().account().resident <= Bytes::mib(8));
 }
 
 /// Pressure at any time: while prompts are read, tokens made, sessions healed

@@ -366,7 +366,7 @@ impl Governor {
         let now_ns = monotonic_ns();
         let steps = self.ladder.profile().steps(true).without(Step::Preempt);
         let trimmed = self.ladder.pool().trim(bytes, steps);
-        if trimmed.bytes > Bytes::ZERO {
+        if trimmed.given() > Bytes::ZERO {
             self.shared.tell(TrimRecord {
                 trigger: Trigger::ByHand,
                 onset_ns: now_ns,

@@ -257,18 +257,19 @@ impl Reactor {
         let ordered = self.order_rest(decision, &trimmed);
         let gave = Gave {
             bytes: trimmed.bytes,
-            deferred: Bytes::ZERO,
-            contended: trimmed.bytes == Bytes::ZERO && self.has_some(decision),
+            deferred: trimmed.deferred,
+            contended: trimmed.contended,
             ordered,
         };
         self.controller.trimmed(trimmed.returned_ns, decision, gave);
-        if trimmed.bytes == Bytes::ZERO {
+        if trimmed.given() == Bytes::ZERO {
             return;
         }
         let rss_after = self.shared.rss();
         if decision.trigger != Trigger::EarlyWarning {
             let account = self.pool.account();
-            self.pool.set_budget(account.resident.max(account.floor));
+            let left = account.resident.saturating_sub(account.retired);
+            self.pool.set_budget(left.max(account.floor));
         }
         let witness = self.shared.witness_onset_ns.load(Relaxed);
         let onset_ns = if witness == 0 {
@@ -287,21 +288,11 @@ impl Reactor {
         });
     }
 
-    /// The pool still has something that the quick steps could have given:
-    /// somebody holds it.
-    fn has_some(&self, decision: &Decision) -> bool {
-        let a = self.pool.account();
-        let has = |step, bytes: Bytes| decision.steps.has(step) && bytes > Bytes::ZERO;
-        has(Step::Slack, a.slack)
-            || has(Step::Cached, a.cached)
-            || has(Step::Window, a.resident.saturating_sub(a.floor))
-    }
-
     /// What the quick steps did not give is ordered of the slow ones, where
     /// they are allowed.
     fn order_rest(&self, decision: &Decision, trimmed: &Trimmed) -> bool {
         let slow = decision.steps.has(Step::Pack) || decision.steps.has(Step::Thin);
-        let left = decision.missing.saturating_sub(trimmed.bytes);
+        let left = decision.missing.saturating_sub(trimmed.given());
         let Some(kind) = decision.trigger.kind() else {
             return false;
         };

@@ -6,7 +6,7 @@
 //! arXiv:2404.00456). It is orthonormal and its own inverse: turned queries
 //! and keys have the products they had, and outputs are turned back. All
 //! encodings share it, or else one call could not read them mixed and blocks
-//! could not be recoded where they lie. Refuses to know of encodings.
+//! could not be recoded where they lie. Out of scope: encodings.
 //!
 //! The loops are compiled twice on x86-64, for AVX2 and for what every
 //! processor has; the results are the same bits.

@@ -5,7 +5,7 @@
 //! one layer of one block: the codes of all its values, then their scales.
 //! Keys and values come here rotated (`basis`), which is what
 //! 4 bits need; all encodings share that basis, so that a plane is recoded
-//! without leaving it. Refuses to know which blocks there are.
+//! without leaving it. Out of scope: which blocks there are.
 
 mod q4;
 mod q8;

@@ -2,7 +2,7 @@
 //!
 //! One file per policy, with its paper. A policy sees the rows of one layer and
 //! KV head and says what each is worth; it does not choose how many are kept,
-//! and sinks and the recent window never come before it. Refuses to know blocks
+//! and sinks and the recent window never come before it. Out of scope: blocks
 //! and bytes.
 
 mod expected;

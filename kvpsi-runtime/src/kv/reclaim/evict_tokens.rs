@@ -6,8 +6,8 @@
 //! take the old ones' place in the table at once. Heads keep different tokens,
 //! and as many of them. Keys carry their positions (RoPE), so none is kept;
 //! what is gathered must lie before every window that any row looks through.
-//! It runs beside attention and the reactor, as [`super::pack`] does. Refuses
-//! to know what a row is worth.
+//! It runs beside attention and the reactor, as [`super::requantize`] does. Out of
+//! scope: what a row is worth.
 
 use super::Reclaimed;
 use crate::{

@@ -1,8 +1,8 @@
 //! The slow steps of the ladder, and which steps a user allows.
 //!
-//! Owns the order of re-encoding and thinning, the eviction policy and its
-//! memory. Whoever calls may wait for another's step: never the reactor.
-//! Refuses to know why memory is wanted.
+//! Owns the order of requantization and token eviction, the eviction policy and
+//! its memory. A caller may wait for another's step: never the reactor.
+//! Out of scope: why memory is wanted.
 
 use super::{Reclaimed, ThinMemory, ThinOrder};
 use crate::kv::{
