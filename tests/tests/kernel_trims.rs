@@ -141,7 +141,7 @@ fn a_model_in_a_cgroup_gives_some_back_to_a_neighbour_in_it() {
         // alone would be no harm, and that the race with the OOM killer is won
         // is the demo's to show, for a machine that is emulated may lose it.
         let room = limit.0.saturating_sub(used.0);
-        lives &= hog.grow(room.saturating_sub(2 << 20));
+        lives &= hog.grow(room.saturating_sub(4 << 20));
         std::thread::sleep(Duration::from_millis(300));
     }
     let (well, said) = talking.end();

@@ -12,7 +12,7 @@
 //! - **Enough.** At a cgroup's wall quick steps give what is missing up to half
 //!   of the headroom, in slices that double; slow steps, which lose less, give
 //!   the rest and what usage will grow by soon. Both are subtracted. While a
-//!   harmful burst lasts the wall is looked at again each [`Tuning::look`],
+//!   burst there lasts the wall is looked at again each [`Tuning::look`],
 //!   whether or not an event comes.
 //! - Elsewhere slow steps come first, and quick ones after a patience or where
 //!   the slow ones are stuck: they need pages and a CPU themselves.
@@ -81,10 +81,10 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             first_slice: Bytes(512 << 10),
-            max_slice: Bytes::mib(64),
+            max_slice: Bytes::mib(4),
             quiet: Duration::from_millis(10),
             look: Duration::from_micros(500),
-            ahead: Duration::from_millis(2),
+            ahead: Duration::from_millis(4),
             patience: Duration::from_millis(5),
             stuck: Duration::from_millis(100),
             refaults: 32,
@@ -520,7 +520,12 @@ impl Controller {
                 let Some(c) = levels.cgroup else {
                     return Need::default();
                 };
-                (c.missing(), Bytes(c.headroom().0 / 2), c.limit)
+                // With the growth of the next moment: the OOM killer comes
+                // within 100 us where page cache ran out.
+                let ahead = self.usage.within(ns(self.tuning.ahead));
+                let ahead = ahead.min(Bytes(c.limit.0 / 8));
+                let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
+                (Bytes(soon), Bytes(c.headroom().0 / 2), c.limit)
             }
             Wall::System => {
                 let Some(s) = levels.system else {
@@ -563,19 +568,12 @@ impl Controller {
                 lossless: true,
             };
         }
-        let ahead = if b.wall == Wall::Cgroup && hard_missing > Bytes::ZERO {
-            Bytes(self.usage.within(ns(self.tuning.ahead)).0.min(wall.0 / 8))
-        } else {
-            Bytes::ZERO
-        };
         let asked = if hard_missing > Bytes::ZERO {
             b.asked
         } else {
             Bytes::ZERO
         };
-        let missing = Bytes(hard_missing.0.saturating_add(ahead.0))
-            .max(soft)
-            .max(asked);
+        let missing = hard_missing.max(soft).max(asked);
         let all = missing.saturating_sub(coming);
         let near = hard_missing
             .saturating_sub(half)
@@ -712,11 +710,14 @@ impl Controller {
         look.into_iter().chain(growth).min()
     }
 
-    /// A harmful burst is not over: the wall is to be looked at again.
+    /// A burst at a cgroup's wall, or a harmful one, is not over: the wall is to
+    /// be looked at again. Page cache that covered the last stall may be gone
+    /// before the kernel's next event, which comes a millisecond later at best.
     #[must_use]
     pub fn looks(&self, now_ns: u64) -> bool {
         self.burst.is_some_and(|b| {
-            b.harmful && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
+            (b.harmful || b.wall == Wall::Cgroup)
+                && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
         })
     }
 }

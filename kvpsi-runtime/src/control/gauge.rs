@@ -84,13 +84,13 @@ impl CgroupLevel {
         self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
     }
 
-    /// What is to stay free at least: a 128th of the limit, 1 to 8 MiB. More
+    /// What is to stay free at least: a 32nd of the limit, 4 to 16 MiB. More
     /// follows from how fast usage grows, which is the controller's to see.
     #[must_use]
     pub fn headroom(&self) -> Bytes {
         Bytes(
-            (self.limit.0 / 128)
-                .clamp(1 << 20, 8 << 20)
+            (self.limit.0 / 32)
+                .clamp(4 << 20, 16 << 20)
                 .min(self.limit.0 / 8),
         )
     }

@@ -21,7 +21,7 @@ fn controller() -> Controller {
 }
 
 const MS: u64 = 1_000_000;
-/// 2 MiB are to stay free below it.
+/// 8 MiB are to stay free below it.
 const LIMIT: Bytes = Bytes::mib(256);
 
 fn system(free: u64) -> SystemLevel {
@@ -51,9 +51,15 @@ fn full(file: Bytes) -> Levels {
 
 /// So many bytes are missing at the cgroup's limit, or none.
 fn short(missing: Bytes) -> Levels {
+    shorter(missing, Bytes::ZERO)
+}
+
+/// The same after so many were given back.
+fn shorter(missing: Bytes, given: Bytes) -> Levels {
     let mut levels = full(Bytes::ZERO);
     if let Some(c) = &mut levels.cgroup {
-        c.usage = Bytes(LIMIT.0 - (2 << 20) + missing.0);
+        let usage = Bytes(LIMIT.0 - (8 << 20) + missing.0);
+        c.usage = usage.saturating_sub(given);
     }
     levels
 }
@@ -83,9 +89,9 @@ fn the_first_slice_is_small_and_the_next_ones_double_until_half_the_headroom_is_
         left = left.saturating_sub(d.want);
         c.trimmed(10, &d, gave(d.want));
     }
-    // 15 of the 16 MiB at once; the last one is for the slow steps, which this
+    // 12 of the 16 MiB at once; the others are for the slow steps, which this
     // profile has not: with the next look.
-    assert_eq!(wants, [512, 1024, 2048, 4096, 7680, 1024]);
+    assert_eq!(wants, [512, 1024, 2048, 4096, 4096, 512, 4096]);
     assert_eq!(left, Bytes::ZERO);
 }
 
@@ -142,7 +148,8 @@ fn what_page_cache_covers_harms_nobody() {
         assert_eq!(c.decide(t * MS, full(Bytes::mib(20))), None);
     }
     assert_eq!(c.ignored().harmless, 999);
-    assert!(!c.looks(1000 * MS));
+    // It may run out between two of the kernel's events.
+    assert!(c.looks(1000 * MS) && !c.looks(1010 * MS));
 }
 
 #[test]
@@ -252,10 +259,9 @@ fn what_is_on_its_way_is_not_asked_for_again() {
 fn the_wall_is_looked_at_again_without_an_event_and_growth_is_provided_for() {
     let mut c = controller();
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, MS));
-    let give = |c: &mut Controller, t, mut missing: Bytes| {
+    let give = |c: &mut Controller, t, missing: Bytes| {
         let mut given = Bytes::ZERO;
-        while let Some(d) = c.decide(t, short(missing)) {
-            missing = missing.saturating_sub(d.want);
+        while let Some(d) = c.decide(t, shorter(missing, given)) {
             given.0 += d.want.0;
             c.trimmed(t, &d, gave(d.want));
         }
@@ -263,8 +269,8 @@ fn the_wall_is_looked_at_again_without_an_event_and_growth_is_provided_for() {
     };
     assert_eq!(give(&mut c, MS, Bytes::mib(2)), Bytes::mib(2));
     assert!(c.looks(2 * MS));
-    // It took the 2 MiB within 2 ms: as much again will come.
-    assert_eq!(give(&mut c, 3 * MS, Bytes::mib(2)), Bytes::mib(4));
+    // It took the 2 MiB within 2 ms: twice as much will come within 4.
+    assert_eq!(give(&mut c, 3 * MS, Bytes::mib(2)), Bytes::mib(6));
     assert!(c.looks(12 * MS) && !c.looks(14 * MS));
     assert_eq!(give(&mut c, 14 * MS, Bytes::ZERO), Bytes::ZERO);
 }
@@ -397,7 +403,7 @@ fn a_cgroup_at_its_limit_is_urgent_and_lossless_stays_lossless() {
 #[test]
 fn the_slow_steps_are_asked_after_the_second_slice() {
     let mut c = Controller::new(Tuning::default(), Profile::Balanced, 4096);
-    let mut left = Bytes::mib(2);
+    let mut left = Bytes::mib(5);
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
     let first = c.decide(2, short(left)).unwrap();
     assert_eq!(first.missing, first.want);
@@ -443,13 +449,13 @@ fn the_budget_follows_half_of_the_room_soon_after_the_last_harm() {
             room(mib),
         )
     };
-    assert_eq!(grow(200, 40, 40, 62), None);
-    assert_eq!(grow(252, 40, 40, 62), Some(Bytes::mib(70)));
-    assert_eq!(grow(253, 70, 40, 62), None);
+    assert_eq!(grow(200, 40, 40, 68), None);
+    assert_eq!(grow(252, 40, 40, 68), Some(Bytes::mib(70)));
+    assert_eq!(grow(253, 70, 40, 68), None);
     // Less is not worth it; nor does the budget shrink.
-    assert_eq!(grow(600, 70, 68, 6), None);
-    assert_eq!(grow(900, 70, 50, 20), None);
-    assert_eq!(grow(1200, 70, 68, 200), Some(cap));
+    assert_eq!(grow(600, 70, 68, 12), None);
+    assert_eq!(grow(900, 70, 50, 26), None);
+    assert_eq!(grow(1200, 70, 68, 206), Some(cap));
     assert_eq!(c.sleep(2252 * MS, cap, cap), None);
 }
 
@@ -488,11 +494,11 @@ proptest! {
         for deficit in deficits {
             t += MS;
             c.observe(&event(Kind::MemcgReclaim, Phase::Summary, t));
-            let (mut calls, mut left) = (0, Bytes(deficit));
-            while let Some(d) = c.decide(t, short(left)) {
+            let (mut calls, mut given) = (0, Bytes::ZERO);
+            while let Some(d) = c.decide(t, shorter(Bytes(deficit), given)) {
                 prop_assert!(d.want <= Tuning::default().max_slice);
                 let some = Bytes(give.min(d.want.0));
-                left = left.saturating_sub(some);
+                given.0 += some.0;
                 c.trimmed(t, &d, gave(some));
                 calls += 1;
                 prop_assert!(calls < 1_000_000);
@@ -506,7 +512,7 @@ proptest! {
     fn text_goes_only_for_harm(
         // A victim of the OOM killer is harm by itself.
         kinds in prop::collection::vec((0u16..16).prop_filter("victim", |k| *k != 10), 1..60),
-        file in 3u64..200, hits in prop::option::of(0u64..3), used in 100u64..=256,
+        file in 9u64..200, hits in prop::option::of(0u64..3), used in 100u64..=256,
     ) {
         let mut c = controller();
         let mut levels = full(Bytes::mib(file));
@@ -551,8 +557,8 @@ proptest! {
                 c.trimmed(t, &d, gave(d.want));
             }
         }
-        let ahead = kib_a_ms << 11;
+        let ahead = kib_a_ms << 12;
         prop_assert!(given >= demand, "{given} of {demand}");
-        prop_assert!(given <= demand + (4 << 20) + 2 * ahead, "{given} for {demand}, {stalls} stalls");
+        prop_assert!(given <= demand + (10 << 20) + 2 * ahead, "{given} for {demand}, {stalls} stalls");
     }
 }

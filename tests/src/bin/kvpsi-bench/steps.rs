@@ -178,10 +178,12 @@ impl<'a> Filled<'a> {
             while pool.account().in_use > half && (!busy || !done.load(Relaxed)) {
                 std::thread::sleep(PAUSE);
                 let began = Instant::now();
-                if pool.trim(slice, steps).bytes.0 == 0 {
+                let trimmed = pool.trim(slice, steps);
+                if trimmed.given() > Bytes::ZERO {
+                    times.push(began.elapsed().as_secs_f64() * 1e6);
+                } else if !trimmed.contended {
                     break;
                 }
-                times.push(began.elapsed().as_secs_f64() * 1e6);
             }
             done.store(true, Relaxed);
         });
