@@ -19,9 +19,11 @@ fuzz_target!(|source: String| {
     for prompt in [true, false] {
         black_box(template.render(&messages, prompt).ok());
     }
-    for variables in [r#"{"messages": [{"role": "user", "content": null, "tool_calls": [{"type": "function",
-        "function": {"name": "f", "arguments": {"b": 1.5, "a": [true, null]}}}]}], "tools": [{"a": "\u00e9"}]}"#, source.as_str()]
-    {
+    for variables in [
+        r#"{"messages": [{"role": "user", "content": null, "tool_calls": [{"type": "function",
+        "function": {"name": "f", "arguments": {"b": 1.5, "a": [true, null]}}}]}], "tools": [{"a": "\u00e9"}]}"#,
+        source.as_str(),
+    ] {
         black_box(template.render_json(variables).ok());
     }
 });

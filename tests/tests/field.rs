@@ -87,7 +87,7 @@ fn a_streaming_read_in_our_cgroup_drops_no_token() {
         return;
     };
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    for (room, file) in [(40u64, 300u64), (80, 500), (60, 200)] {
+    for (room, file) in [(64u64, 300u64), (96, 500), (72, 200)] {
         let used = cgroup.memory().usage().unwrap().0;
         // Room for the conversation; the file does not fit.
         cgroup.set_limit(Bytes(used + room * MIB)).unwrap();
