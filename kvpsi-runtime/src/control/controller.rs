@@ -9,8 +9,8 @@
 //!   of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
 //!   where the whole system is short, or others grow at our wall, what is
 //!   lossless goes at once.
-//! - **Enough.** At a cgroup's wall quick steps give what is missing up to half
-//!   of the headroom, in slices that double; slow steps, which lose less, give
+//! - **Enough.** At a cgroup's wall quick steps give what is missing up to three
+//!   quarters of the headroom, in slices that double; slow steps, which lose less, give
 //!   the rest and what usage will grow by soon. Both are subtracted. While a
 //!   burst there lasts the wall is looked at again each [`Tuning::look`],
 //!   whether or not an event comes.
@@ -515,7 +515,7 @@ impl Controller {
                 .saturating_add(if b.stuck { 0 } else { self.owed.1.0 }),
         );
         let at = b.wall as usize;
-        let (hard_missing, half, wall) = match b.wall {
+        let (hard_missing, spared_quick, wall) = match b.wall {
             Wall::Cgroup => {
                 let Some(c) = levels.cgroup else {
                     return Need::default();
@@ -525,7 +525,7 @@ impl Controller {
                 let ahead = self.usage.within(ns(self.tuning.ahead));
                 let ahead = ahead.min(Bytes(c.limit.0 / 8));
                 let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
-                (Bytes(soon), Bytes(c.headroom().0 / 2), c.limit)
+                (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
             }
             Wall::System => {
                 let Some(s) = levels.system else {
@@ -576,8 +576,8 @@ impl Controller {
         let missing = hard_missing.max(soft).max(asked);
         let all = missing.saturating_sub(coming);
         let near = hard_missing
-            .saturating_sub(half)
-            .max(if hard_missing > half {
+            .saturating_sub(spared_quick)
+            .max(if hard_missing > spared_quick {
                 b.asked
             } else {
                 Bytes::ZERO

@@ -21,7 +21,7 @@ fn controller() -> Controller {
 }
 
 const MS: u64 = 1_000_000;
-/// 8 MiB are to stay free below it.
+/// 16 MiB are to stay free below it.
 const LIMIT: Bytes = Bytes::mib(256);
 
 fn system(free: u64) -> SystemLevel {
@@ -58,7 +58,7 @@ fn short(missing: Bytes) -> Levels {
 fn shorter(missing: Bytes, given: Bytes) -> Levels {
     let mut levels = full(Bytes::ZERO);
     if let Some(c) = &mut levels.cgroup {
-        let usage = Bytes(LIMIT.0 - (8 << 20) + missing.0);
+        let usage = Bytes(LIMIT.0 - (16 << 20) + missing.0);
         c.usage = usage.saturating_sub(given);
     }
     levels
@@ -79,7 +79,7 @@ fn ordered(bytes: Bytes) -> Gave {
 }
 
 #[test]
-fn the_first_slice_is_small_and_the_next_ones_double_until_half_the_headroom_is_free() {
+fn the_first_slice_is_small_and_the_next_ones_double_until_most_of_the_headroom_is_free() {
     let mut c = controller();
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 5));
     let (mut wants, mut left) = (vec![], Bytes::mib(16));
@@ -409,7 +409,7 @@ fn the_slow_steps_are_asked_after_the_second_slice() {
     assert_eq!(first.missing, first.want);
     left = left.saturating_sub(first.want);
     c.trimmed(2, &first, gave(first.want));
-    // Half of the headroom at once, the rest by those.
+    // Three quarters of the headroom at once, the rest by those.
     let second = c.decide(3, short(left)).unwrap();
     assert_eq!((second.want, second.missing), (Bytes(512 << 10), left));
     left = left.saturating_sub(second.want);
@@ -449,13 +449,13 @@ fn the_budget_follows_half_of_the_room_soon_after_the_last_harm() {
             room(mib),
         )
     };
-    assert_eq!(grow(200, 40, 40, 68), None);
-    assert_eq!(grow(252, 40, 40, 68), Some(Bytes::mib(70)));
-    assert_eq!(grow(253, 70, 40, 68), None);
+    assert_eq!(grow(200, 40, 40, 76), None);
+    assert_eq!(grow(252, 40, 40, 76), Some(Bytes::mib(70)));
+    assert_eq!(grow(253, 70, 40, 76), None);
     // Less is not worth it; nor does the budget shrink.
-    assert_eq!(grow(600, 70, 68, 12), None);
-    assert_eq!(grow(900, 70, 50, 26), None);
-    assert_eq!(grow(1200, 70, 68, 206), Some(cap));
+    assert_eq!(grow(600, 70, 68, 20), None);
+    assert_eq!(grow(900, 70, 50, 34), None);
+    assert_eq!(grow(1200, 70, 68, 214), Some(cap));
     assert_eq!(c.sleep(2252 * MS, cap, cap), None);
 }
 
@@ -512,7 +512,7 @@ proptest! {
     fn text_goes_only_for_harm(
         // A victim of the OOM killer is harm by itself.
         kinds in prop::collection::vec((0u16..16).prop_filter("victim", |k| *k != 10), 1..60),
-        file in 9u64..200, hits in prop::option::of(0u64..3), used in 100u64..=256,
+        file in 17u64..200, hits in prop::option::of(0u64..3), used in 100u64..=256,
     ) {
         let mut c = controller();
         let mut levels = full(Bytes::mib(file));
@@ -559,6 +559,6 @@ proptest! {
         }
         let ahead = kib_a_ms << 12;
         prop_assert!(given >= demand, "{given} of {demand}");
-        prop_assert!(given <= demand + (10 << 20) + 2 * ahead, "{given} for {demand}, {stalls} stalls");
+        prop_assert!(given <= demand + (18 << 20) + 2 * ahead, "{given} for {demand}, {stalls} stalls");
     }
 }
