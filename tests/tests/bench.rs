@@ -105,7 +105,8 @@ fn a_neighbour_is_measured_beside_a_model_that_trims_and_one_that_does_not() {
     }
     assert_eq!(number(fixed, "trims"), 0.0);
     assert!(number(ebpf, "trims") > 0.0, "{ebpf}");
-    assert!(number(ebpf, "kv_tokens") < number(fixed, "kv_tokens"));
+    // What packing and free blocks cover costs no token.
+    assert!(number(ebpf, "kv_tokens") <= number(fixed, "kv_tokens"));
 }
 
 #[test]
