@@ -525,7 +525,12 @@ impl Controller {
                 let ahead = self.usage.within(ns(self.tuning.ahead));
                 let ahead = ahead.min(Bytes(c.limit.0 / 8));
                 let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
-                (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
+                // While others grow, the page cache that is left only buys the
+                // time to make room for them.
+                let full = Bytes(c.usage.0.saturating_add(c.headroom().0));
+                let grew = Bytes(self.others_grew.level(now_ns)).saturating_sub(OTHERS_NOISE);
+                let soon = Bytes(soon).max(full.saturating_sub(c.limit).min(grew));
+                (soon, Bytes(c.headroom().0 / 4), c.limit)
             }
             Wall::System => {
                 let Some(s) = levels.system else {

@@ -37,6 +37,8 @@ struct Level {
     stat: Option<File>,
     last_hits: Option<u64>,
     last_refaults: Option<u64>,
+    /// When `memory.stat` was last read, ns, and what it said.
+    last_stat: Option<(u64, Stat)>,
 }
 
 /// Our cgroup and those above it.
@@ -158,6 +160,7 @@ impl Level {
             stat: open("memory.stat"),
             last_hits: None,
             last_refaults: None,
+            last_stat: None,
         })
     }
 
@@ -184,7 +187,7 @@ impl Level {
         let near = usage.saturating_add(limit / 16) >= limit;
         if limit < NO_LIMIT
             && (depth == Depth::All || near || now.was_hit())
-            && let Some(stat) = self.stat.as_ref().and_then(|f| Stat::read(f, self.version))
+            && let Some(stat) = self.stat_now(depth)
         {
             now.file = Some(Bytes(stat.file.saturating_sub(stat.dirty)));
             now.anonymous = Some(Bytes(stat.anonymous));
@@ -193,7 +196,25 @@ impl Level {
         }
         Some(now)
     }
+
+    /// `memory.stat`, at most [`FRESH_NS`] old between the slices of a trim: the
+    /// kernel sums all CPUs to write it, while the OOM killer does not wait.
+    fn stat_now(&mut self, depth: Depth) -> Option<Stat> {
+        let now = crate::clock::monotonic_ns();
+        if depth == Depth::Near
+            && let Some((at, stat)) = self.last_stat
+            && now.saturating_sub(at) < FRESH_NS
+        {
+            return Some(stat);
+        }
+        let stat = Stat::read(self.stat.as_ref()?, self.version)?;
+        self.last_stat = Some((now, stat));
+        Some(stat)
+    }
 }
+
+/// How old `memory.stat` may be between two slices.
+const FRESH_NS: u64 = 400_000;
 
 /// How far a counter moved; `None` at first and where it is not there. A counter
 /// that went back (the cgroup was made anew) begins again.
