@@ -9,6 +9,9 @@
 //!   of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
 //!   where the whole system is short, or others grow at our wall, what is
 //!   lossless goes at once.
+//! - **First aid.** The OOM killer may come 100 us after the first stall, so what
+//!   is free and resident goes before page cache is looked at
+//!   ([`Controller::first_aid`]): nobody loses anything by it.
 //! - **Enough.** At a cgroup's wall quick steps give what is missing up to three
 //!   quarters of the headroom, in slices that double; slow steps, which lose less, give
 //!   the rest and what usage will grow by soon. Both are subtracted. While a
@@ -37,9 +40,11 @@ use std::time::Duration;
 
 mod bucket;
 mod growth;
+mod lowest;
 
 use bucket::Bucket;
 use growth::Growth;
+use lowest::Lowest;
 
 /// Constants of the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +132,8 @@ pub struct Decision {
     pub steps: Steps,
     /// Why.
     pub trigger: Trigger,
+    /// Something is missing: the budget is what is left afterwards.
+    pub harm: bool,
     /// When the stall began, ns.
     pub onset_ns: u64,
 }
@@ -172,8 +179,6 @@ struct Burst {
     exhausted: bool,
     /// What was to be taken is held by somebody until about then.
     not_before_ns: u64,
-    /// Bytes on their way to the kernel, and since when.
-    deferred: (Bytes, u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -219,8 +224,10 @@ pub struct Controller {
     stalled: [Bucket; 2],
     usage: Growth,
     own: Bytes,
-    others: Option<Bytes>,
-    others_grew: Bucket,
+    retired: Bytes,
+    others: Lowest,
+    /// When free blocks were last given before anything was looked at.
+    aided_ns: Option<u64>,
     missing: Bytes,
     last_harm_ns: u64,
     last_grow_ns: Option<u64>,
@@ -233,13 +240,13 @@ fn ns(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// How long a returned page may be on its way.
-const DEFERRED_NS: u64 = 5_000_000;
 /// Growth that a stall follows within this time was too early.
 const TOO_EARLY: Duration = Duration::from_secs(2);
 /// Longest calm that is waited for.
 const LONGEST_CALM: Duration = Duration::from_secs(8);
-/// Growth of others that the kernel's batched counters may make up, a second.
+/// What the free blocks give before anything is looked at.
+const FIRST_AID: Bytes = Bytes(512 << 10);
+/// Growth of others that the kernel's batched counters may make up.
 const OTHERS_NOISE: Bytes = Bytes::mib(2);
 /// Less is not worth a new budget.
 const LEAST_GROWTH: Bytes = Bytes::mib(1);
@@ -276,8 +283,9 @@ impl Controller {
             stalled: Default::default(),
             usage: Growth::default(),
             own: Bytes::ZERO,
-            others: None,
-            others_grew: Bucket::default(),
+            retired: Bytes::ZERO,
+            others: Lowest::default(),
+            aided_ns: None,
             missing: Bytes::ZERO,
             last_harm_ns: 0,
             last_grow_ns: None,
@@ -304,9 +312,11 @@ impl Controller {
         self.owed = (since_ns, bytes);
     }
 
-    /// Takes in how much of the usage is the cache's own.
-    pub fn own(&mut self, resident: Bytes) {
+    /// Takes in how much of the usage is the cache's own, and how much of that
+    /// is on its way to the kernel: whoever closes a guard returns it.
+    pub fn own(&mut self, resident: Bytes, retired: Bytes) {
         self.own = resident;
+        self.retired = retired;
     }
 
     /// What is missing at the wall of a burst that goes on, before what is
@@ -356,6 +366,25 @@ impl Controller {
         }
     }
 
+    /// A burst may begin: free blocks are to go at once, if a wall of ours was
+    /// hit. Once for each burst.
+    pub fn first_aid(&mut self, now_ns: u64) -> Option<Decision> {
+        let recent = |t: u64| now_ns.saturating_sub(t) <= ns(self.tuning.quiet);
+        if self.burst.is_some_and(|b| recent(b.active_ns)) || self.aided_ns.is_some_and(recent) {
+            return None;
+        }
+        let p = self.pending?;
+        self.aided_ns = Some(now_ns);
+        Some(Decision {
+            want: FIRST_AID,
+            missing: Bytes::ZERO,
+            steps: Steps::SLACK,
+            trigger: Trigger::Onset(p.kind),
+            harm: false,
+            onset_ns: p.ts_ns,
+        })
+    }
+
     /// The next trim to make, or `None` when there is nothing to do now.
     /// Call again after [`Controller::trimmed`] until it is `None`.
     pub fn decide(&mut self, now_ns: u64, levels: Levels) -> Option<Decision> {
@@ -386,10 +415,7 @@ impl Controller {
             self.refaulted[Wall::Cgroup as usize].add(now_ns, c.refaulted.unwrap_or(Bytes::ZERO).0);
             let kept = c.usage.saturating_sub(c.file.unwrap_or(Bytes::ZERO));
             self.usage.look(now_ns, kept);
-            let others = kept.saturating_sub(self.own);
-            let before = self.others.replace(others).unwrap_or(others);
-            let grew = others.saturating_sub(before);
-            self.others_grew.add(now_ns, grew.0);
+            self.others.look(now_ns, kept.saturating_sub(self.own));
         }
         if let Some(s) = &levels.system {
             self.refaulted[Wall::System as usize].add(now_ns, s.refaulted.unwrap_or(Bytes::ZERO).0);
@@ -440,7 +466,6 @@ impl Controller {
                 harmful: false,
                 exhausted: false,
                 not_before_ns: 0,
-                deferred: (Bytes::ZERO, 0),
             },
         });
     }
@@ -496,6 +521,7 @@ impl Controller {
                 self.profile.steps(urgent)
             },
             trigger,
+            harm: !need.lossless,
             onset_ns: p.map_or(b.onset_ns, |p| p.ts_ns),
         })
     }
@@ -507,8 +533,7 @@ impl Controller {
     }
 
     fn need(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Need {
-        let recent = now_ns.saturating_sub(b.deferred.1) <= DEFERRED_NS;
-        let on_the_way = if recent { b.deferred.0 } else { Bytes::ZERO };
+        let on_the_way = self.retired;
         let coming = Bytes(
             on_the_way
                 .0
@@ -525,12 +550,7 @@ impl Controller {
                 let ahead = self.usage.within(ns(self.tuning.ahead));
                 let ahead = ahead.min(Bytes(c.limit.0 / 8));
                 let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
-                // While others grow, the page cache that is left only buys the
-                // time to make room for them.
-                let full = Bytes(c.usage.0.saturating_add(c.headroom().0));
-                let grew = Bytes(self.others_grew.level(now_ns)).saturating_sub(OTHERS_NOISE);
-                let soon = Bytes(soon).max(full.saturating_sub(c.limit).min(grew));
-                (soon, Bytes(c.headroom().0 / 4), c.limit)
+                (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
             }
             Wall::System => {
                 let Some(s) = levels.system else {
@@ -558,10 +578,7 @@ impl Controller {
                 (Wall::System, Some(s)) => s.short().max(b.asked),
                 // What others grew by: page cache made way for it, and may be
                 // worth more than a conversation that ended.
-                (Wall::Cgroup, _) if !b.harmful => {
-                    let grew = Bytes(self.others_grew.level(now_ns));
-                    grew.saturating_sub(OTHERS_NOISE)
-                }
+                (Wall::Cgroup, _) if !b.harmful => self.others.risen().saturating_sub(OTHERS_NOISE),
                 _ => Bytes::ZERO,
             };
             let all = short.saturating_sub(on_the_way);
@@ -615,6 +632,7 @@ impl Controller {
                 Steps::SLACK
             },
             trigger: Trigger::EarlyWarning,
+            harm: false,
             onset_ns,
         })
     }
@@ -622,11 +640,11 @@ impl Controller {
     /// Takes in what a decision gave back.
     pub fn trimmed(&mut self, now_ns: u64, decision: &Decision, gave: Gave) {
         self.usage.returned(gave.bytes);
-        self.others_grew.less(now_ns, gave.bytes.0);
+        self.others.answered(gave.bytes);
         for bucket in &mut self.stalled {
             bucket.less(now_ns, ns(self.tuning.stall_time) / 4);
         }
-        if decision.trigger == Trigger::EarlyWarning {
+        if decision.trigger == Trigger::EarlyWarning || decision.steps == Steps::SLACK {
             return;
         }
         let Some(b) = &mut self.burst else { return };
@@ -635,9 +653,6 @@ impl Controller {
         }
         b.slice = Bytes(b.slice.0.saturating_mul(2)).min(self.tuning.max_slice);
         b.asked = b.asked.saturating_sub(gave.bytes);
-        if gave.deferred > Bytes::ZERO {
-            b.deferred = (gave.deferred, now_ns);
-        }
         if gave.ordered && b.ordered_ns.is_none() {
             b.ordered_ns = Some(now_ns);
         }

@@ -213,10 +213,13 @@ impl ResidentGauge {
     /// # Errors
     /// It is not there.
     pub fn open() -> io::Result<Self> {
-        Ok(Self {
+        let gauge = Self {
             statm: File::open("/proc/self/statm")?,
             page_bytes: rustix::param::page_size() as u64,
-        })
+        };
+        // Now rather than at a full wall: see `super::wall`.
+        let _ = gauge.read();
+        Ok(gauge)
     }
 
     /// The second number of `statm`, in pages (proc(5)). Since 6.2 the kernel
@@ -281,11 +284,14 @@ impl SystemGauge {
         })?;
         let info = rustix::system::sysinfo();
         let all = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
+        let vmstat = File::open("/proc/vmstat").ok();
+        // Now rather than at a full wall: see `super::wall`.
+        let _ = vmstat.as_ref().map(page_cache);
         Ok(Self {
             high: bytes(pages.high),
             tight: bytes(pages.high.saturating_add(pages.reserve)),
             reserve: Bytes(all / 8),
-            vmstat: File::open("/proc/vmstat").ok(),
+            vmstat,
             last_refaults: None,
         })
     }

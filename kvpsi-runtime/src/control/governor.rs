@@ -172,6 +172,7 @@ pub struct Prepared {
     /// Before `threads`: dropped first, it ends the wait of the reactor.
     pool: mpsc::SyncSender<Arc<Ladder>>,
     order: Arc<Order>,
+    watches_system: bool,
     threads: Threads,
 }
 
@@ -196,11 +197,14 @@ impl Prepared {
     pub fn start(mut self, ladder: Arc<Ladder>) -> Result<Governor, GovernorError> {
         let (order, shared) = (Arc::clone(&self.order), Arc::clone(&self.shared));
         let of_worker = Arc::clone(&ladder);
+        let system = self.watches_system.then(SystemGauge::open);
+        let system = system.and_then(Result::ok);
         self.threads.spawn("kvpsi-reclaim", move |stop| {
             Worker {
                 ladder: of_worker,
                 order,
                 shared,
+                system,
                 stop,
             }
             .run();
@@ -325,6 +329,7 @@ impl Governor {
             threads,
             pool: pool_tx,
             order,
+            watches_system: config.scope != Scope::Cgroup,
         })
     }
 

@@ -9,9 +9,9 @@
 use super::{
     controller::{Controller, Decision, Gave},
     gauge::{Gauges, ResidentGauge},
-    record::{Tap, Tapped, Trigger, TrimRecord},
+    record::{Tap, Tapped, TrimRecord},
     survey::Handover,
-    wall::Depth,
+    wall::{Depth, Walls},
     worker::Order,
 };
 use crate::{
@@ -208,8 +208,9 @@ impl Reactor {
     fn respond(&mut self) -> Result<(), i32> {
         loop {
             self.drain()?;
-            let noticed_ns = monotonic_ns();
             self.handover.take(&mut self.gauges.walls);
+            self.first_aid();
+            let noticed_ns = monotonic_ns();
             let levels = self.gauges.levels(Depth::Near);
             self.controller.set_profile(self.ladder.profile());
             self.controller
@@ -218,7 +219,8 @@ impl Reactor {
                 ts_ns: noticed_ns,
                 levels,
             });
-            self.controller.own(self.pool.account().resident);
+            self.controller
+                .own(self.pool.resident(), self.pool.retired());
             let decision = self.controller.decide(noticed_ns, levels);
             if let Some(missing) = self.controller.still_missing(noticed_ns) {
                 self.order.lower(missing);
@@ -237,6 +239,19 @@ impl Reactor {
                 continue;
             }
             self.trim(&decision, noticed_ns);
+        }
+    }
+
+    /// Free blocks go before page cache is looked at, where a wall of ours was
+    /// hit.
+    fn first_aid(&mut self) {
+        let now = monotonic_ns();
+        let walls = self.gauges.walls.as_ref();
+        if !self.shared.paused.load(Relaxed)
+            && walls.is_some_and(Walls::were_hit)
+            && let Some(decision) = self.controller.first_aid(now)
+        {
+            self.trim(&decision, now);
         }
     }
 
@@ -266,10 +281,9 @@ impl Reactor {
             return;
         }
         let rss_after = self.shared.rss();
-        if decision.trigger != Trigger::EarlyWarning {
-            let account = self.pool.account();
-            let left = account.resident.saturating_sub(account.retired);
-            self.pool.set_budget(left.max(account.floor));
+        if decision.harm {
+            let left = self.pool.resident().saturating_sub(self.pool.retired());
+            self.pool.set_budget(left.max(self.pool.account().floor));
         }
         let witness = self.shared.witness_onset_ns.load(Relaxed);
         let onset_ns = if witness == 0 {
@@ -309,7 +323,7 @@ impl Reactor {
         if !self.controller.may_grow(now, budget, self.capacity) {
             return;
         }
-        let resident = self.pool.account().resident;
+        let resident = self.pool.resident();
         self.handover.take(&mut self.gauges.walls);
         let levels = self.gauges.levels(Depth::All);
         if let Some(b) = self

@@ -3,7 +3,10 @@
 //! Owns their open files and the hit counters as they were last read. All
 //! levels are kept whether or not they have a limit, so one that is set later
 //! is seen by the next reading. A reading allocates nothing: descriptors stay
-//! open, buffers are on the stack. A file that vanished or holds nonsense makes
+//! open, buffers are on the stack. Nor does the kernel: of a file in /proc or a
+//! cgroup the first read allocates a buffer, charged to the reader's cgroup
+//! (`seq_buf_alloc` in fs/seq_file.c), and at a full wall the reactor would be
+//! stalled itself; so each file is read once when it is opened. A file that vanished or holds nonsense makes
 //! its number absent, never the reading fail. Finding that the process was
 //! moved, or that a level came or went, is [`super::survey`]'s.
 //! Out of scope: what a number means for a trim ([`super::controller`]).
@@ -37,8 +40,6 @@ struct Level {
     stat: Option<File>,
     last_hits: Option<u64>,
     last_refaults: Option<u64>,
-    /// When `memory.stat` was last read, ns, and what it said.
-    last_stat: Option<(u64, Stat)>,
 }
 
 /// Our cgroup and those above it.
@@ -83,6 +84,7 @@ impl Walls {
         for level in &mut new.levels {
             let (limit, _) = level.limits();
             level.read(0, limit, Depth::All);
+            let _ = level.stat.as_ref().map(|f| Stat::read(f, level.version));
         }
         new
     }
@@ -127,6 +129,15 @@ impl Walls {
         all
     }
 
+    /// Some level was hit since the last reading: the quickest thing to know.
+    #[must_use]
+    pub fn were_hit(&self) -> bool {
+        self.levels.iter().any(|l| {
+            let now = l.hits.as_ref().and_then(|f| hits(f, l.version));
+            l.last_hits.zip(now).is_some_and(|(last, now)| now > last)
+        })
+    }
+
     /// Each level with a limit, ours first. Slow: for people.
     #[must_use]
     pub fn each(&mut self) -> Vec<CgroupLevel> {
@@ -160,7 +171,6 @@ impl Level {
             stat: open("memory.stat"),
             last_hits: None,
             last_refaults: None,
-            last_stat: None,
         })
     }
 
@@ -187,7 +197,7 @@ impl Level {
         let near = usage.saturating_add(limit / 16) >= limit;
         if limit < NO_LIMIT
             && (depth == Depth::All || near || now.was_hit())
-            && let Some(stat) = self.stat_now(depth)
+            && let Some(stat) = self.stat.as_ref().and_then(|f| Stat::read(f, self.version))
         {
             now.file = Some(Bytes(stat.file.saturating_sub(stat.dirty)));
             now.anonymous = Some(Bytes(stat.anonymous));
@@ -196,25 +206,7 @@ impl Level {
         }
         Some(now)
     }
-
-    /// `memory.stat`, at most [`FRESH_NS`] old between the slices of a trim: the
-    /// kernel sums all CPUs to write it, while the OOM killer does not wait.
-    fn stat_now(&mut self, depth: Depth) -> Option<Stat> {
-        let now = crate::clock::monotonic_ns();
-        if depth == Depth::Near
-            && let Some((at, stat)) = self.last_stat
-            && now.saturating_sub(at) < FRESH_NS
-        {
-            return Some(stat);
-        }
-        let stat = Stat::read(self.stat.as_ref()?, self.version)?;
-        self.last_stat = Some((now, stat));
-        Some(stat)
-    }
 }
-
-/// How old `memory.stat` may be between two slices.
-const FRESH_NS: u64 = 400_000;
 
 /// How far a counter moved; `None` at first and where it is not there. A counter
 /// that went back (the cgroup was made anew) begins again.

@@ -5,15 +5,20 @@
 //! the worker finds nothing left to take is looked at again. After every block
 //! the reactor may have given what is missing itself, or stalls may be over:
 //! the reactor lowers the order then. Told to stop, the worker ends after the step it is at.
+//!
+//! Owns also the cushion's filling, which waits for a quarter of a second without
+//! a trim, and for room.
 //! Out of scope: how much is missing.
 
 use super::{
+    gauge::{SystemGauge, obtainable},
     reactor::Shared,
     record::{Trigger, TrimRecord},
+    wall::Depth,
 };
 use crate::{
     clock::monotonic_ns,
-    kv::{Ladder, Reclaimed, Trimmed},
+    kv::{KvPool, Ladder, Reclaimed, Trimmed},
     units::Bytes,
 };
 use kvpsi_common::Kind;
@@ -107,19 +112,42 @@ pub(super) struct Worker {
     pub ladder: Arc<Ladder>,
     pub order: Arc<Order>,
     pub shared: Arc<Shared>,
+    /// The whole system, where it counts.
+    pub system: Option<SystemGauge>,
     /// Readable: stop.
     pub stop: OwnedFd,
 }
 
+/// Between two looks at the cushion.
+const TICK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 250_000_000,
+};
+/// Free blocks that are kept resident: a trim returns them before it looks at
+/// anything. What grows at 2 GiB/s takes 2 ms for them.
+const CUSHION: Bytes = Bytes::mib(4);
+/// Nor more than this share of the cache: one sixteenth.
+const CUSHION_SHARE: u64 = 16;
+
 impl Worker {
     /// Runs until told to stop.
-    pub fn run(&self) {
+    pub fn run(mut self) {
+        let pool = Arc::clone(self.ladder.pool());
+        pool.set_cushion(CUSHION.min(Bytes(pool.capacity().0 / CUSHION_SHARE)));
+        let mut trims = 0;
         loop {
             let mut fds = [
                 PollFd::new(&self.stop, PollFlags::IN),
                 PollFd::new(&self.order.wake, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, Some(&TICK)) {
+                Ok(0) => {
+                    let before = std::mem::replace(&mut trims, self.shared.trims.load(Relaxed));
+                    if trims == before {
+                        self.fill_cushion(&pool);
+                    }
+                    continue;
+                }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
@@ -129,6 +157,18 @@ impl Worker {
             let mut count = [0u8; 8];
             let _ = read(&self.order.wake, &mut count);
             self.carry_out();
+        }
+    }
+
+    /// Where there is room for it twice.
+    fn fill_cushion(&mut self, pool: &KvPool) {
+        if !pool.lacks_cushion() || self.shared.paused.load(Relaxed) {
+            return;
+        }
+        let system = self.system.as_mut().map(|s| s.level(Depth::Near));
+        let free = system.map_or(Bytes(u64::MAX), |s| s.free.saturating_sub(s.tight));
+        if free.min(obtainable()).0 >= 2 * CUSHION.0 {
+            pool.fill_cushion();
         }
     }
 

@@ -40,6 +40,9 @@ pub(super) struct Alloc {
     /// Most pages that may be, as the user set it.
     limit: AtomicUsize,
     madvise_errors: AtomicU64,
+    /// Free blocks with pages that are kept for a trim: it returns them without
+    /// looking at anybody, and nothing is lost.
+    cushion: AtomicUsize,
 }
 
 impl Alloc {
@@ -56,6 +59,7 @@ impl Alloc {
             budget: AtomicUsize::new(usize::MAX),
             limit: AtomicUsize::new(usize::MAX),
             madvise_errors: AtomicU64::new(0),
+            cushion: AtomicUsize::new(0),
         }
     }
 
@@ -103,36 +107,75 @@ impl Alloc {
         usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()
     }
 
-    /// Allocates a block, a resident one first, as long as no more than `most`
-    /// pages are resident then. All its pages are there. Not to be called under
-    /// a guard: a fault may wait for memory.
+    /// Allocates a block, a resident one beyond the cushion first and one of the
+    /// cushion last, as long as no more than `most` pages are resident then. All
+    /// its pages are there. Not to be called under a guard: a fault may wait for
+    /// memory.
     pub fn take(&self, kind: KvType, most: usize) -> Option<OwnedBlock> {
+        if self.slack.len() > self.cushion.load(Relaxed) {
+            let block = self.take_resident(kind, most);
+            return block.or_else(|| self.take_returned(kind, most));
+        }
+        let block = self.take_returned(kind, most);
+        block.or_else(|| self.take_resident(kind, most))
+    }
+
+    fn take_resident(&self, kind: KvType, most: usize) -> Option<OwnedBlock> {
         let need = self.pages(kind);
-        let resident = self.slack.take_low();
-        let held = resident.as_ref().map_or(0, |b| self.blocks.held(b.id()));
-        let more = need.saturating_sub(held);
-        let grow = |r: usize| (r + more <= most || more == 0).then_some(r + more);
-        if self.resident.fetch_update(SeqCst, SeqCst, grow).is_err() {
-            if let Some(block) = resident {
-                self.slack.insert(block);
-            }
+        let block = self.slack.take_low()?;
+        let held = self.blocks.held(block.id());
+        if !self.grow(need.saturating_sub(held), most) {
+            self.slack.insert(block);
             return None;
         }
-        let (block, there) = if let Some(block) = resident {
-            let there = self.shorten(&block, held, need);
-            (block, there)
-        } else if let Some(block) = self.returned.take_low() {
-            self.arena.unseal(block.id().index());
-            (block, 0)
-        } else {
-            self.resident.fetch_sub(more, SeqCst);
+        let there = self.shorten(&block, held, need);
+        Some(self.hand_out(block, kind, there))
+    }
+
+    fn take_returned(&self, kind: KvType, most: usize) -> Option<OwnedBlock> {
+        let need = self.pages(kind);
+        if !self.grow(need, most) {
+            return None;
+        }
+        let Some(block) = self.returned.take_low() else {
+            self.resident.fetch_sub(need, SeqCst);
             return None;
         };
+        self.arena.unseal(block.id().index());
+        Some(self.hand_out(block, kind, 0))
+    }
+
+    /// Counts pages that are about to be touched.
+    fn grow(&self, more: usize, most: usize) -> bool {
+        let grown = |r: usize| (r + more <= most || more == 0).then_some(r + more);
+        self.resident.fetch_update(SeqCst, SeqCst, grown).is_ok()
+    }
+
+    fn hand_out(&self, block: FreeBlock, kind: KvType, there: usize) -> OwnedBlock {
+        let need = self.pages(kind);
         if there < need {
             // SAFETY: a free block, which the token says is the caller's alone.
             unsafe { self.arena.touch(block.id().index(), there..need) };
         }
-        Some(self.blocks.begin(block, kind, need.max(there)))
+        self.blocks.begin(block, kind, need.max(there))
+    }
+
+    pub fn set_cushion(&self, blocks: usize) {
+        self.cushion.store(blocks, Relaxed);
+    }
+
+    pub fn lacks_cushion(&self) -> bool {
+        self.slack.len() < self.cushion.load(Relaxed)
+    }
+
+    /// Fills the cushion, as far as the budget allows. Not to be called under a
+    /// guard.
+    pub fn fill_cushion(&self, kind: KvType) {
+        while self.lacks_cushion()
+            && let Some(block) = self.take_returned(kind, self.budget())
+        {
+            self.abandon(block);
+        }
     }
 
     /// A free block that is to hold fewer pages returns the others; how many it

@@ -308,6 +308,26 @@ impl KvPool {
         self.tables.get(seq).is_none_or(Table::preempted)
     }
 
+    /// How much of the free memory is to stay resident for the next trim, which
+    /// returns it first: see [`KvPool::fill_cushion`].
+    pub fn set_cushion(&self, bytes: Bytes) {
+        let blocks = bytes.0 / self.config.shape.block_bytes().0.max(1);
+        self.alloc
+            .set_cushion(usize::try_from(blocks).unwrap_or(usize::MAX));
+    }
+
+    /// There is less of it.
+    #[must_use]
+    pub fn lacks_cushion(&self) -> bool {
+        self.alloc.lacks_cushion()
+    }
+
+    /// Makes free blocks resident until there is enough, within the budget.
+    /// Pages are touched: not for the reactor.
+    pub fn fill_cushion(&self) {
+        self.alloc.fill_cushion(self.config.shape.kind);
+    }
+
     /// Most bytes that may be resident.
     #[must_use]
     pub fn budget(&self) -> Bytes {
@@ -350,6 +370,20 @@ impl KvPool {
         usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()
     }
 
+    /// Bytes of pages that are there: [`Account::resident`] without the rest.
+    #[must_use]
+    pub fn resident(&self) -> Bytes {
+        self.bytes(self.alloc.resident().min(self.alloc.reserved()))
+    }
+
+    /// Of these, bytes that go when the last guard closes that may have seen
+    /// them: [`Account::retired`].
+    #[must_use]
+    pub fn retired(&self) -> Bytes {
+        let held = |block| self.alloc.blocks().held_by(block);
+        self.bytes(self.reclaim.retired().map(held).sum())
+    }
+
     /// The account. Counters are read one after the other: while the pool is
     /// at work they may be a block apart, at rest they are exact.
     #[must_use]
@@ -358,7 +392,6 @@ impl KvPool {
         let resident = self.alloc.resident().min(all);
         let in_use = self.alloc.blocks().in_use().min(all);
         let cached = self.alloc.blocks().cached().min(all);
-        let held = |block| self.alloc.blocks().held_by(block);
         let c = &self.counters;
         Account {
             reserved: self.bytes(all),
@@ -367,7 +400,7 @@ impl KvPool {
             in_use: self.bytes(in_use),
             cached: self.bytes(cached),
             slack: self.bytes(resident.saturating_sub(in_use + cached)),
-            retired: self.bytes(self.reclaim.retired().map(held).sum()),
+            retired: self.retired(),
             live_tokens: c.live_tokens.get(),
             floor: self.bytes(in_use.saturating_sub(self.droppable())),
             self_evicted: c.self_evicted.get(),

@@ -375,7 +375,7 @@ impl Simulation {
             if bytes == Bytes::ZERO {
                 continue;
             }
-            if decision.trigger != crate::control::Trigger::EarlyWarning {
+            if decision.harm {
                 self.kv.budget = self.kv.resident().max(self.kv.floor);
             }
             self.made(&decision, decision.trigger.name(), by_step, on);

@@ -250,8 +250,10 @@ fn what_is_on_its_way_is_not_asked_for_again() {
         ..Gave::default()
     };
     c.trimmed(MS, &d, late);
+    c.own(Bytes::ZERO, Bytes::mib(4));
     assert_eq!(c.decide(2 * MS, short(Bytes::mib(4))), None);
-    // It did not come.
+    // It came, and is still missing.
+    c.own(Bytes::ZERO, Bytes::ZERO);
     assert!(c.decide(8 * MS, short(Bytes::mib(4))).is_some());
 }
 

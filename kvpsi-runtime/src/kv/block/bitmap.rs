@@ -69,7 +69,7 @@ impl Bitmap {
         })
     }
 
-    #[cfg(test)]
+    /// How many there are.
     pub fn len(&self) -> usize {
         self.0
             .iter()

@@ -31,7 +31,6 @@ impl FreeList {
         self.0.take_high().map(token)
     }
 
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.0.len()
     }
