@@ -89,7 +89,7 @@ impl Default for Tuning {
             max_slice: Bytes::mib(4),
             quiet: Duration::from_millis(10),
             look: Duration::from_micros(500),
-            ahead: Duration::from_millis(4),
+            ahead: Duration::from_micros(1500),
             patience: Duration::from_millis(5),
             stuck: Duration::from_millis(100),
             refaults: 32,

@@ -84,11 +84,11 @@ impl CgroupLevel {
         self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
     }
 
-    /// What is to stay free at least: an eighth of the limit, 16 MiB at most. More
+    /// What is to stay free at least: a 32nd of the limit, 16 MiB at most. More
     /// follows from how fast usage grows, which is the controller's to see.
     #[must_use]
     pub fn headroom(&self) -> Bytes {
-        Bytes((self.limit.0 / 8).min(16 << 20))
+        Bytes((self.limit.0 / 32).min(16 << 20))
     }
 
     /// Bytes missing beyond what the kernel finds in page cache.
@@ -423,8 +423,8 @@ mod tests {
     fn page_cache_covers_what_is_missing_and_what_is_given_back_counts() {
         let mib = Bytes::mib;
         let cgroup = CgroupLevel {
-            usage: mib(16),
-            limit: mib(16),
+            usage: mib(64),
+            limit: mib(64),
             file: Some(mib(10)),
             ..CgroupLevel::default()
         };
