@@ -101,7 +101,9 @@ fn a_stall_returns_pages_while_the_model_generates_and_no_process_is_killed() {
         said += n(t, "/bytes");
         lost += n(t, "/rss_before") - n(t, "/rss_after");
     }
-    assert!(lost >= 0.95 * said, "RSS fell by {lost} of {said} bytes");
+    // The engine and the slow steps touch blocks meanwhile, of 720 KiB each.
+    // `bench giveback` measures what is lost with nothing beside.
+    assert!(lost >= 0.9 * said, "RSS fell by {lost} of {said} bytes");
     replayed(&recorded, trims);
 }
 
