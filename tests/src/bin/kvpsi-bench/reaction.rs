@@ -5,8 +5,8 @@
 //! listens to. The model is `worker`; the hog reads a mapped file larger than
 //! the room that is left, until the model has given something back or the time
 //! of a burst is over. Invariants: every burst finds the same cache and the
-//! same room; bursts begin at another moment of a poller's second each time;
-//! signals take turns.
+//! same room, less than the headroom, so that the first stall does harm; bursts
+//! begin at another moment of a poller's second each time; signals take turns.
 
 use crate::{
     piped::{self, Piped, join, orders},
