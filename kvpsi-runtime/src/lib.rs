@@ -32,6 +32,7 @@ pub mod server;
 #[cfg(feature = "llm")]
 pub mod speed;
 #[cfg(feature = "llm")]
+mod sync;
 pub mod thread_pool;
 pub mod trace;
 pub mod units;

@@ -90,7 +90,7 @@ A test that cannot run here says why; the list is printed last.")]
         )]
         args: Vec<String>,
     },
-    /// Check the models of the KV memory's threads in every interleaving (a minute or two)
+    /// Check the models of threads in every interleaving up to some preemptions (a minute or two)
     Loom,
     /// Install what is missing to build, test and fetch the model
     #[command(after_help = "Examples:

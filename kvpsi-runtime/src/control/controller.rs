@@ -39,10 +39,13 @@ use kvpsi_common::{Event, Kind, Phase};
 use std::time::Duration;
 
 mod bucket;
+mod budget;
+mod burst;
 mod growth;
 mod lowest;
 
 use bucket::Bucket;
+use burst::{Burst, Wall, weight};
 use growth::Growth;
 use lowest::Lowest;
 
@@ -151,36 +154,6 @@ pub struct Gave {
     pub ordered: bool,
 }
 
-/// Where a burst presses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wall {
-    Cgroup,
-    System,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Burst {
-    wall: Wall,
-    kind: Kind,
-    onset_ns: u64,
-    /// The last stall or look that found something missing.
-    active_ns: u64,
-    /// Size of the next slice.
-    slice: Bytes,
-    /// Most that an allocation asked for, still to be given.
-    asked: Bytes,
-    /// When the slow steps were first asked.
-    ordered_ns: Option<u64>,
-    /// The slow steps were stuck when it began.
-    stuck: bool,
-    /// Something was missing at some time.
-    harmful: bool,
-    /// Quick steps have nothing more to give until somebody stalls again.
-    exhausted: bool,
-    /// What was to be taken is held by somebody until about then.
-    not_before_ns: u64,
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     /// The kind that says most of those that came.
@@ -192,21 +165,6 @@ struct Pending {
     asked: Bytes,
     count: u64,
     stall_ns: u64,
-}
-
-/// What is missing now.
-#[derive(Clone, Copy, Debug, Default)]
-struct Need {
-    /// At once.
-    quick: Bytes,
-    /// Altogether.
-    all: Bytes,
-    /// The same before what is owed or on its way.
-    missing: Bytes,
-    /// The kernel is about to kill: no time for slow steps.
-    hard: bool,
-    /// Only what is lossless.
-    lossless: bool,
 }
 
 /// State of the rule.
@@ -240,32 +198,10 @@ fn ns(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Growth that a stall follows within this time was too early.
-const TOO_EARLY: Duration = Duration::from_secs(2);
-/// Longest calm that is waited for.
-const LONGEST_CALM: Duration = Duration::from_secs(8);
 /// What the free blocks give before anything is looked at.
 const FIRST_AID: Bytes = Bytes(512 << 10);
 /// Growth of others that the kernel's batched counters may make up.
 const OTHERS_NOISE: Bytes = Bytes::mib(2);
-/// Less is not worth a new budget.
-const LEAST_GROWTH: Bytes = Bytes::mib(1);
-
-/// Which of two kinds says more about the wall and the hurry.
-const fn weight(kind: Kind) -> u8 {
-    match kind {
-        Kind::OomVictim => 9,
-        Kind::MemcgReclaim => 8,
-        Kind::MemcgThrottle => 7,
-        Kind::Throttled => 6,
-        Kind::SwapIn => 5,
-        Kind::Refault => 4,
-        Kind::DirectReclaim => 3,
-        Kind::Memstall | Kind::NodeReclaim => 2,
-        _ => 1,
-    }
-}
-
 impl Controller {
     /// A calm controller. `page_bytes` is the kernel's page size.
     #[must_use]
@@ -434,187 +370,6 @@ impl Controller {
         }
     }
 
-    /// Starts a burst or goes on with it.
-    fn stalled(&mut self, now_ns: u64, p: &Pending, wall: Wall) {
-        self.stalled[wall as usize].add(now_ns, p.stall_ns);
-        let late = |since: u64| now_ns.saturating_sub(since) > ns(self.tuning.stuck);
-        let stuck = self.owed.0.is_some_and(late);
-        let going_on = self.burst.filter(|b| {
-            b.wall == wall && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
-        });
-        self.burst = Some(match going_on {
-            Some(b) => Burst {
-                active_ns: now_ns,
-                asked: b.asked.max(p.asked),
-                exhausted: false,
-                kind: if weight(p.kind) > weight(b.kind) {
-                    p.kind
-                } else {
-                    b.kind
-                },
-                ..b
-            },
-            None => Burst {
-                wall,
-                kind: p.kind,
-                onset_ns: p.ts_ns,
-                active_ns: now_ns,
-                slice: self.tuning.first_slice,
-                asked: p.asked,
-                ordered_ns: None,
-                stuck,
-                harmful: false,
-                exhausted: false,
-                not_before_ns: 0,
-            },
-        });
-    }
-
-    /// What the burst asks for now.
-    fn burst(&mut self, now_ns: u64, p: Option<&Pending>, levels: &Levels) -> Option<Decision> {
-        let mut b = self.burst?;
-        if p.is_none() && now_ns.saturating_sub(b.active_ns) > ns(self.tuning.quiet) {
-            self.burst = None;
-            return None;
-        }
-        let need = self.need(&b, now_ns, levels);
-        self.missing = need.missing;
-        if need.all == Bytes::ZERO {
-            if let Some(p) = p.filter(|_| !b.harmful) {
-                self.ignored.harmless += p.count;
-            }
-            return None;
-        }
-        b.active_ns = now_ns;
-        if !need.lossless {
-            self.harm(now_ns, b.harmful);
-            b.harmful = true;
-        }
-        self.burst = Some(b);
-        let urgent = need.hard || self.late(&b, now_ns);
-        // What was asked of the slow steps is theirs until somebody stalls
-        // again, or the wall is near.
-        let waits = b.ordered_ns.is_some() && p.is_none() && !need.hard;
-        if b.exhausted || now_ns < b.not_before_ns || waits {
-            return None;
-        }
-        let trigger = match p {
-            Some(p) if p.onset => Trigger::Onset(b.kind),
-            Some(_) => Trigger::Ongoing(b.kind),
-            None => Trigger::FollowUp(b.kind),
-        };
-        let want = if urgent && !need.hard {
-            need.all
-        } else {
-            need.quick
-        };
-        // The rest is not asked of the slow steps before a second slice: the
-        // first is small for the sake of who stalls now.
-        let want = want.min(b.slice);
-        let first = b.slice == self.tuning.first_slice && need.hard;
-        Some(Decision {
-            want,
-            missing: if first { want } else { need.all },
-            steps: if need.lossless {
-                Steps::FREE
-            } else {
-                self.profile.steps(urgent)
-            },
-            trigger,
-            harm: !need.lossless,
-            onset_ns: p.map_or(b.onset_ns, |p| p.ts_ns),
-        })
-    }
-
-    /// Slow steps are stuck, or they were asked and stalls went on.
-    fn late(&self, b: &Burst, now_ns: u64) -> bool {
-        let late = |asked: u64| now_ns.saturating_sub(asked) > ns(self.tuning.patience);
-        b.stuck || b.ordered_ns.is_some_and(late)
-    }
-
-    fn need(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Need {
-        let on_the_way = self.retired;
-        let coming = Bytes(
-            on_the_way
-                .0
-                .saturating_add(if b.stuck { 0 } else { self.owed.1.0 }),
-        );
-        let at = b.wall as usize;
-        let (hard_missing, spared_quick, wall) = match b.wall {
-            Wall::Cgroup => {
-                let Some(c) = levels.cgroup else {
-                    return Need::default();
-                };
-                // With the growth of the next moment: the OOM killer comes
-                // within 100 us where page cache ran out.
-                let ahead = self.usage.within(ns(self.tuning.ahead));
-                let ahead = ahead.min(Bytes(c.limit.0 / 8));
-                let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
-                (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
-            }
-            Wall::System => {
-                let Some(s) = levels.system else {
-                    return Need::default();
-                };
-                (s.missing(), Bytes::ZERO, Bytes(s.tight.0.saturating_mul(8)))
-            }
-        };
-        let spared = Bytes(wall.0 / self.tuning.refaults.max(1));
-        let refaulted = Bytes(self.refaulted[at].level(now_ns)).saturating_sub(spared);
-        let too_long = self.stalled[at].level(now_ns) > ns(self.tuning.stall_time);
-        let soft = if too_long {
-            refaulted.max(self.tuning.first_slice)
-        } else {
-            refaulted
-        };
-        let oom = b.kind == Kind::OomVictim && b.asked > Bytes::ZERO;
-        let hard_missing = if oom {
-            hard_missing.max(self.tuning.first_slice)
-        } else {
-            hard_missing
-        };
-        if hard_missing == Bytes::ZERO && soft == Bytes::ZERO {
-            let short = match (b.wall, levels.system) {
-                (Wall::System, Some(s)) => s.short().max(b.asked),
-                // What others grew by: page cache made way for it, and may be
-                // worth more than a conversation that ended.
-                (Wall::Cgroup, _) if !b.harmful => self.others.risen().saturating_sub(OTHERS_NOISE),
-                _ => Bytes::ZERO,
-            };
-            let all = short.saturating_sub(on_the_way);
-            return Need {
-                quick: all,
-                all,
-                missing: Bytes::ZERO,
-                hard: false,
-                lossless: true,
-            };
-        }
-        let asked = if hard_missing > Bytes::ZERO {
-            b.asked
-        } else {
-            Bytes::ZERO
-        };
-        let missing = hard_missing.max(soft).max(asked);
-        let all = missing.saturating_sub(coming);
-        let near = hard_missing
-            .saturating_sub(spared_quick)
-            .max(if hard_missing > spared_quick {
-                b.asked
-            } else {
-                Bytes::ZERO
-            })
-            .saturating_sub(on_the_way);
-        let hard = b.wall == Wall::Cgroup && near > Bytes::ZERO;
-        Need {
-            quick: if hard { near } else { all },
-            all: all.max(if hard { near } else { Bytes::ZERO }),
-            missing,
-            hard,
-            lossless: false,
-        }
-    }
-
     /// All slack, then what is cached as far as free memory is short.
     fn early(&mut self, system: Option<SystemLevel>) -> Option<Decision> {
         let (onset_ns, slack_gone) = self.warned?;
@@ -661,62 +416,6 @@ impl Controller {
             b.not_before_ns = now_ns.saturating_add(ns(self.tuning.look));
         }
         b.exhausted = nothing && !gave.contended;
-    }
-
-    /// A harmful burst begins, or goes on.
-    fn harm(&mut self, now_ns: u64, known: bool) {
-        if !known {
-            let soon = |t: u64| now_ns.saturating_sub(t) < ns(TOO_EARLY);
-            let quiet_for = now_ns.saturating_sub(self.last_harm_ns);
-            if self.last_grow_ns.is_some_and(soon) {
-                self.calm = (2 * self.calm).min(LONGEST_CALM);
-            } else if quiet_for > ns(LONGEST_CALM) {
-                self.calm = self.tuning.calm;
-            }
-            self.last_grow_ns = None;
-        }
-        self.last_harm_ns = now_ns;
-    }
-
-    /// It is time to think of growing.
-    #[must_use]
-    pub fn may_grow(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> bool {
-        budget < capacity && now_ns >= self.next_growth()
-    }
-
-    /// The next budget, when it is time to grow: what is resident and half of
-    /// the room that is left beside the headroom.
-    pub fn grow(
-        &mut self,
-        now_ns: u64,
-        budget: Bytes,
-        resident: Bytes,
-        capacity: Bytes,
-        levels: Levels,
-    ) -> Option<Bytes> {
-        if !self.may_grow(now_ns, budget, capacity) {
-            return None;
-        }
-        self.take_in(now_ns, &levels);
-        self.next_grow_ns = now_ns.saturating_add(ns(self.tuning.grow_every));
-        // As much again as is to stay free: growth is to hit no wall.
-        let spare = levels.cgroup.map_or(Bytes::mib(2), |c| c.headroom());
-        let half = levels.room().saturating_sub(spare).0 / 2;
-        let next = Bytes(resident.0.saturating_add(half)).min(capacity);
-        if next < capacity && next.saturating_sub(budget) < LEAST_GROWTH {
-            return None;
-        }
-        if next <= budget {
-            return None;
-        }
-        self.last_grow_ns = Some(now_ns);
-        Some(next)
-    }
-
-    fn next_growth(&self) -> u64 {
-        self.last_harm_ns
-            .saturating_add(ns(self.calm))
-            .max(self.next_grow_ns)
     }
 
     /// How long to sleep at most when no event comes: until the next look at a

@@ -14,6 +14,7 @@ pub mod controller;
 pub mod gauge;
 pub mod governor;
 pub mod harden;
+mod owed;
 pub mod reactor;
 pub mod record;
 mod survey;

@@ -1,8 +1,7 @@
 //! The thread behind the reactor: re-encodes and thins, on the reactor's order.
 //!
 //! Owns the order and the thread's life. An order is a number of bytes; a newer
-//! one replaces it if it is larger, and none is lost: one that is placed while
-//! the worker finds nothing left to take is looked at again. After every block
+//! one replaces it if it is larger, and none is lost ([`super::owed`]). After every block
 //! the reactor may have given what is missing itself, or stalls may be over:
 //! the reactor lowers the order then. Told to stop, the worker ends after the step it is at.
 //!
@@ -12,6 +11,7 @@
 
 use super::{
     gauge::{SystemGauge, obtainable},
+    owed::Owed,
     reactor::Shared,
     record::{Trigger, TrimRecord},
     wall::Depth,
@@ -38,9 +38,7 @@ use std::sync::{
 /// What the reactor wants of the worker.
 #[derive(Debug)]
 pub(super) struct Order {
-    bytes: AtomicU64,
-    /// Counts the orders placed, each before its bytes.
-    placed: AtomicU64,
+    pub owed: Owed,
     /// When the order was placed, or when a part of it was last given.
     since_ns: AtomicU64,
     onset_ns: AtomicU64,
@@ -52,8 +50,7 @@ pub(super) struct Order {
 impl Order {
     pub fn new(wake: OwnedFd) -> Self {
         Self {
-            bytes: AtomicU64::new(0),
-            placed: AtomicU64::new(0),
+            owed: Owed::new(),
             since_ns: AtomicU64::new(0),
             onset_ns: AtomicU64::new(0),
             kind: AtomicU16::new(0),
@@ -65,8 +62,7 @@ impl Order {
     pub fn place(&self, bytes: Bytes, kind: Kind, onset_ns: u64) {
         self.onset_ns.store(onset_ns, Relaxed);
         self.kind.store(kind as u16, Relaxed);
-        self.placed.fetch_add(1, SeqCst);
-        if self.bytes.fetch_max(bytes.0, SeqCst) == 0 {
+        if self.owed.place(bytes) {
             self.since_ns.store(monotonic_ns(), SeqCst);
         }
         // An eventfd is full after 2^64 orders; then the worker is awake.
@@ -76,30 +72,12 @@ impl Order {
     /// No more than this is missing now: the rest of the order is not carried
     /// out.
     pub fn lower(&self, missing: Bytes) {
-        self.bytes.fetch_min(missing.0, SeqCst);
-    }
-
-    /// How many orders were placed so far; read before a step.
-    fn turn(&self) -> u64 {
-        self.placed.load(SeqCst)
-    }
-
-    /// No step had anything to give: drops what is owed. False if an order came
-    /// since `turn`, which may find something: it stands.
-    fn nothing_left(&self, turn: u64) -> bool {
-        let dropped = self.bytes.swap(0, SeqCst);
-        // An order counts before its bytes are there: one that is not counted
-        // yet has not been dropped.
-        if self.placed.load(SeqCst) == turn {
-            return true;
-        }
-        self.bytes.fetch_max(dropped, SeqCst);
-        false
+        self.owed.lower(missing);
     }
 
     /// What was asked for and is not given yet.
     pub fn owed(&self) -> Bytes {
-        Bytes(self.bytes.load(SeqCst))
+        self.owed.bytes()
     }
 
     /// Since when something is owed of which nothing was given.
@@ -182,25 +160,24 @@ impl Worker {
         let allowed = self.ladder.profile().steps(false);
         let mut freed = false;
         loop {
-            let turn = self.order.turn();
-            let left = self.order.bytes.load(SeqCst);
-            if left == 0 || self.told_to_stop() {
+            let turn = self.order.owed.turn();
+            let left = self.order.owed();
+            if left == Bytes::ZERO || self.told_to_stop() {
                 break;
             }
             // As they are now: a newer order may come while the step is taken.
             let started_ns = monotonic_ns();
             let onset_ns = self.order.onset_ns.load(Relaxed);
-            let Some(done) = self.ladder.step(Bytes(left), allowed) else {
-                if self.order.nothing_left(turn) {
+            let Some(done) = self.ladder.step(left, allowed) else {
+                if self.order.owed.nothing_left(turn) {
                     break;
                 }
                 continue;
             };
             freed = true;
             self.order.since_ns.store(monotonic_ns(), SeqCst);
-            let less = |b: u64| Some(b.saturating_sub(done.bytes.0.max(1)));
-            let _ = self.order.bytes.fetch_update(SeqCst, SeqCst, less);
-            self.tell(&done, Bytes(left), onset_ns, started_ns);
+            self.order.owed.gave(done.bytes);
+            self.tell(&done, left, onset_ns, started_ns);
         }
         if freed {
             let pool = self.ladder.pool();
@@ -235,31 +212,5 @@ impl Worker {
             rss_before: None,
             rss_after: None,
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rustix::event::{EventfdFlags, eventfd};
-
-    fn order() -> Order {
-        Order::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap())
-    }
-
-    #[test]
-    fn an_order_placed_while_nothing_was_found_is_not_lost() {
-        let order = order();
-        order.place(Bytes(100), Kind::MemcgReclaim, 1);
-        let turn = order.turn();
-        // The step finds nothing; meanwhile there is something, and it is asked
-        // for: the same bytes, so that only the count tells.
-        order.place(Bytes(100), Kind::MemcgReclaim, 2);
-        assert!(!order.nothing_left(turn));
-        assert_eq!(order.owed(), Bytes(100));
-        order.lower(Bytes(40));
-        assert_eq!(order.owed(), Bytes(40));
-        assert!(order.nothing_left(order.turn()));
-        assert_eq!(order.owed(), Bytes::ZERO);
     }
 }

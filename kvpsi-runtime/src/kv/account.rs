@@ -3,7 +3,7 @@
 //! Owns the counters that no other part owns. Pages are counted by the
 //! allocator and by references ([`super::block`]).
 
-use super::sync::{AtomicU64, Relaxed};
+use crate::sync::{AtomicU64, Relaxed};
 use crate::units::Bytes;
 
 /// The pool's account at one moment.

@@ -16,7 +16,7 @@
 //! Without the feature `trim` there are no epochs, and no guard is seen.
 
 #[cfg(feature = "trim")]
-use super::sync::{AtomicU64, Relaxed, SeqCst, fence, yield_now};
+use crate::sync::{AtomicU64, Relaxed, SeqCst, fence, yield_now};
 
 /// Threads that may be inside attention at once.
 #[cfg(all(feature = "trim", not(all(test, loom))))]

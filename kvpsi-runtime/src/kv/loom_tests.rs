@@ -1,5 +1,5 @@
-//! Models of what threads do to a block, every interleaving of them: one
-//! promise each. `cargo xtask loom` runs them.
+//! Models of what threads do to a block, every interleaving up to a number of
+//! preemptions: one promise each. `cargo xtask loom` runs them.
 //!
 //! The tokens take part: a block that is lost is a token that is dropped, and
 //! panics; one that is released twice would be a token used twice, which does

@@ -29,7 +29,6 @@ mod hadamard;
 mod pool;
 mod prefix;
 mod reclaim;
-mod sync;
 mod table;
 mod types;
 mod view;

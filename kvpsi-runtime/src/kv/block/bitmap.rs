@@ -1,6 +1,6 @@
 //! A set of block numbers as atomic bits, with searches from both ends.
 
-use crate::kv::sync::{AtomicU64, SeqCst};
+use crate::sync::{AtomicU64, SeqCst};
 
 #[derive(Debug)]
 pub(super) struct Bitmap(Box<[AtomicU64]>);

@@ -11,7 +11,7 @@ use super::{
     bitmap::Bitmap,
     token::{BlockId, FreeBlock, Token, UnlinkedBlock},
 };
-use crate::kv::sync::{AtomicU64, AtomicUsize, Relaxed, SeqCst, fence};
+use crate::sync::{AtomicU64, AtomicUsize, Relaxed, SeqCst, fence};
 
 /// Where a retired block goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
-//! Atomics of the KV memory: std's, or loom's where a model is checked.
+//! Atomics of what threads share: std's, or loom's where a model is checked.
 
 #[cfg(all(test, loom))]
-pub(super) use loom::{
+pub(crate) use loom::{
     sync::atomic::{
         AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release, SeqCst},
@@ -10,7 +10,7 @@ pub(super) use loom::{
     thread::yield_now,
 };
 #[cfg(not(all(test, loom)))]
-pub(super) use std::{
+pub(crate) use std::{
     sync::atomic::{
         AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release, SeqCst},

@@ -1,0 +1,258 @@
+//! A burst: stalls at one wall with less than [`Tuning::quiet`] between them.
+//!
+//! Owns what is known of it, and what is missing at its wall. Out of scope: whose
+//! stalls they are ([`super`]).
+
+#[cfg(doc)]
+use super::Tuning;
+use super::{Controller, Decision, Levels, Pending, Trigger, ns};
+use crate::{kv::Steps, units::Bytes};
+use kvpsi_common::Kind;
+
+/// Where a burst presses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wall {
+    Cgroup,
+    System,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Burst {
+    pub wall: Wall,
+    pub kind: Kind,
+    pub onset_ns: u64,
+    /// The last stall or look that found something missing.
+    pub active_ns: u64,
+    /// Size of the next slice.
+    pub slice: Bytes,
+    /// Most that an allocation asked for, still to be given.
+    pub asked: Bytes,
+    /// When the slow steps were first asked.
+    pub ordered_ns: Option<u64>,
+    /// The slow steps were stuck when it began.
+    pub stuck: bool,
+    /// Something was missing at some time.
+    pub harmful: bool,
+    /// Quick steps have nothing more to give until somebody stalls again.
+    pub exhausted: bool,
+    /// What was to be taken is held by somebody until about then.
+    pub not_before_ns: u64,
+}
+
+/// What is missing now.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Need {
+    /// At once.
+    pub quick: Bytes,
+    /// Altogether.
+    pub all: Bytes,
+    /// The same before what is owed or on its way.
+    pub missing: Bytes,
+    /// The kernel is about to kill: no time for slow steps.
+    pub hard: bool,
+    /// Only what is lossless.
+    pub lossless: bool,
+}
+
+/// Which of two kinds says more about the wall and the hurry.
+pub(super) const fn weight(kind: Kind) -> u8 {
+    match kind {
+        Kind::OomVictim => 9,
+        Kind::MemcgReclaim => 8,
+        Kind::MemcgThrottle => 7,
+        Kind::Throttled => 6,
+        Kind::SwapIn => 5,
+        Kind::Refault => 4,
+        Kind::DirectReclaim => 3,
+        Kind::Memstall | Kind::NodeReclaim => 2,
+        _ => 1,
+    }
+}
+
+impl Controller {
+    /// Starts a burst or goes on with it.
+    pub(super) fn stalled(&mut self, now_ns: u64, p: &Pending, wall: Wall) {
+        self.stalled[wall as usize].add(now_ns, p.stall_ns);
+        let late = |since: u64| now_ns.saturating_sub(since) > ns(self.tuning.stuck);
+        let stuck = self.owed.0.is_some_and(late);
+        let going_on = self.burst.filter(|b| {
+            b.wall == wall && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
+        });
+        self.burst = Some(match going_on {
+            Some(b) => Burst {
+                active_ns: now_ns,
+                asked: b.asked.max(p.asked),
+                exhausted: false,
+                kind: if weight(p.kind) > weight(b.kind) {
+                    p.kind
+                } else {
+                    b.kind
+                },
+                ..b
+            },
+            None => Burst {
+                wall,
+                kind: p.kind,
+                onset_ns: p.ts_ns,
+                active_ns: now_ns,
+                slice: self.tuning.first_slice,
+                asked: p.asked,
+                ordered_ns: None,
+                stuck,
+                harmful: false,
+                exhausted: false,
+                not_before_ns: 0,
+            },
+        });
+    }
+
+    /// What the burst asks for now.
+    pub(super) fn burst(
+        &mut self,
+        now_ns: u64,
+        p: Option<&Pending>,
+        levels: &Levels,
+    ) -> Option<Decision> {
+        let mut b = self.burst?;
+        if p.is_none() && now_ns.saturating_sub(b.active_ns) > ns(self.tuning.quiet) {
+            self.burst = None;
+            return None;
+        }
+        let need = self.need(&b, now_ns, levels);
+        self.missing = need.missing;
+        if need.all == Bytes::ZERO {
+            if let Some(p) = p.filter(|_| !b.harmful) {
+                self.ignored.harmless += p.count;
+            }
+            return None;
+        }
+        b.active_ns = now_ns;
+        if !need.lossless {
+            self.harm(now_ns, b.harmful);
+            b.harmful = true;
+        }
+        self.burst = Some(b);
+        let urgent = need.hard || self.late(&b, now_ns);
+        // What was asked of the slow steps is theirs until somebody stalls
+        // again, or the wall is near.
+        let waits = b.ordered_ns.is_some() && p.is_none() && !need.hard;
+        if b.exhausted || now_ns < b.not_before_ns || waits {
+            return None;
+        }
+        let trigger = match p {
+            Some(p) if p.onset => Trigger::Onset(b.kind),
+            Some(_) => Trigger::Ongoing(b.kind),
+            None => Trigger::FollowUp(b.kind),
+        };
+        let want = if urgent && !need.hard {
+            need.all
+        } else {
+            need.quick
+        };
+        // The rest is not asked of the slow steps before a second slice: the
+        // first is small for the sake of who stalls now.
+        let want = want.min(b.slice);
+        let first = b.slice == self.tuning.first_slice && need.hard;
+        Some(Decision {
+            want,
+            missing: if first { want } else { need.all },
+            steps: if need.lossless {
+                Steps::FREE
+            } else {
+                self.profile.steps(urgent)
+            },
+            trigger,
+            harm: !need.lossless,
+            onset_ns: p.map_or(b.onset_ns, |p| p.ts_ns),
+        })
+    }
+
+    /// Slow steps are stuck, or they were asked and stalls went on.
+    pub(super) fn late(&self, b: &Burst, now_ns: u64) -> bool {
+        let late = |asked: u64| now_ns.saturating_sub(asked) > ns(self.tuning.patience);
+        b.stuck || b.ordered_ns.is_some_and(late)
+    }
+
+    fn need(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Need {
+        let on_the_way = self.retired;
+        let coming = Bytes(
+            on_the_way
+                .0
+                .saturating_add(if b.stuck { 0 } else { self.owed.1.0 }),
+        );
+        let at = b.wall as usize;
+        let (hard_missing, spared_quick, wall) = match b.wall {
+            Wall::Cgroup => {
+                let Some(c) = levels.cgroup else {
+                    return Need::default();
+                };
+                // With the growth of the next moment: the OOM killer comes
+                // within 100 us where page cache ran out.
+                let ahead = self.usage.within(ns(self.tuning.ahead));
+                let ahead = ahead.min(Bytes(c.limit.0 / 8));
+                let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
+                (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
+            }
+            Wall::System => {
+                let Some(s) = levels.system else {
+                    return Need::default();
+                };
+                (s.missing(), Bytes::ZERO, Bytes(s.tight.0.saturating_mul(8)))
+            }
+        };
+        let spared = Bytes(wall.0 / self.tuning.refaults.max(1));
+        let refaulted = Bytes(self.refaulted[at].level(now_ns)).saturating_sub(spared);
+        let too_long = self.stalled[at].level(now_ns) > ns(self.tuning.stall_time);
+        let soft = if too_long {
+            refaulted.max(self.tuning.first_slice)
+        } else {
+            refaulted
+        };
+        let oom = b.kind == Kind::OomVictim && b.asked > Bytes::ZERO;
+        let hard_missing = if oom {
+            hard_missing.max(self.tuning.first_slice)
+        } else {
+            hard_missing
+        };
+        if hard_missing == Bytes::ZERO && soft == Bytes::ZERO {
+            let short = match (b.wall, levels.system) {
+                (Wall::System, Some(s)) => s.short().max(b.asked),
+                // What others grew by: page cache made way for it, and may be
+                // worth more than a conversation that ended.
+                (Wall::Cgroup, _) if !b.harmful => self.others.risen().saturating_sub(OTHERS_NOISE),
+                _ => Bytes::ZERO,
+            };
+            let all = short.saturating_sub(on_the_way);
+            return Need {
+                quick: all,
+                all,
+                missing: Bytes::ZERO,
+                hard: false,
+                lossless: true,
+            };
+        }
+        let asked = if hard_missing > Bytes::ZERO {
+            b.asked
+        } else {
+            Bytes::ZERO
+        };
+        let missing = hard_missing.max(soft).max(asked);
+        let all = missing.saturating_sub(coming);
+        let near = hard_missing
+            .saturating_sub(spared_quick)
+            .max(if hard_missing > spared_quick {
+                b.asked
+            } else {
+                Bytes::ZERO
+            })
+            .saturating_sub(on_the_way);
+        let hard = b.wall == Wall::Cgroup && near > Bytes::ZERO;
+        Need {
+            quick: if hard { near } else { all },
+            all: all.max(if hard { near } else { Bytes::ZERO }),
+            missing,
+            hard,
+            lossless: false,
+        }
+    }
+}
