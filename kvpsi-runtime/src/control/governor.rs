@@ -276,17 +276,24 @@ impl Governor {
         let of_reactor = Arc::clone(&order);
         let mut threads = Threads::default();
         let handover = Handover::new();
+        // Each thread lets its end go once it has given up its privileges: the
+        // sandbox, which comes next, refuses the call for it.
+        let (giving_up, given_up) = mpsc::channel::<()>();
         if gauges.walls.is_some() {
             let (handover, ids) = (Arc::clone(&handover), config.ids.clone());
+            let giving_up = giving_up.clone();
             threads.spawn("kvpsi-walls", move |stop| {
                 give_up("walls", ids.as_ref());
+                drop(giving_up);
                 survey::run(&handover, &stop);
             })?;
         }
         if let Some(w) = witness {
             let (shared, ids) = (Arc::clone(&shared), config.ids.clone());
+            let giving_up = giving_up.clone();
             threads.spawn("kvpsi-witness", move |stop| {
                 give_up("witness", ids.as_ref());
+                drop(giving_up);
                 watch(w, &shared, &stop);
             })?;
         }
@@ -297,6 +304,7 @@ impl Governor {
         threads.spawn("kvpsi-reactor", move |stop| {
             let hardening = harden::current_thread();
             give_up("reactor", ids.as_ref());
+            drop(giving_up);
             let _ = tell.send(hardening);
             let Ok(ladder) = pool_rx.recv() else { return };
             let pool = Arc::clone(ladder.pool());
@@ -318,6 +326,8 @@ impl Governor {
             .run();
         })?;
         let hardening = told.recv().unwrap_or_default();
+        // Ends when the last of them is gone; nothing is sent.
+        let _ = given_up.recv();
         for r in &hardening.refused {
             tracing::debug!("reactor: {r}");
         }

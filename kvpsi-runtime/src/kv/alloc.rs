@@ -10,9 +10,9 @@ use super::{
     arena::Arena,
     block::{Batch, BlockId, Blocks, Free, FreeBlock, FreeList, OwnedBlock},
     encoding::KvType,
-    sync::{AtomicU64, AtomicUsize, Relaxed, SeqCst},
     types::KvShape,
 };
+use crate::sync::{AtomicU64, AtomicUsize, Relaxed, SeqCst};
 use std::ptr::NonNull;
 
 /// What returning a batch came to.

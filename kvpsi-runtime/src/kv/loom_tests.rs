@@ -12,9 +12,9 @@ use super::{
     },
     encoding::KvType,
     epoch::Guards,
-    sync::{AtomicBool, AtomicU32, SeqCst},
     table::{Locked, Table, TableLock},
 };
+use crate::sync::{AtomicBool, AtomicU32, SeqCst};
 use loom::{sync::Arc, thread};
 
 const BLOCKS: usize = 2;

@@ -13,10 +13,10 @@ use super::{
     block::{BlockId, BlockRef, To},
     prefix::PrefixIndex,
     reclaim::Reclaimer,
-    sync::{AtomicBool, AtomicU64, Relaxed},
     table::{Loss, SeqId, Table, TableLock, Tables},
     types::{KvError, KvShape, PoolConfig, slots},
 };
+use crate::sync::{AtomicBool, AtomicU64, Relaxed};
 use crate::units::Bytes;
 use std::{ops::Range, sync::Arc};
 

@@ -12,12 +12,10 @@
 //! its block, so a block that was reused is another entry.
 //! Out of scope: where blocks come from and go.
 
-use super::{
-    block::{BlockId, BlockRef, Pinned},
-    sync::{
-        Acquire, AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Relaxed, Release,
-        SeqCst, fence, yield_now,
-    },
+use super::block::{BlockId, BlockRef, Pinned};
+use crate::sync::{
+    Acquire, AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Relaxed, Release, SeqCst,
+    fence, yield_now,
 };
 
 /// A sequence of a pool. The id of a closed sequence is no other's.

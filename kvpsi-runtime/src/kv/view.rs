@@ -12,10 +12,10 @@ use super::{
     block::BlockId,
     encoding::{KvType, encode_row},
     pool::KvPool,
-    sync::Relaxed,
     table::SeqId,
     types::KvError,
 };
+use crate::sync::Relaxed;
 use std::{marker::PhantomData, sync::atomic::AtomicU32};
 
 /// While it lives, no block seen under it loses its pages or gets others' rows.

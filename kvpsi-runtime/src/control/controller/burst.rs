@@ -5,7 +5,7 @@
 
 #[cfg(doc)]
 use super::Tuning;
-use super::{Controller, Decision, Levels, Pending, Trigger, ns};
+use super::{Controller, Decision, Levels, OTHERS_NOISE, Pending, Trigger, ns};
 use crate::{kv::Steps, units::Bytes};
 use kvpsi_common::Kind;
 

@@ -19,11 +19,9 @@ pub(super) use token::{
     BATCH, Batch, BlockId, BlockRef, Free, FreeBlock, OwnedBlock, Pinned, Unlinked, UnlinkedBlock,
 };
 
-use super::{
-    encoding::KvType,
-    sync::{
-        Acquire, AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Relaxed, Release, SeqCst,
-    },
+use super::encoding::KvType;
+use crate::sync::{
+    Acquire, AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Relaxed, Release, SeqCst,
 };
 use token::Token;
 

@@ -8,9 +8,9 @@
 use crate::kv::{
     block::{Batch, Free, OwnedBlock, Retired, To},
     pool::KvPool,
-    sync::{Relaxed, yield_now},
     table::SeqId,
 };
+use crate::sync::{Relaxed, yield_now};
 
 impl KvPool {
     /// A block for `seq`.

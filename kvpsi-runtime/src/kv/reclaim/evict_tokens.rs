@@ -10,6 +10,7 @@
 //! scope: what a row is worth.
 
 use super::Reclaimed;
+use crate::sync::Relaxed;
 use crate::{
     kv::{
         block::{BATCH, Batch, BlockId, OwnedBlock, To, Unlinked},
@@ -20,7 +21,6 @@ use crate::{
         evict::{HeadRows, Policy},
         hadamard::rotate,
         pool::KvPool,
-        sync::Relaxed,
         table::{SeqId, Table, TableLock},
         types::{KvShape, Step},
     },

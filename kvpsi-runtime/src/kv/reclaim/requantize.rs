@@ -6,12 +6,12 @@
 //! While a block is written anew both are resident: one block beyond the
 //! budget at most. Not for the reactor's thread.
 
+use crate::sync::Relaxed;
 use crate::{
     kv::{
         block::{BlockId, OwnedBlock, To},
         encoding::{KvType, rows::recode_plane},
         pool::KvPool,
-        sync::Relaxed,
         table::Table,
         types::Step,
     },
