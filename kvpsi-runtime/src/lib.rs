@@ -31,8 +31,8 @@ pub mod sandbox;
 pub mod server;
 #[cfg(feature = "llm")]
 pub mod speed;
-#[cfg(feature = "llm")]
 mod sync;
+#[cfg(feature = "llm")]
 pub mod thread_pool;
 pub mod trace;
 pub mod units;
