@@ -3,7 +3,7 @@
 #[cfg(all(test, loom))]
 pub(crate) use loom::{
     sync::atomic::{
-        AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
+        AtomicBool, AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release, SeqCst},
         fence,
     },
@@ -12,7 +12,7 @@ pub(crate) use loom::{
 #[cfg(not(all(test, loom)))]
 pub(crate) use std::{
     sync::atomic::{
-        AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
+        AtomicBool, AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release, SeqCst},
         fence,
     },

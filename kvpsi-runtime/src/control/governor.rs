@@ -8,11 +8,12 @@ use super::{
     controller::{Controller, Ignored, Tuning},
     gauge::{Gauges, ResidentGauge, SystemGauge},
     harden::{self, Hardening},
+    order::Order,
     reactor::{Reactor, Shared},
     record::{Tap, Trigger, TrimRecord},
     survey::{self, Handover},
     wall::Walls,
-    worker::{Order, Worker},
+    worker::Worker,
 };
 use crate::{
     clock::monotonic_ns,

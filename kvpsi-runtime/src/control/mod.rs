@@ -14,7 +14,7 @@ pub mod controller;
 pub mod gauge;
 pub mod governor;
 pub mod harden;
-mod owed;
+mod order;
 pub mod reactor;
 pub mod record;
 mod survey;

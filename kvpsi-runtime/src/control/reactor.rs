@@ -9,10 +9,10 @@
 use super::{
     controller::{Controller, Decision, Gave},
     gauge::{Gauges, ResidentGauge},
+    order::Order,
     record::{Tap, Tapped, TrimRecord},
     survey::Handover,
     wall::{Depth, Walls},
-    worker::Order,
 };
 use crate::{
     clock::monotonic_ns,

@@ -1,17 +1,14 @@
 //! The thread behind the reactor: re-encodes and thins, on the reactor's order.
 //!
-//! Owns the order and the thread's life. An order is a number of bytes; a newer
-//! one replaces it if it is larger, and none is lost ([`super::owed`]). After every block
-//! the reactor may have given what is missing itself, or stalls may be over:
-//! the reactor lowers the order then. Told to stop, the worker ends after the step it is at.
-//!
-//! Owns also the cushion's filling, which waits for a quarter of a second without
-//! a trim, and for room.
+//! Owns the thread's life. After every block the reactor may have given what is
+//! missing itself, or stalls may be over: the reactor lowers the order then. Told
+//! to stop, the worker ends after the step it is at. Owns also the cushion's
+//! filling, which waits for a quarter of a second without a trim, and for room.
 //! Out of scope: how much is missing.
 
 use super::{
     gauge::{SystemGauge, obtainable},
-    owed::Owed,
+    order::Order,
     reactor::Shared,
     record::{Trigger, TrimRecord},
     wall::Depth,
@@ -25,66 +22,9 @@ use kvpsi_common::Kind;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::OwnedFd,
-    io::{Errno, read, write},
+    io::Errno,
 };
-use std::sync::{
-    Arc,
-    atomic::{
-        AtomicU16, AtomicU64,
-        Ordering::{Relaxed, SeqCst},
-    },
-};
-
-/// What the reactor wants of the worker.
-#[derive(Debug)]
-pub(super) struct Order {
-    pub owed: Owed,
-    /// When the order was placed, or when a part of it was last given.
-    since_ns: AtomicU64,
-    onset_ns: AtomicU64,
-    kind: AtomicU16,
-    /// An eventfd that wakes the worker.
-    wake: OwnedFd,
-}
-
-impl Order {
-    pub fn new(wake: OwnedFd) -> Self {
-        Self {
-            owed: Owed::new(),
-            since_ns: AtomicU64::new(0),
-            onset_ns: AtomicU64::new(0),
-            kind: AtomicU16::new(0),
-            wake,
-        }
-    }
-
-    /// Asks for so many bytes; does not wait.
-    pub fn place(&self, bytes: Bytes, kind: Kind, onset_ns: u64) {
-        self.onset_ns.store(onset_ns, Relaxed);
-        self.kind.store(kind as u16, Relaxed);
-        if self.owed.place(bytes) {
-            self.since_ns.store(monotonic_ns(), SeqCst);
-        }
-        // An eventfd is full after 2^64 orders; then the worker is awake.
-        let _ = write(&self.wake, &1u64.to_ne_bytes());
-    }
-
-    /// No more than this is missing now: the rest of the order is not carried
-    /// out.
-    pub fn lower(&self, missing: Bytes) {
-        self.owed.lower(missing);
-    }
-
-    /// What was asked for and is not given yet.
-    pub fn owed(&self) -> Bytes {
-        self.owed.bytes()
-    }
-
-    /// Since when something is owed of which nothing was given.
-    pub fn owed_since(&self) -> Option<u64> {
-        (self.owed() > Bytes::ZERO).then(|| self.since_ns.load(SeqCst))
-    }
-}
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 pub(super) struct Worker {
     pub ladder: Arc<Ladder>,
@@ -116,7 +56,7 @@ impl Worker {
         loop {
             let mut fds = [
                 PollFd::new(&self.stop, PollFlags::IN),
-                PollFd::new(&self.order.wake, PollFlags::IN),
+                PollFd::new(self.order.wakes(), PollFlags::IN),
             ];
             match poll(&mut fds, Some(&TICK)) {
                 Ok(0) => {
@@ -132,8 +72,7 @@ impl Worker {
             if !fds[0].revents().is_empty() {
                 return;
             }
-            let mut count = [0u8; 8];
-            let _ = read(&self.order.wake, &mut count);
+            self.order.woken();
             self.carry_out();
         }
     }
@@ -167,7 +106,7 @@ impl Worker {
             }
             // As they are now: a newer order may come while the step is taken.
             let started_ns = monotonic_ns();
-            let onset_ns = self.order.onset_ns.load(Relaxed);
+            let (kind, onset_ns) = self.order.cause();
             let Some(done) = self.ladder.step(left, allowed) else {
                 if self.order.owed.nothing_left(turn) {
                     break;
@@ -175,9 +114,8 @@ impl Worker {
                 continue;
             };
             freed = true;
-            self.order.since_ns.store(monotonic_ns(), SeqCst);
-            self.order.owed.gave(done.bytes);
-            self.tell(&done, left, onset_ns, started_ns);
+            self.order.gave(done.bytes);
+            self.tell(&done, left, kind, onset_ns, started_ns);
         }
         if freed {
             let pool = self.ladder.pool();
@@ -189,7 +127,7 @@ impl Worker {
         }
     }
 
-    fn tell(&self, done: &Reclaimed, wanted: Bytes, onset_ns: u64, started_ns: u64) {
+    fn tell(&self, done: &Reclaimed, wanted: Bytes, kind: Kind, onset_ns: u64, started_ns: u64) {
         let after = self.ladder.pool().account().live_tokens;
         let mut trimmed = Trimmed {
             tokens: done.tokens,
@@ -201,7 +139,6 @@ impl Worker {
             ..Trimmed::default()
         };
         trimmed.add(done.step, done.bytes);
-        let kind = Kind::from_raw(self.order.kind.load(Relaxed)).unwrap_or(Kind::DirectReclaim);
         self.shared.tell(TrimRecord {
             trigger: Trigger::Background(kind),
             onset_ns,

@@ -1,13 +1,92 @@
 //! What the reactor asked of the slow steps and has not got yet.
 //!
-//! Owns the number, and the rule that no order is lost: one that is placed while
-//! the worker finds nothing left to take is looked at again. Out of scope: who
-//! wakes whom ([`super::worker`]).
+//! Owns the order and its wake-up. A newer order replaces it if it is larger, and
+//! none is lost: one that is placed while the worker finds nothing left to take is
+//! looked at again. Out of scope: the steps ([`super::worker`]).
 
 use crate::{
-    sync::{AtomicU64, SeqCst},
+    clock::monotonic_ns,
+    sync::{AtomicU16, AtomicU64, Relaxed, SeqCst},
     units::Bytes,
 };
+use kvpsi_common::Kind;
+use rustix::{
+    fd::OwnedFd,
+    io::{read, write},
+};
+
+/// What the reactor wants of the worker.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub owed: Owed,
+    /// When the order was placed, or when a part of it was last given.
+    since_ns: AtomicU64,
+    onset_ns: AtomicU64,
+    kind: AtomicU16,
+    /// An eventfd that wakes the worker.
+    wake: OwnedFd,
+}
+
+impl Order {
+    pub fn new(wake: OwnedFd) -> Self {
+        Self {
+            owed: Owed::new(),
+            since_ns: AtomicU64::new(0),
+            onset_ns: AtomicU64::new(0),
+            kind: AtomicU16::new(0),
+            wake,
+        }
+    }
+
+    /// Asks for so many bytes; does not wait.
+    pub fn place(&self, bytes: Bytes, kind: Kind, onset_ns: u64) {
+        self.onset_ns.store(onset_ns, Relaxed);
+        self.kind.store(kind as u16, Relaxed);
+        if self.owed.place(bytes) {
+            self.since_ns.store(monotonic_ns(), SeqCst);
+        }
+        // An eventfd is full after 2^64 orders; then the worker is awake.
+        let _ = write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Readable: something was ordered.
+    pub fn wakes(&self) -> &OwnedFd {
+        &self.wake
+    }
+
+    /// The wake-up was seen.
+    pub fn woken(&self) {
+        let _ = read(&self.wake, &mut [0u8; 8]);
+    }
+
+    /// Why the last order was placed, and when its stall began.
+    pub fn cause(&self) -> (Kind, u64) {
+        let kind = Kind::from_raw(self.kind.load(Relaxed)).unwrap_or(Kind::DirectReclaim);
+        (kind, self.onset_ns.load(Relaxed))
+    }
+
+    /// A step gave so much of it.
+    pub fn gave(&self, bytes: Bytes) {
+        self.since_ns.store(monotonic_ns(), SeqCst);
+        self.owed.gave(bytes);
+    }
+
+    /// No more than this is missing now: the rest of the order is not carried
+    /// out.
+    pub fn lower(&self, missing: Bytes) {
+        self.owed.lower(missing);
+    }
+
+    /// What was asked for and is not given yet.
+    pub fn owed(&self) -> Bytes {
+        self.owed.bytes()
+    }
+
+    /// Since when something is owed of which nothing was given.
+    pub fn owed_since(&self) -> Option<u64> {
+        (self.owed() > Bytes::ZERO).then(|| self.since_ns.load(SeqCst))
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Owed {
