@@ -93,7 +93,8 @@ fn a_stall_returns_pages_while_the_model_generates_and_no_process_is_killed() {
     let (mut said, mut lost) = (0.0, 0.0);
     for t in trims {
         assert!(n(t, "/onset_to_returned_us") >= n(t, "/onset_to_start_us"));
-        assert!(n(t, "/kv_tokens_after") <= n(t, "/kv_tokens_before"));
+        // The conversation's next token may be appended meanwhile.
+        assert!(n(t, "/kv_tokens_after") <= n(t, "/kv_tokens_before") + 1.0);
         // Slow steps go on beside trims: what leaves then is not theirs alone.
         if t["trigger"] == "background" {
             continue;
