@@ -9,9 +9,9 @@
 //!   of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
 //!   where the whole system is short, or others grow at our wall, what is
 //!   lossless goes at once.
-//! - **First aid.** The OOM killer may come 100 us after the first stall, so what
-//!   is free and resident goes before page cache is looked at
-//!   ([`Controller::first_aid`]): nobody loses anything by it.
+//! - **Cushion.** The OOM killer may come 100 us after the first stall, so a slice
+//!   of the free resident blocks goes before page cache is looked at
+//!   ([`Controller::return_cushion`]): no token is lost by it.
 //! - **Enough.** At a cgroup's wall quick steps give what is missing up to three
 //!   quarters of the headroom, in slices that double; slow steps, which lose less, give
 //!   the rest and what usage will grow by soon. Both are subtracted. While a
@@ -184,8 +184,8 @@ pub struct Controller {
     own: Bytes,
     retired: Bytes,
     others: Lowest,
-    /// When free blocks were last given before anything was looked at.
-    aided_ns: Option<u64>,
+    /// When a slice of the cushion was last returned.
+    cushion_ns: Option<u64>,
     missing: Bytes,
     last_harm_ns: u64,
     last_grow_ns: Option<u64>,
@@ -198,10 +198,9 @@ fn ns(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What the free blocks give before anything is looked at.
-const FIRST_AID: Bytes = Bytes(512 << 10);
 /// Growth of others that the kernel's batched counters may make up.
 const OTHERS_NOISE: Bytes = Bytes::mib(2);
+
 impl Controller {
     /// A calm controller. `page_bytes` is the kernel's page size.
     #[must_use]
@@ -221,7 +220,7 @@ impl Controller {
             own: Bytes::ZERO,
             retired: Bytes::ZERO,
             others: Lowest::default(),
-            aided_ns: None,
+            cushion_ns: None,
             missing: Bytes::ZERO,
             last_harm_ns: 0,
             last_grow_ns: None,
@@ -302,17 +301,22 @@ impl Controller {
         }
     }
 
-    /// A burst may begin: free blocks are to go at once, if a wall of ours was
-    /// hit. Once for each burst.
-    pub fn first_aid(&mut self, now_ns: u64) -> Option<Decision> {
+    /// At the first stall of a burst, if a wall of ours `was_hit`: a slice of the
+    /// free blocks is to go at once. The hit is looked up last.
+    pub fn return_cushion(
+        &mut self,
+        now_ns: u64,
+        was_hit: impl FnOnce() -> bool,
+    ) -> Option<Decision> {
+        let p = self.pending?;
         let recent = |t: u64| now_ns.saturating_sub(t) <= ns(self.tuning.quiet);
-        if self.burst.is_some_and(|b| recent(b.active_ns)) || self.aided_ns.is_some_and(recent) {
+        let goes_on = self.burst.is_some_and(|b| recent(b.active_ns));
+        if goes_on || self.cushion_ns.is_some_and(recent) || !was_hit() {
             return None;
         }
-        let p = self.pending?;
-        self.aided_ns = Some(now_ns);
+        self.cushion_ns = Some(now_ns);
         Some(Decision {
-            want: FIRST_AID,
+            want: self.tuning.first_slice,
             missing: Bytes::ZERO,
             steps: Steps::SLACK,
             trigger: Trigger::Onset(p.kind),

@@ -13,6 +13,7 @@ use super::{
     record::{Tap, Trigger, TrimRecord},
     survey::{self, Handover},
     wall::Walls,
+    witness,
     worker::Worker,
 };
 use crate::{
@@ -21,8 +22,7 @@ use crate::{
     pressure::{EventTotals, PressureSource, SourceStats, privilege},
     units::Bytes,
 };
-use kvpsi_common::{Kind, Phase};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 use std::{
     io,
     os::fd::OwnedFd,
@@ -295,7 +295,7 @@ impl Governor {
             threads.spawn("kvpsi-witness", move |stop| {
                 give_up("witness", ids.as_ref());
                 drop(giving_up);
-                watch(w, &shared, &stop);
+                witness::watch(w, &shared, &stop);
             })?;
         }
         let (tell, told) = mpsc::sync_channel(1);
@@ -443,31 +443,6 @@ impl Governor {
 fn give_up(name: &str, ids: Option<&privilege::Ids>) {
     if let Err(e) = privilege::leave(ids) {
         tracing::warn!("the {name}'s thread keeps its privileges: {e}");
-    }
-}
-
-/// The witness: keeps the start of the last burst.
-fn watch(mut source: Box<dyn PressureSource>, shared: &Shared, stop: &OwnedFd) {
-    loop {
-        let woken = {
-            let r = source.readiness();
-            let Some((fd, flags)) = &r.fd else { return };
-            let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(fd, *flags)];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-            }
-            !fds[0].revents().is_empty()
-        };
-        let drained = source.drain(&mut |e| {
-            if e.phase == Phase::Onset as u16 && Kind::from_raw(e.kind).is_some_and(Kind::is_stall)
-            {
-                shared.witness_onset_ns.store(e.ts_ns, Relaxed);
-            }
-        });
-        if woken || drained.is_err() {
-            return;
-        }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod reactor;
 pub mod record;
 mod survey;
 pub mod wall;
+mod witness;
 mod worker;
 
 pub use controller::{Controller, Decision, Gave, Ignored, Tuning};

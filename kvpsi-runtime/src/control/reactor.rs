@@ -209,7 +209,7 @@ impl Reactor {
         loop {
             self.drain()?;
             self.handover.take(&mut self.gauges.walls);
-            self.first_aid();
+            self.return_cushion();
             let noticed_ns = monotonic_ns();
             let levels = self.gauges.levels(Depth::Near);
             self.controller.set_profile(self.ladder.profile());
@@ -244,13 +244,14 @@ impl Reactor {
 
     /// Free blocks go before page cache is looked at, where a wall of ours was
     /// hit.
-    fn first_aid(&mut self) {
+    fn return_cushion(&mut self) {
+        if self.shared.paused.load(Relaxed) {
+            return;
+        }
         let now = monotonic_ns();
         let walls = self.gauges.walls.as_ref();
-        if !self.shared.paused.load(Relaxed)
-            && walls.is_some_and(Walls::were_hit)
-            && let Some(decision) = self.controller.first_aid(now)
-        {
+        let was_hit = || walls.is_some_and(Walls::were_hit);
+        if let Some(decision) = self.controller.return_cushion(now, was_hit) {
             self.trim(&decision, now);
         }
     }

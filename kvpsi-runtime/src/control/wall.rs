@@ -6,9 +6,10 @@
 //! open, buffers are on the stack. Nor does the kernel: of a file in /proc or a
 //! cgroup the first read allocates a buffer, charged to the reader's cgroup
 //! (`seq_buf_alloc` in fs/seq_file.c), and at a full wall the reactor would be
-//! stalled itself; so each file is read once when it is opened. A file that vanished or holds nonsense makes
-//! its number absent, never the reading fail. Finding that the process was
-//! moved, or that a level came or went, is [`super::survey`]'s.
+//! stalled itself; so each file is read once when it is opened. A file that
+//! vanished or holds nonsense makes its number absent, never the reading fail.
+//! Finding that the process was moved, or that a level came or went, is
+//! [`super::survey`]'s.
 //! Out of scope: what a number means for a trim ([`super::controller`]).
 //!
 //! Sources: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst;
@@ -82,9 +83,9 @@ impl Walls {
         };
         // Hits and refaults before this moment are nobody's.
         for level in &mut new.levels {
-            let (limit, _) = level.limits();
-            level.read(0, limit, Depth::All);
-            let _ = level.stat.as_ref().map(|f| Stat::read(f, level.version));
+            let _ = level.limits();
+            // As if it had a limit: one that is set later finds all files read.
+            level.read(0, 0, Depth::All);
         }
         new
     }

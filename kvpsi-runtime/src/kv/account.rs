@@ -3,8 +3,10 @@
 //! Owns the counters that no other part owns. Pages are counted by the
 //! allocator and by references ([`super::block`]).
 
-use crate::sync::{AtomicU64, Relaxed};
-use crate::units::Bytes;
+use crate::{
+    sync::{AtomicU64, Relaxed},
+    units::Bytes,
+};
 
 /// The pool's account at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]

@@ -40,8 +40,8 @@ pub(super) struct Alloc {
     /// Most pages that may be, as the user set it.
     limit: AtomicUsize,
     madvise_errors: AtomicU64,
-    /// Free blocks with pages that are kept for a trim: it returns them without
-    /// looking at anybody, and nothing is lost.
+    /// Free blocks that keep their pages for the next trim: no guard can hold
+    /// them, and no token is lost by returning them.
     cushion: AtomicUsize,
 }
 

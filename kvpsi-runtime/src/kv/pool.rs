@@ -16,8 +16,10 @@ use super::{
     table::{Loss, SeqId, Table, TableLock, Tables},
     types::{KvError, KvShape, PoolConfig, slots},
 };
-use crate::sync::{AtomicBool, AtomicU64, Relaxed};
-use crate::units::Bytes;
+use crate::{
+    sync::{AtomicBool, AtomicU64, Relaxed},
+    units::Bytes,
+};
 use std::{ops::Range, sync::Arc};
 
 /// The KV memory of a model.

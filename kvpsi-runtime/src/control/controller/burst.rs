@@ -1,10 +1,9 @@
-//! A burst: stalls at one wall with less than [`Tuning::quiet`] between them.
+//! A burst: stalls at one wall with less than [`super::Tuning::quiet`]
+//! between them.
 //!
 //! Owns what is known of it, and what is missing at its wall. Out of scope: whose
 //! stalls they are ([`super`]).
 
-#[cfg(doc)]
-use super::Tuning;
 use super::{Controller, Decision, Levels, OTHERS_NOISE, Pending, Trigger, ns};
 use crate::{kv::Steps, units::Bytes};
 use kvpsi_common::Kind;
@@ -175,11 +174,8 @@ impl Controller {
 
     fn need(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Need {
         let on_the_way = self.retired;
-        let coming = Bytes(
-            on_the_way
-                .0
-                .saturating_add(if b.stuck { 0 } else { self.owed.1.0 }),
-        );
+        let owed = if b.stuck { Bytes::ZERO } else { self.owed.1 };
+        let coming = Bytes(on_the_way.0.saturating_add(owed.0));
         let at = b.wall as usize;
         let (hard_missing, spared_quick, wall) = match b.wall {
             Wall::Cgroup => {

@@ -5,12 +5,14 @@
 //! beyond the limit that the user set. On the engine's thread, not under a
 //! guard: it may wait for guards of other threads.
 
-use crate::kv::{
-    block::{Batch, Free, OwnedBlock, Retired, To},
-    pool::KvPool,
-    table::SeqId,
+use crate::{
+    kv::{
+        block::{Batch, Free, OwnedBlock, Retired, To},
+        pool::KvPool,
+        table::SeqId,
+    },
+    sync::{Relaxed, yield_now},
 };
-use crate::sync::{Relaxed, yield_now};
 
 impl KvPool {
     /// A block for `seq`.

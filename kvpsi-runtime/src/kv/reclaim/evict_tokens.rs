@@ -10,7 +10,6 @@
 //! scope: what a row is worth.
 
 use super::Reclaimed;
-use crate::sync::Relaxed;
 use crate::{
     kv::{
         block::{BATCH, Batch, BlockId, OwnedBlock, To, Unlinked},
@@ -24,6 +23,7 @@ use crate::{
         table::{SeqId, Table, TableLock},
         types::{KvShape, Step},
     },
+    sync::Relaxed,
     units::Bytes,
 };
 use std::ops::Range;

@@ -6,7 +6,6 @@
 //! While a block is written anew both are resident: one block beyond the
 //! budget at most. Not for the reactor's thread.
 
-use crate::sync::Relaxed;
 use crate::{
     kv::{
         block::{BlockId, OwnedBlock, To},
@@ -15,6 +14,7 @@ use crate::{
         table::Table,
         types::Step,
     },
+    sync::Relaxed,
     units::Bytes,
 };
 
