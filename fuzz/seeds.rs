@@ -4,7 +4,7 @@
 //!     cargo run --manifest-path fuzz/Cargo.toml --example seeds
 
 use kvpsi::{
-    control::gauge::{CgroupLevel, Levels, SystemLevel},
+    control::{gauge::Levels, system::SystemLevel, wall::CgroupLevel},
     trace::{
         Sample,
         recording::{Entry, Head, Recorded, Trim, prefix},

@@ -2,7 +2,7 @@
 //! only with the `fuzzing` that cargo-fuzz sets.
 
 use crate::{
-    control::{cgroup, gauge::Watermarks},
+    control::{cgroup, system::Watermarks},
     pressure::{systemd, vmstat::Counts},
     sandbox::threads::Thread,
     trace::Sample,

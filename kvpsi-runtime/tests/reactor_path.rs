@@ -7,8 +7,9 @@ use kvpsi::{
     control::{
         Controller, Gave, Tuning,
         cgroup::MemoryCgroup,
-        gauge::{CgroupLevel, Gauges, Levels, SystemGauge},
-        wall::{Depth, Walls},
+        gauge::{Gauges, Levels},
+        system::SystemGauge,
+        wall::{CgroupLevel, Depth, Walls},
     },
     kv::{KvPool, KvShape, PoolConfig},
     pressure::{self, Choice, PressureSource, SourceConfig, vmstat::Vmstat, watchdog::Watched},

@@ -42,17 +42,22 @@ impl Hog {
     /// Grows to so much, holds it for a while, and lets go; false if it was
     /// killed instead.
     pub fn grow(&mut self, bytes: u64) -> bool {
-        self.order("anon", bytes)
+        self.order("anon", bytes, 400)
     }
 
     /// Reads a file of that size for a while: reclaim and refaults.
     pub fn read(&mut self, bytes: u64) -> bool {
-        self.order("file", bytes)
+        self.read_for(bytes, 400)
     }
 
-    fn order(&mut self, what: &str, bytes: u64) -> bool {
+    /// The same for so many milliseconds.
+    pub fn read_for(&mut self, bytes: u64, ms: u64) -> bool {
+        self.order("file", bytes, ms)
+    }
+
+    fn order(&mut self, what: &str, bytes: u64, ms: u64) -> bool {
         let mut answer = String::new();
-        writeln!(self.orders, "{what} {bytes} 400").is_ok()
+        writeln!(self.orders, "{what} {bytes} {ms}").is_ok()
             && self.answers.read_line(&mut answer).is_ok()
             && answer.starts_with("done ")
     }

@@ -5,8 +5,7 @@
 use crate::{
     control::{
         cgroup::{MemoryCgroup, Version},
-        gauge::CgroupLevel,
-        wall::Walls,
+        wall::{CgroupLevel, Walls},
     },
     pressure::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs},
 };

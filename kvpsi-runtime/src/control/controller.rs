@@ -4,9 +4,9 @@
 //! - **Whose.** A stall belongs to the cgroup wall that was hit a moment ago,
 //!   or to the system where free memory is short or the kernel reclaims for
 //!   all. Any other is counted ([`Ignored`]) and costs nothing.
-//! - **Harm.** What clean page cache covers harms nobody, unless pages that
-//!   were in use are read again ([`Tuning::refaults`]) or stalls take too much
-//!   of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
+//! - **Harm.** What clean page cache covers is no harm, unless pages that were in
+//!   use come back ([`Tuning::refaults`]; seen without an event where kswapd took
+//!   them) or stalls take too much of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
 //!   where the whole system is short, or others grow at our wall, what is
 //!   lossless goes at once.
 //! - **Cushion.** The OOM killer may come 100 us after the first stall, so a slice
@@ -27,10 +27,7 @@
 //!
 //! Out of scope: blocks, rings and clocks.
 
-use super::{
-    gauge::{Levels, SystemLevel},
-    record::Trigger,
-};
+use super::{bucket::Bucket, gauge::Levels, record::Trigger, system::SystemLevel};
 use crate::{
     kv::{Profile, Steps},
     units::Bytes,
@@ -38,13 +35,11 @@ use crate::{
 use kvpsi_common::{Event, Kind, Phase};
 use std::time::Duration;
 
-mod bucket;
 mod budget;
 mod burst;
 mod growth;
 mod lowest;
 
-use bucket::Bucket;
 use burst::{Burst, Wall, weight};
 use growth::Growth;
 use lowest::Lowest;
@@ -69,7 +64,7 @@ pub struct Tuning {
     /// burst waits for them. Longer than one step takes, thinning 8 MiB by what
     /// queries are expected being the longest.
     pub stuck: Duration,
-    /// Refaults a second that are no harm yet, as a share of the wall: one
+    /// Restored pages a second that are no harm yet, as a share of the wall: one
     /// `refaults`-th of the limit.
     pub refaults: u64,
     /// Stall time a second at one of our walls that counts as harm, whatever
@@ -178,7 +173,8 @@ pub struct Controller {
     burst: Option<Burst>,
     owed: (Option<u64>, Bytes),
     hit_ns: Option<u64>,
-    refaulted: [Bucket; 2],
+    restored: [Bucket; 2],
+    restored_read_ns: [u64; 2],
     stalled: [Bucket; 2],
     usage: Growth,
     own: Bytes,
@@ -214,7 +210,8 @@ impl Controller {
             burst: None,
             owed: (None, Bytes::ZERO),
             hit_ns: None,
-            refaulted: Default::default(),
+            restored: Default::default(),
+            restored_read_ns: [0; 2],
             stalled: Default::default(),
             usage: Growth::default(),
             own: Bytes::ZERO,
@@ -329,16 +326,20 @@ impl Controller {
     /// Call again after [`Controller::trimmed`] until it is `None`.
     pub fn decide(&mut self, now_ns: u64, levels: Levels) -> Option<Decision> {
         self.take_in(now_ns, &levels);
-        let pending = self.pending.take();
-        if let Some(p) = pending {
-            match self.wall_of(&p, now_ns, &levels) {
-                Some(wall) => self.stalled(now_ns, &p, wall),
-                None if levels.cgroup.is_none() && levels.system.is_none() => {
-                    self.ignored.no_wall += p.count;
-                }
-                None => self.ignored.foreign += p.count,
+        let seen = self.pending.take().and_then(|p| {
+            let wall = self.wall_of(&p, now_ns, &levels);
+            if wall.is_none() && levels.cgroup.is_none() && levels.system.is_none() {
+                self.ignored.no_wall += p.count;
+            } else if wall.is_none() {
+                self.ignored.foreign += p.count;
             }
+            Some((p, wall?))
+        });
+        let pending = seen.or_else(|| self.unseen(now_ns, &levels));
+        if let Some((p, wall)) = &pending {
+            self.stalled(now_ns, p, *wall);
         }
+        let pending = pending.map(|(p, _)| p);
         if let Some(trim) = self.burst(now_ns, pending.as_ref(), &levels) {
             self.warned = None;
             return Some(trim);
@@ -352,14 +353,44 @@ impl Controller {
             if c.was_hit() {
                 self.hit_ns = Some(now_ns);
             }
-            self.refaulted[Wall::Cgroup as usize].add(now_ns, c.refaulted.unwrap_or(Bytes::ZERO).0);
+            self.add_restored(now_ns, Wall::Cgroup, c.restored);
             let kept = c.usage.saturating_sub(c.file.unwrap_or(Bytes::ZERO));
             self.usage.look(now_ns, kept);
             self.others.look(now_ns, kept.saturating_sub(self.own));
         }
         if let Some(s) = &levels.system {
-            self.refaulted[Wall::System as usize].add(now_ns, s.refaulted.unwrap_or(Bytes::ZERO).0);
+            self.add_restored(now_ns, Wall::System, s.restored);
         }
+    }
+
+    /// `restored` came since the last reading that had it: an hour ago, it may be.
+    fn add_restored(&mut self, now_ns: u64, wall: Wall, restored: Option<Bytes>) {
+        let Some(restored) = restored else { return };
+        let last = std::mem::replace(&mut self.restored_read_ns[wall as usize], now_ns);
+        let over = now_ns.saturating_sub(last);
+        self.restored[wall as usize].add_over(now_ns, restored.0, over);
+    }
+
+    /// A working set that kswapd took and that is read again: a task waits for it
+    /// whether or not an event says so.
+    fn unseen(&self, now_ns: u64, levels: &Levels) -> Option<(Pending, Wall)> {
+        let spared = self.spared(levels.system?.scale());
+        let p = Pending {
+            kind: Kind::Refault,
+            global: true,
+            onset: true,
+            ts_ns: now_ns,
+            asked: Bytes::ZERO,
+            count: 1,
+            stall_ns: 0,
+        };
+        let harm = self.restored[Wall::System as usize].level(now_ns) > spared.0;
+        harm.then_some((p, Wall::System))
+    }
+
+    /// Bytes restored a second that are no harm yet at a wall of that size.
+    fn spared(&self, wall: Bytes) -> Bytes {
+        Bytes(wall.0 / self.tuning.refaults.max(1))
     }
 
     /// The wall that a stall hit.
@@ -407,7 +438,7 @@ impl Controller {
             return;
         }
         let Some(b) = &mut self.burst else { return };
-        for bucket in &mut self.refaulted {
+        for bucket in &mut self.restored {
             bucket.less(now_ns, gave.bytes.0.saturating_add(gave.deferred.0));
         }
         b.slice = Bytes(b.slice.0.saturating_mul(2)).min(self.tuning.max_slice);

@@ -6,12 +6,14 @@
 use super::{
     cgroup::MemoryCgroup,
     controller::{Controller, Ignored, Tuning},
-    gauge::{Gauges, ResidentGauge, SystemGauge},
+    gate::Gate,
+    gauge::{Gauges, ResidentGauge},
     harden::{self, Hardening},
     order::Order,
     reactor::{Reactor, Shared},
     record::{Tap, Trigger, TrimRecord},
-    survey::{self, Handover},
+    survey::{Handover, Survey},
+    system::SystemGauge,
     wall::Walls,
     witness,
     worker::Worker,
@@ -280,13 +282,17 @@ impl Governor {
         // Each thread lets its end go once it has given up its privileges: the
         // sandbox, which comes next, refuses the call for it.
         let (giving_up, given_up) = mpsc::channel::<()>();
-        if gauges.walls.is_some() {
-            let (handover, ids) = (Arc::clone(&handover), config.ids.clone());
+        let survey = Survey {
+            walls: gauges.walls.is_some().then(|| Arc::clone(&handover)),
+            marks: gauges.system.as_ref().map(SystemGauge::marks),
+        };
+        if survey.walls.is_some() || survey.marks.is_some() {
+            let ids = config.ids.clone();
             let giving_up = giving_up.clone();
             threads.spawn("kvpsi-walls", move |stop| {
                 give_up("walls", ids.as_ref());
                 drop(giving_up);
-                survey::run(&handover, &stop);
+                survey.run(&stop);
             })?;
         }
         if let Some(w) = witness {
@@ -318,6 +324,7 @@ impl Governor {
                 pool,
                 ladder,
                 controller,
+                gate: Gate::default(),
                 order: of_reactor,
                 shared,
                 handover,

@@ -1,7 +1,7 @@
 //! From events to bytes: the only place that knows both pressure and KV.
 //!
-//! Owns the walls that memory runs into ([`wall`], found by [`cgroup`]), what is
-//! missing there ([`gauge`]), the rule that turns stalls into trims
+//! Owns the walls that memory runs into ([`wall`], found by [`cgroup`]; [`system`]),
+//! what is missing there ([`gauge`]), the rule that turns stalls into trims
 //! ([`controller`], pure), the thread that carries it out ([`reactor`]) and its
 //! owner ([`Governor`]). Out of scope: how events are read (`pressure`) and
 //! which blocks are given back (`kv`).
@@ -9,8 +9,11 @@
 //! Invariant: from the ring buffer to `madvise` nothing here allocates,
 //! blocks, logs or takes a lock that a slow path holds.
 
+mod bucket;
 pub mod cgroup;
 pub mod controller;
+pub(crate) mod counters;
+mod gate;
 pub mod gauge;
 pub mod governor;
 pub mod harden;
@@ -18,6 +21,7 @@ mod order;
 pub mod reactor;
 pub mod record;
 mod survey;
+pub mod system;
 pub mod wall;
 mod witness;
 mod worker;

@@ -8,6 +8,7 @@
 
 use super::{
     controller::{Controller, Decision, Gave},
+    gate::{self, Gate},
     gauge::{Gauges, ResidentGauge},
     order::Order,
     record::{Tap, Tapped, TrimRecord},
@@ -118,6 +119,7 @@ pub(super) struct Reactor {
     /// Of the pool; asked what may be given up, and for nothing else.
     pub ladder: Arc<Ladder>,
     pub controller: Controller,
+    pub gate: Gate,
     pub order: Arc<Order>,
     pub shared: Arc<Shared>,
     /// Where a new set of walls comes from.
@@ -150,7 +152,9 @@ impl Reactor {
             let until_growth = self
                 .controller
                 .sleep(now, self.pool.budget(), self.capacity);
-            let timeout = [until_drain, until_growth].into_iter().flatten().min();
+            let until_look = self.gate.is_open().then_some(gate::LOOK);
+            let timeouts = [until_drain, until_growth, until_look];
+            let timeout = timeouts.into_iter().flatten().min();
             let (stop, ready) = match self.wait(timeout) {
                 Ok(woken) => woken,
                 Err(e) => {
@@ -163,7 +167,7 @@ impl Reactor {
             }
             let now = monotonic_ns();
             let due = interval.is_some() && now >= next_drain_ns;
-            if ready || due || self.controller.looks(now) {
+            if ready || due || self.controller.looks(now) || self.gate_asks(now) {
                 self.shared
                     .wakeups
                     .fetch_add(u64::from(ready || due), Relaxed);
@@ -203,6 +207,15 @@ impl Reactor {
         }
     }
 
+    /// The gate is open and a task stalled, or it is time to see whether kswapd
+    /// still works.
+    fn gate_asks(&mut self, now_ns: u64) -> bool {
+        let Some(system) = self.gauges.system.as_mut() else {
+            return false;
+        };
+        self.gate.is_due(now_ns) || (self.gate.is_open() && system.stalled())
+    }
+
     /// Drains the source and trims until the controller has had enough,
     /// looking for new events after each slice.
     fn respond(&mut self) -> Result<(), i32> {
@@ -212,6 +225,9 @@ impl Reactor {
             self.return_cushion();
             let noticed_ns = monotonic_ns();
             let levels = self.gauges.levels(Depth::Near);
+            if let Some(s) = &self.gauges.system {
+                self.gate.looked(noticed_ns, s.kswapd_works());
+            }
             self.controller.set_profile(self.ladder.profile());
             self.controller
                 .owed(self.order.owed(), self.order.owed_since());
@@ -257,10 +273,11 @@ impl Reactor {
     }
 
     fn drain(&mut self) -> Result<(), i32> {
-        let (controller, shared) = (&mut self.controller, &self.shared);
+        let (controller, gate, shared) = (&mut self.controller, &mut self.gate, &self.shared);
         self.source
             .drain(&mut |e| {
                 shared.tap(|| Tapped::Event(*e));
+                gate.observe(e);
                 controller.observe(e);
             })
             .map_err(|e| e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()))

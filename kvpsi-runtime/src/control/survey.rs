@@ -4,9 +4,10 @@
 //! another cgroup, or that a level came, went or got the memory controller. It
 //! opens a new set of walls and leaves it in a lock-free cell; the reactor takes
 //! it before its next reading and leaves the old set, which this thread closes.
+//! What the zones keep free is looked up anew each [`MARKS_EVERY`] looks.
 //! Out of scope: limits, which every reading looks up itself.
 
-use super::{cgroup::MemoryCgroup, wall::Walls};
+use super::{cgroup::MemoryCgroup, system::Marks, wall::Walls};
 use crossbeam_queue::ArrayQueue;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -20,6 +21,9 @@ const EVERY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
 };
+
+/// Looks between two readings of /proc/zoneinfo: five seconds. It takes 100 us.
+const MARKS_EVERY: u32 = 10;
 
 /// Where both threads meet.
 #[derive(Debug)]
@@ -69,25 +73,44 @@ fn signature(cgroup: &MemoryCgroup) -> Signature {
     cgroup.levels().map(one).collect()
 }
 
-/// Looks until told to stop.
-pub(super) fn run(handover: &Handover, stop: &OwnedFd) {
-    watch(handover, stop, &|| MemoryCgroup::of_self().ok());
+/// What is looked up.
+#[derive(Debug)]
+pub(super) struct Survey {
+    /// Where a new set of walls goes, where cgroups count.
+    pub walls: Option<Arc<Handover>>,
+    /// What zones keep free, where the system counts.
+    pub marks: Option<Arc<Marks>>,
 }
 
-fn watch(handover: &Handover, stop: &OwnedFd, find: &dyn Fn() -> Option<MemoryCgroup>) {
-    let mut last = find().as_ref().map(signature);
-    loop {
-        let mut fds = [PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, Some(&EVERY)) {
-            Ok(0) | Err(Errno::INTR) => {}
-            _ => return,
-        }
-        let Some(cgroup) = find() else { continue };
-        let now = Some(signature(&cgroup));
-        if now != last {
-            tracing::info!("memory limits are now those of {}", cgroup.path.display());
-            handover.put(Walls::open(&cgroup));
-            last = now;
+impl Survey {
+    /// Looks until told to stop.
+    pub fn run(&self, stop: &OwnedFd) {
+        self.watch(stop, &|| MemoryCgroup::of_self().ok());
+    }
+
+    fn watch(&self, stop: &OwnedFd, find: &dyn Fn() -> Option<MemoryCgroup>) {
+        let mut last = find().as_ref().map(signature);
+        for look in 1u32.. {
+            let mut fds = [PollFd::new(stop, PollFlags::IN)];
+            match poll(&mut fds, Some(&EVERY)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                _ => return,
+            }
+            if let Some(marks) = self.marks.as_ref().filter(|_| look % MARKS_EVERY == 0)
+                && let Err(e) = marks.refresh()
+            {
+                tracing::debug!("the marks stay as they were: {e}");
+            }
+            let Some(handover) = &self.walls else {
+                continue;
+            };
+            let Some(cgroup) = find() else { continue };
+            let now = Some(signature(&cgroup));
+            if now != last {
+                tracing::info!("memory limits are now those of {}", cgroup.path.display());
+                handover.put(Walls::open(&cgroup));
+                last = now;
+            }
         }
     }
 }
@@ -127,10 +150,14 @@ mod tests {
             })
         };
         let handover = Handover::new();
+        let survey = Survey {
+            walls: Some(Arc::clone(&handover)),
+            marks: None,
+        };
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
         let mut walls = Some(Walls::open(&a));
         std::thread::scope(|s| {
-            s.spawn(|| watch(&handover, &stop, &find));
+            s.spawn(|| survey.watch(&stop, &find));
             std::thread::sleep(Duration::from_millis(700));
             handover.take(&mut walls);
             assert_eq!(walls.as_ref().unwrap().path(), a.path);

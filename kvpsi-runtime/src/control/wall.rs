@@ -17,16 +17,15 @@
 
 use super::{
     cgroup::{MemoryCgroup, Version},
-    gauge::CgroupLevel,
+    counters::{MemStat, VmStat, lines, read_number, since},
 };
 use crate::units::Bytes;
 use rustix::io::pread;
+use serde::{Deserialize, Serialize};
 use std::{fs::File, path::PathBuf};
 
 /// Limits from here on mean none: v1 writes `LONG_MAX` in whole pages.
 const NO_LIMIT: u64 = 1 << 60;
-/// `memory.stat` has some 2 KiB on a current kernel.
-const STAT_BYTES: usize = 8 << 10;
 /// Most levels that are watched, from ours upwards.
 pub const MOST_LEVELS: usize = 32;
 
@@ -39,8 +38,64 @@ struct Level {
     high: Option<File>,
     hits: Option<File>,
     stat: Option<File>,
+    /// v1: usage, limit and failcnt of memory and swap together.
+    memsw: Option<[File; 3]>,
     last_hits: Option<u64>,
-    last_refaults: Option<u64>,
+    last_restored: Option<u64>,
+}
+
+/// A cgroup's wall at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupLevel {
+    /// What is charged to it.
+    pub usage: Bytes,
+    /// What may be: the lower of limit and `memory.high`.
+    pub limit: Bytes,
+    /// Of the usage: clean page cache, which the kernel drops by itself.
+    pub file: Option<Bytes>,
+    /// Of the usage: anonymous memory.
+    pub anonymous: Option<Bytes>,
+    /// Times it was hit since the last reading; `None`: not known.
+    pub hits: Option<u64>,
+    /// Bytes read again since the last reading that had been evicted while they
+    /// were in use ([`super::counters`]).
+    pub restored: Option<Bytes>,
+    /// Levels above ours.
+    pub up: u32,
+}
+
+impl CgroupLevel {
+    /// It was hit since the last reading, or is full where hits are not counted.
+    #[must_use]
+    pub fn was_hit(&self) -> bool {
+        self.hits
+            .map_or(self.usage.0 >= self.limit.0 / 128 * 127, |n| n > 0)
+    }
+
+    /// What page cache cannot give.
+    fn kept(&self) -> Bytes {
+        self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
+    }
+
+    /// What is to stay free at least: a 32nd of the limit, 16 MiB at most. More
+    /// follows from how fast usage grows, which is the controller's to see.
+    #[must_use]
+    pub fn headroom(&self) -> Bytes {
+        Bytes((self.limit.0 / 32).min(16 << 20))
+    }
+
+    /// Bytes missing beyond what the kernel finds in page cache.
+    #[must_use]
+    pub fn missing(&self) -> Bytes {
+        Bytes(self.kept().0.saturating_add(self.headroom().0)).saturating_sub(self.limit)
+    }
+
+    /// Bytes that anonymous memory may grow by.
+    #[must_use]
+    pub fn room(&self) -> Bytes {
+        let full = Bytes(self.kept().0.saturating_add(self.headroom().0));
+        self.limit.saturating_sub(full)
+    }
 }
 
 /// Our cgroup and those above it.
@@ -48,6 +103,10 @@ struct Level {
 pub struct Walls {
     path: PathBuf,
     levels: Vec<Level>,
+    /// v1 does not count restored pages by cgroup: what the whole system restored
+    /// is the most that any of them did.
+    vmstat: Option<File>,
+    last_restored: Option<u64>,
 }
 
 /// What all levels together say.
@@ -76,16 +135,22 @@ impl Walls {
     /// memory controller are left out.
     #[must_use]
     pub fn open(cgroup: &MemoryCgroup) -> Self {
+        Self::open_beside(cgroup, File::open("/proc/vmstat").ok())
+    }
+
+    fn open_beside(cgroup: &MemoryCgroup, vmstat: Option<File>) -> Self {
         let levels = cgroup.levels().take(MOST_LEVELS);
         let mut new = Self {
             path: cgroup.path.clone(),
             levels: levels.filter_map(|c| Level::open(&c)).collect(),
+            last_restored: vmstat.as_ref().and_then(VmStat::read).map(|s| s.restored),
+            vmstat,
         };
-        // Hits and refaults before this moment are nobody's.
+        // What was counted until now is over. A limit that is set later finds
+        // every file read once.
         for level in &mut new.levels {
-            let _ = level.limits();
-            // As if it had a limit: one that is set later finds all files read.
-            level.read(0, 0, Depth::All);
+            level.read(0, Depth::All);
+            level.last_restored = level.stat().map(MemStat::again);
         }
         new
     }
@@ -112,9 +177,8 @@ impl Walls {
     pub fn read(&mut self, depth: Depth) -> WallsReading {
         let mut all = WallsReading::default();
         for (up, level) in self.levels.iter_mut().enumerate() {
-            let (limit, high) = level.limits();
             let up = u32::try_from(up).unwrap_or(u32::MAX);
-            let Some(now) = level.read(up, limit.min(high), depth) else {
+            let Some(now) = level.read(up, depth) else {
                 continue;
             };
             if now.limit.0 >= NO_LIMIT {
@@ -127,15 +191,32 @@ impl Walls {
                 all.binding = Some(now);
             }
         }
+        if let Some(b) = &mut all.binding {
+            self.bound(b);
+        }
         all
+    }
+
+    /// Of the refaults of a level that counts no restored pages, no more than the
+    /// whole system restored. Costs a read of /proc/vmstat while there are some.
+    fn bound(&mut self, level: &mut CgroupLevel) {
+        let all_counted = self.levels[level.up as usize].version == Version::V1;
+        let Some(refaulted) = level.restored.filter(|r| all_counted && *r > Bytes::ZERO) else {
+            return;
+        };
+        if let Some(stat) = self.vmstat.as_ref().and_then(VmStat::read) {
+            let restored = since(&mut self.last_restored, Some(stat.restored));
+            level.restored = restored.map(|pages| bytes(pages).min(refaulted));
+        }
     }
 
     /// Some level was hit since the last reading: the quickest thing to know.
     #[must_use]
     pub fn were_hit(&self) -> bool {
         self.levels.iter().any(|l| {
-            let now = l.hits.as_ref().and_then(|f| hits(f, l.version));
-            l.last_hits.zip(now).is_some_and(|(last, now)| now > last)
+            l.last_hits
+                .zip(l.hits())
+                .is_some_and(|(last, now)| now > last)
         })
     }
 
@@ -143,10 +224,8 @@ impl Walls {
     #[must_use]
     pub fn each(&mut self) -> Vec<CgroupLevel> {
         let levels = self.levels.iter_mut().enumerate();
-        let one = |(up, level): (usize, &mut Level)| {
-            let (limit, high) = level.limits();
-            level.read(u32::try_from(up).ok()?, limit.min(high), Depth::All)
-        };
+        let one =
+            |(up, level): (usize, &mut Level)| level.read(u32::try_from(up).ok()?, Depth::All);
         let limited = |l: &CgroupLevel| l.limit.0 < NO_LIMIT;
         levels.filter_map(one).filter(limited).collect()
     }
@@ -155,6 +234,7 @@ impl Walls {
 impl Level {
     fn open(cgroup: &MemoryCgroup) -> Option<Self> {
         let open = |name: &str| File::open(cgroup.path.join(name)).ok();
+        let memsw = |file: &str| open(&format!("memory.memsw.{file}"));
         let (high, hits) = match cgroup.version {
             Version::V1 => (None, open("memory.failcnt")),
             // The hierarchical file counts the hits of those below it too.
@@ -170,23 +250,60 @@ impl Level {
             high,
             hits,
             stat: open("memory.stat"),
+            memsw: memsw("usage_in_bytes")
+                .zip(memsw("limit_in_bytes"))
+                .zip(memsw("failcnt"))
+                .map(|((usage, limit), hits)| [usage, limit, hits]),
             last_hits: None,
-            last_refaults: None,
+            last_restored: None,
         })
     }
 
-    /// (limit, high); `u64::MAX` where there is none.
-    fn limits(&self) -> (u64, u64) {
+    /// What may be charged: the lowest of limit, `memory.high`, and the limit of
+    /// memory and swap together less what is swapped; `u64::MAX` where there is
+    /// none.
+    fn limit(&self, usage: u64) -> u64 {
         let number = |f: &File| read_number(f).unwrap_or(u64::MAX);
-        (
-            number(&self.limit),
-            self.high.as_ref().map_or(u64::MAX, number),
-        )
+        let high = self.high.as_ref().map_or(u64::MAX, number);
+        let both = self.memsw.as_ref().map_or(u64::MAX, |[all, limit, _]| {
+            let swapped = number(all).saturating_sub(usage);
+            number(limit).saturating_sub(swapped)
+        });
+        number(&self.limit).min(high).min(both)
     }
 
-    fn read(&mut self, up: u32, limit: u64, depth: Depth) -> Option<CgroupLevel> {
+    /// Times that a limit was hit: `memory.failcnt` and that of memory and swap,
+    /// or `max` and `high` of `memory.events.local`.
+    fn hits(&self) -> Option<u64> {
+        let file = self.hits.as_ref()?;
+        match self.version {
+            Version::V1 => {
+                let both = self.memsw.as_ref().and_then(|[_, _, f]| read_number(f));
+                Some(read_number(file)?.wrapping_add(both.unwrap_or(0)))
+            }
+            Version::V2 => {
+                let mut buf = [0u8; 512];
+                let n = pread(file, &mut buf, 0).ok()?;
+                let (mut sum, mut found) = (0u64, false);
+                for (name, value) in lines(&buf[..n]) {
+                    if matches!(name, b"max" | b"high") {
+                        sum = sum.wrapping_add(value);
+                        found = true;
+                    }
+                }
+                found.then_some(sum)
+            }
+        }
+    }
+
+    fn stat(&self) -> Option<MemStat> {
+        MemStat::read(self.stat.as_ref()?, self.version)
+    }
+
+    fn read(&mut self, up: u32, depth: Depth) -> Option<CgroupLevel> {
         let usage = read_number(&self.usage)?;
-        let hits_now = self.hits.as_ref().and_then(|f| hits(f, self.version));
+        let limit = self.limit(usage);
+        let hits_now = self.hits();
         let hits = since(&mut self.last_hits, hits_now);
         let mut now = CgroupLevel {
             usage: Bytes(usage),
@@ -198,121 +315,18 @@ impl Level {
         let near = usage.saturating_add(limit / 16) >= limit;
         if limit < NO_LIMIT
             && (depth == Depth::All || near || now.was_hit())
-            && let Some(stat) = self.stat.as_ref().and_then(|f| Stat::read(f, self.version))
+            && let Some(stat) = self.stat()
         {
             now.file = Some(Bytes(stat.file.saturating_sub(stat.dirty)));
             now.anonymous = Some(Bytes(stat.anonymous));
-            now.refaulted = since(&mut self.last_refaults, Some(stat.refaults))
-                .map(|pages| Bytes(pages.saturating_mul(rustix::param::page_size() as u64)));
+            now.restored = since(&mut self.last_restored, Some(stat.again())).map(bytes);
         }
         Some(now)
     }
 }
 
-/// How far a counter moved; `None` at first and where it is not there. A counter
-/// that went back (the cgroup was made anew) begins again.
-fn since(last: &mut Option<u64>, now: Option<u64>) -> Option<u64> {
-    let before = std::mem::replace(last, now)?;
-    Some(now?.saturating_sub(before))
-}
-
-/// Times that the limit was hit: `memory.failcnt`, or `max` and `high` of
-/// `memory.events.local`.
-fn hits(file: &File, version: Version) -> Option<u64> {
-    match version {
-        Version::V1 => read_number(file),
-        Version::V2 => {
-            let mut buf = [0u8; 512];
-            let n = pread(file, &mut buf, 0).ok()?;
-            let (mut sum, mut found) = (0u64, false);
-            for (name, value) in lines(&buf[..n]) {
-                if matches!(name, b"max" | b"high") {
-                    sum = sum.wrapping_add(value);
-                    found = true;
-                }
-            }
-            found.then_some(sum)
-        }
-    }
-}
-
-/// What matters of `memory.stat`: bytes, and pages of refaults.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stat {
-    pub file: u64,
-    pub dirty: u64,
-    pub anonymous: u64,
-    pub refaults: u64,
-}
-
-impl Stat {
-    fn read(file: &File, version: Version) -> Option<Self> {
-        let mut buf = [0u8; STAT_BYTES];
-        let mut held = 0;
-        while held < buf.len() {
-            match pread(file, &mut buf[held..], held as u64) {
-                Ok(0) => break,
-                Ok(n) => held += n,
-                Err(_) => return None,
-            }
-        }
-        Self::parse(&buf[..held], version)
-    }
-
-    /// v1 has its own pages first and those of all below as `total_`; v2 counts
-    /// all. `None` where it names no file pages.
-    pub(crate) fn parse(text: &[u8], version: Version) -> Option<Self> {
-        let mut sum = Self::default();
-        let mut found = false;
-        for (name, value) in lines(text) {
-            let name = match version {
-                Version::V2 => name,
-                Version::V1 => match name.strip_prefix(b"total_") {
-                    Some(name) => name,
-                    None => continue,
-                },
-            };
-            let field = match name {
-                b"inactive_file" | b"active_file" => {
-                    found = true;
-                    &mut sum.file
-                }
-                b"dirty" | b"writeback" | b"file_dirty" | b"file_writeback" => &mut sum.dirty,
-                b"rss" | b"anon" => &mut sum.anonymous,
-                // Until 5.8 one counter, then one each.
-                b"workingset_refault" | b"workingset_refault_file" | b"workingset_refault_anon" => {
-                    &mut sum.refaults
-                }
-                _ => continue,
-            };
-            *field = field.saturating_add(value);
-        }
-        found.then_some(sum)
-    }
-}
-
-/// Pairs of a flat keyed file. Lines that are none are passed over.
-pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
-    text.split(|b| *b == b'\n').filter_map(|line| {
-        let space = line.iter().position(|b| *b == b' ')?;
-        Some((&line[..space], number(&line[space + 1..])?))
-    })
-}
-
-/// The decimal number that a text starts with.
-fn number(text: &[u8]) -> Option<u64> {
-    let digits = text.iter().take_while(|b| b.is_ascii_digit());
-    digits.fold(None, |value, d| {
-        let value = value.unwrap_or(0u64).saturating_mul(10);
-        Some(value.saturating_add(u64::from(d - b'0')))
-    })
-}
-
-/// The decimal number that a file starts with: none of `max`, nor of nonsense.
-fn read_number(file: &File) -> Option<u64> {
-    let mut buf = [0u8; 32];
-    let n = pread(file, &mut buf, 0).ok()?;
-    number(&buf[..n])
+fn bytes(pages: u64) -> Bytes {
+    Bytes(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
 #[cfg(test)]

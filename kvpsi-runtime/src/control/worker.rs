@@ -7,10 +7,11 @@
 //! Out of scope: how much is missing.
 
 use super::{
-    gauge::{SystemGauge, obtainable},
+    gauge::obtainable,
     order::Order,
     reactor::Shared,
     record::{Trigger, TrimRecord},
+    system::SystemGauge,
     wall::Depth,
 };
 use crate::{

@@ -8,7 +8,7 @@
 //! where entries come from.
 
 use crate::{
-    control::gauge::{CgroupLevel, Levels, SystemLevel},
+    control::{gauge::Levels, system::SystemLevel, wall::CgroupLevel},
     kv::Step,
     units::Bytes,
 };

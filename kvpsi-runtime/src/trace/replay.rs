@@ -329,16 +329,21 @@ impl Simulation {
             delivered = true;
             controller.observe(e);
         })?;
-        if delivered || self.controller.looks(self.now_ns) {
+        if delivered
+            || self.controller.looks(self.now_ns)
+            || levels
+                .system
+                .is_some_and(|s| s.restored > Some(Bytes::ZERO))
+        {
             self.respond(on);
         }
         // Counters are differences: what was seen once is not seen again.
         if let Some(c) = &mut self.levels.cgroup {
-            c.refaulted = c.refaulted.map(|_| Bytes::ZERO);
+            c.restored = c.restored.map(|_| Bytes::ZERO);
             c.hits = c.hits.map(|_| 0);
         }
         if let Some(s) = &mut self.levels.system {
-            s.refaulted = s.refaulted.map(|_| Bytes::ZERO);
+            s.restored = s.restored.map(|_| Bytes::ZERO);
         }
         Ok(())
     }

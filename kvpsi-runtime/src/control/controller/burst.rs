@@ -193,16 +193,16 @@ impl Controller {
                 let Some(s) = levels.system else {
                     return Need::default();
                 };
-                (s.missing(), Bytes::ZERO, Bytes(s.tight.0.saturating_mul(8)))
+                (s.missing(), Bytes::ZERO, s.scale())
             }
         };
-        let spared = Bytes(wall.0 / self.tuning.refaults.max(1));
-        let refaulted = Bytes(self.refaulted[at].level(now_ns)).saturating_sub(spared);
+        let spared = self.spared(wall);
+        let restored = Bytes(self.restored[at].level(now_ns)).saturating_sub(spared);
         let too_long = self.stalled[at].level(now_ns) > ns(self.tuning.stall_time);
         let soft = if too_long {
-            refaulted.max(self.tuning.first_slice)
+            restored.max(self.tuning.first_slice)
         } else {
-            refaulted
+            restored
         };
         let oom = b.kind == Kind::OomVictim && b.asked > Bytes::ZERO;
         let hard_missing = if oom {

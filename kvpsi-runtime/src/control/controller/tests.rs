@@ -1,7 +1,7 @@
 //! The rule, decision by decision.
 
 use super::*;
-use crate::{control::gauge::CgroupLevel, kv::Step};
+use crate::{control::wall::CgroupLevel, kv::Step};
 use bytemuck::Zeroable;
 
 fn event(kind: Kind, phase: Phase, ts_ns: u64) -> Event {
@@ -29,7 +29,7 @@ fn system(free: u64) -> SystemLevel {
         tight: Bytes::mib(100),
         high: Bytes::mib(50),
         file: Some(Bytes::ZERO),
-        refaulted: None,
+        restored: None,
     }
 }
 
@@ -156,7 +156,7 @@ fn refaults_beyond_the_allowance_of_a_second_are_harm_and_no_more_is_given_than_
     let mut c = controller();
     // 16 MiB a second are none; 1 MiB is read again each ms.
     let mut levels = full(Bytes::mib(100));
-    levels.cgroup.as_mut().unwrap().refaulted = Some(Bytes::mib(1));
+    levels.cgroup.as_mut().unwrap().restored = Some(Bytes::mib(1));
     let (mut given, mut first) = (0, None);
     for t in 1..=30 {
         c.observe(&event(Kind::MemcgReclaim, Phase::Summary, t * MS));
@@ -170,6 +170,30 @@ fn refaults_beyond_the_allowance_of_a_second_are_harm_and_no_more_is_given_than_
     }
     assert_eq!(first, Some(17));
     assert!((12 << 20..=14 << 20).contains(&given), "{given}");
+}
+
+#[test]
+fn a_working_set_that_comes_back_is_harm_though_no_event_says_so() {
+    let mut c = controller();
+    let mut levels = Levels {
+        system: Some(system(110)),
+        ..Levels::default()
+    };
+    let (mut given, mut first) = (0, None);
+    // 25 MiB a second are none; page cache would cover what is missing.
+    for t in 1..=40 {
+        let s = levels.system.as_mut().unwrap();
+        (s.file, s.restored) = (Some(Bytes::mib(500)), Some(Bytes::mib(1)));
+        while let Some(d) = c.decide(t * MS, levels) {
+            assert!(d.harm && d.trigger.kind() == Some(Kind::Refault));
+            first = first.or(Some(t));
+            given += d.want.0;
+            c.trimmed(t * MS, &d, gave(d.want));
+            levels.system.as_mut().unwrap().restored = Some(Bytes::ZERO);
+        }
+    }
+    assert_eq!(first, Some(26));
+    assert!((12 << 20..=15 << 20).contains(&given), "{given}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn v2(dir: &Path, max: &str, high: &str, current: u64) {
             ),
             (
                 "memory.stat",
-                "anon 50\nfile 900\nfile_dirty 2\nfile_writeback 1\ninactive_file 10\nactive_file 20\nworkingset_refault_anon 1\nworkingset_refault_file 4\n",
+                "anon 50\nfile 900\nfile_dirty 2\nfile_writeback 1\ninactive_file 10\nactive_file 20\nworkingset_refault_anon 1\nworkingset_refault_file 4\nworkingset_restore_file 0\n",
             ),
         ],
     );
@@ -55,7 +55,7 @@ fn a_hit_of_a_level_above_binds_though_ours_has_the_lower_limit() {
     assert_eq!((hit.up, hit.hits, hit.limit.0), (1, Some(1), 1_000_000));
     assert_eq!(hit.file, Some(Bytes(27)));
     assert_eq!(
-        (hit.anonymous, hit.refaulted),
+        (hit.anonymous, hit.restored),
         (Some(Bytes(50)), Some(Bytes(0)))
     );
     assert_eq!(walls.read(Depth::Near).binding.unwrap().hits, Some(0));
@@ -141,30 +141,56 @@ fn a_level_without_the_controller_is_passed_over_and_twenty_are_read() {
 }
 
 #[test]
-fn a_counter_that_goes_back_begins_again() {
-    let mut last = None;
-    assert_eq!(since(&mut last, Some(7)), None);
-    assert_eq!(since(&mut last, Some(9)), Some(2));
-    assert_eq!(since(&mut last, Some(1)), Some(0));
-    assert_eq!(since(&mut last, Some(u64::MAX)), Some(u64::MAX - 1));
-    assert_eq!(since(&mut last, None), None);
-    assert_eq!(since(&mut last, Some(3)), None);
+fn swap_leaves_less_of_the_limit_of_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    let files = [
+        ("memory.limit_in_bytes", "1000000"),
+        ("memory.usage_in_bytes", "700000"),
+        ("memory.failcnt", "1"),
+        ("memory.memsw.limit_in_bytes", "1100000"),
+        ("memory.memsw.usage_in_bytes", "1000000"),
+        ("memory.memsw.failcnt", "4"),
+    ];
+    level(&ours, &files);
+    let mut walls = open(&ours, Version::V1);
+    // 300,000 are swapped, so memory may have 800,000.
+    assert_eq!(walls.read(Depth::All).binding.unwrap().limit.0, 800_000);
+    fs::write(ours.join("memory.memsw.failcnt"), "5").unwrap();
+    assert_eq!(walls.read(Depth::All).binding.unwrap().hits, Some(1));
+    level(&ours, &[("memory.memsw.limit_in_bytes", "0")]);
+    assert_eq!(walls.read(Depth::All).binding.unwrap().limit.0, 0);
 }
 
 #[test]
-fn v1_counts_what_is_below_too_and_has_no_high() {
-    let text = b"cache 5\nrss 6\ninactive_file 7\nactive_file 8\ntotal_rss 60\ntotal_dirty 2\n\
-        total_writeback 1\ntotal_inactive_file 70\ntotal_active_file 80\n\
-        total_workingset_refault_file 4\n";
-    let want = Stat {
-        file: 150,
-        dirty: 3,
-        anonymous: 60,
-        refaults: 4,
+fn v1_has_no_more_restored_pages_than_the_whole_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, vmstat) = (dir.path().join("ours"), dir.path().join("vmstat"));
+    let again = |pages: u64, restored: u64| {
+        let stat = format!("total_active_file 1\ntotal_workingset_refault_file {pages}\n");
+        level(
+            &ours,
+            &[
+                ("memory.limit_in_bytes", "1000000"),
+                ("memory.usage_in_bytes", "999999"),
+                ("memory.failcnt", "1"),
+                ("memory.stat", &stat),
+            ],
+        );
+        let text = format!("nr_active_file 1\nworkingset_restore_file {restored}\n");
+        fs::write(&vmstat, text).unwrap();
     };
-    assert_eq!(Stat::parse(text, Version::V1), Some(want));
-    assert_eq!(Stat::parse(b"garbage", Version::V1), None);
-    assert_eq!(Stat::parse(b"inactive_file x\n", Version::V2), None);
+    again(10, 5);
+    let cgroup = MemoryCgroup {
+        path: ours.clone(),
+        version: Version::V1,
+    };
+    let mut walls = Walls::open_beside(&cgroup, fs::File::open(&vmstat).ok());
+    for (pages, restored, want) in [(10, 5, 0), (100, 5, 0), (200, 8, 3), (201, 900, 1)] {
+        again(pages, restored);
+        let read = walls.read(Depth::Near).binding.unwrap();
+        assert_eq!(read.restored, Some(bytes(want)), "{pages} {restored}");
+    }
 }
 
 #[test]

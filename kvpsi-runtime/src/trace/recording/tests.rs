@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    control::gauge::{CgroupLevel, SystemLevel},
+    control::{system::SystemLevel, wall::CgroupLevel},
     trace::Sample,
 };
 use proptest::prelude::*;
@@ -42,23 +42,23 @@ fn entry() -> impl Strategy<Value = Entry> {
     );
     let cgroup =
         cgroup.prop_map(
-            |(usage, limit, file, anonymous, refaulted, hits, up)| CgroupLevel {
+            |(usage, limit, file, anonymous, restored, hits, up)| CgroupLevel {
                 usage,
                 limit,
                 file,
                 anonymous,
                 hits,
-                refaulted,
+                restored,
                 up,
             },
         );
     let system = (bytes(), bytes(), bytes(), maybe(), maybe());
-    let system = system.prop_map(|(free, high, tight, file, refaulted)| SystemLevel {
+    let system = system.prop_map(|(free, high, tight, file, restored)| SystemLevel {
         free,
         high,
         tight,
         file,
-        refaulted,
+        restored,
     });
     let levels = (prop::option::of(cgroup), prop::option::of(system), maybe()).prop_map(
         |(cgroup, system, cgroup_room)| Levels {

@@ -59,11 +59,11 @@ pub(super) fn check(r: &Recording) -> io::Result<()> {
 fn check_levels(ts_ns: u64, levels: &Levels) -> io::Result<()> {
     below("time_ns", ts_ns, MOST_NS)?;
     let cgroup = levels.cgroup.iter().flat_map(|c| {
-        let maybe = [c.file, c.anonymous, c.refaulted].into_iter().flatten();
+        let maybe = [c.file, c.anonymous, c.restored].into_iter().flatten();
         maybe.chain([c.usage])
     });
     let system = levels.system.iter().flat_map(|s| {
-        let maybe = [s.file, s.refaulted].into_iter().flatten();
+        let maybe = [s.file, s.restored].into_iter().flatten();
         maybe.chain([s.free, s.high, s.tight])
     });
     cgroup.chain(system).try_for_each(memory)

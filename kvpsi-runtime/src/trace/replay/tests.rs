@@ -1,7 +1,7 @@
 //! Recordings made by hand, played.
 
 use super::*;
-use crate::control::gauge::CgroupLevel;
+use crate::control::wall::CgroupLevel;
 use crate::trace::recording::{Head, Recorded};
 use bytemuck::Zeroable;
 use kvpsi_common::{Kind, Phase};

@@ -17,7 +17,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use kvpsi::{
-    control::{gauge::SystemGauge, wall::Depth},
+    control::{system::SystemGauge, wall::Depth},
     units::Bytes,
 };
 use memmap2::MmapMut;

@@ -17,6 +17,13 @@ impl Bucket {
         u64::try_from(left).unwrap_or(u64::MAX)
     }
 
+    /// Adds what came within `over_ns`: of a longer time than a second its share.
+    pub fn add_over(&mut self, now_ns: u64, more: u64, over_ns: u64) {
+        let within = u128::from(over_ns.min(SECOND)).max(1);
+        let part = u128::from(more) * within / u128::from(over_ns.max(1));
+        self.add(now_ns, u64::try_from(part).unwrap_or(u64::MAX));
+    }
+
     pub fn add(&mut self, now_ns: u64, more: u64) {
         self.level = self.level(now_ns).saturating_add(more);
         self.at_ns = self.at_ns.max(now_ns);
@@ -45,5 +52,11 @@ mod tests {
         b.add(2 * SECOND, u64::MAX);
         b.add(2 * SECOND, u64::MAX);
         assert_eq!(b.level(0), u64::MAX);
+        let mut b = Bucket::default();
+        b.add_over(60 * SECOND, 600, 60 * SECOND);
+        assert_eq!(b.level(60 * SECOND), 10);
+        b.add_over(60 * SECOND, 5, 0);
+        b.add_over(60 * SECOND, 5, SECOND / 2);
+        assert_eq!(b.level(60 * SECOND), 20);
     }
 }
