@@ -6,8 +6,8 @@
 //!   all. Any other is counted ([`Ignored`]) and costs nothing.
 //! - **Harm.** What clean page cache covers is no harm, unless pages that were in
 //!   use come back ([`Tuning::refaults`]; seen without an event where kswapd took
-//!   them) or stalls take too much of a second ([`Tuning::stall_time`]). Tokens and bits go only for harm;
-//!   where the whole system is short, or others grow at our wall, what is
+//!   them) or stalls take too much of a second ([`Tuning::stall_time`]). Tokens and
+//!   bits go only for harm; where free memory of the system is short, what is
 //!   lossless goes at once.
 //! - **Cushion.** The OOM killer may come 100 us after the first stall, so a slice
 //!   of the free resident blocks goes before page cache is looked at
@@ -38,11 +38,9 @@ use std::time::Duration;
 mod budget;
 mod burst;
 mod growth;
-mod lowest;
 
 use burst::{Burst, Wall, weight};
 use growth::Growth;
-use lowest::Lowest;
 
 /// Constants of the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,9 +175,7 @@ pub struct Controller {
     restored_read_ns: [u64; 2],
     stalled: [Bucket; 2],
     usage: Growth,
-    own: Bytes,
     retired: Bytes,
-    others: Lowest,
     /// When a slice of the cushion was last returned.
     cushion_ns: Option<u64>,
     missing: Bytes,
@@ -193,9 +189,6 @@ pub struct Controller {
 fn ns(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
-
-/// Growth of others that the kernel's batched counters may make up.
-const OTHERS_NOISE: Bytes = Bytes::mib(2);
 
 impl Controller {
     /// A calm controller. `page_bytes` is the kernel's page size.
@@ -214,9 +207,7 @@ impl Controller {
             restored_read_ns: [0; 2],
             stalled: Default::default(),
             usage: Growth::default(),
-            own: Bytes::ZERO,
             retired: Bytes::ZERO,
-            others: Lowest::default(),
             cushion_ns: None,
             missing: Bytes::ZERO,
             last_harm_ns: 0,
@@ -244,11 +235,10 @@ impl Controller {
         self.owed = (since_ns, bytes);
     }
 
-    /// Takes in how much of the usage is the cache's own, and how much of that
-    /// is on its way to the kernel: whoever closes a guard returns it.
-    pub fn own(&mut self, resident: Bytes, retired: Bytes) {
-        self.own = resident;
-        self.retired = retired;
+    /// Takes in how much is on its way to the kernel: whoever closes a guard
+    /// returns it.
+    pub fn retired(&mut self, bytes: Bytes) {
+        self.retired = bytes;
     }
 
     /// What is missing at the wall of a burst that goes on, before what is
@@ -356,7 +346,6 @@ impl Controller {
             self.add_restored(now_ns, Wall::Cgroup, c.restored);
             let kept = c.usage.saturating_sub(c.file.unwrap_or(Bytes::ZERO));
             self.usage.look(now_ns, kept);
-            self.others.look(now_ns, kept.saturating_sub(self.own));
         }
         if let Some(s) = &levels.system {
             self.add_restored(now_ns, Wall::System, s.restored);
@@ -430,7 +419,6 @@ impl Controller {
     /// Takes in what a decision gave back.
     pub fn trimmed(&mut self, now_ns: u64, decision: &Decision, gave: Gave) {
         self.usage.returned(gave.bytes);
-        self.others.answered(gave.bytes);
         for bucket in &mut self.stalled {
             bucket.less(now_ns, ns(self.tuning.stall_time) / 4);
         }

@@ -77,11 +77,12 @@ impl CgroupLevel {
         self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
     }
 
-    /// What is to stay free at least: a 32nd of the limit, 16 MiB at most. More
-    /// follows from how fast usage grows, which is the controller's to see.
+    /// What is to stay free at least: a 128th of the limit, 4 MiB at most, beside
+    /// the cushion. More follows from how fast usage grows, which is the
+    /// controller's to see.
     #[must_use]
     pub fn headroom(&self) -> Bytes {
-        Bytes((self.limit.0 / 32).min(16 << 20))
+        Bytes((self.limit.0 / 128).min(4 << 20))
     }
 
     /// Bytes missing beyond what the kernel finds in page cache.

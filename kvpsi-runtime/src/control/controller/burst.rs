@@ -4,7 +4,7 @@
 //! Owns what is known of it, and what is missing at its wall. Out of scope: whose
 //! stalls they are ([`super`]).
 
-use super::{Controller, Decision, Levels, OTHERS_NOISE, Pending, Trigger, ns};
+use super::{Controller, Decision, Levels, Pending, Trigger, ns};
 use crate::{kv::Steps, units::Bytes};
 use kvpsi_common::Kind;
 
@@ -213,9 +213,6 @@ impl Controller {
         if hard_missing == Bytes::ZERO && soft == Bytes::ZERO {
             let short = match (b.wall, levels.system) {
                 (Wall::System, Some(s)) => s.short().max(b.asked),
-                // What others grew by: page cache made way for it, and may be
-                // worth more than a conversation that ended.
-                (Wall::Cgroup, _) if !b.harmful => self.others.risen().saturating_sub(OTHERS_NOISE),
                 _ => Bytes::ZERO,
             };
             let all = short.saturating_sub(on_the_way);

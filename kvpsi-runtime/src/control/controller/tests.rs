@@ -20,7 +20,7 @@ fn controller() -> Controller {
 }
 
 const MS: u64 = 1_000_000;
-/// 16 MiB are to stay free below it.
+/// 4 MiB are to stay free below it.
 const LIMIT: Bytes = Bytes::mib(512);
 
 fn system(free: u64) -> SystemLevel {
@@ -57,7 +57,7 @@ fn short(missing: Bytes) -> Levels {
 fn shorter(missing: Bytes, given: Bytes) -> Levels {
     let mut levels = full(Bytes::ZERO);
     if let Some(c) = &mut levels.cgroup {
-        let usage = Bytes(LIMIT.0 - (16 << 20) + missing.0);
+        let usage = Bytes(LIMIT.0 - (4 << 20) + missing.0);
         c.usage = usage.saturating_sub(given);
     }
     levels
@@ -88,9 +88,9 @@ fn the_first_slice_is_small_and_the_next_ones_double_until_most_of_the_headroom_
         left = left.saturating_sub(d.want);
         c.trimmed(10, &d, gave(d.want));
     }
-    // 12 of the 16 MiB at once; the others are for the slow steps, which this
-    // profile has not: with the next look.
-    assert_eq!(wants, [512, 1024, 2048, 4096, 4096, 512, 4096]);
+    // Three of the 4 MiB of headroom at once; the last is for the slow steps, which
+    // this profile has not: with the next look.
+    assert_eq!(wants, [512, 1024, 2048, 4096, 4096, 3584, 1024]);
     assert_eq!(left, Bytes::ZERO);
 }
 
@@ -273,10 +273,10 @@ fn what_is_on_its_way_is_not_asked_for_again() {
         ..Gave::default()
     };
     c.trimmed(MS, &d, late);
-    c.own(Bytes::ZERO, Bytes::mib(4));
+    c.retired(Bytes::mib(4));
     assert_eq!(c.decide(2 * MS, short(Bytes::mib(4))), None);
     // It came, and is still missing.
-    c.own(Bytes::ZERO, Bytes::ZERO);
+    c.retired(Bytes::ZERO);
     assert!(c.decide(8 * MS, short(Bytes::mib(4))).is_some());
 }
 
@@ -428,7 +428,7 @@ fn a_cgroup_at_its_limit_is_urgent_and_lossless_stays_lossless() {
 #[test]
 fn the_slow_steps_are_asked_after_the_second_slice() {
     let mut c = Controller::new(Tuning::default(), Profile::Balanced, 4096);
-    let mut left = Bytes::mib(5);
+    let mut left = Bytes::mib(2);
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
     let first = c.decide(2, short(left)).unwrap();
     assert_eq!(first.missing, first.want);
@@ -475,10 +475,10 @@ fn the_budget_follows_half_of_the_room_soon_after_the_last_harm() {
         )
     };
     assert_eq!(grow(200, 40, 40, 76), None);
-    assert_eq!(grow(252, 40, 40, 76), Some(Bytes::mib(70)));
+    assert_eq!(grow(252, 40, 40, 64), Some(Bytes::mib(70)));
     assert_eq!(grow(253, 70, 40, 76), None);
     // Less is not worth it; nor does the budget shrink.
-    assert_eq!(grow(600, 70, 68, 20), None);
+    assert_eq!(grow(600, 70, 68, 8), None);
     assert_eq!(grow(900, 70, 50, 34), None);
     assert_eq!(grow(1200, 70, 68, 214), Some(cap));
     assert_eq!(c.sleep(2252 * MS, cap, cap), None);
