@@ -24,6 +24,9 @@ pub struct Qkv<'a> {
     pub k: &'a mut [f32],
     /// Values.
     pub v: &'a mut [f32],
+    /// For each head a score that takes its share of the softmax and has no
+    /// value (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Memory of a call: the blocks that it looks at and how they are split. What
@@ -83,6 +86,9 @@ pub fn attend_into(
             bail!("attention: {name} has {len} values, expected [{total}, {width}]");
         }
     }
+    if qkv.sinks.is_some_and(|sinks| sinks.len() != cfg.heads) {
+        bail!("attention: {} heads need a sink each", cfg.heads);
+    }
     let _clock = clock(Part::Attention);
     let AttnMemory {
         views: memory_of_views,
@@ -123,6 +129,7 @@ pub fn attend_into(
         cfg,
         block_tokens: pool.shape().block_tokens,
         q: qkv.q,
+        sinks: qkv.sinks,
         spans,
         views: &views,
     };
@@ -162,6 +169,7 @@ fn observe_spans(batch: &Batch<'_>, rows: &[RowSpan]) {
             first_pos: span.first_pos,
             rows: span.rows,
             kv_head: 0,
+            sinks: batch.sinks,
             blocks: &batch.views[blocks.blocks.clone()],
         });
         row += span.rows;

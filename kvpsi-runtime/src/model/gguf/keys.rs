@@ -99,6 +99,55 @@ impl Keys<'_> {
         }
     }
 
+    /// Whether the key is there and 0.
+    pub fn is_zero(&self, key: &str) -> bool {
+        matches!(self.whole(key), Ok(Some(0)))
+    }
+
+    /// Truth values for each of so many layers, or none where the key is
+    /// absent or a number.
+    pub fn flags(&self, key: &str, layers: usize) -> Result<Option<Box<[bool]>>, ModelError> {
+        let Some(Value::Array(each)) = self.value(key) else {
+            return Ok(None);
+        };
+        let flag = |v: &Value| match v {
+            Value::Bool(flag) => Some(*flag),
+            _ => None,
+        };
+        let Some(flags) = each.iter().map(flag).collect::<Option<Box<[_]>>>() else {
+            return Ok(None);
+        };
+        if flags.len() != layers {
+            let what = format!("has {} truth values for {layers} layers", flags.len());
+            return Err(self.bad(key, what));
+        }
+        Ok(Some(flags))
+    }
+
+    /// A truth value.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.bad(
+                key,
+                format!("is {:?}, a truth value was expected", other.value_type()),
+            )),
+        }
+    }
+
+    /// A number in `range`, or 0 for what is off.
+    pub fn float_or_off(
+        &self,
+        key: &str,
+        range: RangeInclusive<f32>,
+    ) -> Result<Option<f32>, ModelError> {
+        match self.value(key) {
+            Some(Value::F32(0.0)) => Ok(None),
+            _ => self.float(key, range),
+        }
+    }
+
     /// What kvpsi does not compute must be absent or off: no, 0, or for a
     /// count of one, 1.
     pub fn refuse(&self, key: &str, what: &str) -> Result<(), ModelError> {

@@ -67,17 +67,17 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 /// Which values of a head the rotary embedding turns together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairs {
-    /// `2 i` and `2 i + 1`: llama GGUF files.
+    /// `2 i` and `2 i + 1`: GGUF files of llama and its like.
     Adjacent,
-    /// `i` and `half + i`: GPT-NeoX, qwen and gemma.
+    /// `i` and `half + i`: GPT-NeoX, qwen, gemma and most others.
     Halves,
 }
 
-/// Turns every head of one row; `cos` and `sin` have one value for each pair
-/// of a head (Su et al., "RoFormer", 2021).
-pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
-    let half = cos.len();
-    for head in x.chunks_exact_mut(2 * half) {
+/// Turns the first `turned` values of every head of one row; `cos` and `sin`
+/// have one value for each pair of a head (Su et al., "RoFormer", 2021).
+pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs, turned: usize) {
+    for head in x.chunks_exact_mut(2 * cos.len()) {
+        let head = &mut head[..turned];
         match pairs {
             RopePairs::Adjacent => {
                 for ([a, b], (c, s)) in head
@@ -90,13 +90,23 @@ pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
                 }
             }
             RopePairs::Halves => {
-                let (low, high) = head.split_at_mut(half);
+                let (low, high) = head.split_at_mut(turned / 2);
                 for ((a, b), (c, s)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
                     (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
                 }
             }
         }
     }
+}
+
+/// `x = cap tanh(x / cap)`.
+pub fn soft_cap(x: &mut [f32], cap: f32) {
+    // tanh(z) = 1 - 2 / (1 + e^2z), which is right at both ends.
+    let by = 2.0 / cap;
+    wide(|| {
+        x.iter_mut()
+            .for_each(|x| *x = cap - 2.0 * cap / (1.0 + exp(*x * by)))
+    });
 }
 
 /// What the feed-forward network bends its gate with.
@@ -107,16 +117,32 @@ pub enum Gate {
     /// The tangent form of GELU: `x * sigmoid(2 z)` with
     /// `z = sqrt(2 / pi) (x + 0.044715 x^3)` (Hendrycks and Gimpel, 2016).
     GeluTanh,
+    /// gpt-oss: `x sigmoid(1.702 x)` of an `x` of 7 at most, and the other side
+    /// between -7 and 7, plus one.
+    Clamped,
 }
 
 /// `gate = act(gate) * up`, value by value.
 pub fn gated(gate: &mut [f32], up: &[f32], act: Gate) {
     match act {
         Gate::Silu => wide(|| apply(gate, up, |x| x)),
+        Gate::Clamped => wide(|| clamped(gate, up)),
         Gate::GeluTanh => wide(|| {
             let two_root = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
             apply(gate, up, |x| two_root * x * (1.0 + 0.044_715 * x * x));
         }),
+    }
+}
+
+/// gpt-oss's limit and slope (transformers' `swiglu_limit`, `swiglu_alpha`).
+const CLAMP: f32 = 7.0;
+const SLOPE: f32 = 1.702;
+
+fn clamped(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        // `min` and `max` would lose what is not a number.
+        let x = if *g > CLAMP { CLAMP } else { *g };
+        *g = x / (1.0 + exp(-SLOPE * x)) * (u.clamp(-CLAMP, CLAMP) + 1.0);
     }
 }
 
@@ -208,7 +234,7 @@ mod tests {
                 (RopePairs::Halves, candle_nn::rotary_emb::rope(&t, &c, &s).unwrap()),
             ] {
                 let mut got = x.to_vec();
-                rotate(&mut got, &cos, &sin, pairs);
+                rotate(&mut got, &cos, &sin, pairs, 2 * half);
                 assert_near(&got, &want);
             }
         }

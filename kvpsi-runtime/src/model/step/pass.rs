@@ -6,16 +6,16 @@
 //! know what the logits are for.
 
 use super::{
-    Interrupted, ops,
+    Interrupted, experts, ops,
     rows::{Parts, Rows},
 };
 use crate::{
     attention::{AttnMemory, Qkv, RowSpan, attend_into},
     kv::{KvPool, evict::QueryStats},
     model::{
-        decoder::{Decoder, Layer},
+        decoder::{Decoder, FeedForward, Gated, Layer},
         gguf::Config,
-        linear::products_into,
+        linear::{QuantizedRows, products_into},
     },
     thread_pool::thread_pool,
 };
@@ -30,6 +30,8 @@ pub(super) struct Pass<'a> {
     pub(super) memory: &'a mut AttnMemory,
     pub(super) queries: &'a QueryStats,
     pub(super) stop: Option<&'a AtomicBool>,
+    /// Whether sequences are turned as long ones.
+    pub(super) long: bool,
 }
 
 /// One position in so many is noted for what queries are like.
@@ -49,8 +51,11 @@ impl Pass<'_> {
         let mut p = rows.parts(tokens.len());
         embed(decoder, tokens, p.x)?;
         self.angles(&mut p);
-        let norms = decoder.layers.iter().map(|layer| &*layer.attn_norm);
-        let mut norms = norms.chain([&*decoder.norm]);
+        let norms = decoder
+            .layers
+            .iter()
+            .map(|layer| layer.attn_norm.as_deref());
+        let mut norms = norms.chain([Some(&*decoder.norm)]);
         if let Some(first) = norms.next() {
             norm(first, c, &mut p);
         }
@@ -68,15 +73,22 @@ impl Pass<'_> {
             }
             let rows = p.x.len() / c.hidden;
             products_into([&layer.out], p.attended, rows, p.acts, [p.h])?;
-            residual(layer.post_attn_norm.as_deref(), &layer.ffn_norm, c, &mut p);
-            products_into([&layer.gate, &layer.up], p.h, rows, p.acts, [p.gate, p.up])?;
-            let up = &*p.up;
-            thread_pool().spread_rows(rows, [p.gate], |first, [gate]| {
-                let from = first * c.feed_forward;
-                ops::gated(gate, &up[from..from + gate.len()], c.gate);
-            });
-            products_into([&layer.down], p.gate, rows, p.acts, [p.h])?;
-            residual(layer.post_ffn_norm.as_deref(), next, c, &mut p);
+            let behind = Behind {
+                bias: layer.out_bias.as_deref(),
+                norm: layer.post_attn_norm.as_deref(),
+                next: layer.ffn_norm.as_deref(),
+            };
+            residual(behind, c, &mut p);
+            match &layer.feed_forward {
+                FeedForward::All(all) => gated(all, c, &mut p)?,
+                FeedForward::Some(some) => experts::mix(some, c, &mut p)?,
+            }
+            let behind = Behind {
+                bias: None,
+                norm: layer.post_ffn_norm.as_deref(),
+                next,
+            };
+            residual(behind, c, &mut p);
         }
         Ok(())
     }
@@ -91,13 +103,14 @@ impl Pass<'_> {
             .chunks_exact_mut(each)
             .zip(p.sin.chunks_exact_mut(each));
         for (rope, (cos, sin)) in self.decoder.ropes.iter().zip(of_ropes) {
-            let positions = self
-                .spans
-                .iter()
-                .flat_map(|s| s.first_pos..s.first_pos + s.rows);
             let tables = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
-            for (pos, (cos, sin)) in positions.zip(tables) {
-                rope.angles(pos, cos, sin);
+            for (pos, (cos, sin)) in positions(self.spans).zip(tables) {
+                rope.angles(pos, self.long, cos, sin);
+            }
+        }
+        if let Some(temperature) = self.decoder.config().temperature {
+            for (pos, grown) in positions(self.spans).zip(&mut *p.grown) {
+                *grown = temperature.at(pos);
             }
         }
     }
@@ -110,7 +123,7 @@ impl Pass<'_> {
         products_into(linears, p.h, rows, p.acts, [p.q, p.k, p.v])?;
         let half = c.head_dim / 2;
         let from = layer.rope * rows * half;
-        let (cos, sin) = (&p.cos[from..], &p.sin[from..]);
+        let (cos, sin, grown) = (&p.cos[from..], &p.sin[from..], &*p.grown);
         thread_pool().spread_rows(rows, [p.q, p.k, p.v], |first, [q, k, v]| {
             if let Some(biases) = &layer.qkv_bias {
                 for (x, bias) in [&mut *q, &mut *k, v].into_iter().zip(biases) {
@@ -129,8 +142,12 @@ impl Pass<'_> {
                 .chunks_exact_mut(c.heads * c.head_dim)
                 .zip(k.chunks_exact_mut(c.kv_heads * c.head_dim));
             for ((q, k), (cos, sin)) in rows.zip(tables) {
-                ops::rotate(q, cos, sin, c.pairs);
-                ops::rotate(k, cos, sin, c.pairs);
+                ops::rotate(q, cos, sin, c.pairs, c.rotary);
+                ops::rotate(k, cos, sin, c.pairs, c.rotary);
+            }
+            let queries = q.chunks_exact_mut(c.heads * c.head_dim);
+            for (q, by) in queries.zip(grown.iter().skip(first)) {
+                q.iter_mut().for_each(|q| *q *= by);
             }
         });
         let mut row = 0;
@@ -148,6 +165,7 @@ impl Pass<'_> {
             q: &mut *p.q,
             k: &mut *p.k,
             v: &mut *p.v,
+            sinks: layer.sinks.as_deref(),
         };
         attend_into(
             qkv,
@@ -161,6 +179,11 @@ impl Pass<'_> {
     }
 }
 
+/// Positions of the rows.
+fn positions(spans: &[RowSpan]) -> impl Iterator<Item = usize> {
+    spans.iter().flat_map(|s| s.first_pos..s.first_pos + s.rows)
+}
+
 fn embed(decoder: &Decoder, tokens: &[u32], x: &mut [f32]) -> Result<()> {
     let c = decoder.config();
     for (&token, row) in tokens.iter().zip(x.chunks_exact_mut(c.hidden)) {
@@ -172,35 +195,83 @@ fn embed(decoder: &Decoder, tokens: &[u32], x: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// Leaves the norm of `x` in `h`.
-fn norm(weight: &[f32], c: &Config, p: &mut Parts<'_>) {
+/// A gated feed-forward network, from the norms in `h` to `h`.
+fn gated(g: &Gated, c: &Config, p: &mut Parts<'_>) -> Result<()> {
+    let (rows, width) = (p.h.len() / c.hidden, g.gate.packed().n());
+    let (gate, up) = (&mut p.gate[..rows * width], &mut p.up[..rows * width]);
+    bend(g, c, p.h, p.acts, [gate, up])?;
+    products_into([&g.down], &p.gate[..rows * width], rows, p.acts, [p.h])
+}
+
+/// What goes into the last matrix of a feed-forward network, left in `gate`.
+pub(super) fn bend(
+    g: &Gated,
+    c: &Config,
+    x: &[f32],
+    acts: &mut QuantizedRows,
+    [gate, up]: [&mut [f32]; 2],
+) -> Result<()> {
+    let (rows, width) = (x.len() / c.hidden, g.gate.packed().n());
+    products_into([&g.gate, &g.up], x, rows, acts, [&mut *gate, &mut *up])?;
+    thread_pool().spread_rows(rows, [gate, up], |_, [gate, up]| {
+        if let Some([of_gate, of_up, _]) = &g.bias {
+            gate.chunks_exact_mut(width).for_each(|x| add(x, of_gate));
+            up.chunks_exact_mut(width).for_each(|x| add(x, of_up));
+        }
+        ops::gated(gate, up, c.gate);
+    });
+    Ok(())
+}
+
+/// Leaves the norm of `x` in `h`, or `x` itself.
+fn norm(weight: Option<&[f32]>, c: &Config, p: &mut Parts<'_>) {
     let x = &*p.x;
     thread_pool().spread_rows(x.len() / c.hidden, [p.h], |first, [h]| {
         let x = x.chunks_exact(c.hidden).skip(first);
         for (x, h) in x.zip(h.chunks_exact_mut(c.hidden)) {
-            ops::rms_norm(x, weight, c.rms_eps, h);
+            match weight {
+                Some(weight) => ops::rms_norm(x, weight, c.rms_eps, h),
+                None => h.copy_from_slice(x),
+            }
         }
     });
 }
 
-/// Adds `h`, or its norm by `post`, to `x`, and leaves the norm of `x` by
-/// `next` in `h`.
-fn residual(post: Option<&[f32]>, next: &[f32], c: &Config, p: &mut Parts<'_>) {
+/// What happens to `h` on its way into the stream, and the norm of the stream
+/// that comes next.
+#[derive(Clone, Copy)]
+struct Behind<'a> {
+    bias: Option<&'a [f32]>,
+    norm: Option<&'a [f32]>,
+    next: Option<&'a [f32]>,
+}
+
+/// Adds `h` to `x`, and leaves the next norm of `x` in `h`.
+fn residual(behind: Behind<'_>, c: &Config, p: &mut Parts<'_>) {
     thread_pool().spread_rows(p.x.len() / c.hidden, [p.x, p.h], |_, [x, h]| {
-        if let Some(post) = post {
-            ops::rms_norm_in_place(h, post, c.rms_eps);
+        if let Some(bias) = behind.bias {
+            h.chunks_exact_mut(c.hidden).for_each(|h| add(h, bias));
+        }
+        if let Some(norm) = behind.norm {
+            ops::rms_norm_in_place(h, norm, c.rms_eps);
+        }
+        if c.residual_scale != 1.0 {
+            h.iter_mut().for_each(|h| *h *= c.residual_scale);
         }
         let rows = x
             .chunks_exact_mut(c.hidden)
             .zip(h.chunks_exact_mut(c.hidden));
         for (x, h) in rows {
             add(x, h);
-            ops::rms_norm(x, next, c.rms_eps, h);
+            match behind.next {
+                Some(next) => ops::rms_norm(x, next, c.rms_eps, h),
+                None => h.copy_from_slice(x),
+            }
         }
     });
 }
 
-fn add(x: &mut [f32], h: &[f32]) {
+pub(super) fn add(x: &mut [f32], h: &[f32]) {
     x.iter_mut().zip(h).for_each(|(x, h)| *x += h);
 }
 

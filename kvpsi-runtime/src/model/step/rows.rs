@@ -6,6 +6,7 @@
 //! there from the start, for some are first written under a layer's guard.
 //! Refuses to know what is computed.
 
+use super::experts::Pick;
 use crate::model::{gguf::Config, linear::QuantizedRows};
 use candle_core::{Result, bail};
 use memmap2::MmapMut;
@@ -17,6 +18,7 @@ pub(super) struct Rows {
     widths: Widths,
     memory: MmapMut,
     acts: QuantizedRows,
+    picks: Vec<Pick>,
 }
 
 /// Values of a row.
@@ -28,16 +30,25 @@ struct Widths {
     feed_forward: usize,
     /// Half a head for each rotary embedding.
     angles: usize,
+    /// 1, if queries grow with their position.
+    grown: usize,
+    /// Experts.
+    router: usize,
+    /// The width of the stream, if there are experts.
+    gathered: usize,
 }
 
 impl Widths {
-    fn all(self) -> [usize; 10] {
+    fn all(self) -> [usize; 14] {
         let Self {
             hidden,
             q,
             kv,
             feed_forward,
             angles,
+            grown,
+            router,
+            gathered,
         } = self;
         [
             hidden,
@@ -50,6 +61,10 @@ impl Widths {
             feed_forward,
             angles,
             angles,
+            grown,
+            router,
+            gathered,
+            gathered,
         ]
     }
 }
@@ -69,6 +84,15 @@ pub(super) struct Parts<'a> {
     /// `[ropes, rows, half a head]`.
     pub(super) cos: &'a mut [f32],
     pub(super) sin: &'a mut [f32],
+    /// What a row's queries are multiplied by; empty where nothing is.
+    pub(super) grown: &'a mut [f32],
+    /// Scores of the experts `[rows, experts]`.
+    pub(super) router: &'a mut [f32],
+    /// Rows that go through one expert, and what comes out.
+    pub(super) gathered: &'a mut [f32],
+    /// What all of its experts make of a row.
+    pub(super) mixed: &'a mut [f32],
+    pub(super) picks: &'a mut Vec<Pick>,
     pub(super) acts: &'a mut QuantizedRows,
     rows: usize,
 }
@@ -76,12 +100,16 @@ pub(super) struct Parts<'a> {
 impl Rows {
     /// For models with so many rotary embeddings.
     pub(super) fn new(c: &Config, ropes: usize, most: usize) -> Result<Self> {
+        let feed_forward = c.widest_feed_forward();
         let widths = Widths {
             hidden: c.hidden,
             q: c.heads * c.head_dim,
             kv: c.kv_heads * c.head_dim,
-            feed_forward: c.feed_forward,
+            feed_forward,
             angles: ropes * c.head_dim / 2,
+            grown: usize::from(c.temperature.is_some()),
+            router: c.experts.map_or(0, |e| e.count),
+            gathered: c.experts.map_or(0, |_| c.hidden),
         };
         let values = widths.all().into_iter().sum::<usize>() * most;
         let bytes = (values * size_of::<f32>()).max(1);
@@ -94,12 +122,13 @@ impl Rows {
             }
             Err(e) => bail!("no memory for a step of {most} rows ({bytes} bytes): {e}"),
         };
-        let widest = c.hidden.max(c.feed_forward).max(widths.q);
+        let widest = c.hidden.max(feed_forward).max(widths.q);
         Ok(Self {
             most,
             widths,
             memory,
             acts: QuantizedRows::with_room(most * widest),
+            picks: Vec::with_capacity(most * c.experts.map_or(0, |e| e.used)),
         })
     }
 
@@ -113,11 +142,27 @@ impl Rows {
     pub(super) fn parts(&mut self, rows: usize) -> Parts<'_> {
         assert!(rows <= self.most, "{rows} rows in memory for {}", self.most);
         let mut rest = bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory);
-        let [x, h, q, k, v, attended, gate, up, cos, sin] = self.widths.all().map(|width| {
+        let parts = self.widths.all().map(|width| {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(rows * width);
             rest = after;
             part
         });
+        let [
+            x,
+            h,
+            q,
+            k,
+            v,
+            attended,
+            gate,
+            up,
+            cos,
+            sin,
+            grown,
+            router,
+            gathered,
+            mixed,
+        ] = parts;
         Parts {
             x,
             h,
@@ -129,6 +174,11 @@ impl Rows {
             up,
             cos,
             sin,
+            grown,
+            router,
+            gathered,
+            mixed,
+            picks: &mut self.picks,
             acts: &mut self.acts,
             rows,
         }
@@ -145,6 +195,9 @@ impl Parts<'_> {
             &mut self.attended,
             &mut self.gate,
             &mut self.up,
+            &mut self.router,
+            &mut self.gathered,
+            &mut self.mixed,
         ] {
             let width = part.len() / before.max(1);
             *part = &mut std::mem::take(part)[..rows * width];
