@@ -76,4 +76,5 @@ family! {
     qwen2_with_yarn_is_transformers: "qwen2",
     qwen3_is_transformers: "qwen3",
     gemma3_with_linear_rope_is_transformers: "gemma3",
+    smollm3_is_transformers: "smollm3",
 }

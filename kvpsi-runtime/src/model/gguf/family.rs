@@ -197,6 +197,14 @@ const GRANITE: Family = Family {
 pub static FAMILIES: &[Family] = &[
     LLAMA,
     Family {
+        name: "smollm3",
+        models: "",
+        turns: Turns::AllBut(4),
+        windows: Windows::None,
+        experts: HasExperts::No,
+        ..LLAMA
+    },
+    Family {
         name: "qwen2",
         models: "and 2.5",
         qkv_bias: true,
