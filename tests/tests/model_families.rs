@@ -77,4 +77,5 @@ family! {
     qwen3_is_transformers: "qwen3",
     gemma3_with_linear_rope_is_transformers: "gemma3",
     smollm3_is_transformers: "smollm3",
+    ministral3_is_transformers: "ministral3",
 }

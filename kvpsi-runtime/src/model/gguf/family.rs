@@ -197,6 +197,11 @@ const GRANITE: Family = Family {
 pub static FAMILIES: &[Family] = &[
     LLAMA,
     Family {
+        name: "mistral3",
+        models: "Ministral 3",
+        ..LLAMA
+    },
+    Family {
         name: "smollm3",
         models: "",
         turns: Turns::AllBut(4),
