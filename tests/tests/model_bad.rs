@@ -88,7 +88,15 @@ fn tiny(arch: &'static str, types: &'static [GgmlDType]) -> Tiny {
 const Q8: &[GgmlDType] = &[GgmlDType::Q8_0];
 
 /// The reference's models, each of its family; candle cannot read MXFP4.
-const FAMILIES: &[&str] = &["llama", "qwen2", "gemma3", "smollm3", "ministral3"];
+const FAMILIES: &[&str] = &[
+    "llama",
+    "qwen2",
+    "gemma3",
+    "smollm3",
+    "ministral3",
+    "phi3-short",
+    "phi3-long",
+];
 
 fn family(name: &str) -> Tiny {
     Tiny::open(&families::folder().join(format!("{name}.gguf"))).unwrap()

@@ -78,4 +78,6 @@ family! {
     gemma3_with_linear_rope_is_transformers: "gemma3",
     smollm3_is_transformers: "smollm3",
     ministral3_is_transformers: "ministral3",
+    phi3_up_to_its_first_context_is_transformers: "phi3-short",
+    phi3_beyond_its_first_context_is_transformers: "phi3-long",
 }

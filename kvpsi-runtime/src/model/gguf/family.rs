@@ -217,6 +217,15 @@ pub static FAMILIES: &[Family] = &[
         ..QWEN3
     },
     QWEN3,
+    Family {
+        name: "phi3",
+        models: "Phi 3, 3.5 and 4",
+        windows: Windows::All,
+        qk_norm: QkNorm::None,
+        long_rope: true,
+        fused: true,
+        ..QWEN3
+    },
     GEMMA3,
 ];
 
