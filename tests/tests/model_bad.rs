@@ -96,6 +96,7 @@ const FAMILIES: &[&str] = &[
     "ministral3",
     "phi3-short",
     "phi3-long",
+    "gemma2",
 ];
 
 fn family(name: &str) -> Tiny {

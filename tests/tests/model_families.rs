@@ -80,4 +80,5 @@ family! {
     ministral3_is_transformers: "ministral3",
     phi3_up_to_its_first_context_is_transformers: "phi3-short",
     phi3_beyond_its_first_context_is_transformers: "phi3-long",
+    gemma2_is_transformers: "gemma2",
 }

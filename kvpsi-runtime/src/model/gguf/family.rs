@@ -226,6 +226,20 @@ pub static FAMILIES: &[Family] = &[
         fused: true,
         ..QWEN3
     },
+    Family {
+        name: "gemma2",
+        base: 1e4,
+        windows: Windows::AllBut {
+            every: 2,
+            window: Window::Of(4096),
+            base: None,
+            stretched: true,
+        },
+        qk_norm: QkNorm::None,
+        shared_scale: Some(46),
+        softcaps: Some([50.0, 30.0]),
+        ..GEMMA3
+    },
     GEMMA3,
 ];
 
