@@ -97,6 +97,7 @@ const FAMILIES: &[&str] = &[
     "phi3-short",
     "phi3-long",
     "gemma2",
+    "granite",
 ];
 
 fn family(name: &str) -> Tiny {

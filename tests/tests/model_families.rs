@@ -81,4 +81,5 @@ family! {
     phi3_up_to_its_first_context_is_transformers: "phi3-short",
     phi3_beyond_its_first_context_is_transformers: "phi3-long",
     gemma2_is_transformers: "gemma2",
+    granite_is_transformers: "granite",
 }

@@ -209,6 +209,7 @@ pub static FAMILIES: &[Family] = &[
         experts: HasExperts::No,
         ..LLAMA
     },
+    GRANITE,
     Family {
         name: "qwen2",
         models: "and 2.5",
