@@ -98,6 +98,8 @@ const FAMILIES: &[&str] = &[
     "phi3-long",
     "gemma2",
     "granite",
+    "olmo2",
+    "olmo3",
 ];
 
 fn family(name: &str) -> Tiny {

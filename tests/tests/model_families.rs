@@ -82,4 +82,6 @@ family! {
     phi3_beyond_its_first_context_is_transformers: "phi3-long",
     gemma2_is_transformers: "gemma2",
     granite_is_transformers: "granite",
+    olmo2_is_transformers: "olmo2",
+    olmo3_is_transformers: "olmo3",
 }

@@ -219,6 +219,20 @@ pub static FAMILIES: &[Family] = &[
     },
     QWEN3,
     Family {
+        name: "olmo2",
+        models: "and OLMo 3",
+        windows: Windows::AllBut {
+            every: 4,
+            window: Window::Without,
+            base: None,
+            stretched: false,
+        },
+        qk_norm: QkNorm::Rows,
+        norms_before: false,
+        norms_behind: true,
+        ..QWEN3
+    },
+    Family {
         name: "phi3",
         models: "Phi 3, 3.5 and 4",
         windows: Windows::All,
