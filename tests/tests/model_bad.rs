@@ -90,6 +90,7 @@ const Q8: &[GgmlDType] = &[GgmlDType::Q8_0];
 /// The reference's models, each of its family; candle cannot read MXFP4.
 const FAMILIES: &[&str] = &[
     "llama",
+    "mixtral",
     "qwen2",
     "gemma3",
     "smollm3",

@@ -84,4 +84,5 @@ family! {
     granite_is_transformers: "granite",
     olmo2_is_transformers: "olmo2",
     olmo3_is_transformers: "olmo3",
+    mixtral_is_transformers: "mixtral",
 }
