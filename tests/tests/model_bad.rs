@@ -101,6 +101,7 @@ const FAMILIES: &[&str] = &[
     "granite",
     "olmo2",
     "olmo3",
+    "qwen3moe",
 ];
 
 fn family(name: &str) -> Tiny {

@@ -85,4 +85,5 @@ family! {
     olmo2_is_transformers: "olmo2",
     olmo3_is_transformers: "olmo3",
     mixtral_is_transformers: "mixtral",
+    qwen3moe_is_transformers: "qwen3moe",
 }

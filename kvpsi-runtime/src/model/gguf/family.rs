@@ -219,6 +219,14 @@ pub static FAMILIES: &[Family] = &[
     },
     QWEN3,
     Family {
+        name: "qwen3moe",
+        experts: HasExperts::Yes {
+            normed: true,
+            bias: false,
+        },
+        ..QWEN3
+    },
+    Family {
         name: "olmo2",
         models: "and OLMo 3",
         windows: Windows::AllBut {
