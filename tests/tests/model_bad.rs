@@ -102,6 +102,7 @@ const FAMILIES: &[&str] = &[
     "olmo2",
     "olmo3",
     "qwen3moe",
+    "olmoe",
 ];
 
 fn family(name: &str) -> Tiny {

@@ -86,4 +86,5 @@ family! {
     olmo3_is_transformers: "olmo3",
     mixtral_is_transformers: "mixtral",
     qwen3moe_is_transformers: "qwen3moe",
+    olmoe_is_transformers: "olmoe",
 }

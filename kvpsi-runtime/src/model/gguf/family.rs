@@ -241,6 +241,15 @@ pub static FAMILIES: &[Family] = &[
         ..QWEN3
     },
     Family {
+        name: "olmoe",
+        qk_norm: QkNorm::Rows,
+        experts: HasExperts::Yes {
+            normed: false,
+            bias: false,
+        },
+        ..QWEN3
+    },
+    Family {
         name: "phi3",
         models: "Phi 3, 3.5 and 4",
         windows: Windows::All,
