@@ -103,6 +103,8 @@ const FAMILIES: &[&str] = &[
     "olmo3",
     "qwen3moe",
     "olmoe",
+    "granitemoe",
+    "granitemoeshared",
 ];
 
 fn family(name: &str) -> Tiny {

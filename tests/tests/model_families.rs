@@ -87,4 +87,6 @@ family! {
     mixtral_is_transformers: "mixtral",
     qwen3moe_is_transformers: "qwen3moe",
     olmoe_is_transformers: "olmoe",
+    granitemoe_is_transformers: "granitemoe",
+    granitemoe_with_a_shared_expert_is_transformers: "granitemoeshared",
 }

@@ -211,6 +211,14 @@ pub static FAMILIES: &[Family] = &[
     },
     GRANITE,
     Family {
+        name: "granitemoe",
+        experts: HasExperts::Yes {
+            normed: true,
+            bias: false,
+        },
+        ..GRANITE
+    },
+    Family {
         name: "qwen2",
         models: "and 2.5",
         qkv_bias: true,
