@@ -105,6 +105,7 @@ const FAMILIES: &[&str] = &[
     "olmoe",
     "granitemoe",
     "granitemoeshared",
+    "gpt-oss",
 ];
 
 fn family(name: &str) -> Tiny {
@@ -212,6 +213,43 @@ fn each_absurd_number_of_a_family_is_named() {
                 refused(&tiny, &key);
             }
         }
+    }
+}
+
+#[test]
+fn experts_that_cannot_be_are_named() {
+    for name in ["mixtral", "qwen3moe", "olmoe", "granitemoe", "gpt-oss"] {
+        for (key, value, culprit) in [
+            ("expert_count", Value::U32(1 << 31), "expert_count"),
+            ("expert_count", Value::I32(i32::MIN), "expert_count"),
+            (
+                "expert_used_count",
+                Value::U32(1 << 31),
+                "expert_used_count",
+            ),
+            ("expert_used_count", Value::U32(7), "expert_used_count"),
+            // Within the limits: then a tensor is not as large.
+            ("expert_count", Value::U32(4096), "blk.0.ffn_"),
+            ("expert_count", Value::U32(5), "blk.0.ffn_"),
+            ("expert_feed_forward_length", Value::U32(1 << 20), "_exps"),
+            ("expert_gating_func", Value::U32(2), "expert_gating_func"),
+            ("expert_group_count", Value::U32(2), "expert_group_count"),
+            ("leading_dense_block_count", Value::U32(2), "leading_dense"),
+            (
+                "expert_weights_scale",
+                Value::F32(f32::NAN),
+                "weights_scale",
+            ),
+        ] {
+            let mut tiny = family(name);
+            tiny.set(key, value);
+            refused(&tiny, culprit);
+        }
+    }
+    for key in ["expert_count", "expert_used_count"] {
+        let mut tiny = family("qwen3moe");
+        tiny.metadata.remove(&format!("qwen3moe.{key}"));
+        refused(&tiny, key);
     }
 }
 

@@ -9,7 +9,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{families, ours::Ours};
+use candle_core::{
+    Device,
+    quantized::{GgmlDType, gguf_file::Value},
+};
+use kvpsi_tests::{families, ours::Ours, tiny::Tiny};
 
 /// Largest difference of a logit.
 const TIGHT: f32 = 0.01;
@@ -89,4 +93,184 @@ family! {
     olmoe_is_transformers: "olmoe",
     granitemoe_is_transformers: "granitemoe",
     granitemoe_with_a_shared_expert_is_transformers: "granitemoeshared",
+    gpt_oss_is_transformers: "gpt-oss",
+}
+
+#[test]
+fn gpt_oss_in_mxfp4_is_transformers() {
+    let [_, _, mean] = compare("gpt-oss-mxfp4");
+    assert!(mean < LOOSE, "{mean}");
+}
+
+/// A change to a file, by name.
+type Change = (&'static str, fn(&mut Tiny));
+
+/// `tensor` with each value replaced.
+fn map(tiny: &mut Tiny, tensor: &str, f: fn(f32) -> f32) {
+    let t = tiny.tensors[tensor].dequantize(&Device::Cpu).unwrap();
+    let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let values: Vec<_> = values.into_iter().map(f).collect();
+    tiny.insert(tensor, &values, t.dims(), GgmlDType::F32)
+        .unwrap();
+}
+
+fn times(tiny: &mut Tiny, key: &str, by: f32) {
+    let key = format!("{}.{key}", tiny.prefix());
+    let Value::F32(was) = tiny.metadata[&key] else {
+        panic!("{key} is no F32");
+    };
+    tiny.metadata.insert(key, Value::F32(was * by));
+}
+
+#[test]
+fn what_a_file_says_of_its_family_is_seen_in_the_logits() {
+    let window: Change = ("a window longer by one", |t| {
+        t.set("attention.sliding_window", Value::U32(22));
+    });
+    let fewer: Change = ("fewer experts", |t| {
+        t.set("expert_used_count", Value::U32(1))
+    });
+    let gate: Change = ("the shares of the experts", |t| {
+        map(t, "blk.0.ffn_gate_inp.weight", |x| x * 0.8);
+    });
+    let expert: Change = ("one expert", |t| {
+        map(t, "blk.1.ffn_down_exps.weight", |x| x * 1.2);
+    });
+    let changes: [(&str, &[Change]); 12] = [
+        (
+            "ministral3",
+            &[
+                ("temperature", |t| {
+                    times(t, "attention.temperature_scale", 0.5)
+                }),
+                ("temperature's step", |t| {
+                    t.set("rope.scaling.original_context_length", Value::U32(48));
+                }),
+                ("its share", |t| {
+                    times(t, "rope.scaling.yarn_log_multiplier", 0.5)
+                }),
+            ],
+        ),
+        (
+            "phi3-short",
+            &[("short factors", |t| {
+                map(t, "rope_factors_short.weight", |x| x * 1.2)
+            })],
+        ),
+        (
+            "phi3-long",
+            &[
+                ("long factors", |t| {
+                    map(t, "rope_factors_long.weight", |x| x * 1.2)
+                }),
+                ("turned values", |t| {
+                    t.set("rope.dimension_count", Value::U32(8));
+                    for which in ["long", "short"] {
+                        let name = format!("rope_factors_{which}.weight");
+                        t.insert(&name, &[1.0, 1.7, 2.4, 3.1], &[4], GgmlDType::F32)
+                            .unwrap();
+                    }
+                }),
+                ("their share", |t| times(t, "rope.scaling.attn_factor", 1.1)),
+            ],
+        ),
+        (
+            "gemma2",
+            &[
+                window,
+                ("scores' cap", |t| times(t, "attn_logit_softcapping", 0.8)),
+                ("logits' cap", |t| times(t, "final_logit_softcapping", 0.8)),
+            ],
+        ),
+        (
+            "granite",
+            &[
+                ("embedding", |t| times(t, "embedding_scale", 0.8)),
+                ("residual", |t| times(t, "residual_scale", 0.8)),
+                ("logits", |t| times(t, "logit_scale", 0.8)),
+                ("scores", |t| times(t, "attention.scale", 0.8)),
+                ("no positions", |t| {
+                    t.set("rope.scaling.finetuned", Value::Bool(false))
+                }),
+            ],
+        ),
+        (
+            "olmo2",
+            &[
+                ("norm of q", |t| {
+                    map(t, "blk.0.attn_q_norm.weight", |x| x * 1.2)
+                }),
+                ("norm behind", |t| {
+                    map(t, "blk.1.post_ffw_norm.weight", |x| x * 1.2)
+                }),
+            ],
+        ),
+        (
+            "olmo3",
+            &[
+                window,
+                ("other layers", |t| {
+                    t.set(
+                        "attention.sliding_window_pattern",
+                        Value::Array([true, false, true, true].map(Value::Bool).to_vec()),
+                    );
+                }),
+            ],
+        ),
+        ("mixtral", &[fewer, gate, expert]),
+        ("qwen3moe", &[fewer, gate, expert]),
+        (
+            "olmoe",
+            &[
+                fewer,
+                gate,
+                expert,
+                ("shares of the chosen", |t| {
+                    t.set("expert_weights_norm", Value::Bool(true));
+                }),
+            ],
+        ),
+        (
+            "granitemoeshared",
+            &[
+                expert,
+                ("the shared expert", |t| {
+                    map(t, "blk.0.ffn_down_shexp.weight", |x| x * 1.2);
+                }),
+            ],
+        ),
+        (
+            "gpt-oss",
+            &[
+                window,
+                ("sinks", |t| map(t, "blk.1.attn_sinks.weight", |x| x + 1.0)),
+                ("out bias", |t| {
+                    map(t, "blk.0.attn_output.bias", |x| x + 0.2)
+                }),
+                ("bias of the choice", |t| {
+                    map(t, "blk.0.ffn_gate_inp.bias", |x| x * 3.0)
+                }),
+                ("bias of gates", |t| {
+                    map(t, "blk.0.ffn_gate_exps.bias", |x| x + 0.2)
+                }),
+                ("bias of ups", |t| {
+                    map(t, "blk.0.ffn_up_exps.bias", |x| x + 0.2)
+                }),
+                ("bias of downs", |t| {
+                    map(t, "blk.0.ffn_down_exps.bias", |x| x + 0.2)
+                }),
+            ],
+        ),
+    ];
+    for (name, changes) in changes {
+        let (path, text) = families::reference(name);
+        for (what, change) in changes {
+            let mut tiny = Tiny::open(&path).unwrap();
+            change(&mut tiny);
+            let got = Ours::of(&tiny, 96).after(&text.tokens, 72);
+            let [most, _] = apart(&got, text.after(text.tokens.len()));
+            eprintln!("{name}, {what}: {most}");
+            assert!(most > 3.0 * TIGHT, "{name}, {what}: {most}");
+        }
+    }
 }

@@ -267,6 +267,27 @@ pub static FAMILIES: &[Family] = &[
         ..QWEN3
     },
     Family {
+        name: "gpt-oss",
+        whole_ramp: false,
+        windows: Windows::AllBut {
+            every: 2,
+            window: Window::Needed,
+            base: None,
+            stretched: true,
+        },
+        qkv_bias: true,
+        out_bias: true,
+        sinks: true,
+        qk_norm: QkNorm::None,
+        ffn_norm: "post_attention_norm",
+        gate: Gate::Clamped,
+        experts: HasExperts::Yes {
+            normed: true,
+            bias: true,
+        },
+        ..QWEN3
+    },
+    Family {
         name: "gemma2",
         base: 1e4,
         windows: Windows::AllBut {
