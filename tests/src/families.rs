@@ -29,6 +29,18 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/families")
 }
 
+/// All of them.
+#[must_use]
+pub fn all() -> Vec<String> {
+    let files = std::fs::read_dir(folder()).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names
+        .filter_map(|name| Some(name.strip_suffix(".gguf")?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
 /// A model's file, and its text.
 #[must_use]
 pub fn reference(name: &str) -> (PathBuf, Reference) {

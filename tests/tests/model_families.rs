@@ -13,6 +13,10 @@ use candle_core::{
     Device,
     quantized::{GgmlDType, gguf_file::Value},
 };
+use kvpsi::{
+    kv::{Ladder, LadderConfig, Step, Steps, evict::Evict},
+    units::Bytes,
+};
 use kvpsi_tests::{families, ours::Ours, tiny::Tiny};
 
 /// Largest difference of a logit.
@@ -102,14 +106,116 @@ fn gpt_oss_in_mxfp4_is_transformers() {
     assert!(mean < LOOSE, "{mean}");
 }
 
+#[test]
+fn a_family_goes_on_when_tokens_are_lost() {
+    for name in families::all() {
+        let (path, text) = families::reference(&name);
+        let mut ours = Ours::keeping(&path, 512, 64);
+        let token = |i: usize| text.tokens[i % text.tokens.len()];
+        let tokens: Vec<_> = (0..400).map(token).collect();
+        let seq = ours.open();
+        for chunk in tokens.chunks(50) {
+            ours.run(seq, chunk);
+        }
+        let config = LadderConfig {
+            evict: Evict::Expected,
+            window: ours.decoder().longest_window(),
+            ..LadderConfig::default()
+        };
+        let ladder = Ladder::new(ours.pool().clone(), config, ours.queries());
+        let bytes = ours.pool().account().in_use;
+        ladder.fit(
+            Bytes(bytes.0 * 2 / 3),
+            Steps::FREE.with(Step::Thin),
+            &mut |_| (),
+        );
+        let thinned = ours.pool().lost_tokens(seq);
+        ours.pool().trim(Bytes(bytes.0 / 4), Steps::WINDOW);
+        let lost = ours.pool().lost_tokens(seq);
+        assert!(thinned > 0 && lost > thinned, "{name}: {thinned} of {lost}");
+        for i in 400..440 {
+            let logits = ours.run(seq, &[token(i)]);
+            assert!(logits.iter().all(|l| l.is_finite()), "{name}, {i}");
+        }
+        ours.close(seq);
+    }
+}
+
+/// What a row gets is its own: of rows that go through experts together, and
+/// of one that goes alone.
+#[test]
+fn experts_give_a_row_the_same_bits_whatever_rows_are_beside_it() {
+    for name in [
+        "qwen3moe",
+        "olmoe",
+        "granitemoeshared",
+        "gpt-oss",
+        "gpt-oss-mxfp4",
+    ] {
+        let (path, text) = families::reference(name);
+        let mut ours = Ours::load(&path, 96);
+        let [first, second] = [ours.open(), ours.open()];
+        for (i, &token) in text.tokens.iter().enumerate() {
+            let other = text.tokens[text.tokens.len() - 1 - i];
+            let spans = [ours.append(first, 1), ours.append(second, 1)];
+            let together = ours.steps(&[token, other], &spans).to_vec();
+            let mut alone = Vec::new();
+            for (span, token) in spans.iter().zip([token, other]) {
+                alone.extend_from_slice(ours.step(&[token], span));
+            }
+            assert_eq!(together, alone, "{name}, {i}");
+        }
+        for seq in [first, second] {
+            ours.close(seq);
+        }
+    }
+}
+
+#[test]
+fn an_expert_that_no_row_chooses_does_not_count() {
+    let (path, text) = families::reference("gpt-oss");
+    let after = |tiny: &Tiny| Ours::of(tiny, 96).after(&text.tokens, 72);
+    let mut never = Tiny::open(&path).unwrap();
+    for layer in 0..2 {
+        map_at(
+            &mut never,
+            &format!("blk.{layer}.ffn_gate_inp.bias"),
+            |i, x| {
+                if i == 4 { -1e9 } else { x }
+            },
+        );
+    }
+    let usual = after(&never);
+    for layer in 0..2 {
+        for part in ["gate", "up", "down"] {
+            let name = format!("blk.{layer}.ffn_{part}_exps.weight");
+            let each = never.tensors[&name].shape().elem_count() / 6;
+            map_at(
+                &mut never,
+                &name,
+                |i, x| {
+                    if i / each == 4 { 3e38 } else { x }
+                },
+            );
+        }
+    }
+    assert_eq!(after(&never), usual);
+}
+
 /// A change to a file, by name.
 type Change = (&'static str, fn(&mut Tiny));
 
 /// `tensor` with each value replaced.
 fn map(tiny: &mut Tiny, tensor: &str, f: fn(f32) -> f32) {
+    map_at(tiny, tensor, |_, x| f(x));
+}
+
+/// [`map`], by place.
+fn map_at(tiny: &mut Tiny, tensor: &str, f: impl Fn(usize, f32) -> f32) {
     let t = tiny.tensors[tensor].dequantize(&Device::Cpu).unwrap();
     let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let values: Vec<_> = values.into_iter().map(f).collect();
+    let values = values.into_iter().enumerate();
+    let values: Vec<_> = values.map(|(i, x)| f(i, x)).collect();
     tiny.insert(tensor, &values, t.dims(), GgmlDType::F32)
         .unwrap();
 }
