@@ -54,6 +54,11 @@ MODELS = {
                            "tie_word_embeddings": True}),
     "gemma2": ("Gemma2", SMALL | {"sliding_window": 21, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 3.0,
                                   "final_logit_softcapping": 4.0, "tie_word_embeddings": True}),
+    "gemma4": ("Gemma4", SMALL | {
+        "sliding_window": 21, "num_hidden_layers": 7, "num_kv_shared_layers": 3, "global_head_dim": 32,
+        "layer_types": ["sliding_attention"] * 2 + ["full_attention"] + ["sliding_attention"] * 3 + ["full_attention"],
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "use_double_wide_mlp": True,
+        "final_logit_softcapping": 4.0, "tie_word_embeddings": True}),
     "granite": ("Granite", GRANITE),
     "olmo2": ("Olmo2", {}),
     "olmo3": ("Olmo3", {"sliding_window": 21, "num_hidden_layers": 4,
@@ -72,9 +77,10 @@ MODELS = {
 def draw(name, p, hf_name, tied):
     """A weight of the parameter's shape, as a file of f16 matrices holds it."""
     noise = torch.randn(p.shape)
-    gemma = hf_name.startswith("Gemma")
     if "norm" in name:
-        return 0.3 * noise + (0.0 if gemma else 1.0)
+        if hf_name == "Gemma4" and ("q_norm" in name or "k_norm" in name):
+            return 0.15 * noise + 0.5  # There is no other scale of scores.
+        return 0.3 * noise + (0.0 if hf_name in ("Gemma2", "Gemma3") else 1.0)
     if p.dim() == 1 or name.endswith("bias"):
         return 0.3 * noise if "sinks" not in name else noise + 3.0
     if "embed" in name:
@@ -137,12 +143,15 @@ def record(name, out):
     import gguf
 
     kind, change = MODELS[name]
-    config = getattr(hf, kind + ("TextConfig" if kind == "Gemma3" else "Config"))(**BASE | change)
+    config = getattr(hf, kind + ("TextConfig" if kind in ("Gemma3", "Gemma4") else "Config"))(**BASE | change)
     torch.manual_seed(20261127)
     model = getattr(hf, kind + "ForCausalLM")._from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for parameter, p in model.named_parameters():
             p.copy_(draw(parameter, p, kind, config.tie_word_embeddings))
+        for name_of, b in model.named_buffers():
+            if name_of.endswith("layer_scalar"):
+                b.copy_(1 + 0.2 * torch.randn(1))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         if "mxfp4" in name:

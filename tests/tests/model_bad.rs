@@ -141,7 +141,7 @@ fn absurd() -> [Value; 11] {
         Value::F64(1.0),
         Value::Bool(true),
         Value::String("4".into()),
-        Value::Array(vec![Value::U32(4), Value::U32(2)]),
+        Value::Array(vec![Value::U32(4), Value::U32(0)]),
     ]
 }
 

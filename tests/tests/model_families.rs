@@ -89,6 +89,7 @@ family! {
     phi3_up_to_its_first_context_is_transformers: "phi3-short",
     phi3_beyond_its_first_context_is_transformers: "phi3-long",
     gemma2_is_transformers: "gemma2",
+    gemma4_is_transformers: "gemma4",
     granite_is_transformers: "granite",
     olmo2_is_transformers: "olmo2",
     olmo3_is_transformers: "olmo3",
@@ -242,7 +243,7 @@ fn what_a_file_says_of_its_family_is_seen_in_the_logits() {
     let expert: Change = ("one expert", |t| {
         map(t, "blk.1.ffn_down_exps.weight", |x| x * 1.2);
     });
-    let changes: [(&str, &[Change]); 12] = [
+    let changes: [(&str, &[Change]); 13] = [
         (
             "ministral3",
             &[
@@ -286,6 +287,28 @@ fn what_a_file_says_of_its_family_is_seen_in_the_logits() {
                 window,
                 ("scores' cap", |t| times(t, "attn_logit_softcapping", 0.8)),
                 ("logits' cap", |t| times(t, "final_logit_softcapping", 0.8)),
+            ],
+        ),
+        (
+            "gemma4",
+            &[
+                window,
+                ("what a layer is told", |t| {
+                    map(t, "blk.4.proj.weight", |x| -x);
+                }),
+                ("the table", |t| {
+                    map(t, "per_layer_token_embd.weight", |x| x * 0.5);
+                }),
+                ("the product", |t| {
+                    map(t, "per_layer_proj_norm.weight", |x| x * 0.5);
+                }),
+                ("a layer's scale", |t| {
+                    map(t, "blk.3.layer_output_scale.weight", |x| x * 0.5);
+                }),
+                ("keys that another layer looks at", |t| {
+                    map(t, "blk.3.attn_k_norm.weight", |x| x * 0.3);
+                }),
+                ("factors", |t| map(t, "rope_freqs.weight", |_| 1.0)),
             ],
         ),
         (

@@ -25,6 +25,7 @@ pub struct Decoder {
     pub(super) config: Config,
     /// Also the output weight, unless the file has one of its own.
     pub(super) embedding: Linear,
+    pub(super) per_layer: Option<PerLayer>,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Box<[f32]>,
     pub(super) output: Option<Linear>,
@@ -39,13 +40,22 @@ pub(super) struct Layer {
     pub(super) attn: AttnConfig,
     /// Which of the decoder's rotary embeddings.
     pub(super) rope: usize,
+    /// Values of a head; the pool may store longer ones.
+    pub(super) head_dim: usize,
+    /// Values of a head that are turned.
+    pub(super) turned: usize,
+    /// Which of the pool's layers it looks at.
+    pub(super) stored: usize,
     pub(super) attn_norm: Option<Box<[f32]>>,
     pub(super) q: Linear,
-    pub(super) k: Linear,
-    pub(super) v: Linear,
+    /// None of a layer that looks at what another stores.
+    pub(super) key_value: Option<[Linear; 2]>,
     pub(super) qkv_bias: Option<[Box<[f32]>; 3]>,
     /// Of each head of queries and keys, or of all together.
-    pub(super) qk_norm: Option<[Box<[f32]>; 2]>,
+    pub(super) q_norm: Option<Box<[f32]>>,
+    pub(super) k_norm: Option<Box<[f32]>>,
+    /// Of each head of values: ones.
+    pub(super) v_norm: Option<Box<[f32]>>,
     /// Scores for nothing, by head.
     pub(super) sinks: Option<Box<[f32]>>,
     pub(super) out: Linear,
@@ -54,6 +64,27 @@ pub(super) struct Layer {
     pub(super) ffn_norm: Option<Box<[f32]>>,
     pub(super) feed_forward: FeedForward,
     pub(super) post_ffn_norm: Option<Box<[f32]>>,
+    pub(super) told: Option<Told>,
+    /// What the stream is multiplied by behind the layer.
+    pub(super) scale: Option<f32>,
+}
+
+/// How a layer takes what it is told of the token.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) gate: Linear,
+    pub(super) out: Linear,
+    pub(super) norm: Box<[f32]>,
+}
+
+/// What each layer is told of a token: a row of a table, and of a product with
+/// the embedding's row (Gemma 3n's per-layer embeddings).
+#[derive(Debug)]
+pub(super) struct PerLayer {
+    pub(super) table: Linear,
+    pub(super) product: Linear,
+    /// Of each layer's part of the product.
+    pub(super) norm: Box<[f32]>,
 }
 
 #[derive(Debug)]
@@ -94,10 +125,10 @@ impl Layer {
     fn step_bytes(&self, used: usize) -> usize {
         let bytes = |m: &Linear| m.packed().bytes();
         let gated = |g: &Gated| g.matrices().map(bytes).iter().sum::<usize>();
-        let attention: usize = [&self.q, &self.k, &self.v, &self.out]
-            .map(bytes)
-            .iter()
-            .sum();
+        let own = self.key_value.iter().flatten();
+        let told = self.told.iter().flat_map(|told| [&told.gate, &told.out]);
+        let matrices = own.chain(told).chain([&self.q, &self.out]);
+        let attention: usize = matrices.map(bytes).sum();
         attention
             + match &self.feed_forward {
                 FeedForward::All(all) => gated(all),
@@ -132,7 +163,10 @@ impl Decoder {
         let used = self.config.experts.map_or(0, |e| e.used);
         let layers = self.layers.iter().map(|l| l.step_bytes(used));
         let output = self.output.as_ref().unwrap_or(&self.embedding);
-        Bytes((layers.sum::<usize>() + output.packed().bytes()) as u64)
+        let product = self.per_layer.as_ref().map(|p| &p.product);
+        let others = product.into_iter().chain([output]);
+        let others: usize = others.map(|m| m.packed().bytes()).sum();
+        Bytes((layers.sum::<usize>() + others) as u64)
     }
 
     /// Whether sequences of up to so many tokens turn by the factors for long
@@ -152,10 +186,11 @@ impl Decoder {
         let of_layer = |layer: &Layer| RopeOf {
             frequencies: self.ropes[layer.rope].frequencies(long).into(),
             adjacent: c.pairs == RopePairs::Adjacent,
-            turned: c.rotary,
+            turned: layer.turned,
             scale: layer.attn.scale,
         };
-        let layers = self.layers.iter().map(of_layer).collect();
+        let storing = &self.layers[..c.storing];
+        let layers = storing.iter().map(of_layer).collect();
         QueryStats::new(c.heads, c.kv_heads, c.head_dim, layers)
     }
 
@@ -170,7 +205,7 @@ impl Decoder {
     #[must_use]
     pub fn kv_shape(&self, kind: KvType) -> KvShape {
         KvShape {
-            layers: self.config.layers,
+            layers: self.config.storing,
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
             block_tokens: BLOCK_TOKENS,

@@ -7,7 +7,7 @@
 //! belongs to the model is left out in silence. Errors name the tensor.
 
 use super::{
-    decoder::{Decoder, Experts, FeedForward, Gated, Layer},
+    decoder::{Decoder, Experts, FeedForward, Gated, Layer, PerLayer, Told},
     gguf::{Config, Gguf, ModelError, QkNorm, RopeConfig, TensorData},
     linear::Linear,
     rope::{Factors, Rope},
@@ -138,26 +138,33 @@ impl Reader<'_> {
     }
 
     fn layer(&mut self, c: &Config, i: usize) -> Result<Layer> {
-        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let head_dim = c.head_dim_of(i);
+        let (q_width, kv_width) = (c.heads * head_dim, c.kv_heads * head_dim);
         let (family, hidden) = (c.family, c.hidden);
         let name = |part: &str| format!("blk.{i}.{part}.weight");
         let bias = |part: &str| format!("blk.{i}.{part}.bias");
         let windowed = c.windowed(i).is_some();
+        let stores = i < c.storing;
         let fused = name("attn_qkv");
-        let [q, k, v] = if family.fused || self.gguf.has(&fused) {
-            self.rows(&fused, [q_width, kv_width, kv_width], hidden)?
+        let (q, own) = if family.fused || self.gguf.has(&fused) {
+            let [q, k, v] = self.rows(&fused, [q_width, kv_width, kv_width], hidden)?;
+            (q, Some([k, v]))
         } else {
-            [
-                self.linear(&name("attn_q"), q_width, hidden)?,
-                self.linear(&name("attn_k"), kv_width, hidden)?,
-                self.linear(&name("attn_v"), kv_width, hidden)?,
-            ]
+            let q = self.linear(&name("attn_q"), q_width, hidden)?;
+            let own = match stores {
+                true => Some([
+                    self.linear(&name("attn_k"), kv_width, hidden)?,
+                    self.linear(&name("attn_v"), kv_width, hidden)?,
+                ]),
+                false => None,
+            };
+            (q, own)
         };
         let has_bias = family.qkv_bias || self.gguf.has(&bias("attn_q"));
         let out_bias = family.out_bias || self.gguf.has(&bias("attn_output"));
         let [of_q, of_k] = match family.qk_norm {
             QkNorm::None => [0; 2],
-            QkNorm::Heads => [c.head_dim; 2],
+            QkNorm::Heads => [head_dim; 2],
             QkNorm::Rows => [q_width, kv_width],
         };
         Ok(Layer {
@@ -166,10 +173,12 @@ impl Reader<'_> {
                 false => usize::from(c.sliding.is_some()) + 1,
             },
             attn: c.attention(i),
+            head_dim,
+            turned: c.rotary_of(windowed),
+            stored: c.stored_by(i),
             attn_norm: self.vector_if(family.norms_before, &name("attn_norm"), hidden)?,
             q,
-            k,
-            v,
+            key_value: own,
             qkv_bias: match has_bias {
                 true => Some([
                     self.vector(&bias("attn_q"), q_width)?,
@@ -178,13 +187,9 @@ impl Reader<'_> {
                 ]),
                 false => None,
             },
-            qk_norm: match family.qk_norm {
-                QkNorm::None => None,
-                _ => Some([
-                    self.vector(&name("attn_q_norm"), of_q)?,
-                    self.vector(&name("attn_k_norm"), of_k)?,
-                ]),
-            },
+            q_norm: self.vector_if(of_q > 0, &name("attn_q_norm"), of_q)?,
+            k_norm: self.vector_if(of_k > 0 && stores, &name("attn_k_norm"), of_k)?,
+            v_norm: family.value_norm.then(|| vec![1.0; head_dim].into()),
             sinks: self.vector_if(family.sinks, &name("attn_sinks"), c.heads)?,
             out: self.linear(&name("attn_output"), hidden, q_width)?,
             out_bias: self.vector_if(out_bias, &bias("attn_output"), hidden)?,
@@ -195,10 +200,22 @@ impl Reader<'_> {
             )?,
             ffn_norm: self.vector_if(family.norms_before, &name(family.ffn_norm), hidden)?,
             feed_forward: match c.experts {
-                None => FeedForward::All(self.gated(c, i, "", c.feed_forward)?),
+                None => FeedForward::All(self.gated(c, i, "", c.feed_forward_of(i))?),
                 Some(_) => FeedForward::Some(self.some(c, i)?),
             },
             post_ffn_norm: self.vector_if(family.norms_behind, &name("post_ffw_norm"), hidden)?,
+            told: match c.per_layer {
+                Some(width) => Some(Told {
+                    gate: self.linear(&name("inp_gate"), width, hidden)?,
+                    out: self.linear(&name("proj"), hidden, width)?,
+                    norm: self.vector(&name("post_norm"), hidden)?,
+                }),
+                None => None,
+            },
+            scale: match self.gguf.has(&name("layer_output_scale")) {
+                true => Some(self.vector(&name("layer_output_scale"), 1)?[0]),
+                false => None,
+            },
         })
     }
 
@@ -270,7 +287,7 @@ impl Reader<'_> {
             return Ok(None);
         }
         let factors = self.vector(&name, c.rotary / 2)?;
-        if let Some(by) = factors.iter().find(|&&by| !(1e-3..=1e6).contains(&by)) {
+        if let Some(by) = factors.iter().find(|&&by| !(1e-3..=1e30).contains(&by)) {
             return Err(self.bad(&name, format!("divides a frequency by {by}")));
         }
         Ok(Some(factors))
@@ -291,9 +308,15 @@ impl Reader<'_> {
             short: freqs.as_deref().or(short.as_deref()),
             long: long.as_deref(),
         };
-        let rope = |r: RopeConfig| Rope::new((c.head_dim, c.rotary), r.base, r.scaling, factors);
-        let mut ropes = vec![rope(c.rope)];
-        ropes.extend(c.sliding.as_ref().map(|s| rope(s.rope)));
+        let rope = |r: RopeConfig, turned, factors| {
+            Rope::new((c.head_dim, turned), r.base, r.scaling, factors)
+        };
+        let mut ropes = vec![rope(c.rope, c.rotary, factors)];
+        if let Some(s) = &c.sliding {
+            let turned = c.rotary_of(true);
+            let none = Factors::default();
+            ropes.push(rope(s.rope, turned, if s.factors { factors } else { none }));
+        }
         if !(0..c.layers).all(|i| c.turned.has(i)) {
             ropes.push(Rope::none(c.head_dim));
         }
@@ -341,6 +364,17 @@ impl Decoder {
             progress,
         };
         let embedding = from.linear("token_embd.weight", c.vocab, c.hidden)?;
+        let per_layer = match c.per_layer {
+            Some(width) => {
+                let all = width * c.layers;
+                Some(PerLayer {
+                    table: from.linear("per_layer_token_embd.weight", c.vocab, all)?,
+                    product: from.linear("per_layer_model_proj.weight", all, c.hidden)?,
+                    norm: from.vector("per_layer_proj_norm.weight", width)?,
+                })
+            }
+            None => None,
+        };
         let layers = (0..c.layers).map(|i| from.layer(&c, i));
         let layers = layers.collect::<Result<_>>()?;
         let norm = from.vector("output_norm.weight", c.hidden)?;
@@ -355,6 +389,7 @@ impl Decoder {
             weights: Bytes(from.bytes),
             config: c,
             embedding,
+            per_layer,
             layers,
             norm,
             output,

@@ -15,6 +15,7 @@ const FAMILIES: &[&str] = &[
     "phi3-short",
     "phi3-long",
     "gemma2",
+    "gemma4",
     "granite",
     "olmo2",
     "olmo3",
@@ -39,6 +40,8 @@ fn each_absurd_number_of_a_family_is_named() {
         "attention.sliding_window",
         "expert_shared_feed_forward_length",
         "expert_count",
+        "embedding_length_per_layer_input",
+        "attention.shared_kv_layers",
     ];
     for &name in FAMILIES {
         let prefix = format!("{}.", family(name).prefix());
@@ -58,6 +61,23 @@ fn each_absurd_number_of_a_family_is_named() {
                 refused(&tiny, &key);
             }
         }
+    }
+}
+
+#[test]
+fn layers_that_share_what_nobody_stores_are_named() {
+    for (key, n) in [
+        ("attention.shared_kv_layers", 7),
+        // Of the first two none sees everything.
+        ("attention.shared_kv_layers", 5),
+        ("attention.key_length_swa", 40),
+        ("attention.key_length_swa", 12),
+        ("attention.value_length_swa", 8),
+        ("rope.dimension_count_swa", 8),
+    ] {
+        let mut tiny = family("gemma4");
+        tiny.set(key, Value::U32(n));
+        refused(&tiny, key);
     }
 }
 
@@ -109,8 +129,9 @@ fn each_tensor_of_a_family_that_is_missing_or_of_another_shape_is_named() {
                 [e, n, k] => vec![vec![e, n, k + 32], vec![e + 1, n, k], vec![e * n, k]],
                 _ => unreachable!("at most one matrix for each expert"),
             };
-            // Models without have another output, or other positions.
-            if !["output.weight", "rope_freqs.weight"].contains(&tensor.as_str()) {
+            // Models without have another output, other positions, or no scale.
+            let optional = ["output.weight", "rope_freqs.weight", "output_scale.weight"];
+            if !optional.iter().any(|end| tensor.ends_with(end)) {
                 wrong.push(vec![]);
             }
             for shape in wrong {

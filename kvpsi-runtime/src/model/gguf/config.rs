@@ -33,14 +33,23 @@ pub struct Config {
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer; the widest, where they differ.
     pub feed_forward: usize,
+    /// Those of each layer, where they differ.
+    pub feed_forwards: Option<Box<[usize]>>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Elements of one head; a multiple of 8.
+    /// Elements of one head; a multiple of 8. As many are stored of any layer.
     pub head_dim: usize,
+    /// Elements of the heads of layers with a window, the first ones.
+    pub windowed_head_dim: usize,
+    /// Layers that store keys and values, the first ones; the others look at
+    /// those of the last one of their kind.
+    pub storing: usize,
+    /// Width of what each layer is told of the token besides.
+    pub per_layer: Option<usize>,
     /// Tokens that the model was trained for.
     pub context: usize,
     /// Rotary embedding of the layers that see everything.
@@ -145,6 +154,36 @@ impl Config {
                 format!("is {n}, but keys have {head_dim}: unequal sizes are not supported"),
             ));
         }
+        let windowed_head_dim = keys
+            .int("attention.key_length_swa", 1024)?
+            .unwrap_or(head_dim);
+        if !windowed_head_dim.is_multiple_of(8) || windowed_head_dim > head_dim {
+            return Err(keys.bad(
+                "attention.key_length_swa",
+                format!(
+                    "is {windowed_head_dim}: heads must be a multiple of 8, and those of a window \
+                     not longer than the others' {head_dim}"
+                ),
+            ));
+        }
+        if let Some(n) = keys.int("attention.value_length_swa", 1024)?
+            && n != windowed_head_dim
+        {
+            return Err(keys.bad(
+                "attention.value_length_swa",
+                format!(
+                    "is {n}, but keys have {windowed_head_dim}: unequal sizes are not supported"
+                ),
+            ));
+        }
+        if let Some(n) = keys.int("rope.dimension_count_swa", 1024)?
+            && n != windowed_head_dim
+        {
+            return Err(keys.bad(
+                "rope.dimension_count_swa",
+                format!("is {n}, but those heads have {windowed_head_dim}"),
+            ));
+        }
         let rotary = keys.int("rope.dimension_count", 1024)?.unwrap_or(head_dim);
         if rotary > head_dim || !rotary.is_multiple_of(2) {
             return Err(keys.bad(
@@ -174,7 +213,8 @@ impl Config {
         };
         let scale =
             |key, default| Ok::<_, ModelError>(keys.float(key, 1e-6..=1e6)?.unwrap_or(default));
-        let attention_scale = scale("attention.scale", 1.0 / (share as f32).sqrt())?;
+        let usual = family.scale.unwrap_or(1.0 / (share as f32).sqrt());
+        let attention_scale = scale("attention.scale", usual)?;
         let root = match family.embedding_root {
             true => (hidden as f32).sqrt(),
             false => 1.0,
@@ -182,19 +222,42 @@ impl Config {
         let [score_cap, logit_cap] = ["attn", "final"]
             .map(|which| keys.float_or_off(&format!("{which}_logit_softcapping"), 1e-3..=1e6));
         let caps = family.softcaps;
-        let feed_forward = keys.required("feed_forward_length", 1 << 20)?;
+        let feed_forwards = keys.each("feed_forward_length", layers, 1 << 20)?;
+        let widest = feed_forwards.as_ref().and_then(|each| each.iter().max());
+        let feed_forward = match widest {
+            Some(widest) => *widest,
+            None => keys.required("feed_forward_length", 1 << 20)?,
+        };
+        let or_none = |key, most| match keys.is_zero(key) {
+            true => Ok(None),
+            false => keys.int(key, most),
+        };
         let rope = positions::rope(&keys, family, context)?;
+        let sliding = positions::sliding(&keys, family, layers, rope)?;
+        let shared = or_none("attention.shared_kv_layers", layers as u64 - 1)?.unwrap_or(0);
+        let storing = layers - shared;
+        let kind = |i: usize| sliding.as_ref().is_some_and(|s| s.layers.has(i));
+        if (storing..layers).any(|i| !(0..storing).any(|j| kind(i) == kind(j))) {
+            return Err(keys.bad(
+                "attention.shared_kv_layers",
+                format!("is {shared}: before these there is no layer of each kind"),
+            ));
+        }
         Ok(Self {
             family,
             name,
             layers,
             hidden,
             feed_forward,
+            feed_forwards,
             heads,
             kv_heads,
             head_dim,
+            windowed_head_dim,
+            storing,
+            per_layer: or_none("embedding_length_per_layer_input", 1 << 12)?,
             context,
-            sliding: positions::sliding(&keys, family, layers, rope)?,
+            sliding,
             rope,
             turned: positions::turned(&keys, family),
             rotary,
@@ -234,9 +297,48 @@ impl Config {
     /// The widest network that a row goes through.
     #[must_use]
     pub fn widest_feed_forward(&self) -> usize {
-        self.experts.map_or(self.feed_forward, |e| {
+        let all = self.experts.map_or(self.feed_forward, |e| {
             e.feed_forward.max(e.shared.unwrap_or(0))
-        })
+        });
+        all.max(self.per_layer.unwrap_or(0))
+    }
+
+    /// Elements of a layer's heads.
+    #[must_use]
+    pub fn head_dim_of(&self, layer: usize) -> usize {
+        match self.windowed(layer) {
+            Some(_) => self.windowed_head_dim,
+            None => self.head_dim,
+        }
+    }
+
+    /// Values of a head that are turned, of layers with a window or without.
+    #[must_use]
+    pub fn rotary_of(&self, windowed: bool) -> usize {
+        match windowed && self.windowed_head_dim < self.head_dim {
+            true => self.windowed_head_dim,
+            false => self.rotary,
+        }
+    }
+
+    /// The layer that stores what a layer looks at.
+    #[must_use]
+    pub fn stored_by(&self, layer: usize) -> usize {
+        let kind = |i| self.windowed(i).is_some();
+        let alike = (0..self.storing).rev().find(|i| kind(*i) == kind(layer));
+        match layer < self.storing {
+            true => layer,
+            false => alike.unwrap_or(0),
+        }
+    }
+
+    /// Width of a layer's feed-forward network.
+    #[must_use]
+    pub fn feed_forward_of(&self, layer: usize) -> usize {
+        let each = self.feed_forwards.as_ref();
+        each.and_then(|each| each.get(layer))
+            .copied()
+            .unwrap_or(self.feed_forward)
     }
 
     /// The window of a layer that has one.

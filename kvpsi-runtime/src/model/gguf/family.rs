@@ -39,6 +39,11 @@ pub struct Family {
     pub norms_before: bool,
     /// Whether what they add is normed before.
     pub norms_behind: bool,
+    /// Whether each head of values is normed, without weights.
+    pub value_norm: bool,
+    /// What a product of query and key is multiplied by where the file does not
+    /// say; none is `1 / sqrt(head_dim)`.
+    pub scale: Option<f32>,
     /// The tensor of the norm before feed-forward.
     pub ffn_norm: &'static str,
     /// Whether queries, keys and values are one tensor, gate and up another.
@@ -82,7 +87,8 @@ pub enum Windows {
         window: Window,
         /// Base of their RoPE where the file has none; none is the others'.
         base: Option<f64>,
-        /// Whether their RoPE is stretched as that of the others.
+        /// Whether their RoPE is stretched as that of the others, by its factors
+        /// too.
         stretched: bool,
     },
 }
@@ -145,6 +151,8 @@ const LLAMA: Family = Family {
     qk_norm: QkNorm::None,
     norms_before: true,
     norms_behind: false,
+    value_norm: false,
+    scale: None,
     ffn_norm: "ffn_norm",
     fused: false,
     gate: Gate::Silu,
@@ -302,6 +310,20 @@ pub static FAMILIES: &[Family] = &[
         ..GEMMA3
     },
     GEMMA3,
+    Family {
+        name: "gemma4",
+        models: "Gemma 4 E2B and E4B",
+        windows: Windows::AllBut {
+            every: 6,
+            window: Window::Needed,
+            base: Some(1e4),
+            stretched: false,
+        },
+        value_norm: true,
+        scale: Some(1.0),
+        shared_scale: None,
+        ..GEMMA3
+    },
 ];
 
 impl Family {

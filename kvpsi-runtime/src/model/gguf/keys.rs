@@ -42,21 +42,22 @@ impl Keys<'_> {
             },
             one => one,
         };
-        Ok(Some(match value {
-            None => return Ok(None),
-            Some(Value::U8(n)) => u64::from(*n),
-            Some(Value::U16(n)) => u64::from(*n),
-            Some(Value::U32(n)) => u64::from(*n),
-            Some(Value::U64(n)) => *n,
-            Some(Value::I32(n)) if *n >= 0 => u64::from(n.unsigned_abs()),
-            Some(Value::I64(n)) if *n >= 0 => n.unsigned_abs(),
-            Some(other) => {
-                return Err(self.bad(
-                    key,
-                    format!("is {:?}, a count was expected", other.value_type()),
-                ));
-            }
-        }))
+        value.map(|value| self.natural(key, value)).transpose()
+    }
+
+    fn natural(&self, key: &str, value: &Value) -> Result<u64, ModelError> {
+        match value {
+            Value::U8(n) => Ok(u64::from(*n)),
+            Value::U16(n) => Ok(u64::from(*n)),
+            Value::U32(n) => Ok(u64::from(*n)),
+            Value::U64(n) => Ok(*n),
+            Value::I32(n) if *n >= 0 => Ok(u64::from(n.unsigned_abs())),
+            Value::I64(n) if *n >= 0 => Ok(n.unsigned_abs()),
+            other => Err(self.bad(
+                key,
+                format!("is {:?}, a count was expected", other.value_type()),
+            )),
+        }
     }
 
     /// A count from 1 to `most`.
@@ -66,6 +67,35 @@ impl Keys<'_> {
         };
         match usize::try_from(n) {
             Ok(small) if (1..=most).contains(&n) => Ok(Some(small)),
+            _ => Err(self.bad(
+                key,
+                format!("is {n}, which is not between 1 and {most}: the file is damaged"),
+            )),
+        }
+    }
+
+    /// A count for each of so many layers, where the file tells them apart.
+    pub fn each(
+        &self,
+        key: &str,
+        layers: usize,
+        most: u64,
+    ) -> Result<Option<Box<[usize]>>, ModelError> {
+        let Some(Value::Array(each)) = self.value(key) else {
+            return Ok(None);
+        };
+        if each.len() != layers {
+            let what = format!("has {} numbers for {layers} layers", each.len());
+            return Err(self.bad(key, what));
+        }
+        let each = each.iter().map(|v| self.count(key, v, most));
+        each.collect::<Result<_, _>>().map(Some)
+    }
+
+    fn count(&self, key: &str, value: &Value, most: u64) -> Result<usize, ModelError> {
+        let n = self.natural(key, value)?;
+        match usize::try_from(n) {
+            Ok(small) if (1..=most).contains(&n) => Ok(small),
             _ => Err(self.bad(
                 key,
                 format!("is {n}, which is not between 1 and {most}: the file is damaged"),

@@ -59,6 +59,8 @@ pub struct Sliding {
     pub layers: Layers,
     /// Their rotary embedding.
     pub rope: RopeConfig,
+    /// Whether it has the factors of the others'.
+    pub factors: bool,
 }
 
 /// Queries that grow with their position: by `1 + by ln(1 + floor(p / every))`
@@ -194,6 +196,7 @@ pub(super) fn sliding(
             window,
             layers: Layers::All,
             rope,
+            factors: true,
         })),
         Windows::AllBut {
             every,
@@ -228,6 +231,7 @@ pub(super) fn sliding(
             Ok(Some(Sliding {
                 window,
                 layers: which,
+                factors: stretched,
                 rope: RopeConfig {
                     base,
                     scaling: if stretched {

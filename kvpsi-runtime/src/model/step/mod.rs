@@ -11,6 +11,7 @@ mod experts;
 pub mod ops;
 mod pass;
 mod rows;
+mod told;
 
 use super::{decoder::Decoder, linear::products_into};
 use crate::{

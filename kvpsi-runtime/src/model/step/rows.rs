@@ -36,10 +36,12 @@ struct Widths {
     router: usize,
     /// The width of the stream, if there are experts.
     gathered: usize,
+    /// What all layers are told of a token.
+    told: usize,
 }
 
 impl Widths {
-    fn all(self) -> [usize; 14] {
+    fn all(self) -> [usize; 16] {
         let Self {
             hidden,
             q,
@@ -49,6 +51,7 @@ impl Widths {
             grown,
             router,
             gathered,
+            told,
         } = self;
         [
             hidden,
@@ -65,6 +68,8 @@ impl Widths {
             router,
             gathered,
             gathered,
+            told,
+            told,
         ]
     }
 }
@@ -92,6 +97,10 @@ pub(super) struct Parts<'a> {
     pub(super) gathered: &'a mut [f32],
     /// What all of its experts make of a row.
     pub(super) mixed: &'a mut [f32],
+    /// What the layers are told of a row's token `[rows, layers, width]`, and
+    /// memory of that size.
+    pub(super) told: &'a mut [f32],
+    pub(super) looked_up: &'a mut [f32],
     pub(super) picks: &'a mut Vec<Pick>,
     pub(super) acts: &'a mut QuantizedRows,
     rows: usize,
@@ -110,6 +119,7 @@ impl Rows {
             grown: usize::from(c.temperature.is_some()),
             router: c.experts.map_or(0, |e| e.count),
             gathered: c.experts.map_or(0, |_| c.hidden),
+            told: c.per_layer.unwrap_or(0) * c.layers,
         };
         let values = widths.all().into_iter().sum::<usize>() * most;
         let bytes = (values * size_of::<f32>()).max(1);
@@ -162,6 +172,8 @@ impl Rows {
             router,
             gathered,
             mixed,
+            told,
+            looked_up,
         ] = parts;
         Parts {
             x,
@@ -178,6 +190,8 @@ impl Rows {
             router,
             gathered,
             mixed,
+            told,
+            looked_up,
             picks: &mut self.picks,
             acts: &mut self.acts,
             rows,
@@ -198,6 +212,8 @@ impl Parts<'_> {
             &mut self.router,
             &mut self.gathered,
             &mut self.mixed,
+            &mut self.told,
+            &mut self.looked_up,
         ] {
             let width = part.len() / before.max(1);
             *part = &mut std::mem::take(part)[..rows * width];
