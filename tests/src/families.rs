@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 pub struct Reference {
     /// The tokens.
     pub tokens: Vec<u32>,
+    /// transformers' version.
+    pub transformers: String,
+    /// transformers' class, without `ForCausalLM`.
+    pub class: String,
     logits: Vec<f32>,
 }
 
@@ -53,7 +57,10 @@ pub fn reference(name: &str) -> (PathBuf, Reference) {
         u8::from_str_radix(digits, 16).unwrap()
     };
     let float = |at: usize| f32::from_le_bytes(std::array::from_fn(|i| byte(4 * at + i)));
+    let word = |key: &str| text[key].as_str().unwrap().to_owned();
     let reference = Reference {
+        transformers: word("transformers"),
+        class: word("class"),
         tokens: tokens
             .iter()
             .map(|t| t.as_u64().unwrap().try_into().unwrap())

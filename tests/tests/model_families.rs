@@ -9,6 +9,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "model_families/page.rs"]
+mod page;
+
 use candle_core::{
     Device,
     quantized::{GgmlDType, gguf_file::Value},

@@ -2,8 +2,8 @@
 //!
 //! Owns the allowed range of every number. The ranges are far beyond any model
 //! and small enough that no product of them overflows. What no key says is the
-//! family's ([`Family`]), so that the decoder itself knows no family. Refuses to
-//! read tensors.
+//! family's ([`Family`]), so that the decoder itself knows no family. Out of
+//! scope: tensors.
 
 use super::{
     ModelError,

@@ -2,7 +2,7 @@
 //!
 //! Owns the ranges of their numbers. What is not computed here (shared
 //! experts behind a gate, groups of experts, other functions of choice) is
-//! refused by its key. Refuses to read tensors.
+//! refused by its key. Out of scope: tensors.
 
 use super::{
     ModelError,

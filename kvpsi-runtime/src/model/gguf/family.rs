@@ -11,8 +11,8 @@ use crate::model::step::ops::{Gate, RopePairs};
 pub struct Family {
     /// `general.architecture`, and the prefix of its metadata keys.
     pub name: &'static str,
-    /// Its models, for error messages.
-    models: &'static str,
+    /// Its models, for people; none where the name says it.
+    pub models: &'static str,
     /// Which values of a head RoPE turns together, as the files have them.
     pub pairs: RopePairs,
     /// Layers that RoPE turns.
@@ -228,7 +228,7 @@ pub static FAMILIES: &[Family] = &[
     },
     Family {
         name: "qwen2",
-        models: "and 2.5",
+        models: "Qwen 2 and 2.5",
         qkv_bias: true,
         qk_norm: QkNorm::None,
         ..QWEN3
@@ -244,7 +244,7 @@ pub static FAMILIES: &[Family] = &[
     },
     Family {
         name: "olmo2",
-        models: "and OLMo 3",
+        models: "OLMo 2 and 3",
         windows: Windows::AllBut {
             every: 4,
             window: Window::Without,

@@ -1,6 +1,6 @@
 //! What the metadata says of positions: RoPE, how it is stretched, windows.
 //!
-//! Owns the ranges of those numbers. Refuses to know what a turn is.
+//! Owns the ranges of those numbers. Out of scope: what a turn is.
 
 use super::{
     ModelError,

@@ -3,7 +3,7 @@
 //! Owns the choice. Rows are grouped by expert: an expert that no row chose is
 //! not read, one that many chose is read once. Invariants: what a row gets does
 //! not depend on the rows beside it (its experts are added up in their order);
-//! nothing is allocated. Refuses to know what is done with the sum.
+//! nothing is allocated. Out of scope: what is done with the sum.
 
 use super::{
     ops,

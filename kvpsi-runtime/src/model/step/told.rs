@@ -1,7 +1,7 @@
 //! What each layer is told of a row's token besides the stream (the per-layer
 //! embeddings of Gemma 3n and 4, as transformers' `modeling_gemma4.py` has them).
 //!
-//! Refuses to know when a layer takes it.
+//! Out of scope: when a layer takes it.
 
 use super::{ops, rows::Parts};
 use crate::{
