@@ -49,7 +49,7 @@ MODELS = {
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "hidden_size": 32, "tie_word_embeddings": True}),
     "ministral3": ("Ministral3", SMALL | {"rope_parameters": YARN | {
         "mscale": 1.0, "mscale_all_dim": 0.7, "llama_4_scaling_beta": 0.4, "max_position_embeddings": 512}}),
-    "phi3-short": ("Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 96}),
+    "phi3-short": ("Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 96, "sliding_window": 21}),
     "phi3-long": ("Phi3", {"rope_parameters": PARTIAL, "original_max_position_embeddings": 48,
                            "tie_word_embeddings": True}),
     "gemma2": ("Gemma2", SMALL | {"sliding_window": 21, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 3.0,

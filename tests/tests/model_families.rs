@@ -263,9 +263,12 @@ fn what_a_file_says_of_its_family_is_seen_in_the_logits() {
         ),
         (
             "phi3-short",
-            &[("short factors", |t| {
-                map(t, "rope_factors_short.weight", |x| x * 1.2)
-            })],
+            &[
+                window,
+                ("short factors", |t| {
+                    map(t, "rope_factors_short.weight", |x| x * 1.2)
+                }),
+            ],
         ),
         (
             "phi3-long",
