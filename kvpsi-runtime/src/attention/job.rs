@@ -9,8 +9,8 @@
 use super::AttnConfig;
 use super::coded::Coded;
 use super::kernels::Isa;
+use crate::curves::soft_cap;
 use crate::kv::BlockView;
-use crate::model::step::ops::soft_cap;
 use std::ops::Range;
 
 /// What goes in.

@@ -9,7 +9,7 @@ use super::{
     ModelError,
     experts::{self, Experts},
     family::Family,
-    keys::Keys,
+    keys::{Keys, MOST_CONTEXT},
     positions::{self, Layers, RopeConfig, Sliding, Temperature},
 };
 use crate::{
@@ -18,9 +18,6 @@ use crate::{
 };
 use candle_core::quantized::gguf_file::{Content, Value};
 use std::path::Path;
-
-/// Positions above 2^24 are further than any model sees.
-pub(super) const MOST_CONTEXT: u64 = 1 << 24;
 
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]

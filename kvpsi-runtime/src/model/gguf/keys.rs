@@ -7,6 +7,9 @@ use super::ModelError;
 use candle_core::quantized::gguf_file::{Content, Value};
 use std::{ops::RangeInclusive, path::Path};
 
+/// Positions above 2^24 are further than any model sees.
+pub(super) const MOST_CONTEXT: u64 = 1 << 24;
+
 /// Reads values under one prefix.
 pub(super) struct Keys<'a> {
     pub path: &'a Path,

@@ -4,9 +4,8 @@
 
 use super::{
     ModelError,
-    config::MOST_CONTEXT,
     family::{Family, Turns, Window, Windows},
-    keys::Keys,
+    keys::{Keys, MOST_CONTEXT},
 };
 use crate::model::rope::{LongRope, RopeScaling, Yarn};
 use candle_core::quantized::gguf_file::Value;

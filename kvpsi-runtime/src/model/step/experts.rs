@@ -6,20 +6,13 @@
 //! nothing is allocated. Out of scope: what is done with the sum.
 
 use super::{
+    feed_forward::bend,
     ops,
-    pass::{add, bend},
-    rows::Parts,
+    rows::{Parts, Pick},
 };
+use crate::curves::exp;
 use crate::model::{decoder::Experts, gguf, linear::products_into};
 use candle_core::Result;
-
-/// A row's way through one of its experts. Ordered by expert, then by row.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pick {
-    expert: usize,
-    row: usize,
-    share: f32,
-}
 
 /// Below everything that a score can be: one that was taken.
 const TAKEN: f32 = f32::from_bits(u32::MAX);
@@ -32,7 +25,7 @@ pub(super) fn mix(some: &Experts, c: &gguf::Config, p: &mut Parts<'_>) -> Result
     p.picks.clear();
     for (row, scores) in p.router.chunks_exact_mut(e.count).enumerate() {
         if let Some(bias) = &some.router_bias {
-            add(scores, bias);
+            ops::add(scores, bias);
         }
         choose(scores, &e, row, p.picks);
     }
@@ -58,7 +51,7 @@ pub(super) fn mix(some: &Experts, c: &gguf::Config, p: &mut Parts<'_>) -> Result
         products_into([&expert.down], gate, picks.len(), p.acts, [&mut *gathered])?;
         for (pick, from) in picks.iter().zip(gathered.chunks_exact_mut(hidden)) {
             if let Some([.., bias]) = &expert.bias {
-                add(from, bias);
+                ops::add(from, bias);
             }
             let to = &mut p.mixed[pick.row * hidden..][..hidden];
             to.iter_mut()
@@ -74,7 +67,7 @@ pub(super) fn mix(some: &Experts, c: &gguf::Config, p: &mut Parts<'_>) -> Result
 /// them, or over the chosen ones. The scores are lost.
 fn choose(scores: &mut [f32], e: &gguf::Experts, row: usize, picks: &mut Vec<Pick>) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let all: f32 = scores.iter().map(|s| ops::exp(s - max)).sum();
+    let all: f32 = scores.iter().map(|s| exp(s - max)).sum();
     let first = picks.len();
     for _ in 0..e.used {
         let mut best = 0;
@@ -86,7 +79,7 @@ fn choose(scores: &mut [f32], e: &gguf::Experts, row: usize, picks: &mut Vec<Pic
         picks.push(Pick {
             expert: best,
             row,
-            share: ops::exp(scores[best] - max),
+            share: exp(scores[best] - max),
         });
         scores[best] = TAKEN;
     }

@@ -8,6 +8,7 @@
 //! the logits are for.
 
 mod experts;
+mod feed_forward;
 pub mod ops;
 mod pass;
 mod rows;
@@ -16,6 +17,7 @@ mod told;
 use super::{decoder::Decoder, linear::products_into};
 use crate::{
     attention::{AttnMemory, RowSpan},
+    curves::soft_cap,
     kv::{KvPool, evict::QueryStats},
     thread_pool::thread_pool,
 };
@@ -223,7 +225,7 @@ impl Decoder {
             thread_pool().spread_rows(of.len(), [logits], |_, [logits]| {
                 logits.iter_mut().for_each(|l| *l *= c.logit_scale);
                 if let Some(cap) = c.logit_cap {
-                    ops::soft_cap(logits, cap);
+                    soft_cap(logits, cap);
                 }
             });
         }

@@ -7,25 +7,10 @@
 //! seen: they are some hundredths of a step. Refuses to know of weights,
 //! sequences and threads.
 
+use crate::curves::{exp, wide};
+
 /// Values that one loop turn takes.
 const LANES: usize = 8;
-
-/// Runs `f`, compiled for AVX2 where the processor has it.
-#[inline]
-fn wide(f: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2(f: impl FnOnce()) {
-            f();
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
-            return unsafe { with_avx2(f) };
-        }
-    }
-    f();
-}
 
 /// `out = x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich, "Root Mean
 /// Square Layer Normalization", 2019). All of one length.
@@ -36,6 +21,11 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
             *out = x * scale * w;
         }
     });
+}
+
+/// `x += h`.
+pub fn add(x: &mut [f32], h: &[f32]) {
+    x.iter_mut().zip(h).for_each(|(x, h)| *x += h);
 }
 
 /// [`rms_norm`] of each stretch of `weight`'s length, where it lies: the norm
@@ -99,16 +89,6 @@ pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs, turned:
     }
 }
 
-/// `x = cap tanh(x / cap)`.
-pub fn soft_cap(x: &mut [f32], cap: f32) {
-    // tanh(z) = 1 - 2 / (1 + e^2z), which is right at both ends.
-    let by = 2.0 / cap;
-    wide(|| {
-        x.iter_mut()
-            .for_each(|x| *x = cap - 2.0 * cap / (1.0 + exp(*x * by)))
-    });
-}
-
 /// What the feed-forward network bends its gate with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
@@ -159,29 +139,6 @@ fn apply(gate: &mut [f32], up: &[f32], of: impl Fn(f32) -> f32) {
         .iter_mut()
         .zip(up_rest)
         .for_each(|(g, u)| one(g, u));
-}
-
-/// `e^x` to about a millionth, without branches so that it becomes vector
-/// code; beyond -87 and 88 it stays what it is there. `x = n ln 2 + r`, and
-/// the Taylor series of `e^r` on half an ln 2 either side of zero.
-#[inline(always)]
-pub fn exp(x: f32) -> f32 {
-    // Adding and taking off 1.5 * 2^23 rounds to the nearest whole number,
-    // where the processor has no instruction for it.
-    const ROUND: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
-    let mut sum = 1.0 / 720.0;
-    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        sum = sum * r + c;
-    }
-    // The whole number stands in the lowest bits of `shifted`.
-    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits());
-    sum * f32::from_bits(n.wrapping_add(127) << 23)
 }
 
 #[cfg(test)]
@@ -248,19 +205,6 @@ mod tests {
                 gated(&mut got, &up, act);
                 assert_near(&got, &(want * &u).unwrap());
             }
-        }
-    }
-
-    #[test]
-    fn the_exponential_is_accurate_to_a_millionth_and_never_overflows() {
-        let mut x = -87.0f32;
-        while x < 88.0 {
-            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((got / want - 1.0).abs() < 1e-6, "e^{x}: {got} for {want}");
-            x += 0.0037;
-        }
-        for x in [f32::INFINITY, 1e30, -1e30, f32::NEG_INFINITY] {
-            assert!(exp(x).is_finite());
         }
     }
 

@@ -6,7 +6,7 @@
 //! know what the logits are for.
 
 use super::{
-    Interrupted, experts, ops,
+    Interrupted, experts, feed_forward, ops,
     rows::{Parts, Rows},
     told,
 };
@@ -14,9 +14,9 @@ use crate::{
     attention::{AttnMemory, Qkv, RowSpan, attend_into},
     kv::{KvPool, evict::QueryStats},
     model::{
-        decoder::{Decoder, FeedForward, Gated, Layer},
+        decoder::{Decoder, FeedForward, Layer},
         gguf::Config,
-        linear::{QuantizedRows, products_into},
+        linear::products_into,
     },
     thread_pool::thread_pool,
 };
@@ -86,7 +86,7 @@ impl Pass<'_> {
             };
             residual(behind, c, &mut p);
             match &layer.feed_forward {
-                FeedForward::All(all) => gated(all, c, &mut p)?,
+                FeedForward::All(all) => feed_forward::gated(all, c, &mut p)?,
                 FeedForward::Some(some) => experts::mix(some, c, &mut p)?,
             }
             let mut behind = Behind {
@@ -225,7 +225,7 @@ impl Pass<'_> {
             for (i, (x, norm)) in parts.into_iter().zip(norms).enumerate() {
                 if let Some(biases) = &layer.qkv_bias {
                     x.chunks_exact_mut(biases[i].len())
-                        .for_each(|x| add(x, &biases[i]));
+                        .for_each(|x| ops::add(x, &biases[i]));
                 }
                 if let Some(norm) = norm {
                     ops::rms_norm_in_place(x, norm, c.rms_eps);
@@ -268,34 +268,6 @@ fn embed(decoder: &Decoder, tokens: &[u32], x: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// A gated feed-forward network, from the norms in `h` to `h`.
-fn gated(g: &Gated, c: &Config, p: &mut Parts<'_>) -> Result<()> {
-    let (rows, width) = (p.h.len() / c.hidden, g.gate.packed().n());
-    let (gate, up) = (&mut p.gate[..rows * width], &mut p.up[..rows * width]);
-    bend(g, c, p.h, p.acts, [gate, up])?;
-    products_into([&g.down], &p.gate[..rows * width], rows, p.acts, [p.h])
-}
-
-/// What goes into the last matrix of a feed-forward network, left in `gate`.
-pub(super) fn bend(
-    g: &Gated,
-    c: &Config,
-    x: &[f32],
-    acts: &mut QuantizedRows,
-    [gate, up]: [&mut [f32]; 2],
-) -> Result<()> {
-    let (rows, width) = (x.len() / c.hidden, g.gate.packed().n());
-    products_into([&g.gate, &g.up], x, rows, acts, [&mut *gate, &mut *up])?;
-    thread_pool().spread_rows(rows, [gate, up], |_, [gate, up]| {
-        if let Some([of_gate, of_up, _]) = &g.bias {
-            gate.chunks_exact_mut(width).for_each(|x| add(x, of_gate));
-            up.chunks_exact_mut(width).for_each(|x| add(x, of_up));
-        }
-        ops::gated(gate, up, c.gate);
-    });
-    Ok(())
-}
-
 /// Leaves the norm of `x` in `h`, or `x` itself.
 fn norm(weight: Option<&[f32]>, c: &Config, p: &mut Parts<'_>) {
     let x = &*p.x;
@@ -325,7 +297,7 @@ struct Behind<'a> {
 fn residual(behind: Behind<'_>, c: &Config, p: &mut Parts<'_>) {
     thread_pool().spread_rows(p.x.len() / c.hidden, [p.x, p.h], |_, [x, h]| {
         if let Some(bias) = behind.bias {
-            h.chunks_exact_mut(c.hidden).for_each(|h| add(h, bias));
+            h.chunks_exact_mut(c.hidden).for_each(|h| ops::add(h, bias));
         }
         if let Some(norm) = behind.norm {
             ops::rms_norm_in_place(h, norm, c.rms_eps);
@@ -337,7 +309,7 @@ fn residual(behind: Behind<'_>, c: &Config, p: &mut Parts<'_>) {
             .chunks_exact_mut(c.hidden)
             .zip(h.chunks_exact_mut(c.hidden));
         for (x, h) in rows {
-            add(x, h);
+            ops::add(x, h);
             if let Some(scale) = behind.scale {
                 x.iter_mut().for_each(|x| *x *= scale);
             }
@@ -347,10 +319,6 @@ fn residual(behind: Behind<'_>, c: &Config, p: &mut Parts<'_>) {
             }
         }
     });
-}
-
-pub(super) fn add(x: &mut [f32], h: &[f32]) {
-    x.iter_mut().zip(h).for_each(|(x, h)| *x += h);
 }
 
 /// Moves the rows that are `wanted` to the front and leaves the others.

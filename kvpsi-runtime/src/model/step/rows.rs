@@ -6,7 +6,6 @@
 //! there from the start, for some are first written under a layer's guard.
 //! Refuses to know what is computed.
 
-use super::experts::Pick;
 use crate::model::{gguf::Config, linear::QuantizedRows};
 use candle_core::{Result, bail};
 use memmap2::MmapMut;
@@ -104,6 +103,14 @@ pub(super) struct Parts<'a> {
     pub(super) picks: &'a mut Vec<Pick>,
     pub(super) acts: &'a mut QuantizedRows,
     rows: usize,
+}
+
+/// A row's way through one of its experts. Ordered by expert, then by row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pick {
+    pub(super) expert: usize,
+    pub(super) row: usize,
+    pub(super) share: f32,
 }
 
 impl Rows {
