@@ -12,6 +12,8 @@ pub mod cli;
 pub mod clock;
 pub mod control;
 #[cfg(feature = "llm")]
+mod curves;
+#[cfg(feature = "llm")]
 pub mod demo;
 #[cfg(feature = "llm")]
 pub mod engine;

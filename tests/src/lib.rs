@@ -1,5 +1,7 @@
 //! What the end-to-end tests share.
 
+#[cfg(feature = "llm")]
+pub mod families;
 mod figures;
 #[cfg(feature = "llm")]
 pub mod hog;

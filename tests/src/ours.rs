@@ -6,12 +6,12 @@
 use crate::tiny::Tiny;
 use kvpsi::{
     attention::RowSpan,
-    kv::{KvPool, KvType, PoolConfig, SeqId},
+    kv::{KvPool, KvType, PoolConfig, SeqId, evict::QueryStats},
     model::{decoder::Decoder, gguf::Gguf, step::Step},
 };
 use std::{path::Path, sync::Arc};
 
-/// A decoder, its KV and the memory of a step of one row.
+/// A decoder, its KV and the memory of a step of two rows.
 #[derive(Debug)]
 pub struct Ours {
     decoder: Decoder,
@@ -23,18 +23,25 @@ impl Ours {
     /// A model with room for so many tokens.
     #[must_use]
     pub fn load(path: &Path, capacity_tokens: usize) -> Self {
+        Self::keeping(path, capacity_tokens, capacity_tokens)
+    }
+
+    /// [`Ours::load`] with a pool that keeps so many recent tokens and may
+    /// lose the others.
+    #[must_use]
+    pub fn keeping(path: &Path, capacity_tokens: usize, recent_tokens: usize) -> Self {
         let decoder = Decoder::load(&Gguf::open(path).unwrap()).unwrap();
         let pool = KvPool::new(PoolConfig {
             shape: decoder.kv_shape(KvType::F16),
             capacity_tokens,
             max_sequences: 2,
             sink_tokens: 4,
-            recent_tokens: capacity_tokens,
+            recent_tokens,
             floor_tokens: 0,
             may_drop: true,
         })
         .unwrap();
-        let step = Step::new(&decoder, &pool, 1).unwrap();
+        let step = Step::new(&decoder, &pool, 2).unwrap();
         Self {
             decoder,
             pool,
@@ -55,6 +62,18 @@ impl Ours {
     #[must_use]
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// The pool.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
+    /// What is known of the queries.
+    #[must_use]
+    pub fn queries(&self) -> &Arc<QueryStats> {
+        self.step.queries()
     }
 
     /// Begins a sequence.
@@ -81,7 +100,11 @@ impl Ours {
     /// The logits after `tokens`, whose place is `span`: decode if it is one,
     /// else prefill.
     pub fn step(&mut self, tokens: &[u32], span: &RowSpan) -> &[f32] {
-        let spans = std::slice::from_ref(span);
+        self.steps(tokens, std::slice::from_ref(span))
+    }
+
+    /// The logits after the tokens of several sequences, of up to two.
+    pub fn steps(&mut self, tokens: &[u32], spans: &[RowSpan]) -> &[f32] {
         self.decoder
             .step(tokens, spans, &self.pool, &mut self.step)
             .unwrap()

@@ -46,7 +46,7 @@ pub struct Tiny {
     pub metadata: BTreeMap<String, Value>,
     /// By name.
     pub tensors: BTreeMap<String, QTensor>,
-    prefix: &'static str,
+    prefix: String,
     noise: Noise,
 }
 
@@ -76,7 +76,7 @@ impl Tiny {
         let mut tiny = Self {
             metadata: BTreeMap::new(),
             tensors: BTreeMap::new(),
-            prefix: shape.arch,
+            prefix: shape.arch.into(),
             noise: Noise(shape.seed),
         };
         let arch = Value::String(shape.arch.into());
@@ -101,6 +101,35 @@ impl Tiny {
         tiny.set("rope.freq_base", Value::F32(50_000.0));
         tiny.draw(shape)?;
         Ok(tiny)
+    }
+
+    /// One that was written.
+    ///
+    /// # Errors
+    /// candle cannot read the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = std::fs::File::open(path)?;
+        let content = gguf_file::Content::read(&mut file)?;
+        let names = content.tensor_infos.keys();
+        let tensors = names.map(|name| {
+            let tensor = content.tensor(&mut file, name, &Device::Cpu)?;
+            Ok((name.clone(), tensor))
+        });
+        let tensors = tensors.collect::<Result<_>>()?;
+        let prefix = content.metadata.get("general.architecture");
+        let prefix = prefix.and_then(|arch| arch.to_string().ok());
+        Ok(Self {
+            prefix: prefix.cloned().unwrap_or_default(),
+            metadata: content.metadata.into_iter().collect(),
+            tensors,
+            noise: Noise(0),
+        })
+    }
+
+    /// `general.architecture`, the prefix of its keys.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// Sets a key under the architecture's prefix.

@@ -11,6 +11,7 @@ use kvpsi::{
     model::{decoder::Decoder, gguf::Gguf, step::Step},
 };
 use kvpsi_tests::{
+    families,
     ours::Ours,
     tiny::{Shape, Tiny},
 };
@@ -251,6 +252,24 @@ fn a_step_of_any_architecture_allocates_nothing() {
             assert!(logits[0].is_finite());
             let calls = CALLS.load(Relaxed) - before;
             assert!(i < 4 || calls == 0, "{arch}, token {i}: {calls} calls");
+        }
+    }
+}
+
+#[test]
+fn a_step_of_any_family_allocates_nothing() {
+    for name in families::all() {
+        let (path, text) = families::reference(&name);
+        let mut ours = Ours::load(&path, 512);
+        let seq = ours.open();
+        for i in 0..200 {
+            let token = text.tokens[i % text.tokens.len()];
+            let span = ours.append(seq, 1);
+            let before = CALLS.load(Relaxed);
+            let logits = ours.step(&[token], &span);
+            assert!(logits[0].is_finite());
+            let calls = CALLS.load(Relaxed) - before;
+            assert!(i < 4 || calls == 0, "{name}, token {i}: {calls} calls");
         }
     }
 }

@@ -32,6 +32,7 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
             scores(job.isa, q, k, d, weights, stride, v.bytes());
             for (g, weights) in weights.chunks_exact_mut(stride).enumerate() {
                 let vector = first + g;
+                job.cap(&mut weights[..n]);
                 let (max, sum) = softmax_step(job.isa, &mut weights[..n], out.max[vector]);
                 keep[g] = out.advance(vector, max, sum);
                 out.mass[vector * blocks + b] = sum;

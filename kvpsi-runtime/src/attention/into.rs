@@ -24,6 +24,9 @@ pub struct Qkv<'a> {
     pub k: &'a mut [f32],
     /// Values.
     pub v: &'a mut [f32],
+    /// For each head a score that takes its share of the softmax and has no
+    /// value (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Memory of a call: the blocks that it looks at and how they are split. What
@@ -51,7 +54,7 @@ impl AttnMemory {
     }
 }
 
-/// Stores keys and values of the rows, and attends causally over every live
+/// Stores keys and values of the rows, unless there are none, and attends causally over every live
 /// block of each row's sequence; `out` is shaped as the queries.
 ///
 /// A row at position p sees keys at positions up to p, of a sliding window the
@@ -72,16 +75,24 @@ pub fn attend_into(
 ) -> Result<()> {
     check(pool, layer, rows, &cfg)?;
     let total: usize = rows.iter().map(|span| span.rows).sum();
-    for (name, len, heads) in [
-        ("q", qkv.q.len(), cfg.heads),
-        ("k", qkv.k.len(), cfg.kv_heads),
-        ("v", qkv.v.len(), cfg.kv_heads),
-        ("the output", out.len(), cfg.heads),
+    let stored = if qkv.k.is_empty() && qkv.v.is_empty() {
+        0
+    } else {
+        total
+    };
+    for (name, len, rows, heads) in [
+        ("q", qkv.q.len(), total, cfg.heads),
+        ("k", qkv.k.len(), stored, cfg.kv_heads),
+        ("v", qkv.v.len(), stored, cfg.kv_heads),
+        ("the output", out.len(), total, cfg.heads),
     ] {
         let width = heads * cfg.head_dim;
-        if len != total * width {
-            bail!("attention: {name} has {len} values, expected [{total}, {width}]");
+        if len != rows * width {
+            bail!("attention: {name} has {len} values, expected [{rows}, {width}]");
         }
+    }
+    if qkv.sinks.is_some_and(|sinks| sinks.len() != cfg.heads) {
+        bail!("attention: {} heads need a sink each", cfg.heads);
     }
     let _clock = clock(Part::Attention);
     let AttnMemory {
@@ -91,9 +102,14 @@ pub fn attend_into(
     } = memory;
     spans.clear();
     let (width, d) = (cfg.kv_heads * cfg.head_dim, cfg.head_dim);
-    thread_pool().spread_rows(total, [&mut *qkv.q, &mut *qkv.k, &mut *qkv.v], |_, qkv| {
-        qkv.into_iter().for_each(|x| rotate(x, d));
-    });
+    let turn = |x: &mut [f32]| rotate(x, d);
+    match stored {
+        0 => thread_pool().spread_rows(total, [&mut *qkv.q], |_, [q]| turn(q)),
+        _ => {
+            let all = [&mut *qkv.q, &mut *qkv.k, &mut *qkv.v];
+            thread_pool().spread_rows(total, all, |_, all| all.into_iter().for_each(turn));
+        }
+    }
     let guard = pool.layer();
     let keys_values = qkv.k.chunks_exact(width).zip(qkv.v.chunks_exact(width));
     let mut writer = guard.writer();
@@ -123,6 +139,7 @@ pub fn attend_into(
         cfg,
         block_tokens: pool.shape().block_tokens,
         q: qkv.q,
+        sinks: qkv.sinks,
         spans,
         views: &views,
     };
@@ -162,6 +179,7 @@ fn observe_spans(batch: &Batch<'_>, rows: &[RowSpan]) {
             first_pos: span.first_pos,
             rows: span.rows,
             kv_head: 0,
+            sinks: batch.sinks,
             blocks: &batch.views[blocks.blocks.clone()],
         });
         row += span.rows;

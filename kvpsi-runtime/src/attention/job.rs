@@ -9,6 +9,7 @@
 use super::AttnConfig;
 use super::coded::Coded;
 use super::kernels::Isa;
+use crate::curves::soft_cap;
 use crate::kv::BlockView;
 use std::ops::Range;
 
@@ -29,6 +30,8 @@ pub(super) struct Job<'a> {
     pub(super) rows: usize,
     /// Which KV head.
     pub(super) kv_head: usize,
+    /// Scores for nothing, by head.
+    pub(super) sinks: Option<&'a [f32]>,
     /// The blocks, of which every row sees a part, or nothing.
     pub(super) blocks: &'a [BlockView<'a>],
 }
@@ -50,6 +53,21 @@ impl<'a> Job<'a> {
             let heads = &row[self.kv_head * width..][..width];
             out.extend(heads.iter().map(|q| q * scale));
         }
+    }
+
+    /// Scores as the softmax wants them.
+    pub(super) fn cap(&self, scores: &mut [f32]) {
+        if let Some(cap) = self.cfg.softcap {
+            soft_cap(scores, cap * std::f32::consts::LOG2_E);
+        }
+    }
+
+    /// The score for nothing of one of the job's heads, a base-2 logarithm.
+    pub(super) fn sink(&self, head: usize) -> f32 {
+        let at = self.kv_head * self.cfg.group() + head;
+        self.sinks.map_or(f32::NEG_INFINITY, |sinks| {
+            sinks[at] * std::f32::consts::LOG2_E
+        })
     }
 
     /// Tokens of a block that a row sees: causal, and within the window.

@@ -60,6 +60,8 @@ pub struct AttnConfig {
     pub scale: f32,
     /// Sliding window in tokens, the row's own included; none sees everything.
     pub window: Option<usize>,
+    /// What scores stay below, by a tangent: `cap tanh(score / cap)`.
+    pub softcap: Option<f32>,
 }
 
 impl AttnConfig {

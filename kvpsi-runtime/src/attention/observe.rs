@@ -56,13 +56,17 @@ fn one(job: &Job<'_>, row: usize, scratch: &mut Scratch) {
             let (k, _) = job.keys_values(block, seen.clone());
             let to = &mut all[b * n + seen.start..];
             scores(job.isa, &scratch.q, k, cfg.head_dim, to, stride, &[]);
+            let heads = to.chunks_mut(stride).take(group);
+            heads.for_each(|of_head| job.cap(&mut of_head[..seen.len()]));
         }
     }
-    for of_head in all[..group * stride].chunks_exact_mut(stride) {
-        let (_, sum) = softmax_step(job.isa, of_head, f32::NEG_INFINITY);
+    for (head, of_head) in all[..group * stride].chunks_exact_mut(stride).enumerate() {
+        let sink = job.sink(head);
+        let (max, sum) = softmax_step(job.isa, of_head, sink);
         if sum == 0.0 {
             continue;
         }
+        let sum = sum + (sink - max).exp2();
         for (b, block) in job.blocks.iter().enumerate() {
             for t in job.visible(block, 0) {
                 // SAFETY: the block's masses, `[kv_heads][block_tokens]`; the

@@ -11,6 +11,7 @@ const CFG: AttnConfig = AttnConfig {
     head_dim: 64,
     scale: 0.125,
     window: None,
+    softcap: None,
 };
 
 fn pool(capacity_tokens: usize) -> Arc<KvPool> {
@@ -90,6 +91,7 @@ fn attend(
         q: &mut q,
         k: &mut k,
         v: &mut v,
+        sinks: None,
     };
     attend_into(
         qkv,

@@ -53,6 +53,7 @@ pub(super) fn run(job: &Job<'_>, scratch: &mut Scratch, out: &mut Partial<'_>) {
                 keep[vector] = 1.0;
                 continue;
             }
+            job.cap(&mut scores[seen.clone()]);
             let (max, sum) = softmax_step(job.isa, &mut scores[seen], out.max[vector]);
             keep[vector] = out.advance(vector, max, sum);
             out.mass[vector * blocks + b] = sum;

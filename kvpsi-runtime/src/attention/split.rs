@@ -34,6 +34,8 @@ pub(super) struct Batch<'a> {
     pub(super) block_tokens: usize,
     /// Queries `[rows, heads * head_dim]`, span after span.
     pub(super) q: &'a [f32],
+    /// Scores for nothing, by head.
+    pub(super) sinks: Option<&'a [f32]>,
     /// The spans.
     pub(super) spans: &'a [SpanBlocks],
     /// Views of all spans.
@@ -273,6 +275,7 @@ fn run_part(
         first_pos: unit.first_pos,
         rows: unit.rows,
         kv_head: unit.kv_head,
+        sinks: batch.sinks,
         blocks: &batch.views[part.blocks.clone()],
     };
     let (vectors, blocks) = (job.vectors(), part.blocks.len());
@@ -344,7 +347,13 @@ fn write_out<'p>(
     let group = cfg.group();
     let vectors = unit.rows * group;
     let shares = at_least(shares, parts.len() * vectors);
-    fill_shares(vectors, parts, &partial, shares);
+    let sink = |vector: usize| {
+        let sinks = batch
+            .sinks
+            .map(|s| s[unit.kv_head * group + vector % group]);
+        sinks.map_or(f32::NEG_INFINITY, |s| s * std::f32::consts::LOG2_E)
+    };
+    fill_shares(vectors, parts, &partial, sink, shares);
     for vector in 0..vectors {
         let (row, head) = (
             unit.row + vector / group,
@@ -370,19 +379,26 @@ fn write_out<'p>(
 }
 
 /// What a vector's partial sums count in the whole, `[parts, vectors]`. Where
-/// nothing was seen, they count nothing.
+/// nothing was seen, they count nothing. A vector's `sink` counts as one more
+/// score.
 fn fill_shares<'p>(
     vectors: usize,
     parts: &[Part],
     partial: impl Fn(&Part) -> Sums<'p>,
+    sink: impl Fn(usize) -> f32,
     shares: &mut [f32],
 ) {
     let shares = &mut shares[..parts.len() * vectors];
     shares.fill(0.0);
     for vector in 0..vectors {
         let maxima = parts.iter().map(|part| partial(part).max[vector]);
-        let max = maxima.fold(f32::NEG_INFINITY, f32::max);
-        let mut total = 0.0;
+        let sink = sink(vector);
+        let max = maxima.fold(sink, f32::max);
+        // With neither a sink nor a score there is no difference of the two.
+        let mut total = match sink {
+            f32::NEG_INFINITY => 0.0,
+            sink => (sink - max).exp2(),
+        };
         for (part, shares) in parts.iter().zip(shares.chunks_exact_mut(vectors)) {
             let sums = partial(part);
             if sums.sum[vector] != 0.0 {

@@ -21,6 +21,8 @@ struct Case {
     block_tokens: usize,
     seqs: Vec<Seq>,
     q: Vec<f32>,
+    /// By head, at least.
+    sinks: Option<Vec<f32>>,
 }
 
 struct Seq {
@@ -184,6 +186,7 @@ impl Case {
             block_tokens,
             seqs,
             q,
+            sinks: None,
         }
     }
 
@@ -218,6 +221,7 @@ impl Case {
             cfg: self.cfg,
             block_tokens: self.block_tokens,
             q: &self.q,
+            sinks: self.sinks.as_deref(),
             spans: &spans,
             views: &views,
         };
@@ -258,11 +262,19 @@ impl Case {
                                 .zip(k)
                                 .map(|(q, k)| f64::from(*q) * f64::from(*k))
                                 .sum();
-                            dot * f64::from(self.cfg.scale)
+                            let score = dot * f64::from(self.cfg.scale);
+                            let cap = self.cfg.softcap.map(f64::from);
+                            cap.map_or(score, |cap| cap * (score / cap).tanh())
                         })
                         .collect();
-                    let max = scores.iter().copied().fold(f64::MIN, f64::max);
-                    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                    let sink = self.sinks.as_ref().map(|sinks| f64::from(sinks[head]));
+                    let max = scores.iter().copied().chain(sink).fold(f64::MIN, f64::max);
+                    let sum: f64 = scores
+                        .iter()
+                        .copied()
+                        .chain(sink)
+                        .map(|s| (s - max).exp())
+                        .sum();
                     let mut acc = vec![0.0; d];
                     for (&t, s) in seen.iter().zip(&scores) {
                         let p = (s - max).exp() / sum;
@@ -298,6 +310,7 @@ fn config(kv_heads: usize, group: usize, head_dim: usize, window: Option<usize>)
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
         window,
+        softcap: None,
     }
 }
 
@@ -314,6 +327,8 @@ proptest! {
         window in prop::option::of(1usize..200),
         seed in any::<u64>(),
         kinds in prop::sample::subsequence(KINDS.to_vec(), 1..=3),
+        softcap in prop::option::of(0.5f32..8.0),
+        sinks in prop::option::of(prop::collection::vec(-3f32..5.0, 32)),
     ) {
         let fits = |k: &KvType| head_dim % k.group() == 0 && block_tokens >= k.least_tokens();
         let mut kinds: Vec<_> = kinds.into_iter().filter(fits).collect();
@@ -321,8 +336,9 @@ proptest! {
             kinds.push(KvType::F16);
         }
         let seqs: Vec<_> = seqs.iter().map(|(before, rows)| (before + rows, *rows)).collect();
-        let cfg = config(kv_heads, group, head_dim, window);
-        let case = Case::new(cfg, &kinds, block_tokens, &seqs, hole, seed);
+        let cfg = AttnConfig { softcap, ..config(kv_heads, group, head_dim, window) };
+        let mut case = Case::new(cfg, &kinds, block_tokens, &seqs, hole, seed);
+        case.sinks = sinks;
         let (want, want_mass) = case.naive();
         for isa in [Isa::Scalar, Isa::detect(head_dim)] {
             let (got, mass) = case.run(isa);

@@ -7,7 +7,7 @@
 //! logits give the same tokens.
 
 use super::EngineError;
-use crate::model::step::ops::exp;
+use crate::curves::exp;
 use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 

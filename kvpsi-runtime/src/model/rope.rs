@@ -17,6 +17,26 @@ pub enum RopeScaling {
     Linear(f64),
     /// Each frequency by its own measure.
     Yarn(Yarn),
+    /// Each frequency by a factor of the file's.
+    Long(LongRope),
+}
+
+impl RopeScaling {
+    /// Whether so many tokens are further than the model was first trained for,
+    /// where that decides between two stretches.
+    pub(super) fn is_long(self, tokens: usize) -> bool {
+        matches!(self, Self::Long(long) if tokens > long.original_context)
+    }
+}
+
+/// Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million
+/// Tokens", 2024: one set of factors up to the first context, one beyond.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LongRope {
+    /// Tokens that the model was first trained for.
+    pub original_context: usize,
+    /// Multiplies cosines and sines.
+    pub attention: f64,
 }
 
 /// Peng et al., "YaRN: Efficient Context Window Extension of Large Language
@@ -37,6 +57,9 @@ pub struct Yarn {
     pub extrapolation: f64,
     /// Multiplies the temperature (1).
     pub attention: f64,
+    /// Whether the ramp begins and ends at whole dimensions (all models but
+    /// gpt-oss).
+    pub whole: bool,
 }
 
 impl Yarn {
@@ -47,9 +70,13 @@ impl Yarn {
 
     /// Where the ramp begins and ends, in pairs.
     fn ramp(&self, dim: f64, base: f64) -> (f64, f64) {
-        let low = self.pair_of(self.beta_fast, dim, base).floor().max(0.0);
-        let high = self.pair_of(self.beta_slow, dim, base).ceil();
-        (low, high.min(dim - 1.0))
+        let low = self.pair_of(self.beta_fast, dim, base);
+        let high = self.pair_of(self.beta_slow, dim, base);
+        let (low, high) = match self.whole {
+            true => (low.floor(), high.ceil()),
+            false => (low, high),
+        };
+        (low.max(0.0), high.min(dim - 1.0))
     }
 
     /// What cosines and sines are multiplied by.
@@ -61,61 +88,91 @@ impl Yarn {
     }
 }
 
+/// What divides the frequencies, one for each pair that is turned: the same at
+/// any length (Llama 3.1), or one set up to a length and one beyond.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Factors<'a> {
+    pub(super) short: Option<&'a [f32]>,
+    pub(super) long: Option<&'a [f32]>,
+}
+
 /// The rotary embedding of some layers.
 #[derive(Debug)]
 pub(super) struct Rope {
-    /// Radians per position, one for each pair of a head.
-    frequencies: Vec<f64>,
+    /// Radians per position, one for each pair of a head; those that are not
+    /// turned have 0.
+    short: Vec<f64>,
+    long: Option<Vec<f64>>,
+    /// Pairs that are turned, the first ones.
+    turned: usize,
     magnitude: f64,
 }
 
 impl Rope {
-    /// For heads of `dim` values; `factors` divide the frequencies, one for
-    /// each pair (Llama 3.1 and later, which stretch the low ones).
+    /// For heads of `dim` values, of which the first `turned` are.
     pub(super) fn new(
-        dim: usize,
+        (dim, turned): (usize, usize),
         base: f64,
         scaling: RopeScaling,
-        factors: Option<&[f32]>,
+        factors: Factors<'_>,
     ) -> Self {
-        let frequency = |pair: usize| {
-            let plain = base.powf(-2.0 * pair as f64 / dim as f64);
+        let frequency = |pair: usize, factors: Option<&[f32]>| {
+            let plain = base.powf(-2.0 * pair as f64 / turned as f64);
             let plain = factors.map_or(plain, |by| plain / f64::from(by[pair]));
             match scaling {
-                RopeScaling::None => plain,
+                RopeScaling::None | RopeScaling::Long(_) => plain,
                 RopeScaling::Linear(by) => plain / by,
                 RopeScaling::Yarn(yarn) => {
-                    let (low, high) = yarn.ramp(dim as f64, base);
+                    let (low, high) = yarn.ramp(turned as f64, base);
                     let along = (pair as f64 - low) / (high - low).max(0.001);
                     let kept = (1.0 - along.clamp(0.0, 1.0)) * yarn.extrapolation;
                     plain * kept + plain / yarn.factor * (1.0 - kept)
                 }
             }
         };
+        let all = |factors| {
+            let mut all: Vec<_> = (0..turned / 2).map(|p| frequency(p, factors)).collect();
+            all.resize(dim / 2, 0.0);
+            all
+        };
         Self {
-            frequencies: (0..dim / 2).map(frequency).collect(),
+            short: all(factors.short),
+            long: factors.long.map(|by| all(Some(by))),
+            turned: turned / 2,
             magnitude: match scaling {
                 RopeScaling::Yarn(yarn) => yarn.magnitude(),
+                RopeScaling::Long(long) => long.attention,
                 RopeScaling::None | RopeScaling::Linear(_) => 1.0,
             },
         }
     }
 
-    /// Radians per position, by pair.
-    pub(super) fn frequencies(&self) -> &[f64] {
-        &self.frequencies
+    /// That of layers that know no positions: it turns nothing.
+    pub(super) fn none(dim: usize) -> Self {
+        Self::new((dim, 0), 1.0, RopeScaling::None, Factors::default())
+    }
+
+    /// Radians per position, by pair, of short or long sequences.
+    pub(super) fn frequencies(&self, long: bool) -> &[f64] {
+        self.long.as_ref().filter(|_| long).unwrap_or(&self.short)
     }
 
     /// Cosines and sines of a position, half a head each.
-    pub(super) fn angles(&self, pos: usize, cos: &mut [f32], sin: &mut [f32]) {
-        for ((f, cos), sin) in self.frequencies.iter().zip(cos).zip(sin) {
+    pub(super) fn angles(&self, pos: usize, long: bool, cos: &mut [f32], sin: &mut [f32]) {
+        let frequencies = self.frequencies(long).iter().enumerate();
+        for (((pair, f), cos), sin) in frequencies.zip(cos).zip(sin) {
             let (s, c) = (pos as f64 * f).sin_cos();
+            let magnitude = if pair < self.turned {
+                self.magnitude
+            } else {
+                1.0
+            };
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "rounded to f32 on purpose, once and last"
             )]
             {
-                (*sin, *cos) = ((s * self.magnitude) as f32, (c * self.magnitude) as f32);
+                (*sin, *cos) = ((s * magnitude) as f32, (c * magnitude) as f32);
             }
         }
     }
@@ -134,6 +191,7 @@ mod tests {
         beta_slow: 1.0,
         extrapolation: 1.0,
         attention: 1.0,
+        whole: true,
     };
 
     fn assert_near(got: &[f64], want: &[(usize, f64)]) {
@@ -149,9 +207,9 @@ mod tests {
     #[test]
     fn yarn_has_the_frequencies_of_transformers() {
         // By the formulas of transformers' _compute_yarn_parameters, in Python.
-        let rope = Rope::new(128, 1e6, RopeScaling::Yarn(QWEN), None);
+        let rope = Rope::new((128, 128), 1e6, RopeScaling::Yarn(QWEN), Factors::default());
         assert_near(
-            &rope.frequencies,
+            &rope.short,
             &[
                 (0, 1.0),
                 (10, 0.115_478_198_468_945_8),
@@ -174,9 +232,9 @@ mod tests {
             beta_slow: 2.0,
             ..QWEN
         };
-        let rope = Rope::new(64, 1e4, RopeScaling::Yarn(other), None);
+        let rope = Rope::new((64, 64), 1e4, RopeScaling::Yarn(other), Factors::default());
         assert_near(
-            &rope.frequencies,
+            &rope.short,
             &[
                 (0, 1.0),
                 (8, 0.1),
@@ -199,10 +257,10 @@ mod tests {
                 attention,
                 ..QWEN
             };
-            Rope::new(64, 1e4, RopeScaling::Yarn(yarn), None)
+            Rope::new((64, 64), 1e4, RopeScaling::Yarn(yarn), Factors::default())
         };
-        let linear = Rope::new(64, 1e4, RopeScaling::Linear(4.0), None);
-        assert_eq!(yarn(0.0, 1.0).frequencies, linear.frequencies);
+        let linear = Rope::new((64, 64), 1e4, RopeScaling::Linear(4.0), Factors::default());
+        assert_eq!(yarn(0.0, 1.0).short, linear.short);
         assert_eq!(yarn(0.0, 1.0).magnitude, 1.0);
         assert_eq!(yarn(1.0, 0.5).magnitude, 0.5 * yarn(1.0, 1.0).magnitude);
         // Turns that are never reached, or always: no ramp, and no division by it.
@@ -212,8 +270,8 @@ mod tests {
                 beta_slow,
                 ..QWEN
             };
-            let rope = Rope::new(64, 1e4, RopeScaling::Yarn(yarn), None);
-            assert!(rope.frequencies.iter().all(|f| f.is_finite() && *f > 0.0));
+            let rope = Rope::new((64, 64), 1e4, RopeScaling::Yarn(yarn), Factors::default());
+            assert!(rope.short.iter().all(|f| f.is_finite() && *f > 0.0));
         }
     }
 
@@ -226,7 +284,8 @@ mod tests {
             let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
             for (scaling, by) in [(RopeScaling::None, 1.0), (RopeScaling::Linear(by), by)] {
                 for factors in [None, Some(&factors[..half])] {
-                    Rope::new(2 * half, base, scaling, factors).angles(pos, &mut cos, &mut sin);
+                    let of = Factors { short: factors, long: None };
+                    Rope::new((2 * half, 2 * half), base, scaling, of).angles(pos, false, &mut cos, &mut sin);
                     for i in 0..half {
                         // pos / base^(2 i / d), by logarithms.
                         let mut angle = pos as f64 / by
@@ -244,9 +303,9 @@ mod tests {
         #[test]
         fn the_temperature_scales_both_and_turns_nothing(pos in 0usize..131_072) {
             let (mut cos, mut sin) = ([0.0; 64], [0.0; 64]);
-            let rope = Rope::new(128, 1e6, RopeScaling::Yarn(QWEN), None);
-            rope.angles(pos, &mut cos, &mut sin);
-            for ((c, s), f) in cos.into_iter().zip(sin).zip(&rope.frequencies) {
+            let rope = Rope::new((128, 128), 1e6, RopeScaling::Yarn(QWEN), Factors::default());
+            rope.angles(pos, false, &mut cos, &mut sin);
+            for ((c, s), f) in cos.into_iter().zip(sin).zip(&rope.short) {
                 let (c, s) = (f64::from(c), f64::from(s));
                 prop_assert!((c.hypot(s) - 1.138_629_436_111_989).abs() < 1e-6);
                 let off = (s.atan2(c) - pos as f64 * f).rem_euclid(TAU);

@@ -28,8 +28,10 @@ const MEMORY: f32 = 1024.0;
 pub struct RopeOf {
     /// Radians a position, by pair.
     pub frequencies: Arc<[f64]>,
-    /// Pairs are neighbours; else the halves of a head.
+    /// Pairs are neighbours; else the halves of what is turned of a head.
     pub adjacent: bool,
+    /// Values of a head that are turned, the first ones.
+    pub turned: usize,
     /// What a product of query and key is multiplied by.
     pub scale: f32,
 }
@@ -100,10 +102,14 @@ impl QueryStats {
 
     /// The values that RoPE turns together.
     fn pair(&self, layer: usize, pair: usize) -> (usize, usize) {
-        if self.layers[layer].adjacent {
+        let RopeOf {
+            adjacent, turned, ..
+        } = self.layers[layer];
+        // What is not turned is paired somehow.
+        if adjacent || pair >= turned / 2 {
             (2 * pair, 2 * pair + 1)
         } else {
-            (pair, self.head_dim / 2 + pair)
+            (pair, turned / 2 + pair)
         }
     }
 

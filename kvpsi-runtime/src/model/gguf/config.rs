@@ -1,120 +1,82 @@
 //! The shape of a model, read from its metadata and checked.
 //!
-//! Owns the allowed range of every number, and what sets one family of decoders
-//! apart from another: as data, so that the decoder itself knows no family. The
-//! ranges are far beyond any model and small enough that no product of them
-//! overflows. Refuses to read tensors.
+//! Owns the allowed range of every number. The ranges are far beyond any model
+//! and small enough that no product of them overflows. What no key says is the
+//! family's ([`Family`]), so that the decoder itself knows no family. Out of
+//! scope: tensors.
 
-use super::{ModelError, keys::Keys};
+use super::{
+    ModelError,
+    experts::{self, Experts},
+    family::Family,
+    keys::{Keys, MOST_CONTEXT},
+    positions::{self, Layers, RopeConfig, Sliding, Temperature},
+};
 use crate::{
     attention::AttnConfig,
-    model::{
-        rope::{RopeScaling, Yarn},
-        step::ops::{Gate, RopePairs},
-    },
+    model::step::ops::{Gate, RopePairs},
 };
 use candle_core::quantized::gguf_file::{Content, Value};
-use std::{ops::RangeInclusive, path::Path};
-
-/// Architectures with a decoder, for error messages.
-pub const SUPPORTED: &str =
-    "llama (SmolLM2, Llama 2 and 3, Mistral, TinyLlama), qwen2 (and 2.5), qwen3, gemma3";
-
-/// Positions above 2^24 are further than any model sees.
-const MOST_CONTEXT: u64 = 1 << 24;
-
-/// A family of decoders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama, Mistral, SmolLM2.
-    Llama,
-    /// Qwen 2 and 2.5: queries, keys and values have biases.
-    Qwen2,
-    /// Qwen 3: each head of queries and keys is normed.
-    Qwen3,
-    /// Gemma 3: norms around attention and feed-forward, and most layers see
-    /// a sliding window only.
-    Gemma3,
-}
-
-impl Architecture {
-    const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma3];
-
-    fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|a| a.name() == name)
-    }
-
-    /// `general.architecture`, and the prefix of its metadata keys.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-            Self::Gemma3 => "gemma3",
-        }
-    }
-}
-
-/// Rotary embedding of some layers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies.
-    pub base: f64,
-    /// How they are stretched.
-    pub scaling: RopeScaling,
-}
-
-/// Layers that see the last tokens only.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sliding {
-    /// Tokens that they see, the row's own included.
-    pub window: usize,
-    /// Each so-manieth layer sees everything; none of them without.
-    pub global_every: Option<usize>,
-    /// Their rotary embedding.
-    pub rope: RopeConfig,
-}
+use std::path::Path;
 
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Which family.
-    pub arch: Architecture,
+    /// What no key says.
+    pub family: &'static Family,
     /// `general.name`, for people.
     pub name: String,
     /// Decoder layers.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer; the widest, where they differ.
     pub feed_forward: usize,
+    /// Those of each layer, where they differ.
+    pub feed_forwards: Option<Box<[usize]>>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Elements of one head; a multiple of 8.
+    /// Elements of one head; a multiple of 8. As many are stored of any layer.
     pub head_dim: usize,
+    /// Elements of the heads of layers with a window, the first ones.
+    pub windowed_head_dim: usize,
+    /// Layers that store keys and values, the first ones; the others look at
+    /// those of the last one of their kind.
+    pub storing: usize,
+    /// Width of what each layer is told of the token besides.
+    pub per_layer: Option<usize>,
     /// Tokens that the model was trained for.
     pub context: usize,
     /// Rotary embedding of the layers that see everything.
     pub rope: RopeConfig,
-    /// Which values of a head it turns together.
+    /// Layers that it turns; the others know no positions.
+    pub turned: Layers,
+    /// Values of a head that it turns, the first ones; even.
+    pub rotary: usize,
+    /// Which of these it turns together.
     pub pairs: RopePairs,
     /// Layers with a sliding window, if any.
     pub sliding: Option<Sliding>,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
     /// What a product of query and key is multiplied by.
     pub attention_scale: f32,
+    /// What that stays below, by a tangent (Gemma 2).
+    pub score_cap: Option<f32>,
     /// What rows of the embedding table are multiplied by.
     pub embedding_scale: f32,
+    /// What attention and feed-forward add is multiplied by.
+    pub residual_scale: f32,
+    /// What logits are multiplied by.
+    pub logit_scale: f32,
+    /// What logits stay below, by a tangent (Gemma 2).
+    pub logit_cap: Option<f32>,
     /// What bends the gate of the feed-forward network.
     pub gate: Gate,
-    /// Whether queries, keys and values must have biases; they may in any case.
-    pub qkv_bias: bool,
-    /// Whether each head of queries and keys is normed before it is turned.
-    pub qk_norm: bool,
-    /// Whether what attention and feed-forward add is normed before.
-    pub post_norms: bool,
+    /// The experts, where a feed-forward network is many.
+    pub experts: Option<Experts>,
     /// Epsilon of the RMS norms.
     pub rms_eps: f32,
     /// Rows of the embedding table.
@@ -133,9 +95,9 @@ impl Config {
             key: key.into(),
             what: what.into(),
         };
-        let arch = match content.metadata.get("general.architecture") {
+        let family = match content.metadata.get("general.architecture") {
             Some(Value::String(name)) => {
-                Architecture::parse(name).ok_or_else(|| ModelError::Architecture {
+                Family::named(name).ok_or_else(|| ModelError::Architecture {
                     path: path.into(),
                     arch: name.chars().take(64).collect(),
                 })?
@@ -154,7 +116,7 @@ impl Config {
         let keys = Keys {
             path,
             content,
-            prefix: arch.name(),
+            prefix: family.name,
         };
         let heads = keys.required("attention.head_count", 1024)?;
         let kv_heads = keys.int("attention.head_count_kv", 1024)?.unwrap_or(heads);
@@ -189,22 +151,42 @@ impl Config {
                 format!("is {n}, but keys have {head_dim}: unequal sizes are not supported"),
             ));
         }
-        if let Some(n) = keys.int("rope.dimension_count", 1024)?
-            && n != head_dim
-        {
+        let windowed_head_dim = keys
+            .int("attention.key_length_swa", 1024)?
+            .unwrap_or(head_dim);
+        if !windowed_head_dim.is_multiple_of(8) || windowed_head_dim > head_dim {
             return Err(keys.bad(
-                "rope.dimension_count",
+                "attention.key_length_swa",
                 format!(
-                    "is {n}, but heads have {head_dim}: partial rotary embedding is not supported"
+                    "is {windowed_head_dim}: heads must be a multiple of 8, and those of a window \
+                     not longer than the others' {head_dim}"
                 ),
             ));
         }
-        keys.refuse(
-            "expert_count",
-            "is above 1: mixtures of experts are not supported",
-        )?;
-        for key in ["final_logit_softcapping", "attn_logit_softcapping"] {
-            keys.refuse(key, "is set: soft caps are not supported")?;
+        if let Some(n) = keys.int("attention.value_length_swa", 1024)?
+            && n != windowed_head_dim
+        {
+            return Err(keys.bad(
+                "attention.value_length_swa",
+                format!(
+                    "is {n}, but keys have {windowed_head_dim}: unequal sizes are not supported"
+                ),
+            ));
+        }
+        if let Some(n) = keys.int("rope.dimension_count_swa", 1024)?
+            && n != windowed_head_dim
+        {
+            return Err(keys.bad(
+                "rope.dimension_count_swa",
+                format!("is {n}, but those heads have {windowed_head_dim}"),
+            ));
+        }
+        let rotary = keys.int("rope.dimension_count", 1024)?.unwrap_or(head_dim);
+        if rotary > head_dim || !rotary.is_multiple_of(2) {
+            return Err(keys.bad(
+                "rope.dimension_count",
+                format!("is {rotary}: it must be even, and heads have {head_dim}"),
+            ));
         }
         if matches!(keys.value("attention.causal"), Some(Value::Bool(false))) {
             return Err(keys.bad(
@@ -214,13 +196,6 @@ impl Config {
         }
         let layers = keys.required("block_count", 1024)?;
         let context = keys.required("context_length", MOST_CONTEXT)?;
-        let gemma = arch == Architecture::Gemma3;
-        let rope = RopeConfig {
-            base: keys
-                .float("rope.freq_base", ROPE_BASES)?
-                .map_or(if gemma { 1e6 } else { 1e4 }, f64::from),
-            scaling: scaling(&keys, context)?,
-        };
         let vocab =
             vocab
                 .and_then(|n| usize::try_from(n).ok())
@@ -229,38 +204,71 @@ impl Config {
                     name: "token_embd.weight".into(),
                     what: "is missing: this is not a complete language model file".into(),
                 })?;
-        // Gemma 3 was trained with 1 / sqrt(head_dim), but for the largest,
-        // which is told by its layers: no key says so (as in llama.cpp).
-        let share = if gemma && layers == 62 {
-            hidden / heads
-        } else {
-            head_dim
+        let share = match family.shared_scale == Some(layers) {
+            true => hidden / heads,
+            false => head_dim,
         };
-        let attention_scale = keys
-            .float("attention.scale", 1e-6..=1e6)?
-            .unwrap_or(1.0 / (share as f32).sqrt());
+        let scale =
+            |key, default| Ok::<_, ModelError>(keys.float(key, 1e-6..=1e6)?.unwrap_or(default));
+        let usual = family.scale.unwrap_or(1.0 / (share as f32).sqrt());
+        let attention_scale = scale("attention.scale", usual)?;
+        let root = match family.embedding_root {
+            true => (hidden as f32).sqrt(),
+            false => 1.0,
+        };
+        let [score_cap, logit_cap] = ["attn", "final"]
+            .map(|which| keys.float_or_off(&format!("{which}_logit_softcapping"), 1e-3..=1e6));
+        let caps = family.softcaps;
+        let feed_forwards = keys.each("feed_forward_length", layers, 1 << 20)?;
+        let widest = feed_forwards.as_ref().and_then(|each| each.iter().max());
+        let feed_forward = match widest {
+            Some(widest) => *widest,
+            None => keys.required("feed_forward_length", 1 << 20)?,
+        };
+        let or_none = |key, most| match keys.is_zero(key) {
+            true => Ok(None),
+            false => keys.int(key, most),
+        };
+        let rope = positions::rope(&keys, family, context)?;
+        let sliding = positions::sliding(&keys, family, layers, rope)?;
+        let shared = or_none("attention.shared_kv_layers", layers as u64 - 1)?.unwrap_or(0);
+        let storing = layers - shared;
+        let kind = |i: usize| sliding.as_ref().is_some_and(|s| s.layers.has(i));
+        if (storing..layers).any(|i| !(0..storing).any(|j| kind(i) == kind(j))) {
+            return Err(keys.bad(
+                "attention.shared_kv_layers",
+                format!("is {shared}: before these there is no layer of each kind"),
+            ));
+        }
         Ok(Self {
-            arch,
+            family,
             name,
             layers,
             hidden,
-            feed_forward: keys.required("feed_forward_length", 1 << 20)?,
+            feed_forward,
+            feed_forwards,
             heads,
             kv_heads,
             head_dim,
+            windowed_head_dim,
+            storing,
+            per_layer: or_none("embedding_length_per_layer_input", 1 << 12)?,
             context,
-            sliding: sliding(&keys, arch, rope)?,
+            sliding,
             rope,
-            pairs: match arch {
-                Architecture::Llama => RopePairs::Adjacent,
-                _ => RopePairs::Halves,
-            },
+            turned: positions::turned(&keys, family),
+            rotary,
+            pairs: family.pairs,
+            temperature: positions::temperature(&keys)?,
             attention_scale,
-            embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
-            gate: if gemma { Gate::GeluTanh } else { Gate::Silu },
-            qkv_bias: arch == Architecture::Qwen2,
-            qk_norm: matches!(arch, Architecture::Qwen3 | Architecture::Gemma3),
-            post_norms: gemma,
+            score_cap: score_cap?.or(caps.map(|[scores, _]| scores)),
+            embedding_scale: scale("embedding_scale", root)?,
+            residual_scale: scale("residual_scale", 1.0)?,
+            // Granite's key divides.
+            logit_scale: 1.0 / scale("logit_scale", 1.0)?,
+            logit_cap: logit_cap?.or(caps.map(|[_, logits]| logits)),
+            gate: family.gate,
+            experts: experts::read(&keys, family, feed_forward)?,
             // All families here are trained with this one unless their
             // configuration says otherwise (transformers' `rms_norm_eps`).
             rms_eps: keys
@@ -278,107 +286,61 @@ impl Config {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             scale: self.attention_scale,
-            window: self
-                .sliding
-                .filter(|s| {
-                    s.global_every
-                        .is_none_or(|n| !(layer + 1).is_multiple_of(n))
-                })
-                .map(|s| s.window),
+            window: self.windowed(layer).map(|s| s.window),
+            softcap: self.score_cap,
         }
     }
-}
 
-/// Bases of rotary embeddings: 1 would turn all pairs alike.
-const ROPE_BASES: RangeInclusive<f32> = 2.0..=1e12;
-
-/// How the rotary embedding is stretched. A factor without a type is linear,
-/// as it was before there were types.
-fn scaling(keys: &Keys<'_>, context: usize) -> Result<RopeScaling, ModelError> {
-    let factor = |key| keys.float(key, 1e-3..=1e6);
-    let linear = || {
-        let by = match factor("rope.scaling.factor")? {
-            None => factor("rope.scale_linear")?,
-            by => by,
-        };
-        Ok(by.map_or(RopeScaling::None, |by| RopeScaling::Linear(f64::from(by))))
-    };
-    let kind = match keys.value("rope.scaling.type") {
-        None => return linear(),
-        Some(Value::String(kind)) => kind.as_str(),
-        Some(other) => {
-            let what = format!("is {:?}, not a string", other.value_type());
-            return Err(keys.bad("rope.scaling.type", what));
-        }
-    };
-    match kind {
-        "none" => Ok(RopeScaling::None),
-        "linear" => linear(),
-        "yarn" => {
-            let or = |key, range, default| {
-                Ok::<_, ModelError>(keys.float(key, range)?.map_or(default, f64::from))
-            };
-            let factor = keys.float("rope.scaling.factor", 1.0..=1e6)?;
-            let original = keys.int("rope.scaling.original_context_length", MOST_CONTEXT)?;
-            Ok(RopeScaling::Yarn(Yarn {
-                factor: f64::from(
-                    factor.ok_or_else(|| {
-                        keys.bad("rope.scaling.factor", "is missing: YaRN needs it")
-                    })?,
-                ),
-                original_context: original.unwrap_or(context) as f64,
-                beta_fast: or("rope.scaling.yarn_beta_fast", 1e-3..=1e6, 32.0)?,
-                beta_slow: or("rope.scaling.yarn_beta_slow", 1e-3..=1e6, 1.0)?,
-                extrapolation: or("rope.scaling.yarn_ext_factor", 0.0..=1.0, 1.0)?,
-                attention: or("rope.scaling.attn_factor", 1e-3..=1e3, 1.0)?
-                    * or("rope.scaling.yarn_attn_factor", 1e-3..=1e3, 1.0)?,
-            }))
-        }
-        other => Err(keys.bad(
-            "rope.scaling.type",
-            format!("is {other:?}; supported: none, linear, yarn"),
-        )),
+    /// The widest network that a row goes through.
+    #[must_use]
+    pub fn widest_feed_forward(&self) -> usize {
+        let all = self.experts.map_or(self.feed_forward, |e| {
+            e.feed_forward.max(e.shared.unwrap_or(0))
+        });
+        all.max(self.per_layer.unwrap_or(0))
     }
-}
 
-/// The layers with a sliding window. Files of Qwen name one that the models do
-/// not use.
-fn sliding(
-    keys: &Keys<'_>,
-    arch: Architecture,
-    rope: RopeConfig,
-) -> Result<Option<Sliding>, ModelError> {
-    let window = keys.int("attention.sliding_window", MOST_CONTEXT)?;
-    match arch {
-        Architecture::Qwen2 | Architecture::Qwen3 => Ok(None),
-        Architecture::Llama => Ok(window.map(|window| Sliding {
-            window,
-            global_every: None,
-            rope,
-        })),
-        Architecture::Gemma3 => {
-            let window = window.ok_or_else(|| {
-                keys.bad("attention.sliding_window", "is missing: gemma3 needs it")
-            })?;
-            let mut base = 1e4;
-            for key in ["rope.local_freq_base", "rope.freq_base_swa"] {
-                base = keys.float(key, ROPE_BASES)?.map_or(base, f64::from);
-            }
-            let mut every = 6;
-            for key in [
-                "attention.sliding_window_type",
-                "attention.sliding_window_pattern",
-            ] {
-                every = keys.int(key, 1024)?.unwrap_or(every);
-            }
-            Ok(Some(Sliding {
-                window,
-                global_every: Some(every),
-                rope: RopeConfig {
-                    base,
-                    scaling: RopeScaling::None,
-                },
-            }))
+    /// Elements of a layer's heads.
+    #[must_use]
+    pub fn head_dim_of(&self, layer: usize) -> usize {
+        match self.windowed(layer) {
+            Some(_) => self.windowed_head_dim,
+            None => self.head_dim,
         }
+    }
+
+    /// Values of a head that are turned, of layers with a window or without.
+    #[must_use]
+    pub fn rotary_of(&self, windowed: bool) -> usize {
+        match windowed && self.windowed_head_dim < self.head_dim {
+            true => self.windowed_head_dim,
+            false => self.rotary,
+        }
+    }
+
+    /// The layer that stores what a layer looks at.
+    #[must_use]
+    pub fn stored_by(&self, layer: usize) -> usize {
+        let kind = |i| self.windowed(i).is_some();
+        let alike = (0..self.storing).rev().find(|i| kind(*i) == kind(layer));
+        match layer < self.storing {
+            true => layer,
+            false => alike.unwrap_or(0),
+        }
+    }
+
+    /// Width of a layer's feed-forward network.
+    #[must_use]
+    pub fn feed_forward_of(&self, layer: usize) -> usize {
+        let each = self.feed_forwards.as_ref();
+        each.and_then(|each| each.get(layer))
+            .copied()
+            .unwrap_or(self.feed_forward)
+    }
+
+    /// The window of a layer that has one.
+    #[must_use]
+    pub fn windowed(&self, layer: usize) -> Option<&Sliding> {
+        self.sliding.as_ref().filter(|s| s.layers.has(layer))
     }
 }

@@ -7,6 +7,9 @@ use super::ModelError;
 use candle_core::quantized::gguf_file::{Content, Value};
 use std::{ops::RangeInclusive, path::Path};
 
+/// Positions above 2^24 are further than any model sees.
+pub(super) const MOST_CONTEXT: u64 = 1 << 24;
+
 /// Reads values under one prefix.
 pub(super) struct Keys<'a> {
     pub path: &'a Path,
@@ -42,21 +45,22 @@ impl Keys<'_> {
             },
             one => one,
         };
-        Ok(Some(match value {
-            None => return Ok(None),
-            Some(Value::U8(n)) => u64::from(*n),
-            Some(Value::U16(n)) => u64::from(*n),
-            Some(Value::U32(n)) => u64::from(*n),
-            Some(Value::U64(n)) => *n,
-            Some(Value::I32(n)) if *n >= 0 => u64::from(n.unsigned_abs()),
-            Some(Value::I64(n)) if *n >= 0 => n.unsigned_abs(),
-            Some(other) => {
-                return Err(self.bad(
-                    key,
-                    format!("is {:?}, a count was expected", other.value_type()),
-                ));
-            }
-        }))
+        value.map(|value| self.natural(key, value)).transpose()
+    }
+
+    fn natural(&self, key: &str, value: &Value) -> Result<u64, ModelError> {
+        match value {
+            Value::U8(n) => Ok(u64::from(*n)),
+            Value::U16(n) => Ok(u64::from(*n)),
+            Value::U32(n) => Ok(u64::from(*n)),
+            Value::U64(n) => Ok(*n),
+            Value::I32(n) if *n >= 0 => Ok(u64::from(n.unsigned_abs())),
+            Value::I64(n) if *n >= 0 => Ok(n.unsigned_abs()),
+            other => Err(self.bad(
+                key,
+                format!("is {:?}, a count was expected", other.value_type()),
+            )),
+        }
     }
 
     /// A count from 1 to `most`.
@@ -66,6 +70,35 @@ impl Keys<'_> {
         };
         match usize::try_from(n) {
             Ok(small) if (1..=most).contains(&n) => Ok(Some(small)),
+            _ => Err(self.bad(
+                key,
+                format!("is {n}, which is not between 1 and {most}: the file is damaged"),
+            )),
+        }
+    }
+
+    /// A count for each of so many layers, where the file tells them apart.
+    pub fn each(
+        &self,
+        key: &str,
+        layers: usize,
+        most: u64,
+    ) -> Result<Option<Box<[usize]>>, ModelError> {
+        let Some(Value::Array(each)) = self.value(key) else {
+            return Ok(None);
+        };
+        if each.len() != layers {
+            let what = format!("has {} numbers for {layers} layers", each.len());
+            return Err(self.bad(key, what));
+        }
+        let each = each.iter().map(|v| self.count(key, v, most));
+        each.collect::<Result<_, _>>().map(Some)
+    }
+
+    fn count(&self, key: &str, value: &Value, most: u64) -> Result<usize, ModelError> {
+        let n = self.natural(key, value)?;
+        match usize::try_from(n) {
+            Ok(small) if (1..=most).contains(&n) => Ok(small),
             _ => Err(self.bad(
                 key,
                 format!("is {n}, which is not between 1 and {most}: the file is damaged"),
@@ -96,6 +129,55 @@ impl Keys<'_> {
                 ),
             )),
             Some(other) => Err(self.bad(key, format!("is {:?}, not F32", other.value_type()))),
+        }
+    }
+
+    /// Whether the key is there and 0.
+    pub fn is_zero(&self, key: &str) -> bool {
+        matches!(self.whole(key), Ok(Some(0)))
+    }
+
+    /// Truth values for each of so many layers, or none where the key is
+    /// absent or a number.
+    pub fn flags(&self, key: &str, layers: usize) -> Result<Option<Box<[bool]>>, ModelError> {
+        let Some(Value::Array(each)) = self.value(key) else {
+            return Ok(None);
+        };
+        let flag = |v: &Value| match v {
+            Value::Bool(flag) => Some(*flag),
+            _ => None,
+        };
+        let Some(flags) = each.iter().map(flag).collect::<Option<Box<[_]>>>() else {
+            return Ok(None);
+        };
+        if flags.len() != layers {
+            let what = format!("has {} truth values for {layers} layers", flags.len());
+            return Err(self.bad(key, what));
+        }
+        Ok(Some(flags))
+    }
+
+    /// A truth value.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.bad(
+                key,
+                format!("is {:?}, a truth value was expected", other.value_type()),
+            )),
+        }
+    }
+
+    /// A number in `range`, or 0 for what is off.
+    pub fn float_or_off(
+        &self,
+        key: &str,
+        range: RangeInclusive<f32>,
+    ) -> Result<Option<f32>, ModelError> {
+        match self.value(key) {
+            Some(Value::F32(0.0)) => Ok(None),
+            _ => self.float(key, range),
         }
     }
 

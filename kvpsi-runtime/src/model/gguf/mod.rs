@@ -9,13 +9,19 @@
 //! know how a decoder uses a tensor.
 
 mod config;
+mod experts;
+mod family;
 pub mod files;
 mod keys;
+mod positions;
 mod scan;
 
 use scan::{TensorInfo, Tensors, WithoutTensors};
 
-pub use config::{Architecture, Config, RopeConfig, SUPPORTED, Sliding};
+pub use config::Config;
+pub use experts::Experts;
+pub use family::{FAMILIES, Family, HasExperts, QkNorm};
+pub use positions::{Layers, RopeConfig, Sliding, Temperature};
 
 use super::linear::Format;
 use crate::units::Bytes;
@@ -73,7 +79,7 @@ pub enum ModelError {
         what: String,
     },
     /// An architecture for which there is no decoder.
-    #[error("{}: the architecture `{arch}` is not supported; supported: {SUPPORTED}", path.display())]
+    #[error("{}: the architecture `{arch}` is not supported; supported: {}", path.display(), Family::all_named())]
     Architecture {
         /// The model file.
         path: PathBuf,

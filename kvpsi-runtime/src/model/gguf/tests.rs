@@ -98,11 +98,11 @@ fn a_metadata_number_out_of_range_is_named() {
         ("llama.embedding_length", Value::String("big".into())),
         ("llama.embedding_length", Value::U64(u64::MAX)),
         ("llama.feed_forward_length", Value::I32(-1)),
-        ("llama.rope.dimension_count", Value::U32(8)),
+        ("llama.rope.dimension_count", Value::U32(7)),
         ("llama.rope.freq_base", Value::F32(f32::NAN)),
-        ("llama.rope.scaling.type", Value::String("longrope".into())),
+        ("llama.rope.scaling.type", Value::String("su".into())),
         ("llama.attention.layer_norm_rms_epsilon", Value::F32(0.0)),
-        ("llama.expert_count", Value::U32(8)),
+        ("llama.expert_count", Value::U32(1 << 31)),
         ("general.alignment", Value::U32(0)),
     ] {
         let shown = format!("{value:?}");

@@ -7,14 +7,19 @@
 //! sequences share each weight read. Refuses to know where KV lives, and what
 //! the logits are for.
 
+mod experts;
+mod feed_forward;
 pub mod ops;
 mod pass;
 mod rows;
+mod told;
 
 use super::{decoder::Decoder, linear::products_into};
 use crate::{
     attention::{AttnMemory, RowSpan},
+    curves::soft_cap,
     kv::{KvPool, evict::QueryStats},
+    thread_pool::thread_pool,
 };
 use candle_core::{Result, bail};
 use pass::Pass;
@@ -46,6 +51,8 @@ pub struct Step {
     spans: usize,
     queries: Arc<QueryStats>,
     stop: Option<Arc<AtomicBool>>,
+    /// Whether the pool's sequences are turned as long ones.
+    long: bool,
 }
 
 impl Step {
@@ -56,6 +63,7 @@ impl Step {
     /// There is not so much memory.
     pub fn new(decoder: &Decoder, pool: &KvPool, most_rows: usize) -> Result<Self> {
         let c = decoder.config();
+        let tokens = pool.config().capacity_tokens;
         Ok(Self {
             few: Rows::new(c, decoder.ropes.len(), most_rows)?,
             many: None,
@@ -63,8 +71,9 @@ impl Step {
             vocab: c.vocab,
             logits: vec![0.0; most_rows * c.vocab],
             spans: 0,
-            queries: Arc::new(decoder.query_stats()),
+            queries: Arc::new(decoder.query_stats(tokens)),
             stop: None,
+            long: decoder.is_long(tokens),
         })
     }
 
@@ -197,6 +206,7 @@ impl Decoder {
             memory,
             queries: &step.queries,
             stop: step.stop.as_deref(),
+            long: step.long,
         };
         pass.run(tokens, rows, wanted)
     }
@@ -209,7 +219,17 @@ impl Decoder {
         let p = step.many.as_mut().unwrap_or(&mut step.few).parts(count);
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         let h = &p.h[of.start * hidden..of.end * hidden];
-        products_into([output], h, of.len(), p.acts, [logits])
+        products_into([output], h, of.len(), p.acts, [&mut *logits])?;
+        let c = self.config();
+        if c.logit_scale != 1.0 || c.logit_cap.is_some() {
+            thread_pool().spread_rows(of.len(), [logits], |_, [logits]| {
+                logits.iter_mut().for_each(|l| *l *= c.logit_scale);
+                if let Some(cap) = c.logit_cap {
+                    soft_cap(logits, cap);
+                }
+            });
+        }
+        Ok(())
     }
 }
 

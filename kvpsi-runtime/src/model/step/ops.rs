@@ -7,25 +7,10 @@
 //! seen: they are some hundredths of a step. Refuses to know of weights,
 //! sequences and threads.
 
+use crate::curves::{exp, wide};
+
 /// Values that one loop turn takes.
 const LANES: usize = 8;
-
-/// Runs `f`, compiled for AVX2 where the processor has it.
-#[inline]
-fn wide(f: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2(f: impl FnOnce()) {
-            f();
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
-            return unsafe { with_avx2(f) };
-        }
-    }
-    f();
-}
 
 /// `out = x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich, "Root Mean
 /// Square Layer Normalization", 2019). All of one length.
@@ -36,6 +21,11 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
             *out = x * scale * w;
         }
     });
+}
+
+/// `x += h`.
+pub fn add(x: &mut [f32], h: &[f32]) {
+    x.iter_mut().zip(h).for_each(|(x, h)| *x += h);
 }
 
 /// [`rms_norm`] of each stretch of `weight`'s length, where it lies: the norm
@@ -67,17 +57,17 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 /// Which values of a head the rotary embedding turns together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairs {
-    /// `2 i` and `2 i + 1`: llama GGUF files.
+    /// `2 i` and `2 i + 1`: GGUF files of llama and its like.
     Adjacent,
-    /// `i` and `half + i`: GPT-NeoX, qwen and gemma.
+    /// `i` and `half + i`: GPT-NeoX, qwen, gemma and most others.
     Halves,
 }
 
-/// Turns every head of one row; `cos` and `sin` have one value for each pair
-/// of a head (Su et al., "RoFormer", 2021).
-pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
-    let half = cos.len();
-    for head in x.chunks_exact_mut(2 * half) {
+/// Turns the first `turned` values of every head of one row; `cos` and `sin`
+/// have one value for each pair of a head (Su et al., "RoFormer", 2021).
+pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs, turned: usize) {
+    for head in x.chunks_exact_mut(2 * cos.len()) {
+        let head = &mut head[..turned];
         match pairs {
             RopePairs::Adjacent => {
                 for ([a, b], (c, s)) in head
@@ -90,7 +80,7 @@ pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
                 }
             }
             RopePairs::Halves => {
-                let (low, high) = head.split_at_mut(half);
+                let (low, high) = head.split_at_mut(turned / 2);
                 for ((a, b), (c, s)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
                     (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
                 }
@@ -107,16 +97,32 @@ pub enum Gate {
     /// The tangent form of GELU: `x * sigmoid(2 z)` with
     /// `z = sqrt(2 / pi) (x + 0.044715 x^3)` (Hendrycks and Gimpel, 2016).
     GeluTanh,
+    /// gpt-oss: `x sigmoid(1.702 x)` of an `x` of 7 at most, and the other side
+    /// between -7 and 7, plus one.
+    Clamped,
 }
 
 /// `gate = act(gate) * up`, value by value.
 pub fn gated(gate: &mut [f32], up: &[f32], act: Gate) {
     match act {
         Gate::Silu => wide(|| apply(gate, up, |x| x)),
+        Gate::Clamped => wide(|| clamped(gate, up)),
         Gate::GeluTanh => wide(|| {
             let two_root = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
             apply(gate, up, |x| two_root * x * (1.0 + 0.044_715 * x * x));
         }),
+    }
+}
+
+/// gpt-oss's limit and slope (transformers' `swiglu_limit`, `swiglu_alpha`).
+const CLAMP: f32 = 7.0;
+const SLOPE: f32 = 1.702;
+
+fn clamped(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        // `min` and `max` would lose what is not a number.
+        let x = if *g > CLAMP { CLAMP } else { *g };
+        *g = x / (1.0 + exp(-SLOPE * x)) * (u.clamp(-CLAMP, CLAMP) + 1.0);
     }
 }
 
@@ -133,29 +139,6 @@ fn apply(gate: &mut [f32], up: &[f32], of: impl Fn(f32) -> f32) {
         .iter_mut()
         .zip(up_rest)
         .for_each(|(g, u)| one(g, u));
-}
-
-/// `e^x` to about a millionth, without branches so that it becomes vector
-/// code; beyond -87 and 88 it stays what it is there. `x = n ln 2 + r`, and
-/// the Taylor series of `e^r` on half an ln 2 either side of zero.
-#[inline(always)]
-pub fn exp(x: f32) -> f32 {
-    // Adding and taking off 1.5 * 2^23 rounds to the nearest whole number,
-    // where the processor has no instruction for it.
-    const ROUND: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
-    let mut sum = 1.0 / 720.0;
-    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        sum = sum * r + c;
-    }
-    // The whole number stands in the lowest bits of `shifted`.
-    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits());
-    sum * f32::from_bits(n.wrapping_add(127) << 23)
 }
 
 #[cfg(test)]
@@ -208,7 +191,7 @@ mod tests {
                 (RopePairs::Halves, candle_nn::rotary_emb::rope(&t, &c, &s).unwrap()),
             ] {
                 let mut got = x.to_vec();
-                rotate(&mut got, &cos, &sin, pairs);
+                rotate(&mut got, &cos, &sin, pairs, 2 * half);
                 assert_near(&got, &want);
             }
         }
@@ -222,19 +205,6 @@ mod tests {
                 gated(&mut got, &up, act);
                 assert_near(&got, &(want * &u).unwrap());
             }
-        }
-    }
-
-    #[test]
-    fn the_exponential_is_accurate_to_a_millionth_and_never_overflows() {
-        let mut x = -87.0f32;
-        while x < 88.0 {
-            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((got / want - 1.0).abs() < 1e-6, "e^{x}: {got} for {want}");
-            x += 0.0037;
-        }
-        for x in [f32::INFINITY, 1e30, -1e30, f32::NEG_INFINITY] {
-            assert!(exp(x).is_finite());
         }
     }
 

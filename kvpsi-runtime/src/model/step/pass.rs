@@ -6,14 +6,15 @@
 //! know what the logits are for.
 
 use super::{
-    Interrupted, ops,
+    Interrupted, experts, feed_forward, ops,
     rows::{Parts, Rows},
+    told,
 };
 use crate::{
     attention::{AttnMemory, Qkv, RowSpan, attend_into},
     kv::{KvPool, evict::QueryStats},
     model::{
-        decoder::{Decoder, Layer},
+        decoder::{Decoder, FeedForward, Layer},
         gguf::Config,
         linear::products_into,
     },
@@ -30,6 +31,8 @@ pub(super) struct Pass<'a> {
     pub(super) memory: &'a mut AttnMemory,
     pub(super) queries: &'a QueryStats,
     pub(super) stop: Option<&'a AtomicBool>,
+    /// Whether sequences are turned as long ones.
+    pub(super) long: bool,
 }
 
 /// One position in so many is noted for what queries are like.
@@ -48,9 +51,15 @@ impl Pass<'_> {
         let (decoder, c) = (self.decoder, self.decoder.config());
         let mut p = rows.parts(tokens.len());
         embed(decoder, tokens, p.x)?;
+        if let Some(per_layer) = &decoder.per_layer {
+            told::look_up(per_layer, c, tokens, &mut p)?;
+        }
         self.angles(&mut p);
-        let norms = decoder.layers.iter().map(|layer| &*layer.attn_norm);
-        let mut norms = norms.chain([&*decoder.norm]);
+        let norms = decoder
+            .layers
+            .iter()
+            .map(|layer| layer.attn_norm.as_deref());
+        let mut norms = norms.chain([Some(&*decoder.norm)]);
         if let Some(first) = norms.next() {
             norm(first, c, &mut p);
         }
@@ -61,22 +70,42 @@ impl Pass<'_> {
             self.attention(layer, i, &mut p)?;
             if i + 1 == decoder.layers.len() {
                 // Nobody looks at the other rows any more.
-                keep(&mut p, c, &mut wanted);
+                keep(&mut p, c, layer, &mut wanted);
                 if p.x.is_empty() {
                     break;
                 }
             }
             let rows = p.x.len() / c.hidden;
-            products_into([&layer.out], p.attended, rows, p.acts, [p.h])?;
-            residual(layer.post_attn_norm.as_deref(), &layer.ffn_norm, c, &mut p);
-            products_into([&layer.gate, &layer.up], p.h, rows, p.acts, [p.gate, p.up])?;
-            let up = &*p.up;
-            thread_pool().spread_rows(rows, [p.gate], |first, [gate]| {
-                let from = first * c.feed_forward;
-                ops::gated(gate, &up[from..from + gate.len()], c.gate);
-            });
-            products_into([&layer.down], p.gate, rows, p.acts, [p.h])?;
-            residual(layer.post_ffn_norm.as_deref(), next, c, &mut p);
+            let attended = &p.attended[..rows * c.heads * layer.head_dim];
+            products_into([&layer.out], attended, rows, p.acts, [p.h])?;
+            let behind = Behind {
+                bias: layer.out_bias.as_deref(),
+                norm: layer.post_attn_norm.as_deref(),
+                scale: None,
+                next: layer.ffn_norm.as_deref(),
+            };
+            residual(behind, c, &mut p);
+            match &layer.feed_forward {
+                FeedForward::All(all) => feed_forward::gated(all, c, &mut p)?,
+                FeedForward::Some(some) => experts::mix(some, c, &mut p)?,
+            }
+            let mut behind = Behind {
+                bias: None,
+                norm: layer.post_ffn_norm.as_deref(),
+                scale: layer.scale,
+                next,
+            };
+            if let Some(told) = &layer.told {
+                let first = Behind {
+                    scale: None,
+                    next: None,
+                    ..behind
+                };
+                residual(first, c, &mut p);
+                told::take(told, c, i, &mut p)?;
+                behind.norm = Some(&told.norm);
+            }
+            residual(behind, c, &mut p);
         }
         Ok(())
     }
@@ -91,13 +120,14 @@ impl Pass<'_> {
             .chunks_exact_mut(each)
             .zip(p.sin.chunks_exact_mut(each));
         for (rope, (cos, sin)) in self.decoder.ropes.iter().zip(of_ropes) {
-            let positions = self
-                .spans
-                .iter()
-                .flat_map(|s| s.first_pos..s.first_pos + s.rows);
             let tables = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
-            for (pos, (cos, sin)) in positions.zip(tables) {
-                rope.angles(pos, cos, sin);
+            for (pos, (cos, sin)) in positions(self.spans).zip(tables) {
+                rope.angles(pos, self.long, cos, sin);
+            }
+        }
+        if let Some(temperature) = self.decoder.config().temperature {
+            for (pos, grown) in positions(self.spans).zip(&mut *p.grown) {
+                *grown = temperature.at(pos);
             }
         }
     }
@@ -106,21 +136,31 @@ impl Pass<'_> {
     fn attention(&mut self, layer: &Layer, index: usize, p: &mut Parts<'_>) -> Result<()> {
         let c = self.decoder.config();
         let rows = p.h.len() / c.hidden;
-        let linears = [&layer.q, &layer.k, &layer.v];
-        products_into(linears, p.h, rows, p.acts, [p.q, p.k, p.v])?;
+        let (d, whole) = (layer.head_dim, c.head_dim);
+        let [q, k, v] = [
+            (&mut *p.q, c.heads),
+            (&mut *p.k, c.kv_heads),
+            (&mut *p.v, c.kv_heads),
+        ]
+        .map(|(x, heads)| &mut x[..rows * heads * d]);
+        match &layer.key_value {
+            Some([of_k, of_v]) => {
+                products_into([&layer.q, of_k, of_v], p.h, rows, p.acts, [q, k, v])?;
+            }
+            None => products_into([&layer.q], p.h, rows, p.acts, [q])?,
+        }
+        self.norm_heads(layer, rows, p);
+        if d < whole {
+            // The pool's heads are longer: with zeros behind them, products and
+            // sums are the same.
+            lengthen(&mut p.q[..rows * c.heads * whole], d, whole);
+            lengthen(&mut p.k[..rows * c.kv_heads * whole], d, whole);
+            lengthen(&mut p.v[..rows * c.kv_heads * whole], d, whole);
+        }
         let half = c.head_dim / 2;
         let from = layer.rope * rows * half;
-        let (cos, sin) = (&p.cos[from..], &p.sin[from..]);
-        thread_pool().spread_rows(rows, [p.q, p.k, p.v], |first, [q, k, v]| {
-            if let Some(biases) = &layer.qkv_bias {
-                for (x, bias) in [&mut *q, &mut *k, v].into_iter().zip(biases) {
-                    x.chunks_exact_mut(bias.len()).for_each(|x| add(x, bias));
-                }
-            }
-            if let Some([of_q, of_k]) = &layer.qk_norm {
-                ops::rms_norm_in_place(q, of_q, c.rms_eps);
-                ops::rms_norm_in_place(k, of_k, c.rms_eps);
-            }
+        let (cos, sin, grown) = (&p.cos[from..], &p.sin[from..], &*p.grown);
+        thread_pool().spread_rows(rows, [p.q, p.k], |first, [q, k]| {
             let tables = cos
                 .chunks_exact(half)
                 .zip(sin.chunks_exact(half))
@@ -129,12 +169,17 @@ impl Pass<'_> {
                 .chunks_exact_mut(c.heads * c.head_dim)
                 .zip(k.chunks_exact_mut(c.kv_heads * c.head_dim));
             for ((q, k), (cos, sin)) in rows.zip(tables) {
-                ops::rotate(q, cos, sin, c.pairs);
-                ops::rotate(k, cos, sin, c.pairs);
+                ops::rotate(q, cos, sin, c.pairs, layer.turned);
+                ops::rotate(k, cos, sin, c.pairs, layer.turned);
+            }
+            let queries = q.chunks_exact_mut(c.heads * c.head_dim);
+            for (q, by) in queries.zip(grown.iter().skip(first)) {
+                q.iter_mut().for_each(|q| *q *= by);
             }
         });
         let mut row = 0;
-        for span in self.spans {
+        let stores = layer.key_value.is_some();
+        for span in self.spans.iter().filter(|_| stores) {
             let first = span.first_pos.next_multiple_of(NOTE_EVERY) - span.first_pos;
             for r in (row + first..row + span.rows).step_by(NOTE_EVERY) {
                 let width = c.heads * c.head_dim;
@@ -144,21 +189,72 @@ impl Pass<'_> {
             }
             row += span.rows;
         }
+        let stored = if stores { rows * c.kv_heads * whole } else { 0 };
         let qkv = Qkv {
             q: &mut *p.q,
-            k: &mut *p.k,
-            v: &mut *p.v,
+            k: &mut p.k[..stored],
+            v: &mut p.v[..stored],
+            sinks: layer.sinks.as_deref(),
         };
         attend_into(
             qkv,
             self.pool,
-            index,
+            layer.stored,
             self.spans,
             layer.attn,
             self.memory,
             p.attended,
-        )
+        )?;
+        shorten(p.attended, whole, d);
+        Ok(())
     }
+
+    /// Biases and norms of queries, keys and values, where they lie head after
+    /// head.
+    fn norm_heads(&self, layer: &Layer, rows: usize, p: &mut Parts<'_>) {
+        let c = self.decoder.config();
+        let d = layer.head_dim;
+        let parts = [
+            (&mut *p.q, c.heads),
+            (&mut *p.k, c.kv_heads),
+            (&mut *p.v, c.kv_heads),
+        ]
+        .map(|(x, heads)| &mut x[..rows * heads * d]);
+        thread_pool().spread_rows(rows, parts, |_, parts| {
+            let norms = [&layer.q_norm, &layer.k_norm, &layer.v_norm];
+            for (i, (x, norm)) in parts.into_iter().zip(norms).enumerate() {
+                if let Some(biases) = &layer.qkv_bias {
+                    x.chunks_exact_mut(biases[i].len())
+                        .for_each(|x| ops::add(x, &biases[i]));
+                }
+                if let Some(norm) = norm {
+                    ops::rms_norm_in_place(x, norm, c.rms_eps);
+                }
+            }
+        });
+    }
+}
+
+/// Heads of `from` values become such of `to`, by zeros behind them.
+fn lengthen(x: &mut [f32], from: usize, to: usize) {
+    for head in (0..x.len() / to).rev() {
+        x.copy_within(head * from..(head + 1) * from, head * to);
+        x[head * to + from..(head + 1) * to].fill(0.0);
+    }
+}
+
+/// Heads of `from` values become such of `to`, side by side.
+fn shorten(x: &mut [f32], from: usize, to: usize) {
+    if to < from {
+        for head in 0..x.len() / from {
+            x.copy_within(head * from..head * from + to, head * to);
+        }
+    }
+}
+
+/// Positions of the rows.
+fn positions(spans: &[RowSpan]) -> impl Iterator<Item = usize> {
+    spans.iter().flat_map(|s| s.first_pos..s.first_pos + s.rows)
 }
 
 fn embed(decoder: &Decoder, tokens: &[u32], x: &mut [f32]) -> Result<()> {
@@ -172,46 +268,70 @@ fn embed(decoder: &Decoder, tokens: &[u32], x: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// Leaves the norm of `x` in `h`.
-fn norm(weight: &[f32], c: &Config, p: &mut Parts<'_>) {
+/// Leaves the norm of `x` in `h`, or `x` itself.
+fn norm(weight: Option<&[f32]>, c: &Config, p: &mut Parts<'_>) {
     let x = &*p.x;
     thread_pool().spread_rows(x.len() / c.hidden, [p.h], |first, [h]| {
         let x = x.chunks_exact(c.hidden).skip(first);
         for (x, h) in x.zip(h.chunks_exact_mut(c.hidden)) {
-            ops::rms_norm(x, weight, c.rms_eps, h);
+            match weight {
+                Some(weight) => ops::rms_norm(x, weight, c.rms_eps, h),
+                None => h.copy_from_slice(x),
+            }
         }
     });
 }
 
-/// Adds `h`, or its norm by `post`, to `x`, and leaves the norm of `x` by
-/// `next` in `h`.
-fn residual(post: Option<&[f32]>, next: &[f32], c: &Config, p: &mut Parts<'_>) {
+/// What happens to `h` on its way into the stream, and the norm of the stream
+/// that comes next.
+#[derive(Clone, Copy)]
+struct Behind<'a> {
+    bias: Option<&'a [f32]>,
+    norm: Option<&'a [f32]>,
+    /// What the stream is multiplied by.
+    scale: Option<f32>,
+    next: Option<&'a [f32]>,
+}
+
+/// Adds `h` to `x`, and leaves the next norm of `x` in `h`.
+fn residual(behind: Behind<'_>, c: &Config, p: &mut Parts<'_>) {
     thread_pool().spread_rows(p.x.len() / c.hidden, [p.x, p.h], |_, [x, h]| {
-        if let Some(post) = post {
-            ops::rms_norm_in_place(h, post, c.rms_eps);
+        if let Some(bias) = behind.bias {
+            h.chunks_exact_mut(c.hidden).for_each(|h| ops::add(h, bias));
+        }
+        if let Some(norm) = behind.norm {
+            ops::rms_norm_in_place(h, norm, c.rms_eps);
+        }
+        if c.residual_scale != 1.0 {
+            h.iter_mut().for_each(|h| *h *= c.residual_scale);
         }
         let rows = x
             .chunks_exact_mut(c.hidden)
             .zip(h.chunks_exact_mut(c.hidden));
         for (x, h) in rows {
-            add(x, h);
-            ops::rms_norm(x, next, c.rms_eps, h);
+            ops::add(x, h);
+            if let Some(scale) = behind.scale {
+                x.iter_mut().for_each(|x| *x *= scale);
+            }
+            match behind.next {
+                Some(next) => ops::rms_norm(x, next, c.rms_eps, h),
+                None => h.copy_from_slice(x),
+            }
         }
     });
 }
 
-fn add(x: &mut [f32], h: &[f32]) {
-    x.iter_mut().zip(h).for_each(|(x, h)| *x += h);
-}
-
 /// Moves the rows that are `wanted` to the front and leaves the others.
-fn keep(p: &mut Parts<'_>, c: &Config, wanted: &mut dyn Iterator<Item = usize>) {
-    let width = c.heads * c.head_dim;
+fn keep(p: &mut Parts<'_>, c: &Config, layer: &Layer, wanted: &mut dyn Iterator<Item = usize>) {
+    let width = c.heads * layer.head_dim;
+    let told = c.layers * c.per_layer.unwrap_or(0);
     let mut kept = 0;
     for row in wanted {
         p.x.copy_within(row * c.hidden..(row + 1) * c.hidden, kept * c.hidden);
         p.attended
             .copy_within(row * width..(row + 1) * width, kept * width);
+        p.told
+            .copy_within(row * told..(row + 1) * told, kept * told);
         kept += 1;
     }
     p.shorten(kept);
