@@ -77,12 +77,12 @@ impl CgroupLevel {
         self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
     }
 
-    /// What is to stay free at least: a 128th of the limit, 4 MiB at most, beside
+    /// What is to stay free at least: a 64th of the limit, 8 MiB at most, beside
     /// the cushion. More follows from how fast usage grows, which is the
     /// controller's to see.
     #[must_use]
     pub fn headroom(&self) -> Bytes {
-        Bytes((self.limit.0 / 128).min(4 << 20))
+        Bytes((self.limit.0 / 64).min(8 << 20))
     }
 
     /// Bytes missing beyond what the kernel finds in page cache.
