@@ -3,8 +3,8 @@
 //! Invariant: a call asks for no memory once [`AttnMemory`] and the threads' own
 //! scratch are as large as the context at hand wants; they grow by doubling.
 
+use super::dispatch::Isa;
 use super::job::Job;
-use super::kernels::Isa;
 use super::observe::observe;
 use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};

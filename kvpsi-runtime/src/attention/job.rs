@@ -8,7 +8,7 @@
 
 use super::AttnConfig;
 use super::coded::Coded;
-use super::kernels::Isa;
+use super::dispatch::Isa;
 use crate::kv::BlockView;
 use std::ops::Range;
 
@@ -150,7 +150,7 @@ impl<'a> Partial<'a> {
             .chunks_exact_mut(blocks)
             .zip(at.chunks_exact(blocks));
         for ((mass, at), &max) in rows.zip(self.max.iter()) {
-            super::kernels::settle(isa, mass, at, max);
+            super::dispatch::settle(isa, mass, at, max);
         }
     }
 }

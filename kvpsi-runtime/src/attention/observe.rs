@@ -5,8 +5,9 @@
 //! the scores of every sixteenth position are computed once more: a sample,
 //! which costs a thirtieth of attention. Refuses to know what it is for.
 
+use super::dispatch::{scores, softmax_step};
 use super::job::{Job, Scratch, at_least};
-use super::kernels::{LANES, scores, softmax_step};
+use super::simd::LANES;
 use crate::thread_pool::thread_pool;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;

@@ -5,8 +5,8 @@
 //! kernels; every output value is written by one thread. Knows no pool and no
 //! tensor: blocks come as views, mass leaves through a callback.
 
+use super::dispatch::Isa;
 use super::job::{Job, Partial, Scratch, Sums, at_least};
-use super::kernels::Isa;
 use super::{AttnConfig, decode, prefill};
 use crate::kv::BlockView;
 use crate::thread_pool::thread_pool;
