@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_told_and_decode_by_depth_is_drawn() {
+    fn every_row_is_written_and_decode_by_depth_is_drawn() {
         let row = |what: &str, depth: u32, kv: &str, candle: Option<f64>| {
             json!({"what": what, "depth": depth, "kv": kv, "threads": 2, "batch": 1, "tok_s": 100.0,
                 "candle_tok_s": candle, "ratio": candle.map(|c| 100.0 / c), "linear_share": 0.5})

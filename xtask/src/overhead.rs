@@ -143,7 +143,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_median_of_the_ratios_and_every_program_are_told() {
+    fn the_median_of_the_ratios_and_every_program_are_reported() {
         let round = |ratio: f64| {
             json!({
                 "what": "overhead", "ratio": ratio, "pages_s": 1000.0, "attached_pages_s": 990.0,

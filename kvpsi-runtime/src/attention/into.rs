@@ -133,7 +133,7 @@ pub fn attend_into(
         observe_spans(&batch, rows);
     }
     *memory_of_views = emptied(views);
-    // Until here: nobody else writes the rows that were read.
+    // Until here: no other thread writes the rows that were read.
     drop(writer);
     drop(guard);
     thread_pool().spread_rows(total, [out], |_, [out]| rotate(out, d));

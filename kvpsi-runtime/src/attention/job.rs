@@ -68,7 +68,7 @@ impl<'a> Job<'a> {
     ) -> (Coded<'a>, Coded<'a>) {
         let shape = (self.cfg.kv_heads, self.block_tokens, self.cfg.head_dim);
         // SAFETY: the pool made the view for this shape. The layer guard, which
-        // outlives the job, keeps the pages; nobody writes positions that are
+        // outlives the job, keeps the pages; no thread writes positions that are
         // read here.
         unsafe { Coded::of(block, shape, self.kv_head, tokens) }
     }

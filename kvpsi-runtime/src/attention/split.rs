@@ -129,7 +129,7 @@ impl Parts {
     }
 
     /// # Safety
-    /// Nobody writes the range any more.
+    /// No thread writes the range any more.
     unsafe fn read(&self, at: usize, len: usize) -> &[f32] {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.1));
         // SAFETY: within the memory; not written, by the caller's promise.

@@ -182,7 +182,7 @@ impl KvPool {
         self.may_drop.store(may, Relaxed);
     }
 
-    /// Says how many bytes somebody waits for, to compute again what was lost:
+    /// Says how many bytes are waited for, to compute again what was lost:
     /// else a budget that is not used does not grow.
     pub fn set_wanted(&self, bytes: Bytes) {
         self.wanted.store(bytes.0, Relaxed);

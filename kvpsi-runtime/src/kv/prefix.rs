@@ -22,7 +22,7 @@ pub struct BlockHash(pub(super) u64);
 /// Blocks by content.
 #[derive(Debug)]
 pub(super) struct PrefixIndex {
-    /// A key of this process: nobody can prepare tokens that collide.
+    /// A key of this process: tokens that collide cannot be prepared.
     key: RandomState,
     blocks: Mutex<HashMap<u64, BlockId>>,
 }

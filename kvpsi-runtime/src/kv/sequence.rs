@@ -55,7 +55,7 @@ impl KvPool {
     /// preempted is not the youngest because it had to start again.
     ///
     /// # Errors
-    /// It is closed, or somebody else took the last place.
+    /// It is closed, or another sequence took the last place.
     pub fn reopen(&self, seq: SeqId) -> Result<SeqId, KvError> {
         let (priority, born) = self.tables.get(seq).ok_or(KvError::Closed)?.rank();
         self.close(seq);

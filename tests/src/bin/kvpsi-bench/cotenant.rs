@@ -59,7 +59,7 @@ const PAUSE: Duration = Duration::from_millis(1200);
 const FILLED: usize = 700;
 const CACHED: usize = 700;
 
-/// What everybody runs into.
+/// The limit that all run into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Wall {
     /// The limit of a cgroup
@@ -79,7 +79,7 @@ pub struct Args {
     /// Tokens of a run
     #[arg(long, default_value_t = 1000)]
     tokens: u32,
-    /// What everybody runs into
+    /// The limit that all run into
     #[arg(long, value_enum, default_value_t = Wall::Cgroup)]
     wall: Wall,
     /// MiB that a burst takes beyond what all zones keep, where the machine is
