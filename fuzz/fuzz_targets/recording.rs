@@ -1,4 +1,4 @@
-//! A recording from anybody: the file as it is, and, since a checksum keeps
+//! An untrusted recording: the file as it is, and, since a checksum keeps
 //! chance out, its bytes as entries with right lengths and checksums. What is
 //! read is written and read again, and played to the rule.
 

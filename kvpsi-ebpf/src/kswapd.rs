@@ -1,4 +1,4 @@
-//! Background reclaim: the early warning, before anybody stalls.
+//! Background reclaim: the early warning, before a task stalls.
 //!
 //! Hooks `trace_mm_vmscan_kswapd_wake/sleep` and
 //! `trace_mm_vmscan_wakeup_kswapd` in `mm/vmscan.c`.

@@ -32,6 +32,8 @@ pub mod sandbox;
 #[cfg(feature = "llm")]
 pub mod server;
 #[cfg(feature = "llm")]
+mod simd_ops;
+#[cfg(feature = "llm")]
 pub mod speed;
 mod sync;
 #[cfg(feature = "llm")]

@@ -52,7 +52,7 @@ pub(crate) struct Running {
     since: Option<Instant>,
 }
 
-/// Starts the clock of `part`, if anybody asked for it.
+/// Starts the clock of `part`, if it is on.
 pub(crate) fn clock(part: Part) -> Running {
     let since = ON.load(Relaxed).then(Instant::now);
     Running { part, since }

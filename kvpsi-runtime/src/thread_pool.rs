@@ -1,4 +1,4 @@
-//! The threads that compute: one crew for products and attention.
+//! The threads that compute: one pool for products and attention.
 //!
 //! Owns the workers, and how a job's pieces are shared out among them and the
 //! thread that asks. Pieces are taken one by one, so a worker that the kernel
@@ -57,7 +57,7 @@ struct Job {
     closure: *const (),
 }
 
-/// A cache line of its own: everybody writes to it, and what travels from core
+/// A cache line of its own: all threads write to it, and what travels from core
 /// to core is what a small job costs.
 #[repr(align(128))]
 struct Line<T>(T);
@@ -194,7 +194,7 @@ impl std::fmt::Debug for ThreadPool {
     }
 }
 
-/// The crew of the process, as large as `RAYON_NUM_THREADS` says (which
+/// The pool of the process, as large as `RAYON_NUM_THREADS` says (which
 /// candle's own operations go by), else one thread a core. Workers are started
 /// on the first call; where the system refuses them there are fewer.
 pub fn thread_pool() -> &'static ThreadPool {
@@ -368,12 +368,12 @@ mod tests {
 
     #[test]
     fn workers_that_went_to_sleep_come_back() {
-        // Its own: where tests share a process, another one may keep a crew busy.
-        let crew = ThreadPool::new(4);
+        // Its own: where tests share a process, another one may keep a pool busy.
+        let pool = ThreadPool::new(4);
         for _ in 0..20 {
             thread::sleep(std::time::Duration::from_millis(3));
             let who = Mutex::new(std::collections::HashSet::new());
-            crew.spread(64, |_| {
+            pool.spread(64, |_| {
                 thread::sleep(std::time::Duration::from_micros(200));
                 who.lock().unwrap().insert(thread::current().id());
             });
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_within_a_job_and_beside_one_is_done_by_who_asks() {
+    fn a_nested_or_concurrent_job_is_run_by_its_caller() {
         let sum = AtomicUsize::new(0);
         thread::scope(|s| {
             for _ in 0..3 {
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_piece_reaches_who_asked_and_the_crew_goes_on() {
+    fn a_panic_in_a_piece_reaches_the_caller_and_the_pool_goes_on() {
         let caught = catch_unwind(|| four().spread(16, |i| assert!(i != 7)));
         assert!(caught.is_err());
         let done = AtomicUsize::new(0);

@@ -133,7 +133,7 @@ impl Drop for Storm {
 }
 
 /// Keeps every core awake while it lives, as a model that decodes does, and
-/// gives way to everybody: a core of a virtual machine that sleeps is woken by
+/// has the lowest priority: a core of a virtual machine that sleeps is woken by
 /// its host, which takes longer than anything that is measured here. On an
 /// emulated machine it does nothing.
 #[derive(Debug)]

@@ -39,6 +39,23 @@ pub struct Shape {
     pub seed: u64,
 }
 
+impl Shape {
+    /// The smallest: one layer of llama's, all of it `Q8_0`.
+    pub const SMALL: Self = Self {
+        arch: "llama",
+        layers: 1,
+        hidden: 32,
+        feed_forward: 32,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        vocab: 128,
+        tied: true,
+        types: &[GgmlDType::Q8_0],
+        seed: 1,
+    };
+}
+
 /// A model that can be changed before it is written.
 #[derive(Debug)]
 pub struct Tiny {

@@ -234,8 +234,8 @@ fn a_summary_names_the_stalled_tasks_and_a_filter_shows_no_other() {
 }
 
 #[test]
-fn what_is_recorded_is_replayed_the_same_twice_and_damage_is_told() {
-    let test = "what_is_recorded_is_replayed_the_same_twice_and_damage_is_told";
+fn what_is_recorded_is_replayed_the_same_twice_and_damage_is_reported() {
+    let test = "what_is_recorded_is_replayed_the_same_twice_and_damage_is_reported";
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("box.rec");
     let name = file.to_str().unwrap();

@@ -172,8 +172,8 @@ fn an_interrupt_ends_the_demo_and_removes_its_cgroup() {
 }
 
 #[test]
-fn an_ordinary_user_is_told_why_there_is_no_demo_and_what_to_do() {
-    let name = "an_ordinary_user_is_told_why_there_is_no_demo_and_what_to_do";
+fn without_root_the_demo_says_why_it_cannot_run_and_what_to_do() {
+    let name = "without_root_the_demo_says_why_it_cannot_run_and_what_to_do";
     if demo(name, &[]).is_none() {
         return;
     }

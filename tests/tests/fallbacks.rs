@@ -136,8 +136,8 @@ fn arguments_of_another_layout_are_counted_and_not_believed() {
 }
 
 #[test]
-fn programs_that_hear_nothing_are_found_out_and_psi_speaks_in_their_place() {
-    let test = "programs_that_hear_nothing";
+fn programs_that_see_no_event_are_detected_and_psi_takes_over() {
+    let test = "programs_that_see_no_event";
     let Some(cgroup) = limited("silent", LIMIT_BYTES) else {
         return;
     };

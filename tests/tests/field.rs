@@ -1,4 +1,4 @@
-//! Whose stall it is, which limit it hits and whether it hurts anybody: a
+//! Whose stall it is, which limit it hits and whether it does harm: a
 //! server in cgroups of its own, and neighbours of each kind.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -144,7 +144,7 @@ fn a_working_set_in_our_cgroup_gets_room() {
     }
 }
 
-/// Below somebody else's limit our memory is of no use, though our cgroup is
+/// Below another cgroup's limit our memory is of no use, though our cgroup is
 /// full of page cache.
 #[test]
 fn a_neighbour_that_thrashes_below_a_limit_of_its_own_costs_nothing() {

@@ -162,8 +162,8 @@ fn percentile(sorted: &[u64], p: usize) -> u64 {
 }
 
 #[test]
-fn ebpf_tells_of_an_onset_before_the_best_psi_trigger_does() {
-    let test = "ebpf_tells_of_an_onset_before_the_best_psi_trigger_does";
+fn ebpf_reports_an_onset_before_the_best_psi_trigger() {
+    let test = "ebpf_reports_an_onset_before_the_best_psi_trigger";
     let Some(cgroup) = limited(test, LIMIT_BYTES) else {
         return;
     };

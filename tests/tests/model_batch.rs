@@ -155,8 +155,8 @@ fn alone(batch: &mut Batch, tokens: &[u32], count: usize) -> Vec<u32> {
 }
 
 #[test]
-fn each_says_what_it_says_alone_and_every_block_is_free_after() {
-    let test = "each_says_what_it_says_alone_and_every_block_is_free_after";
+fn each_sequence_gives_its_text_alone_and_every_block_is_free_after() {
+    let test = "each_sequence_gives_its_text_alone_and_every_block_is_free_after";
     let Some(mut b) = batch(test, 4, |_| ()) else {
         return;
     };
@@ -208,8 +208,12 @@ fn one_who_generates_waits_for_no_more_than_a_chunk_of_anothers_prompt() {
 }
 
 #[test]
-fn who_goes_or_is_late_is_let_go_with_all_it_had() {
-    let Some(mut b) = batch("who_goes_or_is_late_is_let_go_with_all_it_had", 2, |_| ()) else {
+fn a_client_that_disconnects_or_is_late_frees_all_it_had() {
+    let Some(mut b) = batch(
+        "a_client_that_disconnects_or_is_late_frees_all_it_had",
+        2,
+        |_| (),
+    ) else {
         return;
     };
     let tokens = prompt(&b, 0, 40);

@@ -9,20 +9,7 @@ use std::{path::Path, process::Command};
 
 /// A model that can write: the printable bytes are its tokens.
 fn model(template: Option<&str>) -> Tiny {
-    let mut tiny = Tiny::new(&Shape {
-        arch: "llama",
-        layers: 1,
-        hidden: 32,
-        feed_forward: 32,
-        heads: 2,
-        kv_heads: 1,
-        head_dim: 16,
-        vocab: 128,
-        tied: true,
-        types: &[GgmlDType::Q8_0],
-        seed: 1,
-    })
-    .unwrap();
+    let mut tiny = Tiny::new(&Shape::SMALL).unwrap();
     let tokens = ('!'..='~')
         .map(String::from)
         .chain(["Ġ".into(), "Ċ".into()]);
@@ -80,7 +67,7 @@ fn a_model_of_ollamas_store_runs_by_its_name() {
 }
 
 #[test]
-fn without_a_template_a_prompt_is_continued_and_a_broken_one_is_told() {
+fn without_a_template_a_prompt_is_continued_and_a_broken_one_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     let name = path.to_str().unwrap();
@@ -113,7 +100,7 @@ fn without_a_template_a_prompt_is_continued_and_a_broken_one_is_told() {
 }
 
 #[test]
-fn tensors_of_pictures_are_left_out_and_other_strangers_are_refused() {
+fn vision_tensors_are_skipped_and_other_unknown_ones_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     for (tensor, runs) in [

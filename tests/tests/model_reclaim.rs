@@ -1,10 +1,10 @@
 //! What reclaim leaves of a conversation, with the real model: cached prefixes,
-//! preemption, healing, and all of it at once.
+//! preemption, recomputation, and all of it at once.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi::{
-    engine::{Engine, EngineConfig, Healed, SamplingConfig, Session},
+    engine::{Engine, EngineConfig, Recomputed, SamplingConfig, Session},
     eval::Score,
     kv::{KvType, Profile, Step, Steps, evict::Evict},
     units::Bytes,
@@ -125,8 +125,8 @@ fn read(e: &mut Engine, session: &mut Session, text: &[u32]) -> (Score, Vec<f32>
 }
 
 #[test]
-fn a_healed_session_is_as_if_it_had_never_been_trimmed() {
-    let Some(mut e) = engine("a_healed_session_is_as_if_it_had_never_been_trimmed") else {
+fn a_recomputed_session_is_as_if_it_had_never_been_trimmed() {
+    let Some(mut e) = engine("a_recomputed_session_is_as_if_it_had_never_been_trimmed") else {
         return;
     };
     let (prompt, after) = (tokens(&e, 0, 900), tokens(&e, 900, 128));
@@ -150,10 +150,13 @@ fn a_healed_session_is_as_if_it_had_never_been_trimmed() {
         let lost = session.lost_tokens();
         assert_eq!(lost > 0, pack || steps == Steps::WINDOW, "{lost}");
         let never = Arc::new(AtomicBool::new(false));
-        let healed = e.heal(&mut session, &never).unwrap();
+        let recomputed = e.recompute(&mut session, &never).unwrap();
         match lost {
-            0 => assert_eq!(healed, Healed::Whole),
-            _ => assert!(matches!(healed, Healed::Done(n) if n > 600), "{healed:?}"),
+            0 => assert_eq!(recomputed, Recomputed::Whole),
+            _ => assert!(
+                matches!(recomputed, Recomputed::Done(n) if n > 600),
+                "{recomputed:?}"
+            ),
         }
         assert_eq!((session.lost_tokens(), session.tokens().len()), (0, before));
         let (score, mut logits) = read(&mut e, &mut session, &after);
@@ -170,7 +173,7 @@ fn a_healed_session_is_as_if_it_had_never_been_trimmed() {
         assert_eq!(g, grown);
         let most = l.iter().zip(logits).map(|(a, b)| (a - b).abs());
         let most = most.fold(0f32, f32::max);
-        eprintln!("perplexity {p:.5} healed, {ppl:.5} untouched; logits differ by {most}");
+        eprintln!("perplexity {p:.5} recomputed, {ppl:.5} untouched; logits differ by {most}");
         assert!(
             most <= 1e-2 && (p / ppl - 1.0).abs() < 1e-4,
             "{most} {p} {ppl}"
@@ -179,8 +182,8 @@ fn a_healed_session_is_as_if_it_had_never_been_trimmed() {
 }
 
 #[test]
-fn healing_stops_within_a_layer_and_loses_nothing_by_it() {
-    let Some(mut e) = engine("healing_stops_within_a_layer_and_loses_nothing_by_it") else {
+fn recomputation_stops_within_a_layer_and_loses_nothing() {
+    let Some(mut e) = engine("recomputation_stops_within_a_layer_and_loses_nothing") else {
         return;
     };
     let prompt = tokens(&e, 0, 1500);
@@ -190,9 +193,9 @@ fn healing_stops_within_a_layer_and_loses_nothing_by_it() {
     let stop = Arc::new(AtomicBool::new(false));
     pool.trim(Bytes::mib(12), Steps::WINDOW);
     let begun = Instant::now();
-    let done = e.heal(&mut session, &stop).unwrap();
+    let done = e.recompute(&mut session, &stop).unwrap();
     let whole = begun.elapsed();
-    assert!(matches!(done, Healed::Done(n) if n > 1000), "{done:?}");
+    assert!(matches!(done, Recomputed::Done(n) if n > 1000), "{done:?}");
 
     pool.trim(Bytes(u64::MAX), Steps::FREE);
     pool.trim(Bytes::mib(12), Steps::WINDOW);
@@ -202,7 +205,10 @@ fn healing_stops_within_a_layer_and_loses_nothing_by_it() {
     stop.store(true, SeqCst);
     let mut at_once = || {
         let begun = Instant::now();
-        assert_eq!(e.heal(&mut session, &stop).unwrap(), Healed::Interrupted);
+        assert_eq!(
+            e.recompute(&mut session, &stop).unwrap(),
+            Recomputed::Interrupted
+        );
         begun.elapsed()
     };
     let first_layer = (0..5).map(|_| at_once()).min().unwrap();
@@ -215,16 +221,16 @@ fn healing_stops_within_a_layer_and_loses_nothing_by_it() {
         setter.store(true, SeqCst);
     });
     let before = pool.account().cache_hit_tokens;
-    let midway = e.heal(&mut session, &stop).unwrap();
+    let midway = e.recompute(&mut session, &stop).unwrap();
     alarm.join().unwrap();
     stop.store(false, SeqCst);
-    if midway == Healed::Interrupted {
+    if midway == Recomputed::Interrupted {
         assert_eq!(
             (session.lost_tokens(), pool.account().live_tokens),
             (lost, live)
         );
-        let done = e.heal(&mut session, &stop).unwrap();
-        assert!(matches!(done, Healed::Done(_)), "{done:?}");
+        let done = e.recompute(&mut session, &stop).unwrap();
+        assert!(matches!(done, Recomputed::Done(_)), "{done:?}");
         assert!(pool.account().cache_hit_tokens > before);
     }
     assert_eq!(session.lost_tokens(), 0);
@@ -341,7 +347,7 @@ fn a_budget_that_a_user_sets_holds_where_no_token_may_be_dropped() {
     assert!(e.pool().account().resident <= Bytes::mib(8));
 }
 
-/// Pressure at any time: while prompts are read, tokens made, sessions healed
+/// Pressure at any time: while prompts are read, tokens made, sessions recomputed
 /// and ended.
 #[test]
 fn pressure_at_any_time_leaves_every_page_counted() {
@@ -385,15 +391,15 @@ fn pressure_at_any_time_leaves_every_page_counted() {
         }
     });
     let until = Instant::now() + Duration::from_secs(15);
-    let (mut kept, mut heals) = (Vec::new(), 0);
+    let (mut kept, mut recomputed) = (Vec::new(), 0);
     while Instant::now() < until {
         let mut session = e.open().unwrap();
         let text = &texts[kept.len() % texts.len()];
         answer(&mut e, &mut session, text, 20, &mut |_| ());
         hold.store(false, SeqCst);
-        heals += usize::from(matches!(
-            e.heal(&mut session, &hold).unwrap(),
-            Healed::Done(_)
+        recomputed += usize::from(matches!(
+            e.recompute(&mut session, &hold).unwrap(),
+            Recomputed::Done(_)
         ));
         kept.push(session);
         if kept.len() > 3 {
@@ -402,7 +408,7 @@ fn pressure_at_any_time_leaves_every_page_counted() {
     }
     stop.store(true, SeqCst);
     let (given, slow) = (presser.join().unwrap(), packer.join().unwrap());
-    eprintln!("{given} bytes trimmed, {slow} slow steps, {heals} sessions healed");
+    eprintln!("{given} bytes trimmed, {slow} slow steps, {recomputed} sessions recomputed");
     assert!(given > 0 && slow > 0);
     drop(kept);
     pool.trim(Bytes(u64::MAX), Steps::FREE);

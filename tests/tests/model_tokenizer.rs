@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use candle_core::quantized::{GgmlDType, gguf_file::Value};
+use candle_core::quantized::gguf_file::Value;
 use kvpsi::model::{gguf::Gguf, tokenizer::Tokenizer};
 use kvpsi_tests::tiny::{Shape, Tiny};
 use proptest::prelude::*;
@@ -61,17 +61,8 @@ impl Vocab {
 }
 
 const SHAPE: Shape = Shape {
-    arch: "llama",
-    layers: 1,
-    hidden: 32,
-    feed_forward: 32,
-    heads: 2,
-    kv_heads: 1,
-    head_dim: 16,
     vocab: 600,
-    tied: true,
-    types: &[GgmlDType::Q8_0],
-    seed: 1,
+    ..Shape::SMALL
 };
 
 fn tiny() -> Tiny {

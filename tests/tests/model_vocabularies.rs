@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use candle_core::quantized::{GgmlDType, gguf_file::Value};
+use candle_core::quantized::gguf_file::Value;
 use kvpsi::model::{gguf::Gguf, tokenizer::Tokenizer};
 use kvpsi_tests::{
     tiny::{Shape, Tiny},
@@ -195,17 +195,8 @@ fn convert(model: &Model, json: &Json, into: &mut Tiny) {
 fn ours(model: &Model, json: &Path) -> Arc<Tokenizer> {
     let json: Json = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let mut tiny = Tiny::new(&Shape {
-        arch: "llama",
-        layers: 1,
-        hidden: 32,
-        feed_forward: 32,
-        heads: 2,
-        kv_heads: 1,
-        head_dim: 16,
         vocab: 263_000,
-        tied: true,
-        types: &[GgmlDType::Q8_0],
-        seed: 1,
+        ..Shape::SMALL
     })
     .unwrap();
     convert(model, &json, &mut tiny);

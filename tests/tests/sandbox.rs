@@ -91,7 +91,7 @@ struct Place {
 }
 
 impl Place {
-    /// Open to everybody; only what the child is to be kept from by other
+    /// World-writable; only what the child is to be kept from by other
     /// means than a file's mode is worth a test.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();

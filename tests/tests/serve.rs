@@ -82,8 +82,8 @@ fn a_chat_says_the_same_whole_and_in_pieces() {
 }
 
 #[test]
-fn chances_of_tokens_are_told_where_they_are_asked_for() {
-    let Some(s) = serve("chances_of_tokens_are_told_where_they_are_asked_for", &[]) else {
+fn logprobs_are_returned_where_requested() {
+    let Some(s) = serve("logprobs_are_returned_where_requested", &[]) else {
         return;
     };
     let body = hello(&json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 6}));
@@ -194,8 +194,8 @@ fn a_slow_client_loses_its_connection_and_no_other_waits() {
 }
 
 #[test]
-fn more_than_there_are_places_for_are_told_to_come_again() {
-    let name = "more_than_there_are_places_for_are_told_to_come_again";
+fn requests_beyond_the_queue_are_told_to_retry() {
+    let name = "requests_beyond_the_queue_are_told_to_retry";
     let Some(s) = serve(name, &["--parallel", "1", "--queue", "1"]) else {
         return;
     };
@@ -294,8 +294,8 @@ fn an_api_key_is_wanted_where_others_can_reach_it() {
 }
 
 #[test]
-fn answers_that_were_begun_end_when_it_is_told_to_stop() {
-    let name = "answers_that_were_begun_end_when_it_is_told_to_stop";
+fn answers_in_progress_end_when_the_server_stops() {
+    let name = "answers_in_progress_end_when_the_server_stops";
     let Some(mut s) = serve(name, &[]) else {
         return;
     };

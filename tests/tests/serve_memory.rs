@@ -129,8 +129,8 @@ fn openais_client_streams_on_while_a_hog_presses() {
 }
 
 #[test]
-fn a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims() {
-    let test = "a_chat_goes_on_while_a_hog_presses_and_the_usage_tells_of_trims";
+fn a_chat_goes_on_under_memory_pressure_and_its_usage_reports_trims() {
+    let test = "a_chat_goes_on_under_memory_pressure_and_its_usage_reports_trims";
     let Some(file) = model(test) else { return };
     let Some(cgroup) = limited("serve-chat", 1 << 30) else {
         return;

@@ -1,4 +1,4 @@
-//! The stress of strangers: many sequences of different content in one pool,
+//! The isolation stress test: many sequences of different content in one pool,
 //! and everything that changes who has a block at once.
 //!
 //! Every row carries the tag of its content. Readers look under a guard and

@@ -1,13 +1,12 @@
-//! What benchmarks share: the program that measures, and its output.
+//! The runner of benchmarks: the program that measures, built and run.
 //!
 //! Invariant: what is compared is measured in one run, in turn.
 
-use crate::say;
+use crate::{ebpf, places, say, setup};
 use anyhow::{Context, Result};
 use serde_json::Value;
-use std::fs;
 use std::path::{Path, PathBuf};
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 
 /// The program that measures.
 ///
@@ -26,23 +25,31 @@ pub fn build(sh: &Shell, target: &Path, flags: &str) -> Result<PathBuf> {
     Ok(target.join("release/kvpsi-bench"))
 }
 
-/// What a program told, a JSON object a line.
+/// Sets up what is missing, and builds the program that measures.
 ///
 /// # Errors
-/// A line is something else.
-pub fn lines(text: &str) -> Result<Vec<Value>> {
+/// Something could not be installed or built.
+pub fn prepare(sh: &Shell) -> Result<PathBuf> {
+    setup(sh)?;
+    build(sh, &places::target(), "")
+}
+
+/// Sets up what is missing, and builds the eBPF object.
+///
+/// # Errors
+/// Something could not be installed or built.
+pub fn setup(sh: &Shell) -> Result<()> {
+    setup::on_the_way(sh)?;
+    ebpf::build_if_possible(sh)
+}
+
+/// Runs a measurement: its rows, a JSON object a line.
+///
+/// # Errors
+/// It fails, or a line is something else.
+pub fn rows(command: Cmd<'_>) -> Result<Vec<Value>> {
+    let text = command.quiet().read()?;
     text.lines()
         .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
         .collect()
-}
-
-/// The processor's name.
-pub fn cpu_name() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    text.lines()
-        .find_map(|l| l.strip_prefix("model name"))
-        .map_or_else(
-            || std::env::consts::ARCH.to_owned(),
-            |l| l.trim_start_matches([' ', '\t', ':']).to_owned(),
-        )
 }

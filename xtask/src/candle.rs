@@ -2,12 +2,13 @@
 //! candle-transformers.
 
 use crate::{
-    bench::{build, cpu_name},
-    benchmarks::Args,
-    ebpf, model, places, say, setup,
+    bench::{self, build},
+    model, places,
+    report::{Args, cpu_name, put},
+    say,
 };
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use xshell::{Shell, cmd};
 
@@ -17,8 +18,7 @@ use xshell::{Shell, cmd};
 /// # Errors
 /// Something could not be built, fetched or measured.
 pub fn run(sh: &Shell, args: &Args) -> Result<()> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
+    bench::setup(sh)?;
     let model = model::get(sh, args.model.as_deref())?;
     let program = build(sh, &places::target().join("native"), "-C target-cpu=native")?;
     let wide = places::target().join("bench-f16.gguf");
@@ -35,14 +35,11 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
             false => (chunks, "200"),
         };
         let chunks = chunks.to_string();
-        let text = cmd!(
+        let measured = bench::rows(cmd!(
             sh,
             "{program} quality --model {file} --tokens-of {m} --chunks {chunks} --tokens {tokens}"
-        )
-        .quiet()
-        .read();
-        for line in text?.lines() {
-            let mut row: Value = serde_json::from_str(line)?;
+        ));
+        for mut row in measured? {
             row["matrices"] = json!(matrices);
             rows.push(row);
         }
@@ -70,8 +67,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
             "bench": "candle-quality", "machine": cpu_name(), "rows": rows,
             "model": model.file_name().map(|n| n.to_string_lossy()),
         });
-        fs::write(file, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        put(file, &serde_json::to_vec_pretty(&report)?)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! absolute times: another machine, or this one on another day, is faster or
 //! slower as a whole. Every ratio is so formed that more is better.
 
-use crate::{benchmarks, cotenant, giveback, places, reaction, say};
+use crate::{cotenant, giveback, places, reaction, report, say};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::PathBuf};
@@ -109,7 +109,7 @@ const BENCHES: [&str; 3] = ["reaction", "giveback", "cotenant"];
 
 /// Runs a benchmark, quickly.
 fn measure(sh: &Shell, name: &str, args: &Args) -> Result<()> {
-    let quick = benchmarks::Args {
+    let quick = report::Args {
         quick: true,
         json: None,
         model: args.model.clone(),

@@ -2,9 +2,11 @@
 //!
 //! Owns the table and the plot; `kvpsi-bench clients` measures.
 
-use crate::benchmarks::{Args, Bench, machine, prepare};
+use crate::bench::prepare;
+use crate::plot::{self, Drawn, Line};
+use crate::report::{Args, Bench, machine, number, rows_of};
 use anyhow::Result;
-use plotters::prelude::*;
+use plotters::style::RED;
 use serde_json::Value;
 use std::fmt::Write;
 use xshell::{Shell, cmd};
@@ -34,13 +36,9 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     BENCH.run(sh, args, true, &["clients", "--rounds", rounds])
 }
 
-fn rows(report: &Value) -> impl Iterator<Item = &Value> {
-    report["rows"].as_array().into_iter().flatten()
-}
-
 /// Tokens a second of one client alone.
 fn alone(report: &Value) -> Option<f64> {
-    rows(report).find(|r| r["clients"] == 1)?["tok_s"].as_f64()
+    rows_of(&report["rows"]).find(|r| r["clients"] == 1)?["tok_s"].as_f64()
 }
 
 fn section(report: &Value) -> String {
@@ -57,11 +55,8 @@ fn section(report: &Value) -> String {
          |---|--:|--:|--:|--:|--:|--:|",
         machine(report),
     );
-    for r in rows(report) {
+    for r in rows_of(&report["rows"]) {
         let of = |key: &str| r[key].as_f64();
-        let number = |v: Option<f64>, digits: usize| {
-            v.map_or_else(|| "-".to_owned(), |n| format!("{n:.digits$}"))
-        };
         let beside = if r["beside_prompts"] == true {
             " beside prompts"
         } else {
@@ -86,33 +81,23 @@ fn section(report: &Value) -> String {
     t
 }
 
-fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(report: &Value, svg: &mut String) -> Drawn {
     let of = |r: &Value| Some((r["clients"].as_f64()?, r["tok_s"].as_f64()?));
-    let points: Vec<(f64, f64)> = rows(report).filter_map(of).collect();
-    let most = points
-        .iter()
-        .fold((1.0, 1.0), |m: (f64, f64), p| (m.0.max(p.0), m.1.max(p.1)));
-    let area = SVGBackend::with_string(svg, (640, 380)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
-        .caption(
-            "Tokens a second of all clients together",
-            ("sans-serif", 18),
-        )
-        .margin(12)
-        .x_label_area_size(42)
-        .y_label_area_size(60)
-        .build_cartesian_2d(0.0..most.0 + 0.5, 0.0..most.1 * 1.1)?;
-    chart
-        .configure_mesh()
-        .x_desc("clients")
-        .y_desc("tokens/s")
-        .light_line_style(WHITE)
-        .draw()?;
-    chart.draw_series(LineSeries::new(points.clone(), RED.stroke_width(2)))?;
-    chart.draw_series(points.iter().map(|p| Circle::new(*p, 4, RED.filled())))?;
-    area.present()?;
-    Ok(())
+    let points: Vec<(f64, f64)> = rows_of(&report["rows"]).filter_map(of).collect();
+    let most = plot::most(points.iter());
+    let titles = [
+        "Tokens a second of all clients together",
+        "clients",
+        "tokens/s",
+    ];
+    let line = Line {
+        name: None,
+        points,
+        colour: RED,
+        dot: 4,
+    };
+    let most = (most.0 + 0.5, most.1 * 1.1);
+    plot::lines(svg, (640, 380), titles, most, vec![line])
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! Owns the table and the plot; `kvpsi-bench cotenant` measures. A variant's
 //! figure is the median of its rounds.
 
-use crate::benchmarks::{Args, Bench, machine};
+use crate::plot::{self, Drawn};
+use crate::report::{Args, Bench, machine, median, number, rows_of, sorted, text};
 use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::{Map, Value};
@@ -86,18 +87,12 @@ fn rows(runs: &[Value]) -> Vec<Value> {
         }
     }
     let row = |variant: &&str| {
-        let of = |key: &str| {
-            let of_variant = runs.iter().filter(|r| r["variant"] == *variant);
-            let mut all: Vec<f64> = of_variant.filter_map(|r| r[key].as_f64()).collect();
-            all.sort_by(f64::total_cmp);
-            all
-        };
+        let of = |key: &str| sorted(runs.iter().filter(|r| r["variant"] == *variant), key);
         let mut row = Map::new();
         row.insert("variant".into(), (*variant).into());
         row.insert("rounds".into(), of("round").len().into());
         for key in FIGURES {
-            let all = of(key);
-            row.insert(key.into(), all.get(all.len() / 2).copied().into());
+            row.insert(key.into(), median(&of(key)).into());
         }
         let p99 = of("neighbour_p99_us");
         let ends = [p99.first(), p99.last()].map(|v| v.copied());
@@ -158,30 +153,28 @@ fn section(report: &Value) -> String {
     let mut t = told(report);
     t += "| variant | rounds | p50 us | p99 us | max us | some ms | full ms | refaults | OOM kills | tokens/s | KV tokens | trims | early | mass | perplexity |\n\
          |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
-    for r in report["rows"].as_array().into_iter().flatten() {
-        let number = |v: &Value, by: f64, digits: usize| {
-            v.as_f64()
-                .map_or_else(|| "-".to_owned(), |n| format!("{:.digits$}", n / by))
-        };
+    for r in rows_of(&report["rows"]) {
+        let whole = |key: &str| number(r[key].clone(), 0);
+        let by = |key: &str, by: f64| number(r[key].as_f64().map(|n| n / by), 1);
         let _ = writeln!(
             t,
             "| {} | {} | {} | {} ({} to {}) | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            r["variant"].as_str().unwrap_or("-"),
+            text(&r["variant"]),
             r["rounds"],
-            number(&r["neighbour_p50_us"], 1.0, 0),
-            number(&r["neighbour_p99_us"], 1.0, 0),
-            number(&r["neighbour_p99_us_spread"][0], 1.0, 0),
-            number(&r["neighbour_p99_us_spread"][1], 1.0, 0),
-            number(&r["neighbour_max_us"], 1.0, 0),
-            number(&r["psi_some_us"], 1e3, 1),
-            number(&r["psi_full_us"], 1e3, 1),
-            number(&r["refaults"], 1.0, 0),
-            number(&r["oom_kills"], 1.0, 0),
-            number(&r["tok_s"], 1.0, 1),
-            number(&r["kv_tokens"], 1.0, 0),
-            number(&r["trims"], 1.0, 0),
-            number(&r["early"], 1.0, 0),
-            number(&r["mass_dropped"], 1.0, 2),
+            whole("neighbour_p50_us"),
+            whole("neighbour_p99_us"),
+            number(r["neighbour_p99_us_spread"][0].clone(), 0),
+            number(r["neighbour_p99_us_spread"][1].clone(), 0),
+            whole("neighbour_max_us"),
+            by("psi_some_us", 1e3),
+            by("psi_full_us", 1e3),
+            whole("refaults"),
+            whole("oom_kills"),
+            by("tok_s", 1.0),
+            whole("kv_tokens"),
+            whole("trims"),
+            whole("early"),
+            number(r["mass_dropped"].clone(), 2),
             r["perplexity_cost"]
                 .as_f64()
                 .map_or_else(|| "-".to_owned(), |c| format!("{:+.2} %", c * 100.0)),
@@ -190,10 +183,9 @@ fn section(report: &Value) -> String {
     t
 }
 
-fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    let rows: Vec<&Value> = report["rows"].as_array().into_iter().flatten().collect();
-    let area = SVGBackend::with_string(svg, (760, 320)).into_drawing_area();
-    area.fill(&WHITE)?;
+fn draw(report: &Value, svg: &mut String) -> Drawn {
+    let rows: Vec<&Value> = rows_of(&report["rows"]).collect();
+    let area = plot::area(svg, (760, 320))?;
     let of = |r: &Value, key: &str| r[key].as_f64().unwrap_or(0.0);
     let most = rows
         .iter()
@@ -209,20 +201,14 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
         .x_label_area_size(36)
         .y_label_area_size(56)
         .build_cartesian_2d((0..places - 1).into_segmented(), 0.0..most * 1.1)?;
-    let name = |place: &SegmentValue<usize>| match place {
-        SegmentValue::CenterOf(i) => rows
-            .get(*i)
-            .and_then(|r| r["variant"].as_str())
-            .unwrap_or_default()
-            .to_owned(),
-        _ => String::new(),
-    };
+    let variant = |r: &&Value| r["variant"].as_str().unwrap_or_default().to_owned();
+    let variants: Vec<String> = rows.iter().map(variant).collect();
     chart
         .configure_mesh()
         .disable_x_mesh()
         .y_desc("us")
         .x_labels(places + 1)
-        .x_label_formatter(&name)
+        .x_label_formatter(&plot::names(&variants))
         .light_line_style(WHITE)
         .draw()?;
     for (i, r) in rows.iter().enumerate() {

@@ -4,7 +4,7 @@
 //! very binary, package) and the version of cargo-deb. What goes into the
 //! package is in kvpsi-runtime/Cargo.toml, [package.metadata.deb]. Invariants:
 //! a package without the eBPF object is never made; pages are those of the
-//! binary they are packed with. Refuses to install the package.
+//! binary they are packed with. Out of scope: installing the package.
 
 use crate::{cross, ebpf, places, say};
 use anyhow::{Context, Result, bail};

@@ -5,12 +5,14 @@
 //! measures, a process for each setting.
 
 use crate::{
-    bench::{build, lines},
-    benchmarks::{self, Bench, machine, prepare, report},
-    model, places, say,
+    bench::{self, build, prepare},
+    model, places,
+    plot::{self, Drawn, Line},
+    report::{self, Bench, machine, median, number, percent, report, rows_of, text},
+    say,
 };
 use anyhow::{Context, Result};
-use plotters::prelude::*;
+use plotters::style::{BLACK, BLUE, GREEN, MAGENTA, RED};
 use serde_json::{Value, json};
 use std::{
     fmt::Write,
@@ -23,7 +25,7 @@ use xshell::{Shell, cmd};
 #[derive(Debug, clap::Args)]
 pub struct DecodeArgs {
     #[command(flatten)]
-    common: benchmarks::Args,
+    common: report::Args,
     /// Kernels of the products: scalar, avx2, avxvnni, avx512, neon, neondot [default: the best there is]
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
@@ -140,12 +142,11 @@ impl Run<'_> {
         let (program, threads) = (&self.program, threads.to_string());
         let mut command = cmd!(self.sh, "{program} {args...}")
             .env("RAYON_NUM_THREADS", &threads)
-            .env_remove("CANDLE_NUM_THREADS")
-            .quiet();
+            .env_remove("CANDLE_NUM_THREADS");
         if let Some(isa) = &self.args.isa {
             command = command.env("KVPSI_ISA", isa);
         }
-        lines(&command.read()?)
+        bench::rows(command)
     }
 
     fn one(&self, threads: usize, args: &[&str]) -> Result<Value> {
@@ -200,7 +201,7 @@ fn llama_bench(sh: &Shell, model: &Path, rows: &mut [Value]) {
             .filter_map(Value::as_f64)
             .collect();
         samples.sort_by(f64::total_cmp);
-        row["llama_tok_s"] = json!(samples.get(samples.len() / 2));
+        row["llama_tok_s"] = json!(median(&samples));
     }
 }
 
@@ -218,8 +219,8 @@ fn section(report: &Value) -> String {
          where it is on PATH: medians of 3, measured after kvpsi's rows of as many threads.\n\n\
          ![Tokens a second](decode.svg)\n",
         machine(report),
-        report["model"].as_str().unwrap_or("-"),
-        report["isa"].as_str().unwrap_or("-"),
+        text(&report["model"]),
+        text(&report["isa"]),
     );
     table(&mut t, &report["rows"], "KV", "kv");
     t += "\nThe same model with its matrices in other formats, at depth 0:\n\n";
@@ -233,7 +234,7 @@ fn section(report: &Value) -> String {
         mib(&m["rss"]),
         mib(&m["rss_peak"]),
     );
-    for b in report["bandwidth"].as_array().into_iter().flatten() {
+    for b in rows_of(&report["bandwidth"]) {
         let _ = writeln!(
             t,
             "A loop that only reads, {} thread(s): {:.1} GB/s.",
@@ -245,93 +246,62 @@ fn section(report: &Value) -> String {
 }
 
 fn table(t: &mut String, rows: &Value, what: &str, key: &str) {
-    let number = |v: &Value| {
-        v.as_f64()
-            .map_or_else(|| "-".to_owned(), |n| format!("{n:.1}"))
-    };
-    let percent = |v: &Value| {
-        v.as_f64()
-            .map_or_else(|| "-".to_owned(), |n| format!("{:.0} %", n * 100.0))
-    };
     let _ = writeln!(
         t,
         "| | depth | {what} | threads | sequences | kvpsi | candle | ratio | llama.cpp | matrices | attention | rest | GB/s |\n\
          |---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     );
-    for r in rows.as_array().into_iter().flatten() {
+    for r in rows_of(rows) {
+        let rate = |key: &str| number(r[key].clone(), 1);
+        let share = |key: &str| percent(r[key].clone(), 0);
         let _ = writeln!(
             t,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            r["what"].as_str().unwrap_or("-"),
+            text(&r["what"]),
             r["depth"],
-            r[key].as_str().unwrap_or("-"),
+            text(&r[key]),
             r["threads"],
             r["batch"],
-            number(&r["tok_s"]),
-            number(&r["candle_tok_s"]),
-            number(&r["ratio"]),
-            number(&r["llama_tok_s"]),
-            percent(&r["linear_share"]),
-            percent(&r["attention_share"]),
-            percent(&r["rest_share"]),
-            number(&json!(r["read_bytes_s"].as_f64().map(|b| b / 1e9))),
+            rate("tok_s"),
+            rate("candle_tok_s"),
+            rate("ratio"),
+            rate("llama_tok_s"),
+            share("linear_share"),
+            share("attention_share"),
+            share("rest_share"),
+            number(r["read_bytes_s"].as_f64().map(|b| b / 1e9), 1),
         );
     }
 }
 
 /// Decode of one sequence by depth, with all threads.
-fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(report: &Value, svg: &mut String) -> Drawn {
     let cpus = &report["cpus"];
     let rows = || {
-        let all = report["rows"].as_array().into_iter().flatten();
+        let all = rows_of(&report["rows"]);
         all.filter(|r| r["what"] == "decode" && r["batch"] == 1 && r["threads"] == *cpus)
     };
-    let line = |kv: &str, key: &str| -> Vec<(f64, f64)> {
+    let line = |name, kv: &str, key: &str, colour| {
         let of = rows().filter(|r| r["kv"] == kv);
-        of.filter_map(|r| r["depth"].as_f64().zip(r[key].as_f64()))
-            .collect()
+        let points = of.filter_map(|r| r["depth"].as_f64().zip(r[key].as_f64()));
+        Line {
+            name: Some(name),
+            points: points.collect(),
+            colour,
+            dot: 3,
+        }
     };
-    let lines = [
-        ("kvpsi, f16", line("f16", "tok_s"), RED),
-        ("kvpsi, q8_0", line("q8_0", "tok_s"), MAGENTA),
-        ("kvpsi, q4_0", line("q4_0", "tok_s"), GREEN),
-        (
-            "candle-transformers, f32",
-            line("f16", "candle_tok_s"),
-            BLUE,
-        ),
-        ("llama.cpp, f16", line("f16", "llama_tok_s"), BLACK),
+    let lines = vec![
+        line("kvpsi, f16", "f16", "tok_s", RED),
+        line("kvpsi, q8_0", "q8_0", "tok_s", MAGENTA),
+        line("kvpsi, q4_0", "q4_0", "tok_s", GREEN),
+        line("candle-transformers, f32", "f16", "candle_tok_s", BLUE),
+        line("llama.cpp, f16", "f16", "llama_tok_s", BLACK),
     ];
-    let most = lines.iter().flat_map(|l| &l.1);
-    let most = most.fold((1.0, 1.0), |m: (f64, f64), p| (m.0.max(p.0), m.1.max(p.1)));
-    let area = SVGBackend::with_string(svg, (700, 380)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
-        .caption("Decode, tokens a second", ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(42)
-        .y_label_area_size(60)
-        .build_cartesian_2d(0.0..most.0 * 1.05, 0.0..most.1 * 1.1)?;
-    chart
-        .configure_mesh()
-        .x_desc("tokens in the cache")
-        .y_desc("tokens/s")
-        .light_line_style(WHITE)
-        .draw()?;
-    for (name, points, colour) in lines.into_iter().filter(|l| !l.1.is_empty()) {
-        let dots = points.clone().into_iter();
-        chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
-        chart.draw_series(dots.map(|p| Circle::new(p, 3, colour.filled())))?;
-    }
-    chart
-        .configure_series_labels()
-        .background_style(WHITE.mix(0.8))
-        .draw()?;
-    area.present()?;
-    Ok(())
+    let most = plot::most(lines.iter().flat_map(|l| &l.points));
+    let titles = ["Decode, tokens a second", "tokens in the cache", "tokens/s"];
+    let most = (most.0 * 1.05, most.1 * 1.1);
+    plot::lines(svg, (700, 380), titles, most, lines)
 }
 
 #[cfg(test)]
@@ -339,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_told_and_decode_by_depth_is_drawn() {
+    fn every_row_is_written_and_decode_by_depth_is_drawn() {
         let row = |what: &str, depth: u32, kv: &str, candle: Option<f64>| {
             json!({"what": what, "depth": depth, "kv": kv, "threads": 2, "batch": 1, "tok_s": 100.0,
                 "candle_tok_s": candle, "ratio": candle.map(|c| 100.0 / c), "linear_share": 0.5})

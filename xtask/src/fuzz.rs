@@ -272,7 +272,7 @@ mod tests {
         stat::peak_rss_mb:              41\n";
 
     #[test]
-    fn the_last_figures_are_told() {
+    fn the_last_figures_are_reported() {
         let figures = Figures::of(LOG);
         let want = "9001 runs, 150 a second, 25 edges, 7 inputs kept, 41 MB at most";
         assert_eq!(figures.to_string(), want);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_is_told_with_the_command_that_repeats_it() {
+    fn a_finding_is_reported_with_the_command_that_repeats_it() {
         let [program, log] = ["t/gguf", "t/gguf.log"].map(Path::new);
         let verdict = |text: &str, code| verdict(text, ExitStatus::from_raw(code), program, log);
         assert_eq!(verdict(LOG, 0), None);

@@ -2,7 +2,8 @@
 //!
 //! Owns the table and the plot; `kvpsi-bench giveback` measures.
 
-use crate::benchmarks::{Args, Bench, machine};
+use crate::plot::{self, Drawn};
+use crate::report::{Args, Bench, machine, number, percent, rows_of, text};
 use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::Value;
@@ -27,10 +28,10 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
 }
 
 fn name(r: &Value) -> String {
-    let text = |key: &str| r[key].as_str().unwrap_or("-").to_owned();
+    let (holder, pattern) = (text(&r["holder"]), text(&r["pattern"]));
     match r["block"].as_u64() {
-        Some(block) => format!("{}, {}, {block}", text("holder"), text("pattern")),
-        None => format!("{}, {}", text("holder"), text("pattern")),
+        Some(block) => format!("{holder}, {pattern}, {block}"),
+        None => format!("{holder}, {pattern}"),
     }
 }
 
@@ -50,36 +51,31 @@ fn section(report: &Value) -> String {
          |---|---|--:|--:|--:|--:|--:|--:|--:|",
         machine(report),
     );
-    for r in report["rows"].as_array().into_iter().flatten() {
-        let number = |v: Option<f64>, digits: usize| {
-            v.map_or_else(|| "-".to_owned(), |n| format!("{n:.digits$}"))
-        };
+    for r in rows_of(&report["rows"]) {
         let of = |key: &str| r[key].as_f64();
-        let percent = |key: &str| number(of(key).map(|s| s * 100.0), 1) + " %";
-        let beside = |key: &str| of("us_per_mib").zip(of(key)).map(|(a, b)| a / b);
+        let beside = |key: &str| number(of("us_per_mib").zip(of(key)).map(|(a, b)| a / b), 2);
         let _ = writeln!(
             t,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            r["holder"].as_str().unwrap_or("-"),
-            r["pattern"].as_str().unwrap_or("-"),
+            text(&r["holder"]),
+            text(&r["pattern"]),
             number(of("block"), 0),
             number(of("bytes").map(|b| b / f64::from(1 << 20)), 1),
-            percent("rss_lost"),
-            percent("pss_lost"),
+            percent(of("rss_lost"), 1),
+            percent(of("pss_lost"), 1),
             number(of("us_per_mib"), 1),
-            number(beside("madvise_us_per_mib"), 2),
-            number(beside("in_place_us_per_mib"), 2),
+            beside("madvise_us_per_mib"),
+            beside("in_place_us_per_mib"),
         );
     }
     t
 }
 
-fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    let rows: Vec<&Value> = report["rows"].as_array().into_iter().flatten().collect();
+fn draw(report: &Value, svg: &mut String) -> Drawn {
+    let rows: Vec<&Value> = rows_of(&report["rows"]).collect();
     let places = rows.len().max(1);
     let height = u32::try_from(places)? * 32 + 110;
-    let area = SVGBackend::with_string(svg, (780, height)).into_drawing_area();
-    area.fill(&WHITE)?;
+    let area = plot::area(svg, (780, height))?;
     let lost = |r: &Value| r["rss_lost"].as_f64().unwrap_or(0.0) * 100.0;
     let least = rows.iter().map(|r| lost(r)).fold(0.0, f64::min);
     let mut chart = ChartBuilder::on(&area)
@@ -91,16 +87,13 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
         .x_label_area_size(42)
         .y_label_area_size(170)
         .build_cartesian_2d(least..110.0, (0..places - 1).into_segmented())?;
-    let label = |place: &SegmentValue<usize>| match place {
-        SegmentValue::CenterOf(i) => rows.get(*i).map_or_else(String::new, |r| name(r)),
-        _ => String::new(),
-    };
+    let names: Vec<String> = rows.iter().map(|r| name(r)).collect();
     chart
         .configure_mesh()
         .disable_y_mesh()
         .x_desc("%")
         .y_labels(places + 1)
-        .y_label_formatter(&label)
+        .y_label_formatter(&plot::names(&names))
         .light_line_style(WHITE)
         .draw()?;
     for (i, r) in rows.iter().enumerate() {

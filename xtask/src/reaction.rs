@@ -3,7 +3,8 @@
 //!
 //! Owns what is made of the bursts; `kvpsi-bench reaction` measures.
 
-use crate::benchmarks::{Args, Bench, machine};
+use crate::plot::{self, Drawn};
+use crate::report::{Args, Bench, machine, number, rows_of, text};
 use anyhow::Result;
 use plotters::prelude::*;
 use serde_json::{Value, json};
@@ -134,7 +135,7 @@ impl Runs {
 
 fn section(report: &Value) -> String {
     let mut t = String::from("## Reaction: from a stall's onset to returned pages\n\n");
-    let rows = || report["rows"].as_array().into_iter().flatten();
+    let rows = || rows_of(&report["rows"]);
     let _ = writeln!(
         t,
         "`cargo xtask bench reaction`. {}\n\n\
@@ -155,11 +156,7 @@ fn section(report: &Value) -> String {
         machine(report),
     );
     for r in rows() {
-        let number = |key: &str, digits: usize| {
-            r[key]
-                .as_f64()
-                .map_or_else(|| "-".to_owned(), |n| format!("{n:.digits$}"))
-        };
+        let number = |key: &str, digits: usize| number(r[key].clone(), digits);
         let ours = rows().find(|o| o["source"] == "ebpf" && o["load"] == r["load"]);
         let times = ours
             .and_then(|o| Some(r["p50_us"].as_f64()? / o["p50_us"].as_f64()?))
@@ -167,8 +164,8 @@ fn section(report: &Value) -> String {
         let _ = writeln!(
             t,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {times} | {} | {} |",
-            r["source"].as_str().unwrap_or("-"),
-            r["load"].as_str().unwrap_or("-"),
+            text(&r["source"]),
+            text(&r["load"]),
             r["bursts"],
             r["missed"],
             number("decided_p50_us", 0),
@@ -181,8 +178,7 @@ fn section(report: &Value) -> String {
         );
     }
     for r in rows().filter(|r| r["silent"].as_u64() > Some(0)) {
-        let text = |key: &str| r[key].as_str().unwrap_or("-").to_owned();
-        let (source, load) = (text("source"), text("load"));
+        let (source, load) = (text(&r["source"]), text(&r["load"]));
         let _ = writeln!(
             t,
             "\nLeft out of {source}, {load}: {} burst(s) in which no task stalled before it was answered.",
@@ -192,11 +188,10 @@ fn section(report: &Value) -> String {
     t
 }
 
-fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    let rows: Vec<&Value> = report["rows"].as_array().into_iter().flatten().collect();
+fn draw(report: &Value, svg: &mut String) -> Drawn {
+    let rows: Vec<&Value> = rows_of(&report["rows"]).collect();
     let height = u32::try_from(rows.len())? * 40 + 110;
-    let area = SVGBackend::with_string(svg, (820, height)).into_drawing_area();
-    area.fill(&WHITE)?;
+    let area = plot::area(svg, (820, height))?;
     let places = rows.len().max(1);
     let mut chart = ChartBuilder::on(&area)
         .caption(
@@ -210,18 +205,13 @@ fn draw(report: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Erro
             (10f64..10_000_000.0).log_scale(),
             (0..places - 1).into_segmented(),
         )?;
-    let name = |place: &SegmentValue<usize>| match place {
-        SegmentValue::CenterOf(i) => rows.get(*i).map_or_else(String::new, |r| {
-            let text = |key: &str| r[key].as_str().unwrap_or_default();
-            format!("{}, {}", text("source"), text("load"))
-        }),
-        _ => String::new(),
-    };
+    let name = |r: &&Value| format!("{}, {}", text(&r["source"]), text(&r["load"]));
+    let names: Vec<String> = rows.iter().map(name).collect();
     chart
         .configure_mesh()
         .x_desc("us")
         .y_labels(places + 1)
-        .y_label_formatter(&name)
+        .y_label_formatter(&plot::names(&names))
         .light_line_style(WHITE)
         .draw()?;
     for (i, r) in rows.iter().enumerate() {

@@ -4,7 +4,7 @@
 //! command is printed before it runs and is the one a reader could type; what
 //! is there already is never touched. Only the C linker, pip and the eBPF
 //! toolchain come by apt-get; bpf-linker goes into kvpsi's cache folder and not
-//! into anybody's PATH. Refuses to install outside Debian's packages, rustup
+//! into the PATH. Refuses to install outside Debian's packages, rustup
 //! and crates.io, and refuses to ask for a password without a terminal.
 
 use crate::toolchain::{self, BPF_LINKER, DEBIAN_PACKAGES, LLVM, Toolchain};

@@ -5,7 +5,7 @@
 //! convention elsewhere, rustup's nightly with rust-src and build-std.
 //! Invariant: bpf-linker's LLVM is at least as new as the compiler's, or it
 //! cannot read the bitcode; with Debian's compiler only the linker that
-//! `setup` built against Debian's LLVM is taken. Refuses to install anything.
+//! `setup` built against Debian's LLVM is taken. Out of scope: installing.
 
 use crate::places;
 use std::ffi::OsString;

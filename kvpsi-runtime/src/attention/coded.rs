@@ -1,7 +1,7 @@
 //! Keys and values as blocks hold them, by encoding.
 //!
 //! Owns how a slice of each encoding is read value by value; vector kernels
-//! add how they read eight. Refuses to know where blocks lie.
+//! add how they read eight. Out of scope: where blocks lie.
 
 use crate::kv::{self, BlockView, GROUP, KvType};
 use half::f16;
@@ -127,7 +127,7 @@ impl<'a> Coded<'a> {
     /// `block` is one layer of a block whose heads have `head_dim` values,
     /// whole groups of its encoding, and `block_tokens` tokens, for which its
     /// encoding has room; it has so many
-    /// `kv_heads`, of which `head` is one. It is readable and nobody writes
+    /// `kv_heads`, of which `head` is one. It is readable and no thread writes
     /// those tokens for as long as `'a`.
     pub(super) unsafe fn of(
         block: &BlockView<'_>,

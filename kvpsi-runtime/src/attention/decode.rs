@@ -1,8 +1,8 @@
 //! Few query rows: keys and values are read once, straight from their codes, for all
 //! query heads of the KV head. Memory decides the speed.
 
+use super::dispatch::{scores, softmax_step, weigh};
 use super::job::{Job, Partial, Scratch, at_least};
-use super::kernels::{scores, softmax_step, weigh};
 
 /// Query rows up to which this is faster than widening tiles.
 pub(super) const MOST_ROWS: usize = 2;

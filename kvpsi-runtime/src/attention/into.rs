@@ -3,8 +3,8 @@
 //! Invariant: a call asks for no memory once [`AttnMemory`] and the threads' own
 //! scratch are as large as the context at hand wants; they grow by doubling.
 
+use super::dispatch::Isa;
 use super::job::Job;
-use super::kernels::Isa;
 use super::observe::observe;
 use super::split::{self, Batch, Memory, SpanBlocks};
 use super::{AttnConfig, RowSpan};
@@ -150,7 +150,7 @@ pub fn attend_into(
         observe_spans(&batch, rows);
     }
     *memory_of_views = emptied(views);
-    // Until here: nobody else writes the rows that were read.
+    // Until here: no other thread writes the rows that were read.
     drop(writer);
     drop(guard);
     thread_pool().spread_rows(total, [out], |_, [out]| rotate(out, d));

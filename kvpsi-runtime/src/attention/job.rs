@@ -8,9 +8,8 @@
 
 use super::AttnConfig;
 use super::coded::Coded;
-use super::kernels::Isa;
-use crate::curves::soft_cap;
-use crate::kv::BlockView;
+use super::dispatch::Isa;
+use crate::{curves::soft_cap, kv::BlockView};
 use std::ops::Range;
 
 /// What goes in.
@@ -86,7 +85,7 @@ impl<'a> Job<'a> {
     ) -> (Coded<'a>, Coded<'a>) {
         let shape = (self.cfg.kv_heads, self.block_tokens, self.cfg.head_dim);
         // SAFETY: the pool made the view for this shape. The layer guard, which
-        // outlives the job, keeps the pages; nobody writes positions that are
+        // outlives the job, keeps the pages; no thread writes positions that are
         // read here.
         unsafe { Coded::of(block, shape, self.kv_head, tokens) }
     }
@@ -168,7 +167,7 @@ impl<'a> Partial<'a> {
             .chunks_exact_mut(blocks)
             .zip(at.chunks_exact(blocks));
         for ((mass, at), &max) in rows.zip(self.max.iter()) {
-            super::kernels::settle(isa, mass, at, max);
+            super::dispatch::settle(isa, mass, at, max);
         }
     }
 }

@@ -4,27 +4,27 @@
 //! values are read from the pool's blocks as they are encoded: no concatenation, no copy of
 //! the cache, no repeated heads. Dropped blocks are not there; positions stay
 //! absolute, so causality and windows hold over holes. Every call leaves the
-//! attention mass of each block with the pool. Refuses to know why a block is
-//! gone, what a model is, and how positions were encoded.
+//! attention mass of each block with the pool. Kernels (`blocks`, `tile`,
+//! `softmax`) are written once over `simd`; `dispatch` chooses the family. Out
+//! of scope: why a block is gone, what a model is, how positions were encoded.
 
+mod blocks;
 mod coded;
 mod decode;
+mod dispatch;
 mod into;
 mod job;
-mod kernels;
 mod observe;
 mod prefill;
-mod scalar;
+mod simd;
+mod softmax;
 mod split;
+mod tile;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx2_tile;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-#[cfg(target_arch = "aarch64")]
-mod neon_tile;
 #[cfg(test)]
 mod pool_tests;
 #[cfg(test)]

@@ -3,10 +3,11 @@
 //! The kernels of `decode` and `prefill` keep a sum for each block and no
 //! weight outlives its block. Where the pool keeps the mass of every token,
 //! the scores of every sixteenth position are computed once more: a sample,
-//! which costs a thirtieth of attention. Refuses to know what it is for.
+//! which costs a thirtieth of attention. Out of scope: what it is for.
 
+use super::dispatch::{scores, softmax_step};
 use super::job::{Job, Scratch, at_least};
-use super::kernels::{LANES, scores, softmax_step};
+use super::simd::LANES;
 use crate::thread_pool::thread_pool;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;

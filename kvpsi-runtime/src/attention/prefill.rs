@@ -3,8 +3,10 @@
 //! products. No score outlives its block, so memory does not grow with the
 //! context but for the mass per block.
 
+use super::dispatch::{matmul, softmax_step, widen, widen_transposed};
 use super::job::{Job, Partial, Scratch, at_least};
-use super::kernels::{Rows, matmul, padded, softmax_step, widen, widen_transposed};
+use super::simd::padded;
+use super::tile::Rows;
 
 /// Query rows of a tile for so many heads per KV head: the tile's queries,
 /// weights and sums stay in the L2 cache.

@@ -5,8 +5,8 @@
 //! kernels; every output value is written by one thread. Knows no pool and no
 //! tensor: blocks come as views, mass leaves through a callback.
 
+use super::dispatch::Isa;
 use super::job::{Job, Partial, Scratch, Sums, at_least};
-use super::kernels::Isa;
 use super::{AttnConfig, decode, prefill};
 use crate::kv::BlockView;
 use crate::thread_pool::thread_pool;
@@ -131,7 +131,7 @@ impl Parts {
     }
 
     /// # Safety
-    /// Nobody writes the range any more.
+    /// No thread writes the range any more.
     unsafe fn read(&self, at: usize, len: usize) -> &[f32] {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.1));
         // SAFETY: within the memory; not written, by the caller's promise.

@@ -5,8 +5,9 @@
     reason = "references are computed in f64 and compared in f32"
 )]
 
-use super::kernels::{self, Isa, Rows};
+use super::dispatch::{self, Isa};
 use super::split::{Batch, Memory, SpanBlocks, attend};
+use super::tile::Rows;
 use super::*;
 use crate::kv::{BlockView, GROUP, KvType};
 use half::f16;
@@ -443,7 +444,7 @@ fn the_vector_exponential_is_accurate_to_a_millionth() {
     for i in 0..20_000u16 {
         let x = -f32::from(i) / 160.0;
         let mut scores = [x, 0.0, x];
-        kernels::softmax_step(isa, &mut scores, 0.0);
+        dispatch::softmax_step(isa, &mut scores, 0.0);
         let want = f64::from(x).exp2();
         let error = (f64::from(scores[0]) - want).abs() / want;
         assert!(error < 1e-6, "2^{x}: off by {error}");
@@ -472,8 +473,8 @@ fn matrix_products_agree_between_kernels_at_every_edge() {
                 );
                 for keep in [None, Some(&keep[..])] {
                     let (mut x, mut y) = (vec![0.5; m * n], vec![0.5; m * n]);
-                    kernels::matmul(Isa::Scalar, a, b, k, n, keep, &mut x);
-                    kernels::matmul(Isa::detect(8), a, b, k, n, keep, &mut y);
+                    dispatch::matmul(Isa::Scalar, a, b, k, n, keep, &mut x);
+                    dispatch::matmul(Isa::detect(8), a, b, k, n, keep, &mut y);
                     assert_close(&x, &y, 1e-5);
                 }
             }

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
 
-/// How long an event may wait that did not wake anybody.
+/// How long an event may wait that woke no thread.
 pub(super) const LATENCY: Duration = Duration::from_millis(50);
 
 /// How often PSI's own account and other levels are read.

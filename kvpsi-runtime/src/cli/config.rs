@@ -189,7 +189,7 @@ fn prepared(arg: Arg) -> Arg {
 /// The command line, the environment or the file is wrong.
 pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<Loaded, Refused> {
     // What is said without the file, wrong as it may be: clap's own words for
-    // that come below, and help is not kept from anybody by a broken file.
+    // that come below, and a broken file does not keep help from being printed.
     let said = root
         .clone()
         .ignore_errors(true)

@@ -16,7 +16,7 @@ mod session;
 mod stats;
 mod stops;
 
-pub use recompute::Healed;
+pub use recompute::Recomputed;
 pub use sampling::{MAX_LOGPROBS, SamplingConfig, TokenLogprobs};
 pub use session::Session;
 pub use stats::{Finish, GenStats};

@@ -1,11 +1,11 @@
 //! Sessions computed anew from their tokens: resumed after they were preempted,
-//! healed after they lost some.
+//! recomputed after they lost some.
 //!
 //! Both walk the session's history, so that keys and values get the bits that
-//! they had. Healing goes on beside what is left of the session, which is given
+//! they had. Recomputation goes on beside what is left of the session, which is given
 //! up only when the new one is complete; told to stop, it leaves what it has as
 //! cached blocks: the first to go if memory is short, found again if not.
-//! Out of scope: when to heal.
+//! Out of scope: when to do it.
 
 use super::{Engine, EngineError, Session};
 use crate::{
@@ -19,9 +19,9 @@ use std::sync::{Arc, atomic::AtomicBool};
 /// Steps of one row that are computed together.
 const TOGETHER: usize = 64;
 
-/// What came of a try to heal a session.
+/// What came of recomputing a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Healed {
+pub enum Recomputed {
     /// Nothing was lost.
     Whole,
     /// So many positions were computed anew; nothing is missing now.
@@ -47,14 +47,14 @@ impl Engine {
     ///
     /// # Errors
     /// A step fails.
-    pub fn heal(
+    pub fn recompute(
         &mut self,
         session: &mut Session,
         stop: &Arc<AtomicBool>,
-    ) -> Result<Healed, EngineError> {
+    ) -> Result<Recomputed, EngineError> {
         let pool = self.pool.clone();
         let Some(old) = session.seq.filter(|seq| pool.lost_from(*seq).is_some()) else {
-            return Ok(Healed::Whole);
+            return Ok(Recomputed::Whole);
         };
         let len = session.history.len();
         let block = pool.shape().block_tokens;
@@ -67,11 +67,11 @@ impl Engine {
         let free = pool.budget().saturating_sub(account.in_use);
         pool.set_wanted(Bytes(needed));
         if needed > free.0 {
-            return Ok(Healed::NoRoom);
+            return Ok(Recomputed::NoRoom);
         }
         let new = match pool.open() {
             Ok(seq) => seq,
-            Err(KvError::NoSequence(_)) => return Ok(Healed::NoRoom),
+            Err(KvError::NoSequence(_)) => return Ok(Recomputed::NoRoom),
             Err(e) => return Err(e.into()),
         };
         // The first to be dropped, if one must be.
@@ -90,13 +90,13 @@ impl Engine {
                 session.seq = Some(new);
                 pool.close(old);
                 pool.set_wanted(Bytes::ZERO);
-                Ok(Healed::Done(len - from))
+                Ok(Recomputed::Done(len - from))
             }
             Ok(walk) => {
                 pool.close(new);
                 Ok(match walk {
-                    Walk::NoRoom => Healed::NoRoom,
-                    _ => Healed::Interrupted,
+                    Walk::NoRoom => Recomputed::NoRoom,
+                    _ => Recomputed::Interrupted,
                 })
             }
             Err(e) => {

@@ -132,7 +132,7 @@ impl Arena {
         assert!(pages.end * size <= self.block_bytes);
         let at = self.block(i).as_ptr();
         for page in pages {
-            // SAFETY: within the block, checked above, and nobody else's.
+            // SAFETY: within the block, checked above, and not shared.
             unsafe { at.add(page * size).write_volatile(0) };
         }
     }
@@ -140,7 +140,7 @@ impl Arena {
     /// Gives the pages of `n` blocks from `first` back, in one call.
     ///
     /// # Safety
-    /// Nobody reads or writes these blocks until they are handed out again.
+    /// No thread reads or writes these blocks until they are handed out again.
     pub unsafe fn give_back(&self, first: usize, n: usize) -> Result<(), rustix::io::Errno> {
         assert!(first + n <= self.blocks);
         let at = self.block(first).as_ptr().cast();
@@ -153,7 +153,7 @@ impl Arena {
     /// Gives back the pages of block `i` behind its first `bytes`.
     ///
     /// # Safety
-    /// Nobody reads or writes them until the block is handed out again.
+    /// No thread reads or writes them until the block is handed out again.
     pub unsafe fn give_back_tail(&self, i: usize, bytes: usize) -> Result<(), rustix::io::Errno> {
         assert!(bytes <= self.block_bytes);
         // SAFETY: within the block, checked above.
@@ -222,7 +222,7 @@ mod tests {
         let arena = Arena::reserve(1 << 16, 3).unwrap();
         let block = arena.block(1).as_ptr();
         arena.unseal(1);
-        // SAFETY: handed out, and nobody else's.
+        // SAFETY: handed out, and not shared.
         unsafe { block.write(7) };
         if std::env::var(READ).unwrap() == "returned" {
             // SAFETY: that it is used all the same is what is to be caught.

@@ -85,7 +85,7 @@ impl World {
         }
     }
 
-    /// As the reactor: takes the entry, if nobody is at the table.
+    /// As the reactor: takes the entry, if the table is not locked.
     fn trim(&self) -> bool {
         let Locked::Got(table) = self.table.try_lock() else {
             return false;

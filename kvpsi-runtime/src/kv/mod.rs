@@ -2,9 +2,10 @@
 //!
 //! Owns the pool ([`KvPool`]) and its parts: the allocator (`alloc`, `arena`),
 //! blocks and their references (`block`), block tables (`table`), the prefix
-//! index (`prefix`), the reclaimer (`reclaim`, with `epoch` for readers and
-//! `evict` for what tokens are worth), the account (`account`), what attention
-//! sees (`view`) and how rows are written (`encoding`, `hadamard`).
+//! index (`prefix`), blocks that left (`retire`, with `epoch` for readers), the
+//! account (`account`). Over them: `sequence` and `share` for the engine,
+//! `reclaim` for memory (with `evict` for what tokens are worth), `view` for
+//! attention, `encoding` and `hadamard` for rows.
 //! Out of scope: why memory is wanted back. No event, no cgroup, no PSI is here.
 //!
 //! Invariants, each tested:
@@ -29,6 +30,9 @@ mod hadamard;
 mod pool;
 mod prefix;
 mod reclaim;
+mod retire;
+mod sequence;
+mod share;
 mod table;
 mod types;
 mod view;

@@ -1,5 +1,5 @@
 //! The pool against a model of it: any order of allocate, append, fork,
-//! adopt, trim, pack, thin, preempt, heal and finish, on one thread and on
+//! adopt, trim, pack, thin, preempt, recompute and finish, on one thread and on
 //! several.
 
 use super::{
@@ -99,7 +99,7 @@ enum Op {
     Pack,
     Thin(u64, bool),
     Preempt,
-    Heal(usize),
+    Recompute(usize),
     Budget(u64),
     Close(usize),
 }
@@ -116,7 +116,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => Just(Op::Pack),
         2 => (0u64..60_000, any::<bool>()).prop_map(|(b, few)| Op::Thin(b, few)),
         1 => Just(Op::Preempt),
-        1 => seq.clone().prop_map(Op::Heal),
+        1 => seq.clone().prop_map(Op::Recompute),
         1 => (0u64..400_000).prop_map(Op::Budget),
         2 => seq.prop_map(Op::Close),
     ];
@@ -180,9 +180,9 @@ impl Model {
         }
     }
 
-    /// What healing does: a fork up to the loss, the rest anew, the old one
+    /// What recomputing does: a fork up to the loss, the rest anew, the old one
     /// goes.
-    fn heal(&mut self, s: usize) {
+    fn recompute(&mut self, s: usize) {
         let Some(old) = self.seqs[s] else { return };
         let Ok(seq) = self.p.open() else { return };
         let len = self.p.len(old.seq);
@@ -285,7 +285,7 @@ impl Model {
                 let running = self.seqs.iter().flatten().filter(left).count();
                 assert!(t.preempted == 0 || running >= 1);
             }
-            Op::Heal(s) => self.heal(s),
+            Op::Recompute(s) => self.recompute(s),
             Op::Budget(b) => self.p.set_budget(Bytes(b)),
             Op::Close(s) => {
                 if let Some(k) = self.seqs[s].take() {
@@ -329,7 +329,7 @@ proptest! {
 }
 
 #[test]
-fn trims_beside_packing_thinning_sharing_and_healing_keep_every_page_counted() {
+fn trims_beside_requantizing_evicting_sharing_and_recomputing_keep_every_page_counted() {
     let p = pool(1600, 8);
     let stop = AtomicBool::new(false);
     let end = Instant::now() + Duration::from_secs(3);

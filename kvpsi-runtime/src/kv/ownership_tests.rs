@@ -153,7 +153,7 @@ mod with_trims {
         assert!(!t.contended || t.bytes > Bytes::ZERO);
         assert_eq!(p.lost_tokens(a), t.tokens);
         let t = p.trim(Bytes(1), Steps::SLACK);
-        assert!(!t.contended, "nothing is left, and nobody is in the way");
+        assert!(!t.contended, "nothing is left, and no lock is held");
     }
 
     #[test]

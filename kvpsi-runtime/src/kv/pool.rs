@@ -1,26 +1,27 @@
 //! The pool: the parts of the KV memory, put together.
 //!
-//! Owns the parts and what an engine does with them: open, append, close. The
-//! allocator ([`super::alloc`]) has the pages, the tables ([`super::table`])
-//! have the sequences, the index ([`super::prefix`]) finds blocks by content,
-//! the reclaimer ([`super::reclaim`]) takes memory back. Invariant: towards
-//! the reactor all of it is lock-free.
+//! Owns the parts, the settings and the account. The allocator
+//! ([`super::alloc`]) has the pages, the tables ([`super::table`]) have the
+//! sequences, the index ([`super::prefix`]) finds blocks by content, the
+//! reclaimer ([`super::retire`]) has what left the tables. What is done with
+//! them is in `sequence`, `share` and `reclaim`. Invariant: towards the reactor
+//! all of it is lock-free.
 
 use super::{
     account::{Account, Counters},
     alloc::Alloc,
     arena::Arena,
-    block::{BlockId, BlockRef, To},
+    block::BlockId,
     prefix::PrefixIndex,
-    reclaim::Reclaimer,
-    table::{Loss, SeqId, Table, TableLock, Tables},
+    retire::Reclaimer,
+    table::{Loss, SeqId, Table, Tables},
     types::{KvError, KvShape, PoolConfig, slots},
 };
 use crate::{
     sync::{AtomicBool, AtomicU64, Relaxed},
     units::Bytes,
 };
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 /// The KV memory of a model.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub struct KvPool {
     /// Bytes that a preempted sequence waits for.
     wanted: AtomicU64,
     /// Counts what is closed, for the age of cached blocks.
-    closed: AtomicU64,
+    pub(super) closed: AtomicU64,
 }
 
 impl KvPool {
@@ -92,66 +93,6 @@ impl KvPool {
         Bytes((pages * rustix::param::page_size()) as u64)
     }
 
-    /// Begins a sequence.
-    ///
-    /// # Errors
-    /// All are in use.
-    pub fn open(&self) -> Result<SeqId, KvError> {
-        let free = self.tables.open(None);
-        free.ok_or(KvError::NoSequence(self.tables.count()))
-    }
-
-    /// Who is preempted last has the highest priority; 0 unless it is set.
-    pub fn set_priority(&self, seq: SeqId, priority: i32) {
-        if let Some(table) = self.tables.get(seq) {
-            table.set_priority(priority);
-        }
-    }
-
-    /// Ends a sequence. Its blocks stay as cached ones where their content is
-    /// known ([`KvPool::publish`]), the others become slack, and what is beyond
-    /// the budget then is returned. Ending it twice is nothing.
-    pub fn close(&self, seq: SeqId) {
-        let Some(table) = self.tables.lock(seq) else {
-            return;
-        };
-        let closed = self.closed.fetch_add(1, Relaxed);
-        for i in 0..table.entries() {
-            let Some(block) = table.unlink(i) else {
-                continue;
-            };
-            // Of one sequence the last block goes first: those before it are
-            // of use without it.
-            let age = u64::from(u16::MAX) - (i as u64).min(u64::from(u16::MAX));
-            self.alloc.blocks().set_used(block.id(), closed << 16 | age);
-            self.put_back(block);
-        }
-        self.counters.live_tokens.sub(table.lose_all() as u64);
-        table.end();
-        self.shrink_to_budget();
-    }
-
-    /// Ends a sequence and begins it anew in the same rank: one that was
-    /// preempted is not the youngest because it had to start again.
-    ///
-    /// # Errors
-    /// It is closed, or somebody else took the last place.
-    pub fn reopen(&self, seq: SeqId) -> Result<SeqId, KvError> {
-        let (priority, born) = self.tables.get(seq).ok_or(KvError::Closed)?.rank();
-        self.close(seq);
-        let free = self.tables.open(Some(born.0));
-        let new = free.ok_or(KvError::NoSequence(self.tables.count()))?;
-        self.set_priority(new, priority);
-        Ok(new)
-    }
-
-    /// One reference less; what has none is cached or slack.
-    pub(super) fn put_back(&self, block: BlockRef) {
-        if let Some(block) = self.release(block, true) {
-            self.retire_one(block, To::Slack);
-        }
-    }
-
     /// Tokens of entry `i`, which has that block.
     pub(super) fn tokens_in(&self, table: &Table, i: usize, block: BlockId) -> usize {
         let n = self.config.shape.block_tokens;
@@ -164,106 +105,6 @@ impl KvPool {
         self.config
             .sink_tokens
             .div_ceil(self.config.shape.block_tokens)
-    }
-
-    /// Hands out the next `tokens` positions, with blocks behind them; all
-    /// before them are written by now. To stay within the budget cached blocks
-    /// are evicted, then, if it may, the sequence's own oldest; sinks and the
-    /// recent window never are, so below that floor the budget is passed over,
-    /// but not the limit ([`KvPool::set_limit`]). Not to be called under a guard.
-    ///
-    /// # Errors
-    /// Beyond the context, closed, preempted, appended to by another thread, or
-    /// no block is left within the limit; then nothing changed.
-    pub fn append(&self, seq: SeqId, tokens: usize) -> Result<Range<usize>, KvError> {
-        let n = self.config.shape.block_tokens;
-        let start = self.tables.get(seq).ok_or(KvError::Closed)?.len();
-        let end = start.saturating_add(tokens);
-        {
-            let table = self.lock_to_append(seq, start)?;
-            if end > self.config.capacity_tokens {
-                return Err(KvError::Context {
-                    wanted: end,
-                    context: self.config.capacity_tokens,
-                });
-            }
-            table.set_written(start);
-            self.protect(&table, start, end);
-        }
-        let (first, last) = (start.div_ceil(n), end.div_ceil(n));
-        for i in first..last {
-            // Without the lock: a new page may have to wait for memory.
-            if let Err(e) = self.append_block(seq, start, i) {
-                self.unlink_from(seq, start, first..i);
-                return Err(e);
-            }
-        }
-        let table = self.lock_to_append(seq, start)?;
-        self.counters.live_tokens.add(tokens as u64);
-        table.gain(tokens);
-        table.set_len(end);
-        Ok(start..end)
-    }
-
-    /// The lock of a sequence that goes on behind `start`.
-    fn lock_to_append(&self, seq: SeqId, start: usize) -> Result<TableLock<'_>, KvError> {
-        let table = self.tables.lock(seq).ok_or(KvError::Closed)?;
-        if table.preempted() {
-            return Err(KvError::Preempted);
-        }
-        if table.len() != start {
-            return Err(KvError::Busy);
-        }
-        Ok(table)
-    }
-
-    fn append_block(&self, seq: SeqId, start: usize, i: usize) -> Result<(), KvError> {
-        let Some(block) = self.block_for(seq) else {
-            return Err(KvError::Exhausted(self.bytes(self.alloc.blocks().in_use())));
-        };
-        match self.lock_to_append(seq, start) {
-            Ok(table) => match table.link(i, block.into_ref()) {
-                Ok(()) => Ok(()),
-                Err(block) => {
-                    drop(table);
-                    self.put_back(block);
-                    Err(KvError::Busy)
-                }
-            },
-            Err(e) => {
-                self.alloc.abandon(block);
-                Err(e)
-            }
-        }
-    }
-
-    /// Takes the blocks of an append that failed out again.
-    fn unlink_from(&self, seq: SeqId, start: usize, entries: Range<usize>) {
-        for i in entries {
-            let table = self.lock_to_append(seq, start).ok();
-            if let Some(block) = table.and_then(|table| table.unlink(i)) {
-                self.put_back(block);
-            }
-        }
-    }
-
-    /// All positions that were handed out are written: until the next ones are,
-    /// only the recent window is protected, and they can be shared.
-    pub fn written(&self, seq: SeqId) {
-        if let Some(table) = self.tables.lock(seq) {
-            table.set_written(table.len());
-            self.protect(&table, table.len(), table.len());
-        }
-    }
-
-    /// Protects what is being written and the recent window. Counted from the
-    /// last token, not from the end: a window that ends with a block would
-    /// else be a block shorter for one token's time, and a trim would take
-    /// what the next token must take back.
-    pub(super) fn protect(&self, table: &TableLock<'_>, start: usize, end: usize) {
-        let n = self.config.shape.block_tokens;
-        let recent = (end.saturating_sub(1)).saturating_sub(self.config.recent_tokens) / n;
-        table.protect_from(recent, start / n);
     }
 
     /// Positions handed out, holes included.
@@ -341,7 +182,7 @@ impl KvPool {
         self.may_drop.store(may, Relaxed);
     }
 
-    /// Says how many bytes somebody waits for, to compute again what was lost:
+    /// Says how many bytes are waited for, to compute again what was lost:
     /// else a budget that is not used does not grow.
     pub fn set_wanted(&self, bytes: Bytes) {
         self.wanted.store(bytes.0, Relaxed);
@@ -383,7 +224,7 @@ impl KvPool {
     #[must_use]
     pub fn retired(&self) -> Bytes {
         let held = |block| self.alloc.blocks().held_by(block);
-        self.bytes(self.reclaim.retired().map(held).sum())
+        self.bytes(self.reclaim.retired.iter().map(held).sum())
     }
 
     /// The account. Counters are read one after the other: while the pool is

@@ -165,7 +165,7 @@ impl Table {
         })
     }
 
-    /// The lock, if nobody else has it. For the reactor.
+    /// The lock, if it is free. For the reactor.
     pub fn try_lock(&self) -> Locked<'_> {
         let now = self.state.load(Acquire);
         match now & ((1 << BITS) - 1) {
@@ -466,7 +466,7 @@ impl Tables {
         (table.generation() == Some(seq.generation)).then_some(table)
     }
 
-    /// The table, locked, once nobody else changes it.
+    /// The table, locked, once no other thread changes it.
     pub fn lock(&self, seq: SeqId) -> Option<TableLock<'_>> {
         self.tables.get(seq.slot as usize)?.lock(seq.generation)
     }

@@ -20,17 +20,20 @@ pub(super) const SHAPE: KvShape = KvShape {
     row_mass: false,
 };
 
-pub(super) fn pool(capacity_tokens: usize, max_sequences: usize) -> Arc<KvPool> {
-    KvPool::new(PoolConfig {
-        shape: SHAPE,
+fn config(shape: KvShape, capacity_tokens: usize, max_sequences: usize) -> PoolConfig {
+    PoolConfig {
+        shape,
         capacity_tokens,
         max_sequences,
         sink_tokens: 4,
         recent_tokens: 40,
         floor_tokens: 0,
         may_drop: true,
-    })
-    .unwrap()
+    }
+}
+
+pub(super) fn pool(capacity_tokens: usize, max_sequences: usize) -> Arc<KvPool> {
+    KvPool::new(config(SHAPE, capacity_tokens, max_sequences)).unwrap()
 }
 
 /// The keys of a position: recognisable, never zero, exact in f16.
@@ -244,13 +247,8 @@ fn below_its_budget_a_sequence_gives_up_its_own_oldest_blocks_and_goes_on() {
 #[test]
 fn impossible_settings_are_refused_with_what_to_do() {
     let config = |shape, capacity_tokens, max_sequences| PoolConfig {
-        shape,
-        capacity_tokens,
-        max_sequences,
-        sink_tokens: 4,
         recent_tokens: 8,
-        floor_tokens: 0,
-        may_drop: true,
+        ..config(shape, capacity_tokens, max_sequences)
     };
     let refused = |c| KvPool::new(c).map(|_| ()).unwrap_err();
     assert!(matches!(
@@ -296,16 +294,7 @@ fn rows_of_every_encoding_are_read_back_where_they_were_written() {
             kind,
             ..SHAPE
         };
-        let p = KvPool::new(PoolConfig {
-            shape,
-            capacity_tokens: 100,
-            max_sequences: 1,
-            sink_tokens: 4,
-            recent_tokens: 40,
-            floor_tokens: 0,
-            may_drop: true,
-        })
-        .unwrap();
+        let p = KvPool::new(config(shape, 100, 1)).unwrap();
         let seq = p.open().unwrap();
         let range = p.append(seq, 50).unwrap();
         let guard = p.layer();
@@ -356,15 +345,7 @@ fn an_encoding_that_a_head_is_no_multiple_of_is_refused() {
             kind,
             ..SHAPE
         };
-        let config = PoolConfig {
-            shape,
-            capacity_tokens: 100,
-            max_sequences: 1,
-            sink_tokens: 4,
-            recent_tokens: 40,
-            floor_tokens: 0,
-            may_drop: true,
-        };
+        let config = config(shape, 100, 1);
         let error = KvPool::new(config).unwrap_err().to_string();
         assert!(
             error.contains("48") && error.contains(kind.name()) && error.contains("--kv-type"),

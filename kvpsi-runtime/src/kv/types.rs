@@ -121,7 +121,7 @@ pub struct PoolConfig {
     pub recent_tokens: usize,
     /// Tokens below which no step but preemption takes a sequence.
     pub floor_tokens: usize,
-    /// At first: a sequence may give up its own oldest tokens for new ones where
+    /// At first: a sequence may evict its own oldest tokens for new ones where
     /// the budget is spent; else it goes beyond the budget.
     pub may_drop: bool,
 }
@@ -294,7 +294,7 @@ pub struct Steps(u8);
 impl Steps {
     /// Nothing.
     pub const NONE: Self = Self(0);
-    /// Only what nobody would miss.
+    /// Only what loses nothing.
     pub const SLACK: Self = Self::NONE.with(Step::Slack);
     /// What is lost without a token being lost, at once.
     pub const FREE: Self = Self::SLACK.with(Step::Cached);

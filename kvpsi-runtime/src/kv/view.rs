@@ -5,7 +5,7 @@
 //! mass of each row, `[layers][kv_heads][block_tokens]` in f32, where it is
 //! kept. Owns also the rule for rows: **those of a sequence are written by the
 //! one [`RowWriter`] that claimed it, and only until they are written**, so no
-//! two threads write a row and nobody writes what others share.
+//! two threads write a row and none writes what others share.
 //! Out of scope: who has a block.
 
 use super::{
@@ -217,7 +217,7 @@ impl RowWriter<'_> {
         let Some(block) = block.filter(|_| in_hand) else {
             // Positions being written are protected from all but preemption;
             // another hole here is a bug that must be seen, not a crash of
-            // somebody's robot.
+            // another robot.
             debug_assert!(table.preempted(), "no block to write position {pos} to");
             if !table.preempted() {
                 pool.counters.writes_lost.add(1);

@@ -2,7 +2,7 @@
 //!
 //! Owns what is read from a model file (metadata, weights, tokenizer, chat
 //! template) and the decoder that runs on it. A model file is untrusted
-//! input: every error names the key or tensor that is wrong. Refuses to know
+//! input: every error names the key or tensor that is wrong. Out of scope:
 //! who asks for tokens, how they are sampled, and that memory can be short.
 
 pub mod chat;

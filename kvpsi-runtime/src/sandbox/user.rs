@@ -1,5 +1,5 @@
 //! `NAME[:GROUP]` or `UID[:GID]` to ids, as the C library's databases have
-//! them. Refuses to change anything.
+//! them. Out of scope: changing them.
 
 use crate::pressure::privilege::Ids;
 use nix::unistd::{self, Gid, Uid, getgrouplist};

@@ -247,7 +247,7 @@ impl Live {
         all.into_iter().map(one).collect()
     }
 
-    /// Gives something back now, whether or not anybody listens to the kernel.
+    /// Gives something back now, whether or not events are taken.
     pub(super) fn trim(&self, bytes: Bytes) -> TrimDone {
         let done = if let Some(governor) = &self.loaded.governor {
             governor.trim(bytes)

@@ -3,8 +3,8 @@
 //! Owns the sockets, the requests on them, and how the engine's thread is asked.
 //! Invariants: nothing of a request is believed before it was checked; a request
 //! that was let in ends with exactly one answer or error, and gives its place
-//! back; handlers never wait for the model on a thread of the runtime. Refuses
-//! to know how memory is given back.
+//! back; handlers never wait for the model on a thread of the runtime. Out of
+//! scope: how memory is given back.
 
 pub mod api;
 mod complete;

@@ -15,7 +15,7 @@ use std::{
 pub struct Config {
     /// The name that clients call the model by.
     pub name: String,
-    /// What clients must know; none lets everybody in.
+    /// What clients must know; none: open to all.
     pub api_key: Option<String>,
     /// Bytes of a body.
     pub max_body: usize,

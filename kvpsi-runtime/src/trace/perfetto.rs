@@ -170,7 +170,7 @@ impl<W: Write> Perfetto<W> {
     fn instant(&mut self, e: &Event, name: &str) -> io::Result<()> {
         let comm = printable(e.comm_str());
         self.track(e.tgid, e.tid, &comm, &comm)?;
-        // A victim is everybody's business.
+        // A victim concerns every process.
         let scope = if e.kind() == Some(Kind::OomVictim) {
             "g"
         } else {

@@ -3,8 +3,8 @@
 //! Owns the simulated cache, of one conversation, and the order of time. Events reach the controller
 //! through [`PressureSource`], the gauges say what they said, more or less
 //! what the simulated cache has given back beyond the recorded one. Nothing
-//! looks at a clock: the same file gives the same decisions. Refuses to judge
-//! text: what a step costs there is docs/QUALITY.md's.
+//! looks at a clock: the same file gives the same decisions. Out of scope:
+//! judging text, which is docs/QUALITY.md's.
 
 mod counted;
 mod plausible;

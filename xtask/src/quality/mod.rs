@@ -1,16 +1,17 @@
 //! `cargo xtask bench quality`: what a smaller cache costs.
 //!
 //! Owns the plan: which texts, how long, in what order. `kvpsi-bench` measures;
-//! [`report`] puts its rows together. Invariant: a quick run never overwrites
+//! [`rows`] puts its rows together. Invariant: a quick run never overwrites
 //! the figures in docs/.
 
 mod plot;
-mod report;
+mod rows;
 
-use crate::bench::{build, cpu_name};
-use crate::{ebpf, model, places, say, setup};
+use crate::bench::{self, build};
+use crate::report::{put, report, save};
+use crate::{model, places, say};
 use anyhow::{Context, Result};
-use report::{Lines, Machine};
+use rows::Lines;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,8 +80,7 @@ const CONTEXT: usize = 2048;
 /// Something could not be built, fetched, measured or written.
 pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     let began = Instant::now();
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
+    bench::setup(sh)?;
     let model = model::get(sh, args.model.as_deref())?;
     let program = build(sh, &places::target(), "")?;
     let bench = Bench { sh, program, model };
@@ -90,7 +90,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
         let old = fs::read(&file)
             .with_context(|| format!("{}: cargo xtask bench quality", file.display()))?;
         let mut report: Value = serde_json::from_slice(&old)?;
-        report::put_steps(&mut report, &bench.steps(&plan)?);
+        rows::put_steps(&mut report, &bench.steps(&plan)?);
         return write(&report, args);
     }
     let prose = places::root().join("tests/data/holmes.txt");
@@ -119,16 +119,9 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
     say("the steps' time");
     lines.steps = bench.steps(&plan)?;
     let name = bench.model.file_name().unwrap_or_default();
-    let report = lines.report(&Machine {
-        cpu: cpu_name(),
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-            .unwrap_or_default()
-            .trim()
-            .into(),
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        model: name.to_string_lossy().into(),
-        quick: args.quick,
-    });
+    let mut report = report("quality", args.quick, Vec::new());
+    report["model"] = name.to_string_lossy().into();
+    lines.put(&mut report);
     write(&report, args)?;
     say(format_args!("took {} s", began.elapsed().as_secs()));
     Ok(())
@@ -136,23 +129,18 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
 
 /// The tables on stdout, the figures and the plots into their files.
 fn write(report: &Value, args: &Args) -> Result<()> {
-    let bench = places::target().join("bench");
-    let docs = places::root().join("docs");
-    let folder = if args.quick { &bench } else { &docs };
-    fs::create_dir_all(&bench).with_context(|| bench.display().to_string())?;
-    let page = report::page(report);
+    let page = rows::page(report);
     print!("{page}");
-    let json = serde_json::to_vec_pretty(report)?;
-    let given = args.json.iter().cloned();
-    for file in given.chain([bench.join("quality.json")]) {
-        fs::write(&file, &json).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    for text in report::texts(report) {
-        let name = text["text"].as_str().unwrap_or_default();
-        plot::write(text, &folder.join(format!("quality-{name}.svg")))?;
+    let folder = save(report, args.quick, args.json.as_deref())?;
+    for text in rows::texts(report) {
+        let file = folder.join(format!(
+            "quality-{}.svg",
+            crate::report::text(&text["text"])
+        ));
+        put(&file, crate::plot::svg(plot::draw, text)?.as_bytes())?;
     }
     let file = folder.join("QUALITY.md");
-    fs::write(&file, page).with_context(|| format!("cannot write {}", file.display()))?;
+    put(&file, page.as_bytes())?;
     say(format_args!(
         "wrote {} and the plots beside it",
         file.display()
@@ -170,12 +158,7 @@ impl Bench<'_> {
     /// One measurement: its rows; what it says on the way goes to stderr.
     fn lines(&self, what: &str, more: &[&str]) -> Result<Vec<Value>> {
         let (program, model) = (&self.program, &self.model);
-        let text = cmd!(self.sh, "{program} {what} --model {model} {more...}")
-            .quiet()
-            .read()?;
-        text.lines()
-            .map(|l| serde_json::from_str(l).with_context(|| format!("kvpsi-bench said `{l}`")))
-            .collect()
+        bench::rows(cmd!(self.sh, "{program} {what} --model {model} {more...}"))
     }
 
     fn steps(&self, plan: &Plan) -> Result<Vec<Value>> {

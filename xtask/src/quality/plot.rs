@@ -3,10 +3,10 @@
 //! A line for each policy: thick for the whole ladder, thin for dropping
 //! tokens alone; a dot for each encoding of a whole cache.
 
-use anyhow::{Context, Result, anyhow};
+use crate::plot::{Drawn, area};
+use crate::report::rows_of;
 use plotters::prelude::*;
 use serde_json::Value;
-use std::path::Path;
 
 const COLOURS: [RGBColor; 5] = [
     RGBColor(31, 119, 180),
@@ -28,7 +28,7 @@ struct Line {
 /// that of a whole cache in f16.
 fn lines(text: &Value) -> Vec<Line> {
     let mut all: Vec<Line> = Vec::new();
-    for r in text["rows"].as_array().into_iter().flatten() {
+    for r in rows_of(&text["rows"]) {
         let kv = r["kv"].as_str().unwrap_or_default().to_owned();
         let policy = r["policy"].as_str().map(str::to_owned);
         let number = |key: &str| r[key].as_f64().filter(|n| n.is_finite());
@@ -56,20 +56,13 @@ fn lines(text: &Value) -> Vec<Line> {
 /// Draws a text's rows.
 ///
 /// # Errors
-/// The file cannot be written.
-pub fn write(text: &Value, file: &Path) -> Result<()> {
-    let mut svg = String::new();
-    draw(text, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-    std::fs::write(file, svg).with_context(|| format!("cannot write {}", file.display()))
-}
-
-fn draw(text: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+/// As [`Drawn`].
+pub fn draw(text: &Value, svg: &mut String) -> Drawn {
     let lines = lines(text);
     let each = lines.iter().flat_map(|l| &l.points);
     let most = each.clone().fold(1.05, |m: f64, p| m.max(p.1));
     let least = each.fold(1.0, |m: f64, p| m.min(p.1));
-    let area = SVGBackend::with_string(svg, (860, 520)).into_drawing_area();
-    area.fill(&WHITE)?;
+    let area = area(svg, (860, 520))?;
     let name = text["text"].as_str().unwrap_or_default();
     let mut chart = ChartBuilder::on(&area)
         .caption(
@@ -131,11 +124,11 @@ fn draw(text: &Value, svg: &mut String) -> Result<(), Box<dyn std::error::Error>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quality::report::tests::{lines as measured, machine};
+    use crate::quality::rows::tests::report;
 
     #[test]
     fn lines_begin_at_the_whole_cache_and_are_drawn_with_their_names() {
-        let report = measured().report(&machine());
+        let report = report();
         let all = lines(&report);
         assert_eq!(all.len(), 3);
         assert_eq!(all[0].points, [(100.0, 1.0)]);

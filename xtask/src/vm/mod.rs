@@ -2,7 +2,7 @@
 //!
 //! Owns what a run is: a machine, a variant of it, and the tests. Invariants:
 //! the tests are the host's own, unchanged; every test gets a verdict; what
-//! could not run is named. Refuses to need hardware virtualization or root:
+//! could not run is named. Needs neither hardware virtualization nor root:
 //! software emulation boots these kernels in seconds.
 
 mod archive;

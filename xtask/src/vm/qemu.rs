@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_dies_is_asked_what_it_was_doing() {
+    fn a_machine_that_dies_is_reported_with_what_it_was_doing() {
         let r = read("@kvpsi boot 6.1.0 x86_64\n@kvpsi run kernel::a\nKernel panic - not syncing");
         assert!(!r.ended);
         assert_eq!(r.doing(), "in kernel::a");

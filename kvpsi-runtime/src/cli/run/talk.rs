@@ -6,7 +6,7 @@
 
 use super::{Args, Turn};
 use crate::{
-    engine::{Engine, Finish, GenStats, Healed, SamplingConfig, Session},
+    engine::{Engine, Finish, GenStats, Recomputed, SamplingConfig, Session},
     model::chat::{Message, Role},
 };
 use anyhow::Context;
@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-/// Time without pressure before a conversation that lost tokens is healed.
+/// Time without pressure before a conversation that lost tokens is recomputed.
 const HEAL_EVERY: Duration = Duration::from_millis(500);
 
 /// An engine and where its text goes.
@@ -100,7 +100,7 @@ impl Talk {
     }
 
     /// The next turn. Until it comes the conversation is the cache's to keep;
-    /// one that lost tokens is healed.
+    /// one that lost tokens is recomputed.
     fn next_turn(&mut self, inbox: &Receiver<Turn>, session: &mut Session) -> anyhow::Result<Turn> {
         let mut whole = session.park();
         loop {
@@ -114,13 +114,13 @@ impl Talk {
             if self.hold.swap(false, Ordering::Relaxed) {
                 continue;
             }
-            match self.engine.heal(session, &self.hold)? {
-                Healed::Whole => whole = session.park(),
-                Healed::Done(tokens) => {
+            match self.engine.recompute(session, &self.hold)? {
+                Recomputed::Whole => whole = session.park(),
+                Recomputed::Done(tokens) => {
                     eprintln!("kvpsi: {tokens} tokens computed anew: nothing is missing now");
                     whole = session.park();
                 }
-                Healed::Interrupted | Healed::NoRoom => {}
+                Recomputed::Interrupted | Recomputed::NoRoom => {}
             }
         }
     }

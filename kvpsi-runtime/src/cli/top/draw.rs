@@ -2,7 +2,7 @@
 //!
 //! Owns where things stand at a size, and what is left out first where there
 //! is no room: tables, then the memory's plot, then the stalls'. Header, keys
-//! and figures stay longest. Refuses to change what it shows.
+//! and figures stay longest. Out of scope: changing what it shows.
 
 use super::{
     plot::{self, Grid},

@@ -1,7 +1,7 @@
 //! `kvpsi top --once`: the same figures as plain text.
 //!
 //! Owns the text. What came over the network is printed without control
-//! characters. Refuses to ask for anything.
+//! characters. Out of scope: input.
 
 use super::{
     client::Answer,

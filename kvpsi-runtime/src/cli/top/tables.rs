@@ -1,7 +1,7 @@
 //! The tables of `kvpsi top`: sequences in flight, and the last trims.
 //!
 //! Owns their columns. A table's first row says what it lists and, where there
-//! is no room for all, how many are not shown. Refuses to sort: sequences come
+//! is no room for all, how many are not shown. Out of scope: sorting; sequences come
 //! oldest first, trims are shown newest first.
 
 use super::{

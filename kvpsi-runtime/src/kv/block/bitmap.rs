@@ -20,7 +20,7 @@ impl Bitmap {
         debug_assert!(old & 1 << (i % 64) == 0, "block {i} was in the set");
     }
 
-    /// Takes `i` out; false if somebody else did.
+    /// Takes `i` out; false if another thread did.
     pub fn remove(&self, i: usize) -> bool {
         self.0[i / 64].fetch_and(!(1 << (i % 64)), SeqCst) & 1 << (i % 64) != 0
     }

@@ -127,7 +127,7 @@ impl Blocks {
         Token::new(BlockId { number, version })
     }
 
-    /// A block that nobody has seen is free again.
+    /// A block that no reader has seen is free again.
     pub fn abandon(&self, block: OwnedBlock) -> FreeBlock {
         let id = block.spend();
         let b = self.at(id);
@@ -205,7 +205,7 @@ impl Blocks {
         }
     }
 
-    /// Takes a cached block, unless somebody has it again; with the epoch at
+    /// Takes a cached block, unless it is referenced again; with the epoch at
     /// which it left its last table.
     pub fn take_cached(&self, number: u32) -> Option<(UnlinkedBlock, u64)> {
         let b = &self.blocks[number as usize];

@@ -84,7 +84,7 @@ impl Retired {
         }
     }
 
-    /// Takes member `i` out, unless somebody else did. It may have been
+    /// Takes member `i` out, unless another thread did. It may have been
     /// collected and retired again since its epoch was read: then it goes back,
     /// and the guards are looked at again, for one that closed meanwhile did
     /// not see it.

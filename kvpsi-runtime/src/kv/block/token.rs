@@ -57,7 +57,7 @@ pub(in crate::kv) struct Unlinked;
 
 /// A block in state `S`.
 #[derive(Debug)]
-#[must_use = "a block that nobody returns is lost"]
+#[must_use = "a block that is not returned is lost"]
 pub(in crate::kv) struct Token<S> {
     id: BlockId,
     state: PhantomData<S>,

@@ -110,7 +110,7 @@ fn to_try(top: u8) -> [[f32; 2]; TRIED] {
 /// squares in steps, which say nothing of a scale of 0.
 #[inline(always)]
 fn best(top: u8, errors: [f32; TRIED]) -> u8 {
-    // Sums without a branch, which nobody could foretell.
+    // Sums without a branch, which could not be predicted.
     top - (u8::from(errors[1] < errors[0]) & u8::from((2..=MOST).contains(&top)))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the places of codes, scales and offsets within a plane. Loops are
 //! compiled twice on x86-64, for AVX2 and for what every processor has, with
-//! the same bits as result; NEON is what every arm64 has. Refuses to know
+//! the same bits as result; NEON is what every arm64 has. Out of scope:
 //! where planes lie, and who else reads them.
 
 use super::{GROUP, KvType, q4, q4::Passes, q8};
@@ -103,7 +103,7 @@ unsafe fn read_group(
 /// Writes the group that begins at value `at`, in an encoding without offsets.
 ///
 /// # Safety
-/// As [`read_group`], and nobody else touches the group.
+/// As [`read_group`], and no other thread touches the group.
 #[inline(always)]
 unsafe fn write_group(kind: KvType, to: *mut u8, values: usize, at: usize, group: &[f32; GROUP]) {
     // SAFETY: as in `read_group`; exclusive by the caller's promise.
@@ -144,7 +144,7 @@ unsafe fn q4_places<'a>(
 ///
 /// # Safety
 /// `to` is a plane of that shape, aligned for f16, which [`Plane::fits`] the
-/// encoding; `at` begins a row of it, and nobody else touches that row.
+/// encoding; `at` begins a row of it, and no other thread touches that row.
 pub(in crate::kv) unsafe fn encode_row(
     kind: KvType,
     to: *mut u8,
@@ -176,7 +176,7 @@ unsafe fn encode_groups<P: Passes>(
     for (i, group) in row.as_chunks::<GROUP>().0.iter().enumerate() {
         // SAFETY: the groups of the row, and the offsets of its channels, lie
         // within the plane by the caller's promise; rows of one head are
-        // written by one thread after the other, or with offsets that nobody
+        // written by one thread after the other, or with offsets that none
         // changes.
         unsafe {
             if kind == KvType::Q4_0 {
@@ -233,7 +233,7 @@ pub(in crate::kv) unsafe fn decode_row(
 /// # Safety
 /// `from` and `to` are planes of that shape, aligned for f16, which
 /// [`Plane::fits`] both encodings and do not overlap; `from` is readable for
-/// the first `filled <= plane.tokens` tokens of each head, and nobody else
+/// the first `filled <= plane.tokens` tokens of each head, and no other
 /// touches `to`.
 pub(in crate::kv) unsafe fn recode_plane(
     kind: KvType,
@@ -250,7 +250,7 @@ pub(in crate::kv) unsafe fn recode_plane(
         return unsafe { to.copy_from_nonoverlapping(from, kind.bytes(values)) };
     }
     if kind == KvType::Q4_0 || !plane.head_dim.is_multiple_of(GROUP) {
-        // Upwards, which nobody is in a hurry for.
+        // Upwards, which is not urgent.
         let mut row = vec![0.0; plane.head_dim];
         for at in (0..plane.heads).flat_map(|h| (0..filled).map(move |t| plane.at(h, t))) {
             // SAFETY: rows of both planes.

@@ -101,7 +101,8 @@ impl KvPool {
         loop {
             let retired: usize = self
                 .reclaim
-                .retired()
+                .retired
+                .iter()
                 .map(|b| self.alloc.blocks().held_by(b))
                 .sum();
             if self.alloc.resident() <= self.alloc.budget() + retired {

@@ -265,7 +265,7 @@ impl KvPool {
         for ((key, value), (b, t)) in into.zip(places) {
             let ((k, v), kind) = (self.layer_of(b, layer), self.alloc.blocks().kind(b));
             // SAFETY: a row of this layer of a block that the guard of the
-            // caller keeps, written before and by nobody now.
+            // caller keeps, written before and by no thread now.
             unsafe {
                 decode_row(kind, k, plane, plane.at(head, t), key);
                 decode_row(kind, v, plane, plane.at(head, t), value);
@@ -338,7 +338,7 @@ impl KvPool {
     }
 
     /// Puts the new blocks in the old ones' place, all of which are there;
-    /// returns the pages of those that nobody else has, which are in `out`
+    /// returns the pages of those that are not shared, which are in `out`
     /// then.
     fn put(
         &self,

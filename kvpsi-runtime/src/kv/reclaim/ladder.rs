@@ -17,7 +17,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// What may be given up for memory.
+/// What may be lost for memory.
 #[derive(
     Clone,
     Copy,
@@ -74,7 +74,7 @@ impl Profile {
 /// How the slow steps are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LadderConfig {
-    /// What may be given up at first.
+    /// What may be lost at first.
     pub profile: Profile,
     /// Which tokens go first.
     pub evict: Evict,
@@ -131,13 +131,13 @@ impl Ladder {
         new
     }
 
-    /// What may be given up now.
+    /// What may be lost now.
     #[must_use]
     pub fn profile(&self) -> Profile {
         Profile::ALL[self.profile.load(Relaxed)]
     }
 
-    /// Changes what may be given up from the next step on.
+    /// Changes what may be lost from the next step on.
     pub fn set_profile(&self, profile: Profile) {
         let at = Profile::ALL.iter().position(|p| *p == profile);
         self.profile.store(at.unwrap_or_default(), Relaxed);

@@ -1,9 +1,9 @@
 //! The reclaimer: blocks that leave sequences, and when their pages go.
 //!
-//! Owns the guards, the retired blocks and every step that takes memory from a
-//! sequence or from the cache: [`trim`] at once for the reactor, [`requantize`]
-//! and [`evict_tokens`] in the background, [`budget`] for a sequence that
-//! needs a block. [`ladder`] is the order of the slow ones.
+//! Owns every step that takes memory from a sequence or from the cache:
+//! [`trim`] at once for the reactor, [`requantize`] and [`evict_tokens`] in the
+//! background, [`budget`] for a sequence that needs a block. [`ladder`] is the
+//! order of the slow ones.
 //!
 //! Invariants: pages that no open guard can have seen are returned at once, the
 //! others by whoever closes the last older guard; the reactor waits for
@@ -22,18 +22,8 @@ pub use trim::Trimmed;
 
 use super::{
     block::{Batch, BlockRef, Free, Released, Retired, To, Unlinked, UnlinkedBlock},
-    epoch::Guards,
     pool::KvPool,
 };
-use std::sync::Mutex;
-
-#[derive(Debug)]
-pub(super) struct Reclaimer {
-    guards: Guards,
-    retired: Retired,
-    /// Cached blocks by age, for a trim; who finds it locked does without.
-    by_age: Mutex<Vec<(u64, u32)>>,
-}
 
 /// What became of a batch of unlinked blocks; in pages.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,30 +32,14 @@ struct Gave {
     deferred: usize,
 }
 
-impl Reclaimer {
-    pub fn new(blocks: usize) -> Self {
-        Self {
-            guards: Guards::new(),
-            retired: Retired::new(blocks),
-            by_age: Mutex::new(Vec::with_capacity(blocks)),
+impl KvPool {
+    /// One reference less; what has none is cached or slack.
+    pub(super) fn put_back(&self, block: BlockRef) {
+        if let Some(block) = self.release(block, true) {
+            self.retire_one(block, To::Slack);
         }
     }
 
-    pub fn enter(&self) -> usize {
-        self.guards.enter()
-    }
-
-    pub fn leave(&self, place: usize) {
-        self.guards.leave(place);
-    }
-
-    /// Numbers of the retired blocks.
-    pub fn retired(&self) -> impl Iterator<Item = usize> {
-        self.retired.iter()
-    }
-}
-
-impl KvPool {
     /// One reference less. The block, if it has none and is not kept for its
     /// content.
     pub(super) fn release(&self, block: BlockRef, may_cache: bool) -> Option<UnlinkedBlock> {

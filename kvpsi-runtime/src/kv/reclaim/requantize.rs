@@ -100,7 +100,7 @@ impl KvPool {
             self.alloc.abandon(new);
             return None;
         };
-        // Before anybody can read the new one.
+        // Before any reader can see the new one.
         lock.set_coarse();
         let out = match lock.exchange(at.i, old, new.into_ref()) {
             Ok(out) => out,
@@ -113,7 +113,7 @@ impl KvPool {
             }
         };
         drop(lock);
-        // Somebody may have found the old one by its content meanwhile: then it
+        // Another sequence may have found the old one by its content meanwhile: then it
         // stays, and is the better one.
         let out = self.release(out, false)?;
         if hash != 0 {
@@ -141,7 +141,7 @@ impl KvPool {
         for (src, dst) in [(old_kv.0, new_kv.0), (old_kv.1, new_kv.1)] {
             // SAFETY: both are planes of this layer in their encodings. The
             // guard keeps the old one, which is whole and so is written by
-            // nobody; the new one is ours alone.
+            // no thread; the new one is ours alone.
             unsafe { recode_plane(from, src, to, dst, s.plane(), filled) };
         }
         let (old_mass, new_mass) = (self.row_mass(old, layer), self.row_mass(new, layer));

@@ -222,7 +222,7 @@ mod tests {
                  {{ c.split('</think>')[0].split('<think>')[-1].strip('\\n') }}{% endif %}",
                 "hello|hm",
             ),
-            // What nobody gave is not defined, and none is none.
+            // What was not given is not defined, and none is none.
             (
                 "{% if tools %}a{% endif %}{% if not tools is defined %}{% set tools = none %}b{% endif %}\
                  {% if tools is not none %}c{% endif %}{% if 'tool_calls' in messages[0] %}d{% endif %}\

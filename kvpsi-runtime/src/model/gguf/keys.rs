@@ -1,7 +1,7 @@
 //! Numbers of the metadata, each with its allowed range.
 //!
 //! Invariant: what is outside of its range, or of another type, is an error
-//! that names the key. Refuses to know what a number is for.
+//! that names the key. Out of scope: what a number is for.
 
 use super::ModelError;
 use candle_core::quantized::gguf_file::{Content, Value};

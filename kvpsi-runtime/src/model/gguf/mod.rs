@@ -5,8 +5,8 @@
 //! each tensor lies inside the file, and all tensors together are no larger
 //! than the file, so that nothing is allocated from a number that the file's
 //! own size does not back. A file that is cut short while it is read ends the
-//! process by SIGBUS, as with every program that maps its model. Refuses to
-//! know how a decoder uses a tensor.
+//! process by SIGBUS, as with every program that maps its model. Out of scope:
+//! how a decoder uses a tensor.
 
 mod config;
 mod experts;
@@ -231,7 +231,7 @@ impl Gguf {
     }
 
     /// Lets go of the pages of a tensor that was read: they are the page
-    /// cache's, and are read again should somebody ask.
+    /// cache's, and are read again if needed.
     pub fn let_go(&self, name: &str) {
         let Some((part, info)) = find(&self.parts, name) else {
             return;

@@ -72,7 +72,7 @@ fn a_complete_file_opens_and_a_tensor_of_the_right_shape_can_be_read() {
 }
 
 #[test]
-fn a_missing_an_empty_and_a_foreign_file_are_told_apart() {
+fn a_missing_an_empty_and_a_foreign_file_are_distinguished() {
     let e = Gguf::open(Path::new("/nonexistent/m.gguf"))
         .unwrap_err()
         .to_string();

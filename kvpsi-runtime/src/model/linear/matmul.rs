@@ -60,7 +60,7 @@ const ACTS_BYTES: usize = 96 * 1024;
 
 /// Multiplications that one thread does sooner than the pool can be woken and
 /// waited for (some microseconds, and far longer where a worker's processor is
-/// busy with somebody else's work).
+/// busy with other work).
 const ALONE: usize = 192 * 1024;
 
 /// Rows from which a product takes long enough to be cut into many pieces.
@@ -91,7 +91,7 @@ pub fn matmul_into<const N: usize>(
 ///
 /// # Safety
 /// Behind each pointer there is room for `[rows, n]` of its weight, which
-/// nobody else touches. All of it is written.
+/// no other thread touches. All of it is written.
 unsafe fn products<const N: usize>(isa: Isa, acts: Rows<'_>, jobs: [(&Packed, SendPtr<f32>); N]) {
     for (weight, _) in &jobs {
         assert_eq!(acts.k(), weight.k(), "activations and weight differ in k");
@@ -132,7 +132,7 @@ unsafe fn products<const N: usize>(isa: Isa, acts: Rows<'_>, jobs: [(&Packed, Se
 /// take at once.
 ///
 /// # Safety
-/// `out` has room for all rows of `weight.n()`, and nobody else touches the
+/// `out` has room for all rows of `weight.n()`, and no other thread touches the
 /// tile's columns.
 unsafe fn tile_rows(
     isa: Isa,

@@ -118,18 +118,7 @@ pub trait Simd: 'static {
     unsafe fn dot8(acc: Self::I, w: Self::W, a: Self::I) -> Self::I;
 }
 
-/// Expands one-line operations of an `impl Simd`.
-macro_rules! ops {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
-        #[inline(always)]
-        unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the processor has the family's features, and what is
-            // read or written is there: the caller's promises.
-            unsafe { $body }
-        }
-    )*};
-}
-pub(super) use ops;
+pub(super) use crate::simd_ops::ops;
 
 /// Expands a family's entry: a kernel compiled with the family's features.
 macro_rules! entry {

@@ -40,7 +40,7 @@ static FORMATS: [Format; 16] = [
     format::<MXFP4>(),
 ];
 
-/// The kernels of `F` on a family.
+/// The kernels of a layout on a family.
 fn kernels<F: Layout>(family: Family) -> Kernels {
     macro_rules! of {
         ($run:path) => {{
@@ -70,7 +70,7 @@ fn kernels<F: Layout>(family: Family) -> Kernels {
 
 /// The most rows that a family's kernels take at once.
 pub(super) fn most_rows(isa: Isa) -> usize {
-    STEPS[kernels::<F32>(isa.family()).len() - 1]
+    STEPS[kernels::<<F32 as FileFormat>::Layout>(isa.family()).len() - 1]
 }
 
 /// A format of weights.
@@ -95,31 +95,31 @@ pub struct Format {
     kernels: fn(Family) -> Kernels,
 }
 
-const fn format<F: Layout>() -> Format {
+const fn format<F: FileFormat>() -> Format {
     Format {
         name: F::NAME,
         id: F::ID,
-        block: F::BLOCK,
+        block: F::Layout::BLOCK,
         file_bytes: F::FILE_BYTES,
-        tile_bytes: F::TILE_BYTES,
-        acts: F::ACTS,
+        tile_bytes: F::Layout::TILE_BYTES,
+        acts: F::Layout::ACTS,
         high_bytes: F::HIGH_BYTES,
         first_bad_block: first_bad_block::<F>,
         pack: pack::<F>,
-        values: values::<F>,
-        kernels: kernels::<F>,
+        values: values::<F::Layout>,
+        kernels: kernels::<F::Layout>,
     }
 }
 
-fn first_bad_block<F: Layout>(data: &[u8]) -> Option<usize> {
+fn first_bad_block<F: FileFormat>(data: &[u8]) -> Option<usize> {
     let mut blocks = data.chunks_exact(F::FILE_BYTES);
     blocks.position(|block| !F::finite(block))
 }
 
-fn pack<F: Layout>(rows: &[u8], row_blocks: usize, tile: &mut [u8]) {
+fn pack<F: FileFormat>(rows: &[u8], row_blocks: usize, tile: &mut [u8]) {
     for (r, row) in rows.chunks_exact(row_blocks * F::FILE_BYTES).enumerate() {
         let blocks = row.chunks_exact(F::FILE_BYTES);
-        for (src, dst) in blocks.zip(tile.chunks_exact_mut(F::TILE_BYTES)) {
+        for (src, dst) in blocks.zip(tile.chunks_exact_mut(F::Layout::TILE_BYTES)) {
             F::pack(src, dst, r);
         }
     }

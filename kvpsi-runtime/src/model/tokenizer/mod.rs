@@ -122,7 +122,7 @@ impl Tokenizer {
     /// file asks for them (a chat template brings its own).
     ///
     /// # Errors
-    /// The tokenizer gives up on the text.
+    /// The tokenizer fails on the text.
     pub fn encode(&self, text: &str, start: bool) -> Result<Vec<u32>, ModelError> {
         let encoding = self
             .inner

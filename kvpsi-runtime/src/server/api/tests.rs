@@ -143,7 +143,7 @@ fn what_is_no_json_object_is_a_bad_request() {
         let e = parse_chat(body).unwrap_err();
         assert_eq!(e.status, StatusCode::BAD_REQUEST);
     }
-    // As deep as anybody likes: an error, not a stack that is used up.
+    // Any depth is an error, not a stack that is used up.
     let deep = "[".repeat(100_000);
     assert!(parse_chat(format!("{{\"messages\": {deep}").as_bytes()).is_err());
 }

@@ -1,7 +1,7 @@
 // Figures, bars and tables of a status.
 //
 // Owns how numbers are written and where they stand. Whatever came from the
-// server is put in as text, never as markup. Refuses to ask for anything.
+// server is put in as text, never as markup. Out of scope: input.
 
 const $ = (id) => document.getElementById(id);
 

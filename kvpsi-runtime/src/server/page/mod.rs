@@ -36,42 +36,18 @@ struct File {
     text: &'static str,
 }
 
+const fn file(path: &'static str, kind: &'static str, text: &'static str) -> File {
+    File { path, kind, text }
+}
+
 const FILES: [File; 7] = [
-    File {
-        path: "/",
-        kind: HTML,
-        text: include_str!("index.html"),
-    },
-    File {
-        path: "/page.css",
-        kind: CSS,
-        text: include_str!("page.css"),
-    },
-    File {
-        path: "/page.js",
-        kind: SCRIPT,
-        text: include_str!("page.js"),
-    },
-    File {
-        path: "/page/api.js",
-        kind: SCRIPT,
-        text: include_str!("api.js"),
-    },
-    File {
-        path: "/page/chat.js",
-        kind: SCRIPT,
-        text: include_str!("chat.js"),
-    },
-    File {
-        path: "/page/figures.js",
-        kind: SCRIPT,
-        text: include_str!("figures.js"),
-    },
-    File {
-        path: "/page/plot.js",
-        kind: SCRIPT,
-        text: include_str!("plot.js"),
-    },
+    file("/", HTML, include_str!("index.html")),
+    file("/page.css", CSS, include_str!("page.css")),
+    file("/page.js", SCRIPT, include_str!("page.js")),
+    file("/page/api.js", SCRIPT, include_str!("api.js")),
+    file("/page/chat.js", SCRIPT, include_str!("chat.js")),
+    file("/page/figures.js", SCRIPT, include_str!("figures.js")),
+    file("/page/plot.js", SCRIPT, include_str!("plot.js")),
 ];
 
 impl IntoResponse for File {

@@ -153,7 +153,7 @@ proptest! {
 }
 
 #[test]
-fn foreign_newer_and_headless_files_are_told_apart() {
+fn foreign_newer_and_headless_files_are_distinguished() {
     let error = |bytes: &[u8]| Recording::parse(bytes).unwrap_err().to_string();
     assert!(error(b"GGUF....").contains("no recording"));
     assert!(error(b"").contains("no recording"));

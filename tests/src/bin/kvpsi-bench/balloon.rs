@@ -31,8 +31,8 @@ impl Balloon {
     }
 }
 
-/// Drops page cache that may never be used again: it would be what everybody
-/// is served from.
+/// Drops page cache that may never be used again: it would serve
+/// every read.
 pub fn drop_cache() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "1").context("it takes root")
 }

@@ -5,17 +5,14 @@
 //! processor, and kvpsi is measured as it is shipped. Invariant: the model
 //! works on the same number of keys as kvpsi's does at that depth.
 
-use crate::models::{CHUNK, tokens};
+use crate::{
+    models::{CHUNK, tokens},
+    piped::Piped,
+};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor, quantized::gguf_file};
 use candle_transformers::models::quantized_llama::{MAX_SEQ_LEN, ModelWeights};
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Write},
-    path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::Instant,
-};
+use std::{fs::File, path::Path, process::Command, time::Instant};
 
 /// The model, and how many tokens its cache holds.
 struct Model {
@@ -95,52 +92,21 @@ pub fn serve(model: &Path) -> Result<()> {
 }
 
 /// The other process.
-pub struct Candle {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
+pub struct Candle(Piped);
 
 impl Candle {
     /// Starts `program candle`, and waits until the model is read.
     pub fn start(program: &Path, model: &Path) -> Result<Self> {
-        let mut child = Command::new(program)
-            .args(["candle", "--model"])
-            .arg(model)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| program.display().to_string())?;
-        let orders = child.stdin.take().context("stdin")?;
-        let answers = BufReader::new(child.stdout.take().context("stdout")?);
-        let mut candle = Self {
-            child,
-            orders,
-            answers,
-        };
+        let mut command = Command::new(program);
+        let command = command.args(["candle", "--model"]).arg(model);
+        let mut candle = Piped::start(command).with_context(|| program.display().to_string())?;
         candle.answer()?;
-        Ok(candle)
-    }
-
-    fn answer(&mut self) -> Result<String> {
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
-            bail!("candle's process ended: {}", self.child.wait()?);
-        }
-        Ok(line)
+        Ok(Self(candle))
     }
 
     /// Its seconds.
     pub fn order(&mut self, what: &str, count: usize) -> Result<f64> {
-        writeln!(self.orders, "{what} {count}")?;
-        Ok(self.answer()?.trim().parse()?)
-    }
-}
-
-impl Drop for Candle {
-    fn drop(&mut self) {
-        // Ours by its handle; it has nothing to clean up.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.0.say(&format!("{what} {count}"))?;
+        Ok(self.0.answer()?.trim().parse()?)
     }
 }

@@ -59,7 +59,7 @@ const PAUSE: Duration = Duration::from_millis(1200);
 const FILLED: usize = 700;
 const CACHED: usize = 700;
 
-/// What everybody runs into.
+/// The limit that all run into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Wall {
     /// The limit of a cgroup
@@ -79,7 +79,7 @@ pub struct Args {
     /// Tokens of a run
     #[arg(long, default_value_t = 1000)]
     tokens: u32,
-    /// What everybody runs into
+    /// The limit that all run into
     #[arg(long, value_enum, default_value_t = Wall::Cgroup)]
     wall: Wall,
     /// MiB that a burst takes beyond what all zones keep, where the machine is
@@ -165,15 +165,15 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
     model.arg("worker").arg("--model").arg(&a.model);
     model.args(["--ear", &ear.name()]).args(&procs);
     let mut model = Piped::start(&mut model)?;
-    let ready = model.hear_of("ready", &mut |_| ())?;
+    let ready = model.wait_for("ready", &mut |_| ())?;
     let growth = ready["token_bytes"].as_u64().unwrap_or(0) * u64::from(a.tokens);
     if a.wall == Wall::Machine {
         // An ended conversation: what an early warning may release.
         model.say(&format!("cached {CACHED}"))?;
-        model.hear_of("cached", &mut |_| ())?;
+        model.wait_for("cached", &mut |_| ())?;
     }
     model.say(&format!("fill {FILLED}"))?;
-    model.hear_of("filled", &mut |_| ())?;
+    model.wait_for("filled", &mut |_| ())?;
     let (taken, _balloon) = match &cgroup {
         Some(cgroup) => {
             let usage = cgroup.memory().usage().context("no usage")?;
@@ -198,7 +198,7 @@ fn one(a: &Args, ear: Ear) -> Result<Value> {
     let bursts = Bursts::start(&me, procs, taken);
     let (mut trims, mut early, mut mass) = (0u64, 0u64, 0.0);
     model.say(&format!("follow {}", a.tokens))?;
-    let done = model.hear_of("done", &mut |line| {
+    let done = model.wait_for("done", &mut |line| {
         if let Some(trim) = line.get("trim") {
             trims += 1;
             early += u64::from(trim["trigger"] == "early_warning");

@@ -9,11 +9,11 @@
 //! filled at once, and over the very blocks that kvpsi gives back. Invariant:
 //! nothing else in the process takes or frees memory in between.
 
+use crate::models;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use kvpsi::{
-    attention::RowSpan,
-    kv::{KvPool, KvType, PoolConfig, SeqId, Step as Rung, Steps},
+    kv::{KvPool, KvType, SeqId, Step as Rung, Steps},
     model::{
         decoder::Decoder,
         gguf::Gguf,
@@ -97,15 +97,7 @@ fn watch(give: impl FnOnce() -> u64) -> Result<Took> {
 fn pool(decoder: &Decoder, text: &[u32], block: usize, pattern: Pattern, by: By) -> Result<Took> {
     let mut shape = decoder.kv_shape(KvType::F16);
     shape.block_tokens = block;
-    let pool = KvPool::new(PoolConfig {
-        shape,
-        capacity_tokens: 2 * text.len(),
-        max_sequences: 2,
-        sink_tokens: 4,
-        recent_tokens: 64,
-        floor_tokens: 0,
-        may_drop: true,
-    })?;
+    let pool = models::pool(shape, 2 * text.len(), 2, 64)?;
     let mut step = Step::new(decoder, &pool, MOST_ROWS)?;
     let (rows, count) = match pattern {
         Pattern::Oldest => (512, 1),
@@ -114,12 +106,7 @@ fn pool(decoder: &Decoder, text: &[u32], block: usize, pattern: Pattern, by: By)
     let seqs: Vec<_> = (0..count).map(|_| pool.open()).collect::<Result<_, _>>()?;
     for tokens in text[..text.len() / count].chunks(rows) {
         for seq in &seqs {
-            let span = RowSpan {
-                seq: *seq,
-                first_pos: pool.append(*seq, tokens.len())?.start,
-                rows: tokens.len(),
-            };
-            decoder.step_through(tokens, span, &pool, &mut step, 0..0, &mut |_, _| ())?;
+            models::read(decoder, &pool, &mut step, *seq, tokens)?;
         }
     }
     if by == By::Madvise {

@@ -2,7 +2,7 @@
 //! progress on stderr.
 //!
 //! A process of its own for each thread count and kernel: both are fixed once
-//! the first product has run. Refuses to judge or to print tables.
+//! the first product has run. Out of scope: judging, tables.
 
 mod balloon;
 mod candle;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use kvpsi::{
     attention::RowSpan,
-    kv::{KvPool, KvType, PoolConfig, SeqId},
+    kv::{KvPool, KvShape, KvType, PoolConfig, SeqId},
     model::{
         decoder::Decoder,
         gguf::Gguf,
@@ -21,6 +21,41 @@ pub fn tokens(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(id).collect()
 }
 
+/// A pool for so many sequences of so many tokens in all, of which the last
+/// `recent` stay.
+pub fn pool(
+    shape: KvShape,
+    capacity_tokens: usize,
+    max_sequences: usize,
+    recent_tokens: usize,
+) -> Result<Arc<KvPool>> {
+    Ok(KvPool::new(PoolConfig {
+        shape,
+        capacity_tokens,
+        max_sequences,
+        sink_tokens: 4,
+        recent_tokens,
+        floor_tokens: 0,
+        may_drop: true,
+    })?)
+}
+
+/// Reads tokens into a sequence, at once.
+pub fn read(
+    decoder: &Decoder,
+    pool: &KvPool,
+    step: &mut Step,
+    seq: SeqId,
+    tokens: &[u32],
+) -> Result<()> {
+    let span = RowSpan {
+        seq,
+        first_pos: pool.append(seq, tokens.len())?.start,
+        rows: tokens.len(),
+    };
+    Ok(decoder.step_through(tokens, span, pool, step, 0..0, &mut |_, _| ())?)
+}
+
 /// kvpsi with one or more sequences.
 pub struct Ours {
     pub decoder: Decoder,
@@ -31,15 +66,7 @@ pub struct Ours {
 impl Ours {
     pub fn load(path: &Path, kv_type: KvType, capacity_tokens: usize) -> Result<Self> {
         let decoder = Decoder::load(&Gguf::open(path)?)?;
-        let pool = KvPool::new(PoolConfig {
-            shape: decoder.kv_shape(kv_type),
-            capacity_tokens,
-            max_sequences: 8,
-            sink_tokens: 4,
-            recent_tokens: 256,
-            floor_tokens: 0,
-            may_drop: true,
-        })?;
+        let pool = pool(decoder.kv_shape(kv_type), capacity_tokens, 8, 256)?;
         let step = Step::new(&decoder, &pool, MOST_ROWS)?;
         Ok(Self {
             decoder,

@@ -9,7 +9,7 @@
 //! by side. Invariant: the kernel's own clock of programs is on in the last
 //! stretch alone, which is not compared.
 
-use crate::piped::{self, Piped, join, orders};
+use crate::piped::{self, Piped, file_of, join, listen, orders};
 use anyhow::{Context, Result, ensure};
 use kvpsi::{
     clock::monotonic_ns,
@@ -18,14 +18,10 @@ use kvpsi::{
     units::Bytes,
 };
 use kvpsi_tests::storm::{Awake, FILE_BYTES, LIMIT_BYTES};
-use rustix::{
-    event::{PollFd, Timespec, poll},
-    time::{ClockId, clock_gettime},
-};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::{
     fs::File,
-    io::Write,
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -106,13 +102,7 @@ struct Did {
 
 impl Bench {
     fn start(a: &Args) -> Result<Self> {
-        let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
-        let block = vec![7u8; 1 << 20];
-        for _ in 0..FILE_BYTES >> 20 {
-            file.write_all(&block)?;
-        }
-        file.as_file().sync_all()?;
-        rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed)?;
+        let file = file_of(FILE_BYTES)?;
         let cgroup = piped::cgroup("overhead")?;
         cgroup.set_limit(Bytes(LIMIT_BYTES))?;
         let mut job = Command::new(std::env::current_exe()?);
@@ -152,20 +142,7 @@ impl Bench {
         let stats = source.stats();
         let before = stats.totals();
         let did = std::thread::scope(|threads| {
-            let listener = threads.spawn(|| {
-                // As the reactor waits: woken by onsets and summaries.
-                let most = Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 50_000_000,
-                };
-                while !over.load(Relaxed) {
-                    if let Some((fd, flags)) = source.readiness().fd {
-                        poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&most))?;
-                    }
-                    source.drain(&mut |_| ())?;
-                }
-                std::io::Result::Ok(())
-            });
+            let listener = threads.spawn(|| listen(source, &over, &mut |_| ()));
             let did = self.stretch();
             over.store(true, Relaxed);
             listener

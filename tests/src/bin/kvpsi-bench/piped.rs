@@ -1,18 +1,27 @@
-//! Another process of a measurement: orders to its stdin, one a line, and the
-//! lines of its stdout. Out of scope: what they say.
+//! The runner: another process of a measurement, orders to its stdin, one a
+//! line, and the lines of its stdout; files to read, and eBPF to listen to.
+//! Out of scope: what they say.
 
 use anyhow::{Context, Result, bail, ensure};
-use kvpsi::control::cgroup::OwnedCgroup;
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use kvpsi::{
+    control::cgroup::OwnedCgroup,
+    pressure::{PressureSource, ebpf::EbpfSource},
+};
+use kvpsi_common::Event;
+use rustix::{
+    event::{PollFd, Timespec, poll},
+    fs::{Advice, fadvise},
+    process::{Pid, Signal, kill_process, set_parent_process_death_signal},
+};
 use serde_json::Value;
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader, Write},
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Mutex, Once,
-        atomic::{AtomicI32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI32, Ordering::Relaxed},
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     time::{Duration, Instant},
@@ -57,8 +66,16 @@ impl Piped {
         self.lines.recv().ok()
     }
 
+    /// The next line, of one that does not end before.
+    pub fn answer(&mut self) -> Result<String> {
+        match self.next_line() {
+            Some(line) => Ok(line),
+            None => bail!("{}", self.how_it_ended()),
+        }
+    }
+
     /// The next line within a time, as JSON.
-    pub fn hear_within(&mut self, time: Duration) -> Result<Option<Value>> {
+    pub fn line_within(&mut self, time: Duration) -> Result<Option<Value>> {
         match self.lines.recv_timeout(time) {
             Ok(line) => Ok(Some(serde_json::from_str(&line)?)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
@@ -67,11 +84,11 @@ impl Piped {
     }
 
     /// Lines until one has `key`: what is there. The others are told.
-    pub fn hear_of(&mut self, key: &str, others: &mut dyn FnMut(&Value)) -> Result<Value> {
+    pub fn wait_for(&mut self, key: &str, others: &mut dyn FnMut(&Value)) -> Result<Value> {
         let end = Instant::now() + Duration::from_secs(120);
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let line = self.hear_within(left)?;
+            let line = self.line_within(left)?;
             let line = line.with_context(|| format!("no {key} within two minutes"))?;
             match line.get(key) {
                 Some(value) => return Ok(value.clone()),
@@ -151,6 +168,43 @@ fn end_when_interrupted() {
     }
     // It waits for something else.
     std::process::exit(code);
+}
+
+/// A file of so many bytes on a disk, none of it in the page cache.
+pub fn file_of(bytes: usize) -> Result<tempfile::NamedTempFile> {
+    let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
+    let block = vec![7u8; 1 << 20];
+    for _ in 0..bytes >> 20 {
+        file.write_all(&block)?;
+    }
+    file.as_file().sync_all()?;
+    forget(file.as_file())?;
+    Ok(file)
+}
+
+/// Drops what was read of a file from the page cache.
+pub fn forget(file: &File) -> Result<()> {
+    Ok(fadvise(file, 0, None, Advice::DontNeed)?)
+}
+
+/// Takes events as the reactor does, woken by onsets and summaries, until it is
+/// over.
+pub fn listen(
+    source: &mut EbpfSource,
+    over: &AtomicBool,
+    sink: &mut dyn FnMut(&Event),
+) -> std::io::Result<()> {
+    let most = Timespec {
+        tv_sec: 0,
+        tv_nsec: 50_000_000,
+    };
+    while !over.load(Relaxed) {
+        if let Some((fd, flags)) = source.readiness().fd {
+            let _ = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&most));
+        }
+        source.drain(sink)?;
+    }
+    Ok(())
 }
 
 /// Joins cgroups, and ends with the parent process.

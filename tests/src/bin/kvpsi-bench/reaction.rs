@@ -9,23 +9,21 @@
 //! begin at another moment of a poller's second each time; signals take turns.
 
 use crate::{
-    piped::{self, Piped, join, orders},
+    piped::{self, Piped, file_of, forget, join, listen, orders},
     worker::Ear,
 };
 use anyhow::{Context, Result, ensure};
 use kvpsi::{
     clock::monotonic_ns,
     control::cgroup::OwnedCgroup,
-    pressure::{PressureSource, SourceConfig, ebpf::EbpfSource},
+    pressure::{SourceConfig, ebpf::EbpfSource},
     units::Bytes,
 };
 use kvpsi_common::{Kind, Phase};
 use memmap2::Mmap;
-use rustix::event::{PollFd, Timespec, poll};
 use serde_json::json;
 use std::{
-    fs::{self, File},
-    io::Write,
+    fs,
     path::PathBuf,
     process::Command,
     sync::{
@@ -111,26 +109,14 @@ impl Witness {
         let state = Arc::new(Seen::default());
         let seen = Arc::clone(&state);
         let thread = std::thread::spawn(move || {
-            let most = Timespec {
-                tv_sec: 0,
-                tv_nsec: 50_000_000,
-            };
-            while !seen.over.load(Relaxed) {
-                if let Some((fd, flags)) = source.readiness().fd {
-                    let _ = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&most));
+            let _ = listen(&mut source, &seen.over, &mut |e| {
+                let armed = seen.armed_ns.load(Relaxed);
+                let first = e.phase == Phase::Onset as u16
+                    && Kind::from_raw(e.kind).is_some_and(Kind::is_stall);
+                if first && armed != 0 && e.ts_ns >= armed {
+                    let _ = seen.onset_ns.compare_exchange(0, e.ts_ns, Relaxed, Relaxed);
                 }
-                let drained = source.drain(&mut |e| {
-                    let armed = seen.armed_ns.load(Relaxed);
-                    let first = e.phase == Phase::Onset as u16
-                        && Kind::from_raw(e.kind).is_some_and(Kind::is_stall);
-                    if first && armed != 0 && e.ts_ns >= armed {
-                        let _ = seen.onset_ns.compare_exchange(0, e.ts_ns, Relaxed, Relaxed);
-                    }
-                });
-                if drained.is_err() {
-                    return;
-                }
-            }
+            });
         });
         Ok(Self {
             state,
@@ -201,7 +187,7 @@ impl<'a> One<'a> {
         // Quick steps alone: what is compared is the latency of detection.
         model.args(["--profile", "latency", "--ear", &ear.name()]);
         let mut model = Piped::start(model.args(cgroup.procs()))?;
-        model.hear_of("ready", &mut |_| ())?;
+        model.wait_for("ready", &mut |_| ())?;
         let mut hog = Piped::start(Command::new(&me).arg("reaction-hog").args(cgroup.procs()))?;
         ensure!(hog.next_line().is_some(), "the hog ended");
         Ok(Self {
@@ -260,7 +246,7 @@ impl<'a> One<'a> {
     /// The cache as every burst finds it, and the model at its work.
     fn fill(&mut self) -> Result<()> {
         self.model.say(&format!("fill {FILLED}"))?;
-        self.model.hear_of("filled", &mut |_| ())?;
+        self.model.wait_for("filled", &mut |_| ())?;
         self.decode()
     }
 
@@ -280,7 +266,7 @@ impl<'a> One<'a> {
         let mut answer = None;
         while answer.is_none() {
             let so_far = Duration::from_nanos(monotonic_ns() - began);
-            let Some(line) = self.model.hear_within(MOST.saturating_sub(so_far))? else {
+            let Some(line) = self.model.line_within(MOST.saturating_sub(so_far))? else {
                 break;
             };
             let ns = |key: &str| line["trim"][key].as_u64();
@@ -319,7 +305,7 @@ impl<'a> One<'a> {
 
     fn trim(&mut self, on: &str) -> Result<()> {
         self.model.say(&format!("trim {on}"))?;
-        self.model.hear_of("trims", &mut |_| ())?;
+        self.model.wait_for("trims", &mut |_| ())?;
         self.decode()
     }
 
@@ -340,7 +326,7 @@ impl<'a> One<'a> {
     /// The reactor's ns, and when.
     fn used(&mut self) -> Result<(f64, f64)> {
         self.model.say("cpu")?;
-        let cpu = self.model.hear_of("cpu", &mut |_| ())?;
+        let cpu = self.model.wait_for("cpu", &mut |_| ())?;
         self.decode()?;
         let ns = |key: &str| cpu[key].as_f64().context("cpu");
         Ok((ns("used_ns")?, ns("at_ns")?))
@@ -357,13 +343,7 @@ fn us(ns: u64) -> f64 {
 pub fn hog(a: &Hog) -> Result<()> {
     join(&a.procs)?;
     let orders = orders();
-    let mut file = tempfile::tempfile_in("/var/tmp")?;
-    let block = vec![7u8; 1 << 20];
-    for _ in 0..FILE >> 20 {
-        file.write_all(&block)?;
-    }
-    file.sync_all()?;
-    forget(&file)?;
+    let file = file_of(FILE)?.into_file();
     let ballast = vec![7u8; BALLAST];
     println!("ready");
     while let Ok(order) = orders.recv() {
@@ -386,14 +366,4 @@ pub fn hog(a: &Hog) -> Result<()> {
     }
     std::hint::black_box(ballast);
     Ok(())
-}
-
-/// What was read of it goes.
-fn forget(file: &File) -> Result<()> {
-    Ok(rustix::fs::fadvise(
-        file,
-        0,
-        None,
-        rustix::fs::Advice::DontNeed,
-    )?)
 }

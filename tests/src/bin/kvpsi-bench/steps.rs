@@ -5,13 +5,11 @@
 //! own shape. Invariant: what is timed is the step alone; the cache it works
 //! on is filled anew for each round.
 
+use crate::models;
 use anyhow::{Context, Result, ensure};
 use kvpsi::{
-    attention::RowSpan,
     engine::{Engine, EngineConfig, SamplingConfig},
-    kv::{
-        KvPool, KvType, Ladder, LadderConfig, PoolConfig, SeqId, Step as Rung, Steps, evict::Evict,
-    },
+    kv::{KvPool, KvType, Ladder, LadderConfig, SeqId, Step as Rung, Steps, evict::Evict},
     model::{
         decoder::Decoder,
         gguf::Gguf,
@@ -121,26 +119,13 @@ impl<'a> Filled<'a> {
         };
         let mut shape = decoder.kv_shape(kind);
         shape.row_mass = row_mass;
-        let pool = KvPool::new(PoolConfig {
-            shape,
-            capacity_tokens: tokens.len(),
-            max_sequences: 1,
-            sink_tokens: 4,
-            recent_tokens: 64,
-            floor_tokens: 0,
-            may_drop: true,
-        })?;
+        let pool = models::pool(shape, tokens.len(), 1, 64)?;
         let mut step = Step::new(decoder, &pool, MOST_ROWS)?;
         let seq = pool.open()?;
         // What the last append wrote is not touched by any step: let it be little.
         let (most, last) = tokens.split_at(tokens.len().saturating_sub(32));
         for rows in most.chunks(BATCH).chain([last]) {
-            let span = RowSpan {
-                seq,
-                first_pos: pool.append(seq, rows.len())?.start,
-                rows: rows.len(),
-            };
-            decoder.step_through(rows, span, &pool, &mut step, 0..0, &mut |_, _| ())?;
+            models::read(decoder, &pool, &mut step, seq, rows)?;
         }
         Ok(Self {
             pool,

@@ -241,7 +241,7 @@ fn dropped_events_and_failed_requests_are_red_and_none_are_not() {
 }
 
 #[test]
-fn who_does_not_answer_is_said_to_be_gone_and_the_last_figures_stay() {
+fn a_server_that_does_not_answer_is_reported_gone_and_the_last_figures_stay() {
     let mut view = View::new("http://robot:8080".into());
     let gone = || ClientError::Gone {
         url: "http://robot:8080".into(),

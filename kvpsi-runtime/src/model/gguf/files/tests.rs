@@ -134,7 +134,7 @@ fn a_part_that_is_missing_doubled_renamed_or_foreign_is_named() {
 }
 
 #[test]
-fn a_part_under_another_name_and_an_absurd_count_are_told() {
+fn a_part_under_another_name_and_an_absurd_count_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let [first, ..] = whole(dir.path());
     let alone = dir.path().join("alone.gguf");

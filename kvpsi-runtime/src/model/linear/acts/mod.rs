@@ -69,29 +69,38 @@ impl ActBlock {
 
 /// The reference.
 pub fn quantize_scalar(kind: ActKind, x: &[f32], out: &mut [ActBlock]) {
+    let largest = |x: &[f32]| x.iter().fold(0f32, |a, v| a.max(v.abs()));
+    quantize(kind, x, out, largest, |x, scale, out| {
+        for (q, &v) in out.q.iter_mut().zip(x) {
+            *q = code(v * scale);
+        }
+        out.set_sums();
+    });
+}
+
+/// Quantizes whole blocks of `x`: `largest` is the largest magnitude, numbers
+/// only; `encode` gives codes and sums of 32 values times a scale.
+#[inline(always)]
+pub(super) fn quantize(
+    kind: ActKind,
+    x: &[f32],
+    out: &mut [ActBlock],
+    largest: impl Fn(&[f32]) -> f32,
+    encode: impl Fn(&[f32; QUANT], f32, &mut ActBlock),
+) {
     let per = kind.block() / QUANT;
     for (x, out) in x.chunks_exact(kind.block()).zip(out.chunks_exact_mut(per)) {
+        let amax = largest(x);
         let (scale, d) = match kind {
-            ActKind::Block32 => {
-                let amax = x.iter().fold(0f32, |a, v| a.max(v.abs()));
-                block32_scale(amax)
-            }
+            ActKind::Block32 => block32_scale(amax),
             // Floats are not quantized.
             ActKind::Super256 | ActKind::Floats => {
-                let mut peak = 0f32;
-                for &v in x {
-                    if v.abs() > peak.abs() {
-                        peak = v;
-                    }
-                }
-                super256_scale(peak)
+                let peak = x.iter().copied().find(|v| v.abs() == amax);
+                super256_scale(peak.unwrap_or(0.0))
             }
         };
-        for (x, out) in x.chunks_exact(QUANT).zip(out) {
-            for (q, &v) in out.q.iter_mut().zip(x) {
-                *q = code(v * scale);
-            }
-            out.set_sums();
+        for (x, out) in x.as_chunks::<QUANT>().0.iter().zip(out) {
+            encode(x, scale, out);
             out.d = d;
             out.s = match kind {
                 ActKind::Block32 => sum_term(out.sum, d),
@@ -108,7 +117,7 @@ fn code(v: f32) -> i8 {
 }
 
 /// Multiplier and step for a block of 32 whose largest magnitude is `amax`.
-pub(super) fn block32_scale(amax: f32) -> (f32, f32) {
+fn block32_scale(amax: f32) -> (f32, f32) {
     let d = amax / 127.0;
     let scale = if d == 0.0 { 0.0 } else { 1.0 / d };
     (scale, f16::from_f32(d).to_f32())
@@ -116,7 +125,7 @@ pub(super) fn block32_scale(amax: f32) -> (f32, f32) {
 
 /// Multiplier and step for a block of 256 whose value of largest magnitude is
 /// `peak`. ggml maps it to -127.
-pub(super) fn super256_scale(peak: f32) -> (f32, f32) {
+fn super256_scale(peak: f32) -> (f32, f32) {
     if peak == 0.0 {
         return (0.0, 0.0);
     }
@@ -126,7 +135,7 @@ pub(super) fn super256_scale(peak: f32) -> (f32, f32) {
 
 /// Q8_1's `s`: both factors and the product rounded to f16.
 #[expect(clippy::cast_precision_loss, reason = "at most 32 * 127")]
-pub(super) fn sum_term(sum: i32, d: f32) -> f32 {
+fn sum_term(sum: i32, d: f32) -> f32 {
     let sum = f16::from_f32(sum as f32).to_f32();
     f16::from_f32(sum * d).to_f32()
 }

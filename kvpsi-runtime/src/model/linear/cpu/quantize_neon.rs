@@ -1,7 +1,7 @@
 //! Activation quantization with NEON: the same codes as the scalar reference,
 //! bit for bit. Used by both NEON families.
 
-use super::super::acts::{ActBlock, ActKind, QUANT, block32_scale, sum_term, super256_scale};
+use super::super::acts::{self, ActBlock, ActKind, QUANT};
 use std::arch::aarch64::*;
 
 /// Quantizes whole blocks of `x`.
@@ -10,25 +10,13 @@ use std::arch::aarch64::*;
 /// The processor has NEON.
 #[target_feature(enable = "neon")]
 pub(in super::super) unsafe fn quantize(kind: ActKind, x: &[f32], out: &mut [ActBlock]) {
-    let per = kind.block() / QUANT;
-    for (x, out) in x.chunks_exact(kind.block()).zip(out.chunks_exact_mut(per)) {
-        let amax = largest_magnitude(x);
-        let (scale, d) = match kind {
-            ActKind::Block32 => block32_scale(amax),
-            ActKind::Super256 | ActKind::Floats => {
-                let peak = x.iter().copied().find(|v| v.abs() == amax);
-                super256_scale(peak.unwrap_or(0.0))
-            }
-        };
-        for (x, out) in x.as_chunks::<QUANT>().0.iter().zip(out) {
-            encode(x, scale, out);
-            out.d = d;
-            out.s = match kind {
-                ActKind::Block32 => sum_term(out.sum, d),
-                ActKind::Super256 | ActKind::Floats => 0.0,
-            };
-        }
-    }
+    acts::quantize(
+        kind,
+        x,
+        out,
+        |x| largest_magnitude(x),
+        |x, scale, out| encode(x, scale, out),
+    );
 }
 
 /// The largest magnitude; not-a-number is passed over, as `f32::max` does.

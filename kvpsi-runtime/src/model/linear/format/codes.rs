@@ -19,7 +19,7 @@ const NIBBLES: usize = 4 * PLANE;
 const PAIRS: usize = 2 * PLANE;
 
 /// A layout of the codes of 32 inputs (a group) of 16 rows.
-pub trait Codes {
+pub trait Codes: 'static {
     /// Bytes of a group.
     const BYTES: usize;
     /// The largest code.

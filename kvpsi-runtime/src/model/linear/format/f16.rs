@@ -1,7 +1,7 @@
 //! F16: floats of 16 bits (IEEE binary16), which stay 16 bits in memory.
 
-use super::floats::{self, Float};
-use super::{ActKind, Layout, Simd, TILE_ROWS};
+use super::floats::{Float, Floats};
+use super::{FileFormat, Simd};
 
 /// F16.
 pub struct F16;
@@ -18,41 +18,18 @@ impl Float for F16 {
     }
 }
 
-impl Layout for F16 {
+impl FileFormat for F16 {
     const NAME: &'static str = "F16";
     const ID: u32 = 1;
-    const BLOCK: usize = 1;
     const FILE_BYTES: usize = 2;
-    const TILE_BYTES: usize = floats::tile_bytes::<Self>();
     const HIGH_BYTES: &'static [usize] = &[1];
-    const ACTS: ActKind = ActKind::Floats;
-    type Act = f32;
-    const ACT_WEIGHTS: usize = 1;
+    type Layout = Floats<Self>;
 
     fn finite(block: &[u8]) -> bool {
         Self::get(block).is_finite()
     }
 
     fn pack(src: &[u8], dst: &mut [u8], r: usize) {
-        floats::pack::<Self>(src, dst, r);
-    }
-
-    fn values(block: &[u8], r: usize, out: &mut [f32]) {
-        floats::values::<Self>(block, r, out);
-    }
-
-    fn reference(tile: &[u8], r: usize, acts: &[f32]) -> f32 {
-        floats::product::<Self>(tile, r, acts)
-    }
-
-    #[inline(always)]
-    unsafe fn products<S: Simd, const MT: usize>(
-        tile: *const u8,
-        blocks: usize,
-        acts: *const f32,
-        out: &mut [[f32; TILE_ROWS]; MT],
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { floats::kernel::<S, Self, MT>(tile, blocks, acts, out) }
+        Self::Layout::pack(src, dst, r);
     }
 }

@@ -1,47 +1,20 @@
 //! IQ4_NL: 4-bit codes of a curve of 16 values, an f16 scale for 32.
 
-use super::block32::{self, Half};
+use super::block32::Block32;
 use super::codes::Curve;
-use super::{ActBlock, ActKind, Layout, Simd, TILE_ROWS};
+use super::{FileFormat, nibbles};
 
 /// IQ4_NL of ggml.
 pub struct Iq4Nl;
 
-type C = Curve;
-
-impl Layout for Iq4Nl {
+impl FileFormat for Iq4Nl {
     const NAME: &'static str = "IQ4_NL";
     const ID: u32 = 20;
-    const BLOCK: usize = 32;
     const FILE_BYTES: usize = 18;
-    const TILE_BYTES: usize = block32::tile_bytes::<C, Half>(false);
     const HIGH_BYTES: &'static [usize] = &[1];
-    const ACTS: ActKind = ActKind::Block32;
-    type Act = ActBlock;
-    const ACT_WEIGHTS: usize = 32;
+    type Layout = Block32<Curve>;
 
     fn pack(src: &[u8], dst: &mut [u8], r: usize) {
-        let nibbles = &src[2..2 + 16];
-        let codes = std::array::from_fn(|i| nibbles[i % 16] >> (4 * (i / 16)) & 15);
-        block32::pack::<C, Half>(dst, r, &codes, &src[..2]);
-    }
-
-    fn values(block: &[u8], r: usize, out: &mut [f32]) {
-        block32::values::<C, Half, false>(block, r, out);
-    }
-
-    fn reference(tile: &[u8], r: usize, acts: &[ActBlock]) -> f32 {
-        block32::product::<C, Half, false>(tile, r, acts)
-    }
-
-    #[inline(always)]
-    unsafe fn products<S: Simd, const MT: usize>(
-        tile: *const u8,
-        blocks: usize,
-        acts: *const ActBlock,
-        out: &mut [[f32; TILE_ROWS]; MT],
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { block32::kernel::<S, C, Half, false, MT>(tile, blocks, acts, out) }
+        Self::Layout::pack(dst, r, &nibbles(&src[2..]), &src[..2]);
     }
 }

@@ -1,9 +1,9 @@
 //! What a quantized matrix can be made of: one file a format.
 //!
-//! Owns [`Layout`]: how a format's blocks lie in a GGUF file, how 16 rows of
-//! them lie in a tile, and their arithmetic, once as scalar reference and once
-//! over [`Simd`]. Formats share the layouts of [`codes`] and the kernels of
-//! [`block32`], [`super32`], [`super16`] and [`floats`]. Sizes stay within a
+//! Owns [`FileFormat`], how a format's blocks lie in a GGUF file, and
+//! [`Layout`], how 16 rows of them lie in a tile and their arithmetic, once as
+//! scalar reference and once over [`Simd`]. Formats share the layouts
+//! [`block32`], [`super256`] and [`floats`], and these [`codes`]. Sizes stay within a
 //! twentieth of the file's. Out of scope: which formats and families there
 //! are (`table`), threads.
 //!
@@ -34,8 +34,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
-mod super16;
-mod super32;
+mod super256;
 
 pub use {
     bf16::BF16, f16::F16, f32::F32, iq4_nl::Iq4Nl, iq4_xs::Iq4Xs, mxfp4::MXFP4, q2_k::Q2K,
@@ -43,29 +42,21 @@ pub use {
     q8_0::Q8_0,
 };
 
-use super::acts::{ActBlock, ActKind};
+use super::acts::ActKind;
 use super::simd::{Simd, TILE_ROWS};
 
-/// A format of weights.
-pub trait Layout: 'static {
+/// A format of weights, as a GGUF file has it.
+pub trait FileFormat: 'static {
     /// ggml's name.
     const NAME: &'static str;
     /// ggml's number.
     const ID: u32;
-    /// Weights of one row in a block.
-    const BLOCK: usize;
     /// Bytes of one block of one row in a GGUF file.
     const FILE_BYTES: usize;
-    /// Bytes of one block of 16 rows in a tile.
-    const TILE_BYTES: usize;
     /// The most significant byte of each float in a file block.
     const HIGH_BYTES: &'static [usize];
-    /// How activations are quantized.
-    const ACTS: ActKind;
-    /// What activations are made of.
-    type Act;
-    /// Inputs in an `Act`.
-    const ACT_WEIGHTS: usize;
+    /// What it is packed to.
+    type Layout: Layout;
 
     /// Whether the scales of a file block are finite; they are f16.
     fn finite(block: &[u8]) -> bool {
@@ -73,6 +64,21 @@ pub trait Layout: 'static {
     }
     /// Puts a file block where it belongs in a tile block of zeros, as row `r`.
     fn pack(src: &[u8], dst: &mut [u8], r: usize);
+}
+
+/// How blocks of 16 rows lie in a tile, and their arithmetic.
+pub trait Layout: 'static {
+    /// Weights of one row in a block.
+    const BLOCK: usize;
+    /// Bytes of one block of 16 rows in a tile.
+    const TILE_BYTES: usize;
+    /// How activations are quantized.
+    const ACTS: ActKind;
+    /// What activations are made of.
+    type Act;
+    /// Inputs in an `Act`.
+    const ACT_WEIGHTS: usize;
+
     /// The weights of row `r` of a tile block, by ggml's own arithmetic.
     fn values(block: &[u8], r: usize, out: &mut [f32]);
     /// The product of row `r` of a tile with one row of activations: the
@@ -95,15 +101,17 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-/// The 6-bit scale and minimum of group `j`, from 12 bytes (ggml's
+/// 32 codes of 4 bits as ggml's blocks have them: the low halves of 16 bytes, then the high ones.
+fn nibbles(bytes: &[u8]) -> [u8; 32] {
+    std::array::from_fn(|i| bytes[i % 16] >> (4 * (i / 16)) & 15)
+}
+
+/// Eight 6-bit scales and eight minimums, from 12 bytes (ggml's
 /// `get_scale_min_k4`).
-fn scale_min_6(q: &[u8], j: usize) -> (u8, u8) {
-    if j < 4 {
-        (q[j] & 63, q[j + 4] & 63)
-    } else {
-        (
-            q[j + 4] & 15 | q[j - 4] >> 6 << 4,
-            q[j + 4] >> 4 | q[j] >> 6 << 4,
-        )
-    }
+fn scales_6(q: &[u8]) -> [u8; 16] {
+    std::array::from_fn(|i| match i {
+        0..4 | 8..12 => q[i / 8 * 4 + i % 8] & 63,
+        4..8 => q[i + 4] & 15 | q[i - 4] >> 6 << 4,
+        _ => q[i - 4] >> 4 | q[i - 8] >> 6 << 4,
+    })
 }

@@ -1,50 +1,24 @@
 //! Q4_K: 4-bit codes, 6-bit scales and minimums for 32, two f16 for 256.
 
 use super::codes::Four;
-use super::super32;
-use super::{ActBlock, ActKind, Layout, Simd, TILE_ROWS, scale_min_6};
+use super::super256::Super256;
+use super::{FileFormat, scales_6};
 
 /// Q4_K of ggml.
 pub struct Q4K;
 
-type C = Four<0>;
-
-impl Layout for Q4K {
+impl FileFormat for Q4K {
     const NAME: &'static str = "Q4_K";
     const ID: u32 = 12;
-    const BLOCK: usize = 256;
     const FILE_BYTES: usize = 144;
-    const TILE_BYTES: usize = super32::tile_bytes::<C>(true);
     const HIGH_BYTES: &'static [usize] = &[1, 3];
-    const ACTS: ActKind = ActKind::Super256;
-    type Act = ActBlock;
-    const ACT_WEIGHTS: usize = 32;
+    type Layout = Super256<Four<0>, 32, true>;
 
     fn pack(src: &[u8], dst: &mut [u8], r: usize) {
-        super32::pack_halves::<C, true>(dst, r, &src[..4]);
-        for g in 0..8 {
+        let scales = scales_6(&src[4..16]);
+        Self::Layout::pack(dst, r, &src[..4], &scales, |g| {
             let low = &src[16 + g / 2 * 32..][..32];
-            let codes = std::array::from_fn(|i| low[i] >> (4 * (g % 2)) & 15);
-            super32::pack_group::<C, true>(dst, r, g, &codes, scale_min_6(&src[4..16], g));
-        }
-    }
-
-    fn values(block: &[u8], r: usize, out: &mut [f32]) {
-        super32::values::<C, true>(block, r, out);
-    }
-
-    fn reference(tile: &[u8], r: usize, acts: &[ActBlock]) -> f32 {
-        super32::product::<C, true>(tile, r, acts)
-    }
-
-    #[inline(always)]
-    unsafe fn products<S: Simd, const MT: usize>(
-        tile: *const u8,
-        blocks: usize,
-        acts: *const ActBlock,
-        out: &mut [[f32; TILE_ROWS]; MT],
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { super32::kernel::<S, C, true, MT>(tile, blocks, acts, out) }
+            std::array::from_fn(|i| low[i] >> (4 * (g % 2)) & 15)
+        });
     }
 }

@@ -1,51 +1,22 @@
 //! Q5_0: 5-bit codes minus 16, an f16 scale for 32.
 
-use super::block32::{self, Half};
+use super::block32::Block32;
 use super::codes::Five;
-use super::{ActBlock, ActKind, Layout, Simd, TILE_ROWS};
+use super::{FileFormat, nibbles};
 
 /// Q5_0 of ggml.
 pub struct Q5_0;
 
-type C = Five<16>;
-
-impl Layout for Q5_0 {
+impl FileFormat for Q5_0 {
     const NAME: &'static str = "Q5_0";
     const ID: u32 = 6;
-    const BLOCK: usize = 32;
     const FILE_BYTES: usize = 22;
-    const TILE_BYTES: usize = block32::tile_bytes::<C, Half>(false);
     const HIGH_BYTES: &'static [usize] = &[1];
-    const ACTS: ActKind = ActKind::Block32;
-    type Act = ActBlock;
-    const ACT_WEIGHTS: usize = 32;
+    type Layout = Block32<Five<16>>;
 
     fn pack(src: &[u8], dst: &mut [u8], r: usize) {
-        let high = u32::from_le_bytes([src[2], src[3], src[4], src[5]]);
-        let nibbles = &src[6..6 + 16];
-        let codes = std::array::from_fn(|i| {
-            let bit = u8::from(high >> i & 1 == 1) << 4;
-            nibbles[i % 16] >> (4 * (i / 16)) & 15 | bit
-        });
-        block32::pack::<C, Half>(dst, r, &codes, &src[..2]);
-    }
-
-    fn values(block: &[u8], r: usize, out: &mut [f32]) {
-        block32::values::<C, Half, false>(block, r, out);
-    }
-
-    fn reference(tile: &[u8], r: usize, acts: &[ActBlock]) -> f32 {
-        block32::product::<C, Half, false>(tile, r, acts)
-    }
-
-    #[inline(always)]
-    unsafe fn products<S: Simd, const MT: usize>(
-        tile: *const u8,
-        blocks: usize,
-        acts: *const ActBlock,
-        out: &mut [[f32; TILE_ROWS]; MT],
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { block32::kernel::<S, C, Half, false, MT>(tile, blocks, acts, out) }
+        let (high, low) = (&src[2..6], nibbles(&src[6..]));
+        let codes = std::array::from_fn(|i| low[i] | (high[i / 8] >> (i % 8) & 1) << 4);
+        Self::Layout::pack(dst, r, &codes, &src[..2]);
     }
 }

@@ -2,20 +2,11 @@
 //!
 //! Owns the names of the figures. What is asked is asked of one cache only
 //! once, so the answers stand beside the perplexity of the first text and of
-//! every other alike. Refuses to measure.
+//! every other alike. Out of scope: measuring.
 
+use crate::report::{machine, number, percent, rows_of, text as text_of};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
-
-/// Where it was measured: no more than others need to compare.
-#[derive(Debug)]
-pub struct Machine {
-    pub cpu: String,
-    pub kernel: String,
-    pub cpus: usize,
-    pub model: String,
-    pub quick: bool,
-}
 
 /// What `kvpsi-bench` said.
 #[derive(Debug, Default)]
@@ -48,19 +39,15 @@ impl Lines {
         }
     }
 
-    pub fn report(&self, machine: &Machine) -> Value {
+    /// Into a report.
+    pub fn put(&self, report: &mut Value) {
         let mut texts = self.texts.iter().map(|(name, rows)| self.text(name, rows));
-        let mut report = json!({
-            "bench": "quality", "quick": machine.quick, "machine": machine.cpu,
-            "kernel": machine.kernel, "cpus": machine.cpus, "model": machine.model,
-        });
         if let (Some(report), Some(Value::Object(first))) = (report.as_object_mut(), texts.next()) {
             report.extend(first);
         }
         report["more"] = texts.collect();
-        put_steps(&mut report, &self.steps);
+        put_steps(report, &self.steps);
         report["recall"] = self.recall.clone().into();
-        report
     }
 
     /// One text: its name, and a row for each cache.
@@ -122,23 +109,9 @@ impl Lines {
 
 /// The texts of a report, the first one too.
 pub fn texts(report: &Value) -> Vec<&Value> {
-    let more = report["more"].as_array().into_iter().flatten();
+    let more = rows_of(&report["more"]);
     let all = std::iter::once(report).chain(more);
     all.filter(|t| t["text"].is_string()).collect()
-}
-
-fn number(v: &Value, digits: usize) -> String {
-    v.as_f64()
-        .map_or_else(|| "-".into(), |n| format!("{n:.digits$}"))
-}
-
-fn percent(v: &Value, digits: usize) -> String {
-    v.as_f64()
-        .map_or_else(|| "-".into(), |n| format!("{:.digits$} %", n * 100.0))
-}
-
-fn text_of(v: &Value) -> &str {
-    v.as_str().unwrap_or("-")
 }
 
 /// The page: what was measured and how, in tables.
@@ -146,16 +119,14 @@ pub fn page(report: &Value) -> String {
     let mut t = String::from("# What a smaller cache costs\n\n");
     let _ = writeln!(
         t,
-        "Written by `cargo xtask bench quality{}`. Model {}; {} cores of {}, Linux {}.\n",
+        "Written by `cargo xtask bench quality{}`. Model {}; {}\n",
         if report["quick"] == true {
             " --quick"
         } else {
             ""
         },
         text_of(&report["model"]),
-        report["cpus"],
-        text_of(&report["machine"]),
-        text_of(&report["kernel"]),
+        machine(report),
     );
     t += METHOD;
     for text in texts(report) {
@@ -185,21 +156,21 @@ fn perplexities(t: &mut String, text: &Value) {
         "| cache | policy | budget | kept | KiB | perplexity | over full | needle | turns |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|"
     );
-    for r in text["rows"].as_array().into_iter().flatten() {
+    for r in rows_of(&text["rows"]) {
         let over = r["ppl"].as_f64().zip(r["ppl_full"].as_f64());
-        let over = over.map_or(Value::Null, |(ppl, full)| json!(ppl / full - 1.0));
+        let over = over.map(|(ppl, full)| ppl / full - 1.0);
         let _ = writeln!(
             t,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             text_of(&r["kv"]),
             text_of(&r["policy"]),
-            percent(&r["budget"], 1),
-            percent(&r["share"], 1),
+            percent(r["budget"].clone(), 1),
+            percent(r["share"].clone(), 1),
             r["bytes"].as_u64().unwrap_or(0) >> 10,
-            number(&r["ppl"], 3),
-            percent(&over, 2),
-            percent(&r["needle"], 0),
-            percent(&r["turns"], 0),
+            number(r["ppl"].clone(), 3),
+            percent(over, 2),
+            percent(r["needle"].clone(), 0),
+            percent(r["turns"].clone(), 0),
         );
     }
 }
@@ -212,7 +183,7 @@ fn recall(t: &mut String, report: &Value) {
          fact's words; what is held down was so before the question is read.\n\n\
          | test | tokens | cache | policy | budget | answered | whole cache |\n|---|--:|---|---|--:|--:|--:|\n",
     );
-    for r in report["recall"].as_array().into_iter().flatten() {
+    for r in rows_of(&report["recall"]) {
         let _ = writeln!(
             t,
             "| {} | {} | {} | {} | {} | {} of {} | {} |",
@@ -220,10 +191,10 @@ fn recall(t: &mut String, report: &Value) {
             r["context"],
             text_of(&r["kv"]),
             text_of(&r["policy"]),
-            percent(&r["budget"], 1),
+            percent(r["budget"].clone(), 1),
             r["known"],
             r["asked"],
-            percent(&r["answered_full"], 0),
+            percent(r["answered_full"].clone(), 0),
         );
     }
 }
@@ -234,20 +205,20 @@ fn steps(t: &mut String, report: &Value) {
          Slack, cached and window until half of the cache is back; pack over all blocks; thin to half.\n\n\
          | step | | us for a MiB given back | GB/s read |\n|---|---|--:|--:|\n",
     );
-    for r in report["steps"].as_array().into_iter().flatten() {
+    for r in rows_of(&report["steps"]) {
         let how = r["kv"].as_str().or(r["policy"].as_str());
         let _ = writeln!(
             t,
             "| {} | {} | {} | {} |",
             text_of(&r["step"]),
             how.unwrap_or(""),
-            number(&r["us_per_mib"], 1),
-            number(&json!(r["read_bytes_s"].as_f64().map(|b| b / 1e9)), 2),
+            number(r["us_per_mib"].clone(), 1),
+            number(r["read_bytes_s"].as_f64().map(|b| b / 1e9), 2),
         );
     }
     let beside = &report["beside"];
     let times = |who: &str| {
-        let us = ["p50_us", "p90_us", "max_us"].map(|k| number(&beside[who][k], 0));
+        let us = ["p50_us", "p90_us", "max_us"].map(|k| number(beside[who][k].clone(), 0));
         format!("{}, {} and {}", us[0], us[1], us[2])
     };
     let _ = writeln!(
@@ -263,9 +234,9 @@ fn steps(t: &mut String, report: &Value) {
         "\nA conversation of {} tokens that was laid aside: first token of the second turn after {} s, of the first \
          after {} s, which is {}.",
         turn["tokens"],
-        number(&turn["second_ttft_s"], 3),
-        number(&turn["first_ttft_s"], 3),
-        percent(&turn["ratio"], 1),
+        number(turn["second_ttft_s"].clone(), 3),
+        number(turn["first_ttft_s"].clone(), 3),
+        percent(turn["ratio"].clone(), 1),
     );
 }
 
@@ -305,21 +276,19 @@ pub mod tests {
         }
     }
 
-    pub fn machine() -> Machine {
-        Machine {
-            cpu: "a processor".into(),
-            kernel: "6.1".into(),
-            cpus: 2,
-            model: "m.gguf".into(),
-            quick: true,
-        }
+    pub fn report() -> Value {
+        let mut report = json!({
+            "bench": "quality", "machine": "a processor", "kernel": "6.1", "cpus": 2,
+            "model": "m.gguf", "quick": true,
+        });
+        lines().put(&mut report);
+        report
     }
 
     #[test]
     fn answers_stand_beside_the_perplexity_of_the_same_cache() {
-        let lines = lines();
-        assert_eq!(lines.policies(), "expected,window");
-        let report = lines.report(&machine());
+        assert_eq!(lines().policies(), "expected,window");
+        let report = report();
         assert_eq!(
             (&report["text"], &report["tokens"]),
             (&json!("kjv"), &json!(2048))
@@ -349,7 +318,7 @@ pub mod tests {
 
     #[test]
     fn the_page_has_a_line_for_every_row() {
-        let page = page(&lines().report(&machine()));
+        let page = page(&report());
         for want in [
             "| ladder | expected | 25.0 % | 25.0 % | 4 | 11.000 | 10.00 % | 75 % | - |",
             "| needle | 2048 | ladder | expected | 25.0 % | 4 of 8 | 100 % |",

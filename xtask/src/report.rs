@@ -1,17 +1,16 @@
-//! docs/BENCHMARKS.md: a section for each benchmark, written by the run that
-//! measured it.
+//! The reporter of benchmarks: rows in; JSON, Markdown and SVG out.
 //!
-//! Owns the page's parts and where figures go. Invariants: a run replaces its
+//! Owns where figures go, docs/BENCHMARKS.md with a section for each benchmark,
+//! and how numbers are written. Invariants: a run replaces its
 //! own section and touches no other; a quick run writes to target/bench alone.
 
 use crate::{
-    bench::{build, cpu_name, lines},
-    ebpf, model, places, say, setup,
+    bench::{prepare, rows},
+    model, places, plot, say,
 };
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::{
-    error::Error,
     fs,
     path::{Path, PathBuf},
 };
@@ -34,9 +33,6 @@ pub struct Args {
     pub model: Option<PathBuf>,
 }
 
-/// From a report to an SVG.
-type Draw = fn(&Value, &mut String) -> Result<(), Box<dyn Error>>;
-
 /// A benchmark of one call to `kvpsi-bench`: JSON in, a section and a plot out.
 pub struct Bench {
     /// Of the section, of the files, and of the report.
@@ -48,7 +44,7 @@ pub struct Bench {
     /// The report as Markdown.
     pub section: fn(&Value) -> String,
     /// The report as SVG.
-    pub draw: Draw,
+    pub draw: plot::Draw,
 }
 
 impl Bench {
@@ -65,11 +61,8 @@ impl Bench {
         } else {
             Vec::new()
         };
-        let text = cmd!(sh, "{program} {command...} {file...}")
-            .quiet()
-            .read()
-            .context(self.needs)?;
-        let report = report(self.name, args.quick, (self.rows)(lines(&text)?));
+        let rows = rows(cmd!(sh, "{program} {command...} {file...}")).context(self.needs)?;
+        let report = report(self.name, args.quick, (self.rows)(rows));
         self.publish(&report, args)
     }
 
@@ -78,20 +71,17 @@ impl Bench {
     /// # Errors
     /// There is no plot, or a file cannot be written.
     pub fn publish(&self, report: &Value, args: &Args) -> Result<()> {
-        let mut svg = String::new();
-        (self.draw)(report, &mut svg).map_err(|e| anyhow!("no plot: {e}"))?;
-        publish(report, &(self.section)(report), &svg, args)
+        let section = (self.section)(report);
+        print!("{section}");
+        let folder = save(report, args.quick, args.json.as_deref())?;
+        let svg = folder.join(format!("{}.svg", self.name));
+        put(&svg, plot::svg(self.draw, report)?.as_bytes())?;
+        let page = folder.join("BENCHMARKS.md");
+        let old = fs::read_to_string(&page).unwrap_or_default();
+        put(&page, with_section(&old, self.name, &section).as_bytes())?;
+        say(format!("wrote {}", page.display()));
+        Ok(())
     }
-}
-
-/// Sets up what is missing, and builds the program that measures.
-///
-/// # Errors
-/// Something could not be installed or built.
-pub fn prepare(sh: &Shell) -> Result<PathBuf> {
-    setup::on_the_way(sh)?;
-    ebpf::build_if_possible(sh)?;
-    build(sh, &places::target(), "")
 }
 
 /// The rows of a benchmark, and where they were measured.
@@ -105,44 +95,84 @@ pub fn report(name: &str, quick: bool, rows: Vec<Value>) -> Value {
 
 /// Where it was measured, as a section says it.
 pub fn machine(report: &Value) -> String {
-    let text = |key: &str| report[key].as_str().unwrap_or("-").to_owned();
     format!(
         "{} cores of {}, Linux {}.",
         report["cpus"],
-        text("machine"),
-        text("kernel")
+        text(&report["machine"]),
+        text(&report["kernel"])
     )
 }
 
-/// Prints a section, and writes figures, plot and section.
+/// The processor's name.
+pub fn cpu_name() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    text.lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .map_or_else(
+            || std::env::consts::ARCH.to_owned(),
+            |l| l.trim_start_matches([' ', '\t', ':']).to_owned(),
+        )
+}
+
+/// Writes the figures of a run; returns the folder for its pages and plots.
 ///
 /// # Errors
 /// A file cannot be written.
-fn publish(report: &Value, section: &str, svg: &str, args: &Args) -> Result<()> {
-    let name = report["bench"].as_str().unwrap_or_default();
+pub fn save(report: &Value, quick: bool, json: Option<&Path>) -> Result<PathBuf> {
     let bench = places::target().join("bench");
     fs::create_dir_all(&bench).with_context(|| bench.display().to_string())?;
-    print!("{section}");
-    let json = serde_json::to_vec_pretty(report)?;
-    let own = bench.join(format!("{name}.json"));
-    for file in args.json.iter().cloned().chain([own]) {
-        put(&file, &json)?;
+    let bytes = serde_json::to_vec_pretty(report)?;
+    let own = bench.join(format!("{}.json", text(&report["bench"])));
+    for file in json.into_iter().chain([own.as_path()]) {
+        put(file, &bytes)?;
     }
-    let folder = if args.quick {
-        bench
-    } else {
-        places::root().join("docs")
-    };
-    put(&folder.join(format!("{name}.svg")), svg.as_bytes())?;
-    let page = folder.join("BENCHMARKS.md");
-    let old = fs::read_to_string(&page).unwrap_or_default();
-    put(&page, with_section(&old, name, section).as_bytes())?;
-    say(format!("wrote {}", page.display()));
-    Ok(())
+    Ok(match quick {
+        true => bench,
+        false => places::root().join("docs"),
+    })
 }
 
-fn put(file: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file.
+///
+/// # Errors
+/// It cannot be written.
+pub fn put(file: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// The rows of a report, or of one of its tables.
+pub fn rows_of(rows: &Value) -> impl Iterator<Item = &Value> {
+    rows.as_array().into_iter().flatten()
+}
+
+/// A text, or a dash.
+pub fn text(v: &Value) -> &str {
+    v.as_str().unwrap_or("-")
+}
+
+/// A number, or a dash.
+pub fn number(v: impl Into<Value>, digits: usize) -> String {
+    v.into()
+        .as_f64()
+        .map_or_else(|| "-".into(), |n| format!("{n:.digits$}"))
+}
+
+/// A share in percent, or a dash.
+pub fn percent(v: impl Into<Value>, digits: usize) -> String {
+    let share = v.into().as_f64();
+    share.map_or_else(|| "-".into(), |n| format!("{:.digits$} %", n * 100.0))
+}
+
+/// The figure that `key` names in rows, sorted.
+pub fn sorted<'a>(rows: impl Iterator<Item = &'a Value>, key: &str) -> Vec<f64> {
+    let mut all: Vec<f64> = rows.filter_map(|r| r[key].as_f64()).collect();
+    all.sort_by(f64::total_cmp);
+    all
+}
+
+/// The middle of sorted figures.
+pub fn median(sorted: &[f64]) -> Option<f64> {
+    sorted.get(sorted.len() / 2).copied()
 }
 
 /// The page with the section of `name` replaced, or added at its end.
