@@ -27,7 +27,9 @@
 //!
 //! Out of scope: blocks, rings and clocks.
 
-use super::{bucket::Bucket, gauge::Levels, record::Trigger, system::SystemLevel};
+use super::{
+    bucket::Bucket, gauge::Levels, record::Trigger, system::SystemLevel, wall::CgroupLevel,
+};
 use crate::{
     kv::{Profile, Steps},
     units::Bytes,
@@ -38,9 +40,11 @@ use std::time::Duration;
 mod budget;
 mod burst;
 mod growth;
+mod watch;
 
 use burst::{Burst, Wall, weight};
 use growth::Growth;
+use watch::Watch;
 
 /// Constants of the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +179,7 @@ pub struct Controller {
     restored_read_ns: [u64; 2],
     stalled: [Bucket; 2],
     usage: Growth,
+    watch: Watch,
     retired: Bytes,
     /// When a slice of the cushion was last returned.
     cushion_ns: Option<u64>,
@@ -207,6 +212,7 @@ impl Controller {
             restored_read_ns: [0; 2],
             stalled: Default::default(),
             usage: Growth::default(),
+            watch: Watch::default(),
             retired: Bytes::ZERO,
             cushion_ns: None,
             missing: Bytes::ZERO,
@@ -245,7 +251,7 @@ impl Controller {
     /// owed or on its way: slow steps need give no more. `None`: no burst.
     #[must_use]
     pub fn still_missing(&self, now_ns: u64) -> Option<Bytes> {
-        self.looks(now_ns).then_some(self.missing)
+        self.goes_on(now_ns).then_some(self.missing)
     }
 
     /// Takes in one event.
@@ -339,6 +345,7 @@ impl Controller {
 
     /// Counters of a reading are differences: each is taken in once.
     fn take_in(&mut self, now_ns: u64, levels: &Levels) {
+        self.watch.looked(now_ns, levels.cgroup.as_ref());
         if let Some(c) = &levels.cgroup {
             if c.was_hit() {
                 self.hit_ns = Some(now_ns);
@@ -360,21 +367,32 @@ impl Controller {
         self.restored[wall as usize].add_over(now_ns, restored.0, over);
     }
 
-    /// A working set that kswapd took and that is read again: a task waits for it
-    /// whether or not an event says so.
+    /// What no event tells of: something is missing at a wall that is watched, or a
+    /// working set that kswapd took is read again.
     fn unseen(&self, now_ns: u64, levels: &Levels) -> Option<(Pending, Wall)> {
-        let spared = self.spared(levels.system?.scale());
+        let short = |c: CgroupLevel| c.missing() > self.retired;
+        let watched = self.watch.next().is_some() && levels.cgroup.is_some_and(short);
+        let restored = |s: SystemLevel| {
+            let restored = self.restored[Wall::System as usize].level(now_ns);
+            restored > self.spared(s.scale()).0
+        };
+        let (kind, wall) = if watched && !self.goes_on(now_ns) {
+            (Kind::MemcgReclaim, Wall::Cgroup)
+        } else if levels.system.is_some_and(restored) {
+            (Kind::Refault, Wall::System)
+        } else {
+            return None;
+        };
         let p = Pending {
-            kind: Kind::Refault,
-            global: true,
+            kind,
+            global: wall == Wall::System,
             onset: true,
             ts_ns: now_ns,
             asked: Bytes::ZERO,
             count: 1,
             stall_ns: 0,
         };
-        let harm = self.restored[Wall::System as usize].level(now_ns) > spared.0;
-        harm.then_some((p, Wall::System))
+        Some((p, wall))
     }
 
     /// Bytes restored a second that are no harm yet at a wall of that size.
@@ -448,15 +466,22 @@ impl Controller {
     pub fn sleep(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Option<Duration> {
         let growth = (budget < capacity)
             .then(|| Duration::from_nanos(self.next_growth().saturating_sub(now_ns)));
-        let look = self.looks(now_ns).then_some(self.tuning.look);
-        look.into_iter().chain(growth).min()
+        let look = self.goes_on(now_ns).then_some(self.tuning.look);
+        let watch = self.watch.next();
+        let watch = watch.map(|t| Duration::from_nanos(t.saturating_sub(now_ns)));
+        [growth, look, watch].into_iter().flatten().min()
+    }
+
+    /// The wall is to be looked at now, event or not.
+    #[must_use]
+    pub fn looks(&self, now_ns: u64) -> bool {
+        self.goes_on(now_ns) || self.watch.next().is_some_and(|t| now_ns >= t)
     }
 
     /// A burst at a cgroup's wall, or a harmful one, is not over: the wall is to
     /// be looked at again. Page cache that covered the last stall may be gone
     /// before the kernel's next event, which comes a millisecond later at best.
-    #[must_use]
-    pub fn looks(&self, now_ns: u64) -> bool {
+    fn goes_on(&self, now_ns: u64) -> bool {
         self.burst.is_some_and(|b| {
             (b.harmful || b.wall == Wall::Cgroup)
                 && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)

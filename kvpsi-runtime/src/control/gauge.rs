@@ -145,8 +145,8 @@ mod tests {
     fn page_cache_covers_what_is_missing_and_what_is_given_back_counts() {
         let mib = Bytes::mib;
         let cgroup = CgroupLevel {
-            usage: mib(256),
-            limit: mib(256),
+            usage: mib(128),
+            limit: mib(128),
             file: Some(mib(10)),
             ..CgroupLevel::default()
         };

@@ -126,6 +126,9 @@ impl Controller {
             return None;
         }
         b.active_ns = now_ns;
+        if b.wall == Wall::Cgroup {
+            self.watch.pressed(now_ns);
+        }
         if !need.lossless {
             self.harm(now_ns, b.harmful);
             b.harmful = true;

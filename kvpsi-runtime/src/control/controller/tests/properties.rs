@@ -33,7 +33,7 @@ proptest! {
     fn text_goes_only_for_harm(
         // A victim of the OOM killer is harm by itself.
         kinds in prop::collection::vec((0u16..16).prop_filter("victim", |k| *k != 10), 1..60),
-        file in 17u64..200, hits in prop::option::of(0u64..3), used in 200u64..=512,
+        file in 17u64..200, hits in prop::option::of(0u64..3), used in 100u64..=256,
     ) {
         let mut c = controller();
         let mut levels = full(Bytes::mib(file));
