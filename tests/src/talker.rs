@@ -11,9 +11,6 @@ use candle_core::{
 };
 use std::path::Path;
 
-/// Bytes of KV that each token takes: layers, heads, their size, keys and
-/// values, two bytes each.
-pub const TOKEN_BYTES: usize = LAYERS * HEADS * HEAD_DIM * 2 * 2;
 /// Tokens that prompt and answer may have together.
 pub const CONTEXT: usize = 2048;
 

@@ -195,8 +195,8 @@ impl<C: Codes> Kernel for Weigh<'_, C> {
                 match n {
                     1 => part.of::<S, 1>(),
                     2 => part.of::<S, 2>(),
-                    3 => part.of::<S, 3>(),
-                    _ => part.of::<S, 4>(),
+                    4 if S::QUERIES == 4 => part.of::<S, 4>(),
+                    _ => part.of::<S, 3>(),
                 }
             }
             i += n;

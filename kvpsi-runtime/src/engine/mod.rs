@@ -293,12 +293,6 @@ impl Engine {
         self.context
     }
 
-    /// The flag of [`EngineConfig::stop`].
-    #[must_use]
-    pub fn stop_flag(&self) -> Arc<AtomicBool> {
-        self.stop.clone()
-    }
-
     /// Opens a session: a sequence that keeps its KV between generations.
     ///
     /// # Errors

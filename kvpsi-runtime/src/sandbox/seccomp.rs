@@ -9,7 +9,7 @@
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, sock_filter,
+    SeccompFilter, SeccompRule,
 };
 use std::{collections::BTreeMap, env::consts::ARCH};
 
@@ -201,7 +201,7 @@ fn native_numbers() -> BpfProgram {
     const JUMP_IF_AT_LEAST: u16 = 0x35;
     const RETURN: u16 = 0x06;
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs()).into();
-    let step = |code, jf, k| sock_filter { code, jt: 0, jf, k };
+    let step = |code, jf, k| seccompiler::sock_filter { code, jt: 0, jf, k };
     vec![
         step(LOAD_WORD, 0, 0),
         step(JUMP_IF_AT_LEAST, 1, 0x4000_0000),
