@@ -53,6 +53,8 @@ pub(super) struct Shared {
     /// Start of the last burst as an independent witness saw it, ns; 0: none.
     pub witness_onset_ns: AtomicU64,
     pub paused: AtomicBool,
+    /// When the cushion was last filled, ns: a hit at that time is our own.
+    pub filled_ns: AtomicU64,
     /// Set with every trim, for work that can wait: it is to stop.
     pub pressure: Arc<AtomicBool>,
     /// Bytes by step, in the order of [`Step::ALL`].
@@ -77,6 +79,7 @@ impl Shared {
             source_errno: AtomicI32::new(0),
             witness_onset_ns: AtomicU64::new(0),
             paused: AtomicBool::new(false),
+            filled_ns: AtomicU64::new(0),
             pressure: Arc::default(),
             by_step: Default::default(),
             dropped_tokens: AtomicU64::new(0),
@@ -129,6 +132,9 @@ pub(super) struct Reactor {
     /// Bytes the budget may grow back to.
     pub capacity: Bytes,
 }
+
+/// How long after the cushion was filled a hit may be our own.
+const OWN_HIT_NS: u64 = 10_000_000;
 
 /// Says that the reactor is gone, also where it panics.
 struct Alive(Arc<Shared>);
@@ -264,6 +270,10 @@ impl Reactor {
             return;
         }
         let now = monotonic_ns();
+        // Filling it may hit the wall where page cache is all that has room.
+        if now.saturating_sub(self.shared.filled_ns.load(Relaxed)) < OWN_HIT_NS {
+            return;
+        }
         let walls = self.gauges.walls.as_ref();
         let was_hit = || walls.is_some_and(Walls::were_hit);
         if let Some(decision) = self.controller.return_cushion(now, was_hit) {

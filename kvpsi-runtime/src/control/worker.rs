@@ -86,7 +86,10 @@ impl Worker {
         let system = self.system.as_mut().map(|s| s.level(Depth::Near));
         let free = system.map_or(Bytes(u64::MAX), |s| s.free.saturating_sub(s.tight));
         if free.min(obtainable()).0 >= 2 * CUSHION.0 {
+            // Before and after: it may take longer than a hit is ours.
+            self.shared.filled_ns.store(monotonic_ns(), Relaxed);
             pool.fill_cushion();
+            self.shared.filled_ns.store(monotonic_ns(), Relaxed);
         }
     }
 
