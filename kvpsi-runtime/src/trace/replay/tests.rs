@@ -50,7 +50,7 @@ fn play(r: &Recording, profile: Profile) -> Outcome {
     simulate(r, &setup, &mut |_, _| ()).unwrap()
 }
 
-/// At the limit, where a 128th of it is to stay free, and calm after.
+/// At the limit, where a 64th of it is to stay free, and calm after.
 fn burst() -> Recording {
     recording(vec![
         levels(MS, 150),
@@ -67,7 +67,7 @@ fn what_is_missing_is_given_back_by_the_steps_of_the_profile() {
         let by = |step: Step| out.by_step[step as usize - 1].0;
         let total: u64 = out.by_step.iter().map(|b| b.0).sum();
         assert!(
-            total >= 200 << 13 || profile == Profile::Lossless,
+            total >= 200 << 14 || profile == Profile::Lossless,
             "{profile:?}: {out:?}"
         );
         match profile {
