@@ -5,7 +5,7 @@
 //! logits are made.
 
 use super::{
-    EngineError, Finish, GenStats, SamplingConfig,
+    Constraint, EngineError, Finish, GenStats, SamplingConfig,
     sampling::{Sampler, TokenLogprobs},
     stops::Stops,
 };
@@ -20,6 +20,8 @@ use std::{
 pub(super) struct Answer {
     tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
+    /// What it must be.
+    constraint: Option<Constraint>,
     stream: TextStream,
     stops: Stops,
     stopped: bool,
@@ -56,6 +58,7 @@ impl Answer {
         Self {
             tokenizer: tokenizer.clone(),
             sampler: Sampler::new(sampling),
+            constraint: None,
             stream: tokenizer.stream(),
             stops: Stops::new(&sampling.stops),
             stopped: false,
@@ -71,6 +74,11 @@ impl Answer {
                 finish: Finish::Stopped,
             },
         }
+    }
+
+    /// The same, following a grammar from its first token on.
+    pub fn following(self, constraint: Option<Constraint>) -> Self {
+        Self { constraint, ..self }
     }
 
     /// Why there is no next token to be chosen, if there is none: `tokens` are
@@ -94,14 +102,16 @@ impl Answer {
         tokens: &mut Vec<u32>,
     ) -> Result<Taken, EngineError> {
         let since = Instant::now();
-        let (token, logprobs) = self.sampler.sample(logits, tokens, self.before)?;
+        let (token, logprobs) = self.sample(logits, tokens)?;
         self.stats.sampling += since.elapsed();
         let first = *self.first.get_or_insert_with(|| {
             self.stats.ttft = self.started.elapsed();
             Instant::now()
         });
         self.stats.decode = first.elapsed();
-        if self.tokenizer.ends(token) && !self.sampler.settings().ignore_eos {
+        // The end of a grammar is an end.
+        let go_on = self.sampler.settings().ignore_eos && self.constraint.is_none();
+        if self.tokenizer.ends(token) && !go_on {
             return Ok(Taken {
                 token: None,
                 text: String::new(),
@@ -116,6 +126,8 @@ impl Answer {
         let most = self.sampler.settings().max_tokens;
         let finish = if hit {
             Some(Finish::StopText)
+        } else if self.follow(token)? {
+            Some(Finish::Eos)
         } else {
             (self.stats.tokens >= most).then_some(Finish::MaxTokens)
         };
@@ -125,6 +137,31 @@ impl Answer {
             logprobs,
             finish,
         })
+    }
+
+    /// A token that is allowed to come next.
+    fn sample(
+        &mut self,
+        logits: &mut [f32],
+        tokens: &[u32],
+    ) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
+        let Some(constraint) = &mut self.constraint else {
+            return Ok(self.sampler.sample(logits, tokens, self.before)?);
+        };
+        constraint.apply(logits)?;
+        let (token, logprobs) = self.sampler.sample(logits, tokens, self.before)?;
+        Ok((
+            constraint.allowed(token)?,
+            logprobs.map(TokenLogprobs::possible),
+        ))
+    }
+
+    /// Whether the grammar ends with this token.
+    fn follow(&mut self, token: u32) -> Result<bool, EngineError> {
+        match &mut self.constraint {
+            Some(constraint) => Ok(constraint.took(token)?),
+            None => Ok(false),
+        }
     }
 
     /// The text that was held back, once the answer is over.

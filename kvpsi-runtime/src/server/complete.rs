@@ -8,10 +8,13 @@ use super::{
     error::ApiError,
     live::Live,
     metrics::Metrics,
+    parts::Parts,
     permits::AdmissionPermits,
+    prompt::prepare,
     sender::EventSender,
     shape::{Shape, Whole},
     sse::Events,
+    wire::Answering,
 };
 use crate::engine::batch::{Ask, Failure, StreamEvent};
 use axum::{
@@ -42,67 +45,45 @@ pub(super) struct Completer {
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 impl Completer {
-    /// Answers a request, whole or in pieces.
+    /// Answers a request in OpenAI's shapes, whole or in pieces.
     pub async fn answer(self, request: Request) -> Result<Response, ApiError> {
-        if let Some(asked) = request.model.as_deref().filter(|m| *m != self.name) {
-            return Err(ApiError::no_model(asked, &self.name));
-        }
-        let permit = self.permits.take().map_err(|before| {
-            // A guess: each of those before takes a second or two.
-            let seconds = u32::try_from(before / 4).unwrap_or(30).clamp(1, 30);
-            ApiError::busy(seconds)
-        })?;
         let chat = matches!(request.prompt, Prompt::Chat(_));
-        let (live, prompt) = (self.live.clone(), request.prompt);
-        let tokens = tokio::task::spawn_blocking(move || tokens(&live, prompt));
-        let tokens = tokens
-            .await
-            .map_err(|e| ApiError::internal(format!("the prompt could not be read: {e}")))??;
-        let context = self.live.loaded.context;
-        let most = self.most_prompt.min(context.saturating_sub(1));
-        if tokens.len() > most {
-            return Err(ApiError::too_long(tokens.len(), most));
-        }
+        let tokenizer = self.live.loaded.tokenizer.clone();
+        let Begun {
+            request,
+            id,
+            model,
+            created,
+            prompt_tokens,
+            answering: Answering { mut events, parts },
+            ..
+        } = self.begin(request).await?;
+        let begin = if chat { "chatcmpl" } else { "cmpl" };
         let mut shape = Shape {
-            id: id(chat),
+            id: format!("{begin}-{id:016x}"),
             chat,
-            model: self.name,
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
+            model,
+            created,
             include_usage: request.include_usage,
             logprobs: request.sampling.logprobs,
-            prompt_tokens: tokens.len(),
+            prompt_tokens,
             text_offset: 0,
-            tokenizer: self.live.loaded.tokenizer.clone(),
+            tokenizer,
+            parts,
+            held: Vec::new(),
         };
-        let (sender, mut events) = EventSender::new(self.metrics, permit);
-        let arrived = Instant::now();
-        let sent = self.live.loaded.ask(Ask {
-            id: shape.id.clone(),
-            tokens,
-            sampling: request.sampling,
-            arrived,
-            deadline: arrived + self.timeout,
-            client: Box::new(sender),
-        });
-        let ended = || ApiError::unavailable("ending", Failure::Ending.to_string());
-        if !sent {
-            return Err(ended());
-        }
-        // The status of the response is known with the first word.
-        let first = events.recv().await.ok_or_else(ended)?;
-        if let StreamEvent::Failed(failure) = first {
-            return Err(failure.into());
-        }
         if request.stream {
-            let stream = Events::new(events, shape, first);
+            let stream = Events::new(events, shape);
             let alive = KeepAlive::new().interval(KEEP_ALIVE);
             return Ok(Sse::new(stream).keep_alive(alive).into_response());
         }
         let mut whole = Whole::default();
         let outcome = loop {
-            match events.recv().await.ok_or_else(ended)? {
+            match events
+                .recv()
+                .await
+                .unwrap_or(StreamEvent::Failed(Failure::Ending))
+            {
                 StreamEvent::Started { .. } => {}
                 StreamEvent::Piece {
                     token,
@@ -115,39 +96,77 @@ impl Completer {
         };
         Ok(Json(shape.whole(&whole, &outcome)).into_response())
     }
+
+    /// Hands a request to the model, and waits until it has a place there.
+    pub async fn begin(self, request: Request) -> Result<Begun, ApiError> {
+        if let Some(asked) = request.model.as_deref().filter(|m| *m != self.name) {
+            return Err(ApiError::no_model(asked, &self.name));
+        }
+        let permit = self.permits.take().map_err(|before| {
+            // A guess: each of those before takes a second or two.
+            let seconds = u32::try_from(before / 4).unwrap_or(30).clamp(1, 30);
+            ApiError::busy(seconds)
+        })?;
+        let live = self.live.clone();
+        let prepared = tokio::task::spawn_blocking(move || (prepare(&live, &request), request));
+        let (prepared, mut request) = prepared
+            .await
+            .map_err(|e| ApiError::internal(format!("the prompt could not be read: {e}")))?;
+        let prepared = prepared?;
+        request.prompt = Prompt::Tokens(Vec::new());
+        let prompt_tokens = prepared.tokens.len();
+        let context = self.live.loaded.context;
+        let most = self.most_prompt.min(context.saturating_sub(1));
+        if prompt_tokens > most {
+            return Err(ApiError::too_long(prompt_tokens, most));
+        }
+        let id = RandomState::new().build_hasher().finish();
+        let (sender, mut events) = EventSender::new(self.metrics, permit);
+        let arrived = Instant::now();
+        let sent = self.live.loaded.ask(Ask {
+            id: format!("{id:016x}"),
+            tokens: prepared.tokens,
+            sampling: request.sampling.clone(),
+            constraint: prepared.constraint,
+            arrived,
+            deadline: arrived + self.timeout,
+            client: Box::new(sender),
+        });
+        let ended = || ApiError::unavailable("ending", Failure::Ending.to_string());
+        if !sent {
+            return Err(ended());
+        }
+        // The status of the response is known with the first word.
+        if let StreamEvent::Failed(failure) = events.recv().await.ok_or_else(ended)? {
+            return Err(failure.into());
+        }
+        let one_call = request.tools.one_call;
+        let parts = Parts::new(prepared.parser, prepared.short_ids, one_call);
+        Ok(Begun {
+            request,
+            id,
+            model: self.name,
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
+            prompt_tokens,
+            answering: Answering { events, parts },
+        })
+    }
 }
 
-/// The prompt's tokens.
-fn tokens(live: &Live, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
-    let loaded = &live.loaded;
-    let bad = |e: crate::model::gguf::ModelError| ApiError::param("messages", e.to_string());
-    match prompt {
-        Prompt::Chat(messages) => {
-            let template = loaded.chat.as_ref().ok_or_else(|| {
-                ApiError::bad("this model has no chat template: use /v1/completions, or start with --chat-template")
-            })?;
-            let text = template.render(&messages, true).map_err(bad)?;
-            loaded.tokenizer.encode(&text, false).map_err(bad)
-        }
-        Prompt::Text(text) => {
-            let tokens = loaded.tokenizer.encode(&text, true).map_err(bad)?;
-            if tokens.is_empty() {
-                return Err(ApiError::param("prompt", "`prompt` is empty"));
-            }
-            Ok(tokens)
-        }
-        Prompt::Tokens(tokens) => {
-            let vocab = loaded.vocab;
-            match tokens.iter().find(|t| **t as usize >= vocab) {
-                Some(t) => Err(ApiError::param(
-                    "prompt",
-                    format!("`prompt` has the token {t}; this model has {vocab}"),
-                )),
-                None if tokens.is_empty() => Err(ApiError::param("prompt", "`prompt` is empty")),
-                None => Ok(tokens),
-            }
-        }
-    }
+/// A request that has its place, and the answer that begins.
+pub(super) struct Begun {
+    /// Without its prompt.
+    pub request: Request,
+    /// Random.
+    pub id: u64,
+    /// The name of the model.
+    pub model: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub prompt_tokens: usize,
+    pub answering: Answering,
 }
 
 impl From<Failure> for ApiError {
@@ -158,12 +177,7 @@ impl From<Failure> for ApiError {
             Failure::NoMemory { .. } => Self::unavailable("memory", message),
             Failure::Ending => Self::unavailable("ending", message),
             Failure::Step(_) => Self::internal(message),
+            Failure::Grammar(_) => Self::bad(message),
         }
     }
-}
-
-fn id(chat: bool) -> String {
-    let number = RandomState::new().build_hasher().finish();
-    let begin = if chat { "chatcmpl" } else { "cmpl" };
-    format!("{begin}-{number:016x}")
 }

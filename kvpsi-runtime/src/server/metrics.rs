@@ -136,6 +136,7 @@ impl Metrics {
             Failure::Deadline => "deadline",
             Failure::NoMemory { .. } => "memory",
             Failure::Step(_) => "step",
+            Failure::Grammar(_) => "grammar",
             Failure::Ending => "ending",
         };
         with_local_recorder(&self.recorder, || {

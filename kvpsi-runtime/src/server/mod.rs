@@ -6,6 +6,7 @@
 //! back; handlers never wait for the model on a thread of the runtime. Out of
 //! scope: how memory is given back.
 
+mod anthropic;
 pub mod api;
 mod complete;
 mod error;
@@ -14,8 +15,12 @@ mod live;
 mod metrics;
 mod model;
 pub mod names;
+mod ollama;
 mod page;
+mod parts;
 mod permits;
+mod prompt;
+mod responses;
 mod routes;
 mod sender;
 mod serve;
@@ -24,6 +29,7 @@ mod sse;
 mod state;
 mod trace;
 pub mod view;
+mod wire;
 
 pub use error::ApiError;
 pub use live::Live;

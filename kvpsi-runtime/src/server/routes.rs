@@ -4,12 +4,12 @@
 //! a size and a time. Out of scope: what answers are made of.
 
 use super::{
-    api,
+    anthropic, api,
     complete::Completer,
     error::ApiError,
     guard,
     live::Live,
-    page,
+    ollama, page, responses,
     state::Server,
     view::{Control, History, Status, TrimDone, TrimOrder},
 };
@@ -19,7 +19,7 @@ use axum::{
     extract::{Query, Request, State},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode, Uri,
-        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -33,13 +33,22 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 type App = State<Arc<Server>>;
 
 /// Paths that are counted by name.
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 20] = [
     "/",
     "/health",
     "/metrics",
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/tags",
+    "/api/show",
+    "/api/ps",
+    "/api/version",
+    "/api/embed",
     "/kvpsi/status",
     "/kvpsi/history",
     "/kvpsi/trim",
@@ -53,6 +62,9 @@ pub(super) fn router(server: &Arc<Server>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/responses", post(response))
+        .route("/v1/messages", post(message))
+        .merge(ollama())
         .route("/kvpsi/status", get(status))
         .route("/kvpsi/history", get(history))
         .route("/kvpsi/trim", post(trim))
@@ -70,6 +82,49 @@ pub(super) fn router(server: &Arc<Server>) -> Router {
         })
         .layer(middleware::from_fn_with_state(server.clone(), count))
         .with_state(server.clone())
+}
+
+/// Ollama's paths.
+fn ollama() -> Router<Arc<Server>> {
+    let embed = || async { ollama::error(ApiError::not_yet("this server makes no embeddings")) };
+    Router::new()
+        .route("/api/chat", post(ollama_chat))
+        .route("/api/generate", post(ollama_generate))
+        .route(
+            "/api/tags",
+            get(|State(s): App| async move { Json(ollama::tags(&s)) }),
+        )
+        .route(
+            "/api/ps",
+            get(|State(s): App| async move { Json(ollama::ps(&s)) }),
+        )
+        .route("/api/version", get(|| async { Json(ollama::version()) }))
+        .route("/api/show", post(ollama_show))
+        .route("/api/embed", post(embed))
+}
+
+async fn ollama_show(State(s): App, headers: HeaderMap, body: Body) -> Response {
+    let body = read(&s, &headers, body).await;
+    let shown = body.and_then(|body| ollama::show(&s, &body));
+    shown.map_or_else(ollama::error, |shown| Json(shown).into_response())
+}
+
+async fn ollama_chat(State(s): App, headers: HeaderMap, body: Body) -> Response {
+    let answer = async {
+        let completer = completer(&s)?;
+        let request = ollama::parse_chat(&read(&s, &headers, body).await?)?;
+        ollama::answer(completer, request, true).await
+    };
+    answer.await.unwrap_or_else(ollama::error)
+}
+
+async fn ollama_generate(State(s): App, headers: HeaderMap, body: Body) -> Response {
+    let answer = async {
+        let completer = completer(&s)?;
+        let request = ollama::parse_generate(&read(&s, &headers, body).await?)?;
+        ollama::answer(completer, request, false).await
+    };
+    answer.await.unwrap_or_else(ollama::error)
 }
 
 /// Counts responses, and those that turn a request away.
@@ -95,10 +150,27 @@ async fn count(State(server): App, request: Request, next: Next) -> Response {
     response
 }
 
-async fn admit(State(server): App, request: Request, next: Next) -> Response {
+async fn admit(State(server): App, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let error = match path {
+        "/v1/messages" => anthropic::error,
+        _ if path.starts_with("/api/") => ollama::error,
+        _ => ApiError::into_response,
+    };
+    key_of_anthropic(request.headers_mut());
     match guard::admit(request.headers(), server.config.api_key.as_deref()) {
         Ok(()) => next.run(request).await,
-        Err(e) => e.into_response(),
+        Err(e) => error(e),
+    }
+}
+
+/// Anthropic's clients send their key by a header of its own.
+fn key_of_anthropic(headers: &mut HeaderMap) {
+    if let Some(key) = headers.remove("x-api-key")
+        && !headers.contains_key(AUTHORIZATION)
+        && let Ok(bearer) = HeaderValue::from_bytes(&[b"Bearer ", key.as_bytes()].concat())
+    {
+        headers.insert(AUTHORIZATION, bearer);
     }
 }
 
@@ -135,23 +207,40 @@ async fn completion(State(s): App, headers: HeaderMap, body: Body) -> Result<Res
     complete(s, headers, body, api::parse_completion).await
 }
 
+async fn response(State(s): App, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    let completer = completer(&s)?;
+    responses::answer(completer, &read(&s, &headers, body).await?).await
+}
+
+async fn message(State(s): App, headers: HeaderMap, body: Body) -> Response {
+    let answer = async {
+        let completer = completer(&s)?;
+        let request = anthropic::parse(&read(&s, &headers, body).await?)?;
+        anthropic::answer(completer, request).await
+    };
+    answer.await.unwrap_or_else(anthropic::error)
+}
+
 async fn complete(
     server: Arc<Server>,
     headers: HeaderMap,
     body: Body,
     parse: fn(&[u8]) -> Result<api::Request, ApiError>,
 ) -> Result<Response, ApiError> {
-    let live = ready(&server)?;
+    let completer = completer(&server)?;
     let request = parse(&read(&server, &headers, body).await?)?;
-    let completer = Completer {
-        live,
+    completer.answer(request).await
+}
+
+fn completer(server: &Server) -> Result<Completer, ApiError> {
+    Ok(Completer {
+        live: ready(server)?,
         metrics: server.metrics.clone(),
         permits: server.permits.clone(),
         name: server.config.name.clone(),
         timeout: server.config.request_timeout,
         most_prompt: server.config.max_prompt.unwrap_or(usize::MAX),
-    };
-    completer.answer(request).await
+    })
 }
 
 async fn models(State(server): App) -> Result<Response, ApiError> {

@@ -2,7 +2,11 @@
 //!
 //! Pure: events in, JSON out. Out of scope: where events come from.
 
-use super::{error::ApiError, metrics::Ended};
+use super::{
+    error::ApiError,
+    metrics::Ended,
+    parts::{Parts, Told, message},
+};
 use crate::{
     engine::{
         TokenLogprobs,
@@ -42,6 +46,10 @@ pub(super) struct Shape {
     /// Bytes of text so far.
     pub text_offset: usize,
     pub tokenizer: Arc<Tokenizer>,
+    /// Of a chat: what its answer is made of.
+    pub parts: Parts,
+    /// Logprobs of text that is held back.
+    pub held: Vec<(u32, Option<TokenLogprobs>, usize)>,
 }
 
 impl Shape {
@@ -84,6 +92,13 @@ impl Shape {
                 text,
                 logprobs,
             } => {
+                if self.chat && self.parts.parses() {
+                    if let Some(token) = token.filter(|_| self.logprobs.is_some()) {
+                        self.held.push((token, logprobs, 0));
+                    }
+                    let told = self.parts.push(&text);
+                    return (self.deltas(told), None);
+                }
                 if text.is_empty() && (token.is_none() || self.logprobs.is_none()) {
                     return (Vec::new(), None);
                 }
@@ -103,17 +118,20 @@ impl Shape {
                 (vec![self.chunk(&choice)], None)
             }
             StreamEvent::Done(outcome) => {
-                let reason = Ended::from(outcome.stats.finish).name();
+                let told = self.parts.finish();
+                let mut chunks = self.deltas(told);
+                let reason = self.parts.reason(Ended::from(outcome.stats.finish).name());
                 let choice = if self.chat {
+                    let logprobs = self.held_logprobs();
                     json!([{
-                        "index": 0, "delta": {}, "logprobs": null, "finish_reason": reason,
+                        "index": 0, "delta": {}, "logprobs": logprobs, "finish_reason": reason,
                     }])
                 } else {
                     json!([{
                         "index": 0, "text": "", "logprobs": null, "finish_reason": reason,
                     }])
                 };
-                let mut chunks = vec![self.chunk(&choice)];
+                chunks.push(self.chunk(&choice));
                 if self.include_usage {
                     let mut last = self.chunk(&json!([]));
                     last["usage"] = self.usage(&outcome);
@@ -125,11 +143,34 @@ impl Shape {
         }
     }
 
+    /// Chunks of a chat's parts; the first has the logprobs of all.
+    fn deltas(&mut self, told: Vec<Told>) -> Vec<Value> {
+        let deltas = self.parts.deltas(told);
+        let mut chunks = Vec::with_capacity(deltas.len());
+        for delta in deltas {
+            let logprobs = self.held_logprobs();
+            chunks.push(self.chunk(&json!([{
+                "index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": null,
+            }])));
+        }
+        chunks
+    }
+
+    fn held_logprobs(&mut self) -> Value {
+        let held = std::mem::take(&mut self.held);
+        match held.is_empty() {
+            true => Value::Null,
+            false => self.logprobs(&held),
+        }
+    }
+
     pub fn whole(&mut self, whole: &Whole, outcome: &Outcome) -> Value {
-        let reason = Ended::from(outcome.stats.finish).name();
         let logprobs = self.logprobs(&whole.tokens);
+        let mut told = self.parts.push(&whole.text);
+        told.extend(self.parts.finish());
+        let reason = self.parts.reason(Ended::from(outcome.stats.finish).name());
         let (object, choice) = if self.chat {
-            let message = json!({"role": "assistant", "content": whole.text, "refusal": null});
+            let message = message(told);
             (
                 "chat.completion",
                 json!([{

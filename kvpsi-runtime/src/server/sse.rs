@@ -23,8 +23,8 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// The event `first`, and all after it.
-    pub fn new(events: UnboundedReceiver<StreamEvent>, shape: Shape, first: StreamEvent) -> Self {
+    /// All of them.
+    pub fn new(events: UnboundedReceiver<StreamEvent>, shape: Shape) -> Self {
         let mut new = Self {
             events,
             shape,
@@ -33,7 +33,6 @@ impl Events {
         };
         let begin = new.shape.begin();
         new.ready.extend(begin.as_ref().map(data));
-        new.take(first);
         new
     }
 

@@ -7,19 +7,20 @@
 //! are an error. Pure: bytes in, a request or an error out. Out of scope: of
 //! tokens.
 
-mod fields;
+pub(super) mod fields;
+pub(super) mod messages;
+pub(super) mod tools;
 
 use super::error::ApiError;
 use crate::{
-    engine::{MAX_LOGPROBS, SamplingConfig},
-    model::chat::{Message, Role},
+    engine::{Grammar, MAX_LOGPROBS, SamplingConfig},
+    model::chat::Conversation,
 };
 use fields::Fields;
 use serde_json::Value;
 use std::hash::{BuildHasher, Hasher, RandomState};
+pub use tools::{ToolChoice, Tools};
 
-/// Most messages of a conversation.
-const MOST_MESSAGES: usize = 4096;
 /// Most stop texts.
 const MOST_STOPS: usize = 16;
 /// Longest stop text, in bytes.
@@ -29,7 +30,7 @@ const LONGEST_STOP: usize = 512;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
     /// A conversation.
-    Chat(Vec<Message>),
+    Chat(Conversation),
     /// A text.
     Text(String),
     /// Tokens.
@@ -43,6 +44,10 @@ pub struct Request {
     pub model: Option<String>,
     /// What is to be gone on with.
     pub prompt: Prompt,
+    /// Functions that may be called.
+    pub tools: Tools,
+    /// What the answer must be, and the field that says so.
+    pub grammar: Option<(String, Grammar)>,
     /// How. `max_tokens` is [`usize::MAX`] where none was given.
     pub sampling: SamplingConfig,
     /// Piece by piece.
@@ -53,10 +58,9 @@ pub struct Request {
 
 /// The fields of OpenAI's and vLLM's APIs that would change the answer and that
 /// kvpsi does not obey, and when they are harmless all the same.
-const REFUSED: [(&str, &str); 24] = [
-    ("tools", "this server calls no tools"),
-    ("functions", "this server calls no functions"),
-    ("function_call", "this server calls no functions"),
+const REFUSED: [(&str, &str); 16] = [
+    ("functions", "use tools"),
+    ("function_call", "use tool_choice"),
     ("logit_bias", "no bias is applied"),
     ("audio", "text only"),
     ("prediction", "no predicted outputs"),
@@ -68,13 +72,6 @@ const REFUSED: [(&str, &str); 24] = [
     ("min_tokens", "use ignore_eos"),
     ("stop_token_ids", "use stop"),
     ("bad_words", "no words are excluded"),
-    ("guided_json", "no guided decoding"),
-    ("guided_regex", "no guided decoding"),
-    ("guided_choice", "no guided decoding"),
-    ("guided_grammar", "no guided decoding"),
-    ("structured_outputs", "no guided decoding"),
-    ("grammar", "no guided decoding"),
-    ("json_schema", "no guided decoding"),
     ("use_beam_search", "no beam search"),
     ("prompt_logprobs", "no logprobs of prompts"),
     ("echo", "the prompt is not repeated"),
@@ -88,7 +85,12 @@ const REFUSED: [(&str, &str); 24] = [
 pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
-    request.prompt = Prompt::Chat(messages(&fields)?);
+    request.tools = tools::tools(&fields)?;
+    request.prompt = Prompt::Chat(Conversation {
+        messages: messages::messages(&fields)?,
+        tools: request.tools.told().to_vec(),
+        ..conversation(&fields)?
+    });
     if fields.flag("logprobs")?.unwrap_or(false) {
         let top = fields.whole("top_logprobs", 0..=MAX_LOGPROBS as u64)?;
         request.sampling.logprobs = Some(small(top.unwrap_or(0)));
@@ -111,6 +113,9 @@ pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
 pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
+    if fields.asks_for("tools") {
+        return Err(ApiError::unsupported("tools", "use /v1/chat/completions"));
+    }
     request.prompt = prompt(&fields)?;
     let logprobs = fields.whole("logprobs", 0..=MAX_LOGPROBS as u64)?;
     request.sampling.logprobs = logprobs.map(small);
@@ -125,8 +130,8 @@ fn small(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// What both have.
-fn common(fields: &Fields) -> Result<Request, ApiError> {
+/// What all have.
+pub(super) fn common(fields: &Fields) -> Result<Request, ApiError> {
     for (name, why) in REFUSED {
         if fields.asks_for(name) {
             return Err(ApiError::unsupported(name, why));
@@ -137,32 +142,10 @@ fn common(fields: &Fields) -> Result<Request, ApiError> {
             return Err(ApiError::unsupported(name, "one answer at a time"));
         }
     }
-    if let Some(choice) = fields.get("tool_choice")
-        && !matches!(choice.as_str(), Some("none" | "auto"))
-    {
-        return Err(ApiError::unsupported(
-            "tool_choice",
-            "this server calls no tools",
-        ));
-    }
     if let Some(modalities) = fields.get("modalities")
         && modalities != &serde_json::json!(["text"])
     {
         return Err(ApiError::unsupported("modalities", "text only"));
-    }
-    if let Some(format) = fields.get("response_format") {
-        match format.get("type").and_then(Value::as_str) {
-            Some("text") => {}
-            Some(_) => {
-                return Err(ApiError::unsupported("response_format", "only `text`"));
-            }
-            None => {
-                return Err(ApiError::param(
-                    "response_format",
-                    "`response_format` must be an object with a `type`",
-                ));
-            }
-        }
     }
     let include_usage = match fields.get("stream_options") {
         None => false,
@@ -193,6 +176,8 @@ fn common(fields: &Fields) -> Result<Request, ApiError> {
     Ok(Request {
         model: fields.text("model")?,
         prompt: Prompt::Tokens(Vec::new()),
+        tools: Tools::default(),
+        grammar: tools::grammar(fields)?,
         sampling: sampling(fields)?,
         stream,
         include_usage,
@@ -231,7 +216,7 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
         repeat_penalty: repeat.unwrap_or(1.0) as f32,
         presence_penalty: penalty("presence_penalty")? as f32,
         frequency_penalty: penalty("frequency_penalty")? as f32,
-        stops: stops(fields)?,
+        stops: stops(fields, "stop")?,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         logprobs: None,
         ..SamplingConfig::default()
@@ -247,89 +232,74 @@ fn seed(fields: &Fields) -> Result<u64, ApiError> {
     }
 }
 
-fn stops(fields: &Fields) -> Result<Vec<String>, ApiError> {
-    let bad = |why: String| ApiError::param("stop", why);
-    let stops = match fields.get("stop") {
+pub(super) fn stops(fields: &Fields, name: &str) -> Result<Vec<String>, ApiError> {
+    let bad = |why: String| ApiError::param(name, why);
+    let shape = || bad(format!("`{name}` must be a string or an array of strings"));
+    let stops = match fields.get(name) {
         None => Vec::new(),
         Some(Value::String(s)) => vec![s.clone()],
         Some(Value::Array(all)) => {
             let texts = all.iter().map(|v| v.as_str().map(str::to_owned));
-            texts
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| bad("`stop` must be a string or an array of strings".into()))?
+            texts.collect::<Option<Vec<_>>>().ok_or_else(shape)?
         }
-        Some(_) => return Err(bad("`stop` must be a string or an array of strings".into())),
+        Some(_) => return Err(shape()),
     };
     if stops.len() > MOST_STOPS {
-        return Err(bad(format!("`stop` has more than {MOST_STOPS} texts")));
+        return Err(bad(format!("`{name}` has more than {MOST_STOPS} texts")));
     }
     if stops.iter().any(|s| s.is_empty() || s.len() > LONGEST_STOP) {
         return Err(bad(format!(
-            "a text of `stop` must have 1 to {LONGEST_STOP} bytes"
+            "a text of `{name}` must have 1 to {LONGEST_STOP} bytes"
         )));
     }
     Ok(stops)
 }
 
-fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
-    let Some(Value::Array(all)) = fields.get("messages") else {
-        return Err(ApiError::param(
-            "messages",
-            "`messages` must be an array of messages",
-        ));
+/// What the template is told besides messages and tools, and where the answer
+/// begins: the fields are vLLM's.
+fn conversation(fields: &Fields) -> Result<Conversation, ApiError> {
+    let mut variables = match fields.get("chat_template_kwargs") {
+        None => serde_json::Map::new(),
+        Some(Value::Object(variables)) => variables.clone(),
+        Some(_) => {
+            return Err(ApiError::param(
+                "chat_template_kwargs",
+                "`chat_template_kwargs` must be an object",
+            ));
+        }
     };
-    if all.is_empty() || all.len() > MOST_MESSAGES {
+    if let Some(effort) = fields.text("reasoning_effort")? {
+        think(&mut variables, &effort).map_err(|why| ApiError::param("reasoning_effort", why))?;
+    }
+    let begin = fields.flag("add_generation_prompt")?;
+    let go_on = fields.flag("continue_final_message")?;
+    if begin == Some(true) && go_on == Some(true) {
         return Err(ApiError::param(
-            "messages",
-            format!("`messages` must have 1 to {MOST_MESSAGES} messages"),
+            "continue_final_message",
+            "`continue_final_message` and `add_generation_prompt` cannot both be true",
         ));
     }
-    let one = |(i, m): (usize, &Value)| {
-        message(m).map_err(|(what, why)| {
-            let param = format!("messages[{i}]{what}");
-            ApiError::param(param.clone(), format!("`{param}` {why}"))
-        })
-    };
-    all.iter().enumerate().map(one).collect()
+    Ok(Conversation {
+        variables,
+        begin,
+        go_on,
+        ..Conversation::default()
+    })
 }
 
-/// A message, or which part of it is wrong and why.
-fn message(m: &Value) -> Result<Message, (&'static str, &'static str)> {
-    let Value::Object(m) = m else {
-        return Err(("", "must be an object with `role` and `content`"));
-    };
-    let role = match m.get("role").and_then(Value::as_str) {
-        // The newer name of the same.
-        Some("system" | "developer") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("tool" | "function") => {
-            return Err((".role", "is not supported: this server calls no tools"));
-        }
-        _ => return Err((".role", "must be system, user or assistant")),
-    };
-    if m.get("tool_calls").is_some_and(|c| !is_nothing(c)) {
-        return Err((
-            ".tool_calls",
-            "is not supported: this server calls no tools",
-        ));
+/// How much is thought: templates ask for `reasoning_effort` or for
+/// `enable_thinking`.
+pub(super) fn think(
+    variables: &mut serde_json::Map<String, Value>,
+    effort: &str,
+) -> Result<(), &'static str> {
+    if !["none", "minimal", "low", "medium", "high", "xhigh"].contains(&effort) {
+        return Err("`reasoning_effort` must be none, minimal, low, medium, high or xhigh");
     }
-    let content = match m.get("content") {
-        Some(Value::String(s)) => s.clone(),
-        Some(Value::Array(parts)) => {
-            let mut all = String::new();
-            for part in parts {
-                match (part.get("type").and_then(Value::as_str), part.get("text")) {
-                    (Some("text"), Some(Value::String(text))) => all.push_str(text),
-                    (Some("text"), _) => return Err((".content", "has a text part without text")),
-                    _ => return Err((".content", "may have text parts only")),
-                }
-            }
-            all
-        }
-        _ => return Err((".content", "must be a string or an array of text parts")),
-    };
-    Ok(Message::new(role, content))
+    let thinks = variables.entry("enable_thinking");
+    thinks.or_insert(Value::Bool(effort != "none"));
+    variables.insert("reasoning_effort".into(), effort.into());
+    Ok(())
 }
 
 fn prompt(fields: &Fields) -> Result<Prompt, ApiError> {
