@@ -3,7 +3,7 @@
 //!
 //! - **Whose.** A stall belongs to the cgroup wall that was hit a moment ago,
 //!   or to the system where free memory is short or the kernel reclaims for
-//!   all. Any other is counted ([`Ignored`]) and costs nothing.
+//!   all. Any other is counted ([`Verdicts`]) and costs nothing.
 //! - **Harm.** What clean page cache covers is no harm, unless pages that were in
 //!   use come back ([`Tuning::refaults`]; seen without an event where kswapd took
 //!   them) or stalls take too much of a second ([`Tuning::stall_time`]). Tokens and
@@ -28,7 +28,8 @@
 //! Out of scope: blocks, rings and clocks.
 
 use super::{
-    bucket::Bucket, gauge::Levels, record::Trigger, system::SystemLevel, wall::CgroupLevel,
+    bucket::Bucket, gauge::Levels, record::Trigger, report::Verdicts, system::SystemLevel,
+    wall::CgroupLevel,
 };
 use crate::{
     kv::{Profile, Steps},
@@ -39,10 +40,12 @@ use std::time::Duration;
 
 mod budget;
 mod burst;
+mod deferral;
 mod growth;
 mod watch;
 
 use burst::{Burst, Wall, weight};
+use deferral::Deferral;
 use growth::Growth;
 use watch::Watch;
 
@@ -98,25 +101,6 @@ impl Default for Tuning {
             grow_every: Duration::from_millis(250),
             early_warning: true,
         }
-    }
-}
-
-/// Stalls that cost nothing, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Ignored {
-    /// None of our walls was hit.
-    pub foreign: u64,
-    /// Page cache covered it.
-    pub harmless: u64,
-    /// There is no wall to look at.
-    pub no_wall: u64,
-}
-
-impl Ignored {
-    /// Of any reason.
-    #[must_use]
-    pub const fn total(&self) -> u64 {
-        self.foreign + self.harmless + self.no_wall
     }
 }
 
@@ -180,7 +164,7 @@ pub struct Controller {
     stalled: [Bucket; 2],
     usage: Growth,
     watch: Watch,
-    retired: Bytes,
+    deferral: Deferral,
     /// When a slice of the cushion was last returned.
     cushion_ns: Option<u64>,
     missing: Bytes,
@@ -188,7 +172,7 @@ pub struct Controller {
     last_grow_ns: Option<u64>,
     next_grow_ns: u64,
     calm: Duration,
-    ignored: Ignored,
+    verdicts: Verdicts,
 }
 
 fn ns(d: Duration) -> u64 {
@@ -213,14 +197,14 @@ impl Controller {
             stalled: Default::default(),
             usage: Growth::default(),
             watch: Watch::default(),
-            retired: Bytes::ZERO,
+            deferral: Deferral::default(),
             cushion_ns: None,
             missing: Bytes::ZERO,
             last_harm_ns: 0,
             last_grow_ns: None,
             next_grow_ns: 0,
             calm: tuning.calm,
-            ignored: Ignored::default(),
+            verdicts: Verdicts::default(),
         }
     }
 
@@ -229,10 +213,10 @@ impl Controller {
         self.profile = profile;
     }
 
-    /// Stalls that cost nothing.
+    /// What became of the stalls.
     #[must_use]
-    pub fn ignored(&self) -> Ignored {
-        self.ignored
+    pub fn verdicts(&self) -> Verdicts {
+        self.verdicts
     }
 
     /// Takes in what the slow steps owe, and since when they gave nothing of
@@ -243,8 +227,8 @@ impl Controller {
 
     /// Takes in how much is on its way to the kernel: whoever closes a guard
     /// returns it.
-    pub fn retired(&mut self, bytes: Bytes) {
-        self.retired = bytes;
+    pub fn retired(&mut self, now_ns: u64, bytes: Bytes) {
+        self.deferral.look(now_ns, bytes);
     }
 
     /// What is missing at the wall of a burst that goes on, before what is
@@ -325,9 +309,9 @@ impl Controller {
         let seen = self.pending.take().and_then(|p| {
             let wall = self.wall_of(&p, now_ns, &levels);
             if wall.is_none() && levels.cgroup.is_none() && levels.system.is_none() {
-                self.ignored.no_wall += p.count;
+                self.verdicts.no_wall += p.count;
             } else if wall.is_none() {
-                self.ignored.foreign += p.count;
+                self.verdicts.foreign += p.count;
             }
             Some((p, wall?))
         });
@@ -370,7 +354,7 @@ impl Controller {
     /// What no event tells of: something is missing at a wall that is watched, or a
     /// working set that kswapd took is read again.
     fn unseen(&self, now_ns: u64, levels: &Levels) -> Option<(Pending, Wall)> {
-        let short = |c: CgroupLevel| c.missing() > self.retired;
+        let short = |c: CgroupLevel| c.missing() > self.deferral.bytes;
         let watched = self.watch.next().is_some() && levels.cgroup.is_some_and(short);
         let restored = |s: SystemLevel| {
             let restored = self.restored[Wall::System as usize].level(now_ns);
@@ -389,7 +373,7 @@ impl Controller {
             onset: true,
             ts_ns: now_ns,
             asked: Bytes::ZERO,
-            count: 1,
+            count: 0,
             stall_ns: 0,
         };
         Some((p, wall))

@@ -238,7 +238,10 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
             .collect();
         eprintln!(
             "kvpsi: nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times, {} events were of other cgroups)",
-            stats.signal, stats.events.seen, stats.wakeups, stats.ignored
+            stats.signal,
+            stats.events.seen,
+            stats.wakeups,
+            stats.verdicts.ignored()
         );
     }
     if stats.trims > 0 {
