@@ -5,7 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use candle_core::quantized::gguf_file::Value;
-use kvpsi::model::{gguf::Gguf, tokenizer::Tokenizer};
+use kvpsi::model::{
+    gguf::Gguf,
+    tokenizer::{Tokenizer, TooLong},
+};
 use kvpsi_tests::{
     tiny::{Shape, Tiny},
     vocabularies,
@@ -251,4 +254,51 @@ fn real_vocabularies_give_the_tokens_that_hugging_face_gives_and_the_text_back()
         assert!(ours.ends(theirs.token_to_id(model.eos).unwrap()));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Texts of many pieces: of words, and of whatever stands between them.
+fn long_texts() -> Vec<String> {
+    let story = include_str!("../data/holmes.txt");
+    let hard = TEXTS.join(" of words\nAnd ");
+    vec![
+        story.into(),
+        story.replace('\n', " "),
+        hard.repeat(40),
+        TEXTS.map(|t| t.repeat(300)).join("\n"),
+    ]
+}
+
+#[test]
+fn long_texts_have_the_same_tokens_piece_by_piece_up_to_a_limit() {
+    let test = "long_texts_have_the_same_tokens_piece_by_piece_up_to_a_limit";
+    let Some(folder) = vocabularies(test) else {
+        return;
+    };
+    let mut all: Vec<(&str, Arc<Tokenizer>)> = MODELS
+        .iter()
+        .map(|m| {
+            let json = folder.join(m.name).join("package/models/tokenizer.json");
+            (m.name, ours(m, &json))
+        })
+        .collect();
+    if let Some(file) = kvpsi_tests::model(test) {
+        let gguf = Gguf::open(&file).unwrap();
+        all.push(("smollm", Arc::new(Tokenizer::from_gguf(&gguf).unwrap())));
+    }
+    for (name, tokenizer) in all {
+        for (i, text) in long_texts().iter().enumerate() {
+            let want = tokenizer.encode(text, true).unwrap();
+            let got = tokenizer.encode_up_to(text, true, want.len()).unwrap();
+            assert_eq!(got.unwrap(), want, "{name}: text {i}");
+            let short = tokenizer.encode_up_to(text, true, want.len() - 1).unwrap();
+            assert!(
+                matches!(short, Err(TooLong::Tokens(n)) if n <= want.len()),
+                "{name}"
+            );
+            assert!(
+                want.len() >= text.len() / tokenizer.longest_token(),
+                "{name}"
+            );
+        }
+    }
 }

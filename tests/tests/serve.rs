@@ -126,7 +126,11 @@ fn what_is_wrong_is_said_with_the_right_status() {
             json!("model_not_found"),
         ),
         (long, 400, json!("context_length_exceeded")),
-        (hello(&json!({"n": 2})), 400, json!("unsupported_parameter")),
+        (
+            hello(&json!({"regex": "a"})),
+            400,
+            json!("unsupported_parameter"),
+        ),
         (hello(&json!({"temperature": "x"})), 400, json!(null)),
         (json!([]), 400, json!(null)),
     ] {

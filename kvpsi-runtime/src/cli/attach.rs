@@ -4,6 +4,7 @@
 //! server could not hand over in time is counted and said. Out of scope: how
 //! entries are shown.
 
+use crate::cli::tell::tell;
 use crate::trace::{KvLevel, Output, filter::Filter, recording::Entry};
 use anyhow::{Context, bail};
 use kvpsi_common::Event;
@@ -33,7 +34,7 @@ pub(super) fn follow(
     output: &mut dyn Output,
 ) -> anyhow::Result<()> {
     let lines = open(url, key)?;
-    eprintln!("kvpsi: source: {url}, coalesced, with its trims; Ctrl-C ends");
+    tell!("source: {url}, coalesced, with its trims; Ctrl-C ends");
     let (tell, told) = mpsc::channel(ROOM);
     // It ends with the connection, or with the process.
     std::thread::spawn(move || {
@@ -47,9 +48,11 @@ pub(super) fn follow(
         .enable_all()
         .build()?
         .block_on(show(told, duration, filter, output))?;
-    eprintln!(
-        "kvpsi: shown {} events and {} trims, lost {}",
-        counts.shown, counts.trims, counts.lost
+    tell!(
+        "shown {} events and {} trims, lost {}",
+        counts.shown,
+        counts.trims,
+        counts.lost
     );
     if counts.gone {
         bail!("{url} is gone");

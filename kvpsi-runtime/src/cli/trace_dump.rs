@@ -5,6 +5,7 @@
 
 use super::arrivals::{self, Arrivals, LATENCY, Next, Readiness, seconds};
 use super::attach;
+use crate::cli::tell::tell;
 use crate::clock::monotonic_ns;
 use crate::pressure::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
@@ -278,9 +279,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (mut input, notes) = Input::open(&args)?;
     privilege::drop_all().context("capabilities cannot be dropped")?;
     for note in notes {
-        eprintln!("kvpsi: {note}");
+        tell!("{note}");
     }
-    eprintln!("kvpsi: source: {}; Ctrl-C ends", input.name());
+    tell!("source: {}; Ctrl-C ends", input.name());
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -347,6 +348,6 @@ async fn follow(args: &Args, input: &mut Input, start_ns: u64) -> anyhow::Result
             Err(e) => return Err(e.into()),
         }
     }
-    eprintln!("kvpsi: {}", input.summary(shown));
+    tell!("{}", input.summary(shown));
     Ok(())
 }

@@ -94,14 +94,19 @@ impl Answer {
         tokens: &mut Vec<u32>,
     ) -> Result<Taken, EngineError> {
         let since = Instant::now();
-        let (token, logprobs) = self.sampler.sample(logits, tokens, self.before)?;
+        let ends = self.tokenizer.end_tokens();
+        let sampled = self.sampler.sample(logits, tokens, self.before, ends);
+        let (token, logprobs) = sampled?;
         self.stats.sampling += since.elapsed();
         let first = *self.first.get_or_insert_with(|| {
             self.stats.ttft = self.started.elapsed();
             Instant::now()
         });
         self.stats.decode = first.elapsed();
-        if self.tokenizer.ends(token) && !self.sampler.settings().ignore_eos {
+        let settings = self.sampler.settings();
+        let stop = settings.stop_tokens.contains(&token);
+        let ends = self.tokenizer.ends(token) && !settings.ignore_eos;
+        if ends || (stop && self.tokenizer.is_control(token)) {
             return Ok(Taken {
                 token: None,
                 text: String::new(),
@@ -116,6 +121,8 @@ impl Answer {
         let most = self.sampler.settings().max_tokens;
         let finish = if hit {
             Some(Finish::StopText)
+        } else if stop {
+            Some(Finish::Eos)
         } else {
             (self.stats.tokens >= most).then_some(Finish::MaxTokens)
         };

@@ -8,12 +8,16 @@
 
 pub mod api;
 mod complete;
+mod connections;
 mod error;
 mod guard;
+mod heap;
+mod inbound;
 mod live;
 mod metrics;
 mod model;
 pub mod names;
+mod observe;
 mod page;
 mod permits;
 mod routes;
@@ -22,11 +26,14 @@ mod serve;
 mod shape;
 mod sse;
 mod state;
+mod texts;
 mod trace;
 pub mod view;
 
 pub use error::ApiError;
+pub use guard::Access;
 pub use live::Live;
 pub use model::{Loaded, ModelThread};
+pub use serve::Listeners;
 pub use state::{Config, Server};
 pub use trace::Watchers;

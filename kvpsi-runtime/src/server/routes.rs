@@ -6,40 +6,52 @@
 use super::{
     api,
     complete::Completer,
+    connections::Connection,
     error::ApiError,
-    guard,
+    inbound::Held,
     live::Live,
+    observe::{Note, REQUEST_ID, observe},
     page,
     state::Server,
+    texts,
     view::{Control, History, Status, TrimDone, TrimOrder},
 };
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Query, Request, State},
+    extract::{Path, Query, Request, State},
     http::{
-        HeaderMap, HeaderValue, Method, StatusCode, Uri,
-        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
+        HeaderValue, Method, StatusCode, Uri,
+        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::json;
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tower::util::option_layer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 type App = State<Arc<Server>>;
 
+/// How long a browser need not ask again.
+const PREFLIGHT: Duration = Duration::from_secs(600);
+
 /// Paths that are counted by name.
-const PATHS: [&str; 11] = [
+pub(super) const PATHS: [&str; 13] = [
     "/",
     "/health",
     "/metrics",
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
+    "/tokenize",
+    "/detokenize",
     "/kvpsi/status",
     "/kvpsi/history",
     "/kvpsi/trim",
@@ -49,57 +61,76 @@ const PATHS: [&str; 11] = [
 
 /// The whole of it.
 pub(super) fn router(server: &Arc<Server>) -> Router {
+    let cors = cors(&server.config.access.origins);
+    let admit = middleware::from_fn_with_state(server.clone(), admit);
+    let administer = middleware::from_fn_with_state(server.clone(), administer);
     let guarded = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/models/{*id}", get(model))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
         .route("/kvpsi/status", get(status))
         .route("/kvpsi/history", get(history))
+        .layer(admit);
+    let administered = Router::new()
         .route("/kvpsi/trim", post(trim))
         .route("/kvpsi/control", post(control))
         .route("/kvpsi/trace", get(trace))
-        .layer(middleware::from_fn_with_state(server.clone(), admit));
+        .layer(administer);
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .merge(page::routes())
         .merge(guarded)
+        .merge(administered)
         .fallback(|uri: Uri| async move { ApiError::no_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::method(method.as_str(), uri.path())
         })
-        .layer(middleware::from_fn_with_state(server.clone(), count))
+        .layer(option_layer(cors))
+        .layer(middleware::from_fn_with_state(server.clone(), observe))
         .with_state(server.clone())
 }
 
-/// Counts responses, and those that turn a request away.
-async fn count(State(server): App, request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let known = PATHS.iter().find(|p| **p == path).copied();
-    let response = next.run(request).await;
-    let status = response.status();
-    server
-        .metrics
-        .responded(known.unwrap_or("other"), status.as_u16());
-    let reason = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "not_allowed",
-        StatusCode::TOO_MANY_REQUESTS => "busy",
-        StatusCode::SERVICE_UNAVAILABLE if known != Some("/health") => "unavailable",
-        s if s.is_client_error() => "invalid",
-        _ => return response,
+/// Answers browsers that ask for pages of other origins, where some may.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    let allowed = if origins.iter().any(|o| o == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|o| o.parse().ok()))
     };
-    server.metrics.refused(reason);
-    if let Some(live) = server.live() {
-        live.note_refused();
-    }
-    response
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        // SDKs send headers of their own.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([REQUEST_ID, RETRY_AFTER])
+        // A page from the network may then ask a server on this machine.
+        .allow_private_network(true)
+        .max_age(PREFLIGHT);
+    (!origins.is_empty()).then_some(layer)
 }
 
 async fn admit(State(server): App, request: Request, next: Next) -> Response {
-    match guard::admit(request.headers(), server.config.api_key.as_deref()) {
+    let access = &server.config.access;
+    match access.admit(request.headers(), connection(&request)) {
         Ok(()) => next.run(request).await,
         Err(e) => e.into_response(),
     }
+}
+
+async fn administer(State(server): App, request: Request, next: Next) -> Response {
+    let access = &server.config.access;
+    match access.administer(request.headers(), connection(&request)) {
+        Ok(()) => next.run(request).await,
+        Err(e) => e.into_response(),
+    }
+}
+
+fn connection(request: &Request) -> Option<&Connection> {
+    request.extensions().get::<Arc<Connection>>().map(|c| &**c)
 }
 
 /// The model, once it is there.
@@ -110,60 +141,78 @@ fn ready(server: &Server) -> Result<Arc<Live>, ApiError> {
 }
 
 /// The body of a request, if it is not too large and does not take too long.
-async fn read(server: &Server, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let most = server.config.max_body;
-    let said = headers
+async fn read(server: &Server, request: Request) -> Result<Held, ApiError> {
+    let (head, body) = request.into_parts();
+    let said = head
+        .headers
         .get(CONTENT_LENGTH)
-        .and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
-    if said.is_some_and(|l| l > most as u64) {
-        return Err(ApiError::too_large(most));
-    }
-    let whole = Limited::new(body, most).collect();
-    match tokio::time::timeout(server.config.body_timeout, whole).await {
-        Err(_) => Err(ApiError::slow()),
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(ApiError::too_large(most)),
-        Ok(Err(e)) => Err(ApiError::bad(format!("the body could not be read: {e}"))),
-    }
+        .and_then(|l| l.to_str().ok()?.parse().ok());
+    let connection = head.extensions.get::<Arc<Connection>>();
+    let time = server.config.body_timeout;
+    let connection = connection.map(|c| &**c);
+    server.inbound.read(body, said, time, connection).await
 }
 
-async fn chat(State(s): App, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    complete(s, headers, body, api::parse_chat).await
+async fn chat(State(s): App, request: Request) -> Result<Response, ApiError> {
+    complete(s, request, api::parse_chat).await
 }
 
-async fn completion(State(s): App, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    complete(s, headers, body, api::parse_completion).await
+async fn completion(State(s): App, request: Request) -> Result<Response, ApiError> {
+    complete(s, request, api::parse_completion).await
 }
 
 async fn complete(
     server: Arc<Server>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
     parse: fn(&[u8]) -> Result<api::Request, ApiError>,
 ) -> Result<Response, ApiError> {
     let live = ready(&server)?;
-    let request = parse(&read(&server, &headers, body).await?)?;
+    let note = request.extensions().get::<Arc<Note>>().cloned();
+    let body = read(&server, request).await?;
     let completer = Completer {
         live,
         metrics: server.metrics.clone(),
         permits: server.permits.clone(),
+        inbound: server.inbound.clone(),
+        note: note.unwrap_or_else(Note::new),
         name: server.config.name.clone(),
         timeout: server.config.request_timeout,
         most_prompt: server.config.max_prompt.unwrap_or(usize::MAX),
     };
-    completer.answer(request).await
+    completer.answer(body, parse).await
+}
+
+fn described(server: &Server, live: &Live) -> serde_json::Value {
+    json!({
+        "id": server.config.name, "object": "model", "created": server.started_unix,
+        "owned_by": "kvpsi", "max_model_len": live.loaded.context,
+    })
 }
 
 async fn models(State(server): App) -> Result<Response, ApiError> {
     let live = ready(&server)?;
-    Ok(Json(json!({
-        "object": "list",
-        "data": [{
-            "id": server.config.name, "object": "model", "created": server.started_unix,
-            "owned_by": "kvpsi", "max_model_len": live.loaded.context,
-        }],
-    }))
-    .into_response())
+    let all = json!({"object": "list", "data": [described(&server, &live)]});
+    Ok(Json(all).into_response())
+}
+
+async fn model(State(server): App, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let live = ready(&server)?;
+    if id != server.config.name {
+        return Err(ApiError::no_model(&id, &server.config.name));
+    }
+    Ok(Json(described(&server, &live)).into_response())
+}
+
+async fn tokenize(State(server): App, request: Request) -> Result<Response, ApiError> {
+    let live = ready(&server)?;
+    let body = read(&server, request).await?;
+    texts::tokenize(&server, live, body).await
+}
+
+async fn detokenize(State(server): App, request: Request) -> Result<Response, ApiError> {
+    let live = ready(&server)?;
+    let body = read(&server, request).await?;
+    texts::detokenize(&server, live, body).await
 }
 
 /// 200 only when a request would be taken.
@@ -180,7 +229,7 @@ async fn health(State(server): App) -> Response {
 
 async fn metrics(State(server): App) -> Response {
     let live = server.live();
-    let status = live.as_ref().map(|l| l.status(server.permits.taken()));
+    let status = live.as_ref().map(|l| server.status(l));
     let of = live.as_ref().zip(status.as_ref()).map(|(live, status)| {
         let loaded = &live.loaded;
         (status, &*loaded.pool, loaded.governor.as_ref())
@@ -188,13 +237,14 @@ async fn metrics(State(server): App) -> Response {
     let preemptions = live
         .as_ref()
         .map_or(0, |l| l.loaded.account.preemptions.load(Relaxed));
+    server.metrics.edge(&server.connections, &server.inbound);
     let text = server.metrics.render(of, preemptions);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(CONTENT_TYPE, kind)], text).into_response()
 }
 
 async fn status(State(server): App) -> Result<Json<Status>, ApiError> {
-    Ok(Json(ready(&server)?.status(server.permits.taken())))
+    Ok(Json(server.status(&*ready(&server)?)))
 }
 
 #[derive(Deserialize)]
@@ -214,33 +264,24 @@ async fn history(
 /// A body of a shape of ours.
 async fn order<T: serde::de::DeserializeOwned>(
     server: &Server,
-    headers: &HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<T, ApiError> {
-    serde_json::from_slice(&read(server, headers, body).await?)
+    serde_json::from_slice(&read(server, request).await?)
         .map_err(|e| ApiError::bad(format!("the body is not what it must be: {e}")))
 }
 
-async fn trim(
-    State(server): App,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Json<TrimDone>, ApiError> {
+async fn trim(State(server): App, request: Request) -> Result<Json<TrimDone>, ApiError> {
     let live = ready(&server)?;
-    let order: TrimOrder = order(&server, &headers, body).await?;
+    let order: TrimOrder = order(&server, request).await?;
     // It waits for a layer of the model.
     tokio::task::spawn_blocking(move || Json(live.trim(order.bytes)))
         .await
         .map_err(|e| ApiError::internal(e.to_string()))
 }
 
-async fn control(
-    State(server): App,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Json<Status>, ApiError> {
+async fn control(State(server): App, request: Request) -> Result<Json<Status>, ApiError> {
     let live = ready(&server)?;
-    let change: Control = order(&server, &headers, body).await?;
+    let change: Control = order(&server, request).await?;
     if !live.control(change) {
         return Err(ApiError::param(
             "trimming",
@@ -248,7 +289,7 @@ async fn control(
         ));
     }
     tracing::info!(?change, "changed by a client");
-    Ok(Json(live.status(server.permits.taken())))
+    Ok(Json(server.status(&live)))
 }
 
 /// What the reactor sees and does, as JSON lines, until the client goes.

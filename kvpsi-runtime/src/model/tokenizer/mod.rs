@@ -7,11 +7,14 @@
 
 mod bpe;
 mod metadata;
+mod pieces;
 mod pre;
 mod spm;
 
 use super::gguf::{Gguf, ModelError};
 use metadata::Metadata;
+use pieces::Spans;
+pub use pieces::TooLong;
 use std::sync::Arc;
 use tokenizers::Tokenizer as Inner;
 
@@ -54,6 +57,9 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// Put before a text that starts, and after it.
     around: (Option<u32>, Option<u32>),
+    /// A space is put before a text.
+    in_front: bool,
+    spans: Spans,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -108,7 +114,13 @@ impl Tokenizer {
             .collect();
         ends.sort_unstable();
         ends.dedup();
+        let in_front = match gguf.string("tokenizer.ggml.model") {
+            Some("llama") => spm::in_front(&from)?,
+            _ => false,
+        };
         Ok(Self {
+            in_front,
+            spans: Spans::of(&inner, &tokens, in_front),
             inner,
             ends,
             bos,
@@ -124,13 +136,17 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer fails on the text.
     pub fn encode(&self, text: &str, start: bool) -> Result<Vec<u32>, ModelError> {
+        let (first, last) = if start { self.around } else { (None, None) };
+        let ids = self.ids_of(text)?;
+        Ok(first.into_iter().chain(ids).chain(last).collect())
+    }
+
+    fn ids_of(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|e| ModelError::Tokenize(e.to_string()))?;
-        let (first, last) = if start { self.around } else { (None, None) };
-        let ids = encoding.get_ids().iter().copied();
-        Ok(first.into_iter().chain(ids).chain(last).collect())
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// Text of `tokens`, with special tokens written out.
@@ -147,6 +163,20 @@ impl Tokenizer {
     #[must_use]
     pub fn ends(&self, token: u32) -> bool {
         self.ends.binary_search(&token).is_ok()
+    }
+
+    /// Tokens that end an answer, in ascending order.
+    #[must_use]
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Whether no text is meant by this token.
+    #[must_use]
+    pub fn is_control(&self, token: u32) -> bool {
+        self.ends(token)
+            || (self.inner.id_to_token(token))
+                .is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
     }
 
     /// Text of the start-of-text and end-of-text tokens, empty without one.
