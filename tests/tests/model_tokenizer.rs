@@ -426,7 +426,7 @@ fn a_long_text_with_a_space_before_it_has_the_same_tokens_piece_by_piece() {
         &format!("{SPACE}a"),
         &format!("{SPACE}ab"),
     ];
-    let tokenizer = tokenizer_of(&Vocab::spm(&pieces).model("llama"));
+    let tokenizer = read(&Vocab::spm(&pieces).model("llama")).unwrap();
     let text = "ab a b ab\nab  a <end_of_turn> ab ba\u{e9} ab ".repeat(2000);
     let want = tokenizer.encode(&text, true).unwrap();
     let got = tokenizer.encode_up_to(&text, true, usize::MAX).unwrap();

@@ -264,7 +264,7 @@ fn long_texts() -> Vec<String> {
         story.into(),
         story.replace('\n', " "),
         hard.repeat(40),
-        TEXTS.map(|t| t.repeat(300)).join("\n"),
+        TEXTS.map(|t| t.repeat(60)).join("\n"),
     ]
 }
 

@@ -78,10 +78,9 @@ fn open(url: &str, key: Option<&str>) -> anyhow::Result<impl BufRead + use<>> {
     let status = answer.status().as_u16();
     if status != 200 {
         let why = answer.body_mut().read_to_string().unwrap_or_default();
-        let hint = if status == 401 {
-            "; give --api-key"
-        } else {
-            ""
+        let hint = match status {
+            401 | 403 => "; give --admin-key",
+            _ => "",
         };
         bail!("{url} refuses ({status}){hint}: {}", why.trim());
     }

@@ -101,6 +101,14 @@ pub struct Args {
         requires = "attach"
     )]
     api_key: Option<String>,
+    /// The running server's admin key, where it has one
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "KVPSI_ADMIN_KEY",
+        hide_env_values = true
+    )]
+    admin_key: Option<String>,
     /// Where the events come from
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     signal: Choice,
@@ -270,7 +278,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let mut output = output(&args, start_ns);
         return attach::follow(
             url,
-            args.api_key.as_deref(),
+            args.admin_key.as_deref().or(args.api_key.as_deref()),
             args.duration,
             &taken,
             &mut *output,
