@@ -80,6 +80,41 @@ fn a_limit_set_after_the_start_is_a_wall() {
     }
 }
 
+/// One conversation runs and nothing else is left to give: rather than be killed
+/// it goes back to its tokens, and goes on when there is room.
+#[test]
+fn the_only_conversation_gives_way_before_the_kernel_kills() {
+    let Some((cgroup, s)) = served("only-one") else {
+        return;
+    };
+    for (room, left) in [(8, 3), (4, 2), (16, 1)] {
+        let prompt = "Tell me a long story about a lighthouse. ".repeat(100);
+        let body = json!({
+            "messages": [{ "role": "user", "content": prompt }],
+            "max_tokens": 600, "temperature": 0, "ignore_eos": true,
+        });
+        std::thread::scope(|scope| {
+            let talking = scope.spawn(|| s.post("/v1/chat/completions", &body));
+            while s.status().sequences.first().is_none_or(|q| q.tokens < 20) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let used = cgroup.memory().usage().unwrap().0;
+            cgroup.set_limit(Bytes(used + room * MIB)).unwrap();
+            let mut hog = Hog::start(Some(&cgroup));
+            let kv = s.status().kv.resident.0;
+            let lived = hog.grow(room * MIB + kv - left * MIB);
+            assert!(lived && cgroup.memory().oom_kills() == 0);
+            drop(hog);
+            cgroup.set_limit(Bytes(1 << 40)).unwrap();
+            let (status, answer) = talking.join().unwrap();
+            assert_eq!(status, 200, "{answer}");
+            assert_eq!(answer["usage"]["completion_tokens"], 600);
+            tell("only_one", answer["usage"]["kvpsi"].clone());
+            assert!(answer["usage"]["kvpsi"]["preemptions"].as_u64() >= Some(1));
+        });
+    }
+}
+
 /// Whoever reads a file from end to end needs none of our memory, however often:
 /// no page of it is in use when it is evicted.
 #[test]

@@ -39,10 +39,12 @@ use std::time::Duration;
 
 mod budget;
 mod burst;
+mod deferral;
 mod growth;
 mod watch;
 
 use burst::{Burst, Wall, weight};
+use deferral::Deferral;
 use growth::Growth;
 use watch::Watch;
 
@@ -180,7 +182,7 @@ pub struct Controller {
     stalled: [Bucket; 2],
     usage: Growth,
     watch: Watch,
-    retired: Bytes,
+    deferral: Deferral,
     /// When a slice of the cushion was last returned.
     cushion_ns: Option<u64>,
     missing: Bytes,
@@ -213,7 +215,7 @@ impl Controller {
             stalled: Default::default(),
             usage: Growth::default(),
             watch: Watch::default(),
-            retired: Bytes::ZERO,
+            deferral: Deferral::default(),
             cushion_ns: None,
             missing: Bytes::ZERO,
             last_harm_ns: 0,
@@ -243,8 +245,8 @@ impl Controller {
 
     /// Takes in how much is on its way to the kernel: whoever closes a guard
     /// returns it.
-    pub fn retired(&mut self, bytes: Bytes) {
-        self.retired = bytes;
+    pub fn retired(&mut self, now_ns: u64, bytes: Bytes) {
+        self.deferral.look(now_ns, bytes);
     }
 
     /// What is missing at the wall of a burst that goes on, before what is
@@ -370,7 +372,7 @@ impl Controller {
     /// What no event tells of: something is missing at a wall that is watched, or a
     /// working set that kswapd took is read again.
     fn unseen(&self, now_ns: u64, levels: &Levels) -> Option<(Pending, Wall)> {
-        let short = |c: CgroupLevel| c.missing() > self.retired;
+        let short = |c: CgroupLevel| c.missing() > self.deferral.bytes;
         let watched = self.watch.next().is_some() && levels.cgroup.is_some_and(short);
         let restored = |s: SystemLevel| {
             let restored = self.restored[Wall::System as usize].level(now_ns);

@@ -241,7 +241,7 @@ impl Reactor {
                 ts_ns: noticed_ns,
                 levels,
             });
-            self.controller.retired(self.pool.retired());
+            self.controller.retired(noticed_ns, self.pool.retired());
             let decision = self.controller.decide(noticed_ns, levels);
             if let Some(missing) = self.controller.still_missing(noticed_ns) {
                 self.order.lower(missing);

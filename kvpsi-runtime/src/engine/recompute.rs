@@ -107,9 +107,17 @@ impl Engine {
     }
 
     /// Computes a preempted session again, up to where it was; its last
-    /// logits are then the step's. False when there is no room yet.
-    pub(super) fn resume(&mut self, session: &mut Session) -> Result<bool, EngineError> {
-        let Some(new) = self.begin_again(session, false)? else {
+    /// logits are then the step's. False when there is no room yet: for all that
+    /// it had, or for its floor if that `will_do`.
+    pub(super) fn resume(
+        &mut self,
+        session: &mut Session,
+        will_do: bool,
+    ) -> Result<bool, EngineError> {
+        let (pool, len) = (&self.pool, session.history.len());
+        let free = pool.budget().saturating_sub(pool.account().in_use);
+        let must = will_do && pool.floor_of(len) <= free;
+        let Some(new) = self.begin_again(session, must)? else {
             return Ok(false);
         };
         let len = session.history.len();

@@ -19,6 +19,8 @@ use std::{
 pub(super) const CHUNK: usize = 256;
 /// Time between two tries to compute a preempted session anew.
 const RESUME_EVERY: Duration = Duration::from_millis(5);
+/// How long memory for all of a session is waited for; then its floor will do.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Rows to retry with when the pool has no room for a whole chunk: one block.
 pub(super) const SMALL_CHUNK: usize = 32;
 
@@ -356,7 +358,11 @@ impl Engine {
         let mut went = self.go_on(session, rows)?;
         while matches!(went, Went::Preempted) {
             session.note_preemption();
-            while !self.resume(session)? {
+            tracing::info!(
+                "memory is short: the KV cache was given back; going on as soon as there is room"
+            );
+            let short = Instant::now();
+            while !self.resume(session, short.elapsed() >= PATIENCE)? {
                 if self.stop.load(Ordering::Relaxed) {
                     return Ok(Went::Preempted);
                 }

@@ -194,6 +194,22 @@ impl KvPool {
         Bytes(self.wanted.load(Relaxed))
     }
 
+    /// What a sequence of so many tokens keeps in any case: all of it where nothing
+    /// may be dropped, else sinks, recent window and floor.
+    #[must_use]
+    pub fn floor_of(&self, tokens: usize) -> Bytes {
+        let (c, shape) = (&self.config, &self.config.shape);
+        let kept = c.sink_tokens.next_multiple_of(shape.block_tokens)
+            + c.recent_tokens.max(c.floor_tokens)
+            + shape.block_tokens;
+        let kept = if self.may_drop.load(Relaxed) {
+            tokens.min(kept)
+        } else {
+            tokens
+        };
+        Bytes(kept.div_ceil(shape.block_tokens) as u64 * shape.block_bytes().0)
+    }
+
     /// Sets the most bytes that may be resident, in whole pages, at most
     /// [`KvPool::capacity`].
     pub fn set_budget(&self, budget: Bytes) {

@@ -312,6 +312,18 @@ impl Steps {
         Self(self.0 | 1 << step as u8)
     }
 
+    /// [`Step::Preempt`] may take the only sequence that is left, too.
+    #[must_use]
+    pub const fn to_the_last(self) -> Self {
+        Self(self.0 | 1)
+    }
+
+    /// How many sequences [`Step::Preempt`] leaves.
+    #[must_use]
+    pub(in crate::kv) const fn spared(self) -> usize {
+        1 - (self.0 & 1) as usize
+    }
+
     /// Without that step.
     #[must_use]
     pub const fn without(self, step: Step) -> Self {

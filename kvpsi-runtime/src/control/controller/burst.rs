@@ -49,6 +49,9 @@ pub(super) struct Need {
     pub missing: Bytes,
     /// The kernel is about to kill: no time for slow steps.
     pub hard: bool,
+    /// Nearly all of the headroom is gone, or will be in a moment: the kernel kills
+    /// next, so the last running sequence may go too.
+    pub last: bool,
     /// Only what is lossless.
     pub lossless: bool,
 }
@@ -158,10 +161,10 @@ impl Controller {
         Some(Decision {
             want,
             missing: if first { want } else { need.all },
-            steps: if need.lossless {
-                Steps::FREE
-            } else {
-                self.profile.steps(urgent)
+            steps: match self.profile.steps(urgent) {
+                _ if need.lossless => Steps::FREE,
+                steps if need.last => steps.to_the_last(),
+                steps => steps,
             },
             trigger,
             harm: !need.lossless,
@@ -176,21 +179,23 @@ impl Controller {
     }
 
     fn need(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Need {
-        let on_the_way = self.retired;
+        let on_the_way = self.deferral.bytes;
         let owed = if b.stuck { Bytes::ZERO } else { self.owed.1 };
         let coming = Bytes(on_the_way.0.saturating_add(owed.0));
         let at = b.wall as usize;
-        let (hard_missing, spared_quick, wall) = match b.wall {
+        let (hard_missing, headroom, wall) = match b.wall {
             Wall::Cgroup => {
                 let Some(c) = levels.cgroup else {
                     return Need::default();
                 };
                 // With the growth of the next moment: the OOM killer comes
-                // within 100 us where page cache ran out.
-                let ahead = self.usage.within(ns(self.tuning.ahead));
+                // within 100 us where page cache ran out. What is taken under
+                // a guard comes later than that.
+                let ahead = ns(self.tuning.ahead) + self.deferral.latency_ns();
+                let ahead = self.usage.within(ahead);
                 let ahead = ahead.min(Bytes(c.limit.0 / 8));
                 let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
-                (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
+                (Bytes(soon), c.headroom(), c.limit)
             }
             Wall::System => {
                 let Some(s) = levels.system else {
@@ -199,6 +204,7 @@ impl Controller {
                 (s.missing(), Bytes::ZERO, s.scale())
             }
         };
+        let spared_quick = Bytes(headroom.0 / 4);
         let spared = self.spared(wall);
         let restored = Bytes(self.restored[at].level(now_ns)).saturating_sub(spared);
         let too_long = self.stalled[at].level(now_ns) > ns(self.tuning.stall_time);
@@ -224,6 +230,7 @@ impl Controller {
                 all,
                 missing: Bytes::ZERO,
                 hard: false,
+                last: false,
                 lossless: true,
             };
         }
@@ -248,6 +255,7 @@ impl Controller {
             all: all.max(if hard { near } else { Bytes::ZERO }),
             missing,
             hard,
+            last: hard && near.0 >= headroom.0 / 2,
             lossless: false,
         }
     }

@@ -273,10 +273,10 @@ fn what_is_on_its_way_is_not_asked_for_again() {
         ..Gave::default()
     };
     c.trimmed(MS, &d, late);
-    c.retired(Bytes::mib(4));
+    c.retired(2 * MS, Bytes::mib(4));
     assert_eq!(c.decide(2 * MS, short(Bytes::mib(4))), None);
     // It came, and is still missing.
-    c.retired(Bytes::ZERO);
+    c.retired(8 * MS, Bytes::ZERO);
     assert!(c.decide(8 * MS, short(Bytes::mib(4))).is_some());
 }
 
@@ -425,6 +425,20 @@ fn a_cgroup_at_its_limit_is_urgent_and_lossless_stays_lossless() {
         let d = c.decide(2, short(Bytes::mib(9))).unwrap();
         assert_eq!(d.steps.has(Step::Window), window);
         assert!(d.steps.has(Step::Preempt));
+    }
+}
+
+#[test]
+fn the_last_sequence_goes_only_where_nearly_all_headroom_is_gone() {
+    let mut c = controller();
+    let headroom = full(Bytes::ZERO).cgroup.unwrap().headroom();
+    for (missing, last) in [(headroom.0 / 2, false), (headroom.0 / 4 * 3, true)] {
+        c.observe(&event(Kind::MemcgReclaim, Phase::Onset, MS));
+        let d = c.decide(MS, short(Bytes(missing))).unwrap();
+        let all = Profile::Latency.steps(true);
+        let steps = if last { all.to_the_last() } else { all };
+        assert_eq!(d.steps, steps, "{missing} missing");
+        c.trimmed(MS, &d, Gave::default());
     }
 }
 

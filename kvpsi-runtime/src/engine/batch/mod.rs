@@ -221,7 +221,7 @@ impl Batch {
         if waited < self.config.patience {
             return Room::NotYet;
         }
-        let floor = self.floor(tokens);
+        let floor = pool.floor_of(tokens);
         let free = free.max(self.obtainable());
         if floor <= free {
             Room::Yes
@@ -230,17 +230,6 @@ impl Batch {
         } else {
             Room::Never(Failure::NoMemory { floor, free })
         }
-    }
-
-    /// What a request of so many tokens keeps in any case.
-    fn floor(&self, tokens: usize) -> Bytes {
-        let pool = &self.engine.pool;
-        let (c, shape) = (pool.config(), pool.shape());
-        let kept = c.sink_tokens.next_multiple_of(shape.block_tokens)
-            + c.recent_tokens.max(c.floor_tokens)
-            + shape.block_tokens;
-        let blocks = tokens.min(kept).div_ceil(shape.block_tokens) as u64;
-        Bytes(blocks * shape.block_bytes().0)
     }
 
     /// What could be had beyond what is in use, if it must.

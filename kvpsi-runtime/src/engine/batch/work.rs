@@ -89,7 +89,8 @@ impl Batch {
         }
         let short = *self.short.get_or_insert_with(Instant::now);
         let tokens = (self.running[i].session.as_ref()).map_or(0, |s| s.tokens().len());
-        short.elapsed() >= self.config.patience && self.floor(tokens) <= self.obtainable()
+        short.elapsed() >= self.config.patience
+            && self.engine.pool.floor_of(tokens) <= self.obtainable()
     }
 
     /// Computes a row of everyone who generates and a chunk of one prompt. True

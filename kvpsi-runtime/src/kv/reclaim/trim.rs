@@ -117,7 +117,9 @@ impl KvPool {
             if p.short() && steps.has(Step::Window) {
                 self.trim_window(&mut p);
             }
-            while p.short() && steps.has(Step::Preempt) && self.preempt_last(&mut p) {}
+            while p.short() && steps.has(Step::Preempt) && self.preempt_last(&mut p, steps.spared())
+            {
+            }
         }
         p.done.contended &= p.short();
         p.done.kv_tokens_after = self.counters.live_tokens.get();
@@ -300,14 +302,14 @@ impl KvPool {
         self.release(block, false)
     }
 
-    /// Takes everything of the sequence that ranks last; false when only one
-    /// is left, which may go on.
-    fn preempt_last(&self, p: &mut Progress) -> bool {
+    /// Takes everything of the sequence that ranks last; false when only those
+    /// that are spared are left, which may go on.
+    fn preempt_last(&self, p: &mut Progress, spared: usize) -> bool {
         let running = || {
             let all = self.tables.iter();
             all.filter(|s| s.is_open() && !s.preempted() && s.live() > 0)
         };
-        if running().count() < 2 {
+        if running().count() <= spared {
             return false;
         }
         let Some(last) = running().min_by_key(|s| s.rank()) else {
