@@ -1,7 +1,7 @@
 //! The `kvpsi` binary.
 
-use kvpsi::cli::{Cli, LogFormat};
-use std::process::ExitCode;
+use kvpsi::cli::{Cli, LogFormat, tell};
+use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -10,7 +10,10 @@ fn main() -> ExitCode {
         Err(refused) => return refused.tell(),
     };
     let format = cli.log_format();
-    log(format);
+    if let Err(why) = log(format) {
+        eprintln!("kvpsi: {why}");
+        return ExitCode::from(2);
+    }
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -25,13 +28,33 @@ fn main() -> ExitCode {
     }
 }
 
-fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("KVPSI_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+/// What is logged unless KVPSI_LOG says otherwise: what is wrong, and requests.
+const FILTER: &str = "warn,kvpsi::request=info";
+
+fn log(format: LogFormat) -> Result<(), String> {
+    let wanted = std::env::var("KVPSI_LOG").unwrap_or_default();
+    let mut filter = match wanted.trim() {
+        "" => FILTER,
+        wanted => wanted,
+    }
+    .to_owned();
+    if filter != "off" {
+        filter = format!("{filter},{}=info", tell::TARGET);
+    }
+    let filter = EnvFilter::builder()
+        .parse(&filter)
+        .map_err(|e| format!("KVPSI_LOG: {e}; for example KVPSI_LOG=kvpsi=debug"))?;
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let to_stderr = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours && std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Human => to_stderr.init(),
-        LogFormat::Json => to_stderr.json().flatten_event(true).init(),
+        LogFormat::Json => {
+            tell::as_json();
+            to_stderr.json().flatten_event(true).init();
+        }
     }
+    Ok(())
 }

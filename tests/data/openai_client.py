@@ -49,7 +49,7 @@ assert done.choices[0].text and done.usage.completion_tokens == 4, done
 for wrong, error in (
     (dict(model="gpt-9", messages=asked), openai.NotFoundError),
     (dict(model="smol", messages=asked, temperature=9), openai.BadRequestError),
-    (dict(model="smol", messages=asked, n=2), openai.BadRequestError),
+    (dict(model="smol", messages=asked, n=1000), openai.BadRequestError),
     (dict(model="smol", messages=[]), openai.BadRequestError),
 ):
     try:

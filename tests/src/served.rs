@@ -99,9 +99,10 @@ impl Served {
         let into = said.clone();
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(err).lines().map_while(Result::ok) {
+                // By itself, or in an entry of a log in JSON.
                 let port = line
-                    .strip_prefix("kvpsi: serving at http://")
-                    .and_then(|l| l.trim_end_matches('/').rsplit_once(':')?.1.parse().ok());
+                    .split_once("serving at http://")
+                    .and_then(|(_, l)| l.split('/').next()?.rsplit_once(':')?.1.parse().ok());
                 if let Some(port) = port {
                     let _ = tell.send(port);
                 }

@@ -223,7 +223,7 @@ fn slow(served: &Served, rng: &mut fastrand::Rng, account: &Account) {
 fn bad(served: &Served, rng: &mut fastrand::Rng, account: &Account) {
     const WRONG: [(&str, &str); 5] = [
         ("temperature", "9"),
-        ("n", "4"),
+        ("n", "1000"),
         ("messages", "[]"),
         ("max_tokens", "\"many\""),
         ("tools", "[{}]"),

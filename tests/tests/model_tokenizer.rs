@@ -415,3 +415,20 @@ fn the_binary_writes_text_with_a_model_of_each_architecture() {
         assert!(!out.stdout.is_empty(), "{arch}: {err}");
     }
 }
+
+#[test]
+fn a_long_text_with_a_space_before_it_has_the_same_tokens_piece_by_piece() {
+    let pieces = [
+        "a",
+        "b",
+        SPACE,
+        "ab",
+        &format!("{SPACE}a"),
+        &format!("{SPACE}ab"),
+    ];
+    let tokenizer = read(&Vocab::spm(&pieces).model("llama")).unwrap();
+    let text = "ab a b ab\nab  a <end_of_turn> ab ba\u{e9} ab ".repeat(2000);
+    let want = tokenizer.encode(&text, true).unwrap();
+    let got = tokenizer.encode_up_to(&text, true, usize::MAX).unwrap();
+    assert!(got.unwrap() == want);
+}

@@ -7,7 +7,7 @@
 use candle_core::quantized::gguf_file::Value;
 use kvpsi::model::{
     gguf::Gguf,
-    tokenizer::{TokenBytes, Tokenizer},
+    tokenizer::{TokenBytes, Tokenizer, TooLong},
 };
 use kvpsi_tests::{
     tiny::{Shape, Tiny},
@@ -276,7 +276,7 @@ fn a_text_that_names_control_tokens_has_none_and_a_harmless_one_keeps_its_tokens
             let written = guarded.as_deref().unwrap_or(text);
             // Between two control tokens of a template, as it has them.
             let turn = format!("{0}user\n{written}{0}", model.eos);
-            let tokens = ours.encode_guarded(&turn, mark).unwrap();
+            let tokens = ours.encode_guarded(&turn, mark, 10_000).unwrap().unwrap();
             assert_eq!(controls(&tokens), 2, "{} {text:?}", model.name);
             let plain = format!("{0}user\n{text}{0}", model.eos);
             let usual = ours.encode(&plain, false).unwrap();
@@ -312,6 +312,53 @@ fn the_bytes_of_a_texts_tokens_are_the_text() {
                 .collect();
             let back = ours.decode(&tokens).unwrap();
             assert_eq!(String::from_utf8_lossy(&all), back, "{}", model.name);
+        }
+    }
+}
+
+/// Texts of many pieces: of words, and of whatever stands between them.
+fn long_texts() -> Vec<String> {
+    let story = include_str!("../data/holmes.txt");
+    let hard = TEXTS.join(" of words\nAnd ");
+    vec![
+        story.into(),
+        story.replace('\n', " "),
+        hard.repeat(40),
+        TEXTS.map(|t| t.repeat(60)).join("\n"),
+    ]
+}
+
+#[test]
+fn long_texts_have_the_same_tokens_piece_by_piece_up_to_a_limit() {
+    let test = "long_texts_have_the_same_tokens_piece_by_piece_up_to_a_limit";
+    let Some(folder) = vocabularies(test) else {
+        return;
+    };
+    let mut all: Vec<(&str, Arc<Tokenizer>)> = MODELS
+        .iter()
+        .map(|m| {
+            let json = folder.join(m.name).join("package/models/tokenizer.json");
+            (m.name, ours(m, &json))
+        })
+        .collect();
+    if let Some(file) = kvpsi_tests::model(test) {
+        let gguf = Gguf::open(&file).unwrap();
+        all.push(("smollm", Arc::new(Tokenizer::from_gguf(&gguf).unwrap())));
+    }
+    for (name, tokenizer) in all {
+        for (i, text) in long_texts().iter().enumerate() {
+            let want = tokenizer.encode(text, true).unwrap();
+            let got = tokenizer.encode_up_to(text, true, want.len()).unwrap();
+            assert_eq!(got.unwrap(), want, "{name}: text {i}");
+            let short = tokenizer.encode_up_to(text, true, want.len() - 1).unwrap();
+            assert!(
+                matches!(short, Err(TooLong::Tokens(n)) if n <= want.len()),
+                "{name}"
+            );
+            assert!(
+                want.len() >= text.len() / tokenizer.longest_token(),
+                "{name}"
+            );
         }
     }
 }

@@ -60,7 +60,7 @@ fn every_familys_calls_are_forced_told_and_taken_back() {
         let (mut s, _dir) = start(&file, &template(marks));
         let mut body = json!({
             "messages": [{"role": "user", "content": "Look at the sky."}], "tools": tools(),
-            "tool_choice": "required", "temperature": 0, "max_tokens": 200,
+            "tool_choice": "required", "temperature": 0, "max_tokens": 400,
         });
         let (status, whole) = s.post("/v1/chat/completions", &body);
         assert_eq!(status, 200, "{family}: {whole}");

@@ -4,6 +4,7 @@
 //! server could not hand over in time is counted and said. Out of scope: how
 //! entries are shown.
 
+use crate::cli::tell::tell;
 use crate::{
     control::Verdicts,
     trace::{KvLevel, Output, filter::Filter, recording::Entry},
@@ -38,7 +39,7 @@ pub(super) fn follow(
     let lines = open(url, key)?;
     // An older server counts none.
     let before = verdicts(url, key);
-    eprintln!("kvpsi: source: {url}, coalesced, with its trims; Ctrl-C ends");
+    tell!("source: {url}, coalesced, with its trims; Ctrl-C ends");
     let (tell, told) = mpsc::channel(ROOM);
     // It ends with the connection, or with the process.
     std::thread::spawn(move || {
@@ -52,12 +53,14 @@ pub(super) fn follow(
         .enable_all()
         .build()?
         .block_on(show(told, duration, filter, output))?;
-    eprintln!(
-        "kvpsi: shown {} events and {} trims, lost {}",
-        counts.shown, counts.trims, counts.lost
+    tell!(
+        "shown {} events and {} trims, lost {}",
+        counts.shown,
+        counts.trims,
+        counts.lost
     );
     if let (Some(before), Some(now)) = (before, verdicts(url, key)) {
-        eprintln!("kvpsi: stalls meanwhile: {}", now.since(&before));
+        tell!("stalls meanwhile: {}", now.since(&before));
     }
     if counts.gone {
         bail!("{url} is gone");
@@ -98,10 +101,9 @@ fn open(url: &str, key: Option<&str>) -> anyhow::Result<impl BufRead + use<>> {
     let status = answer.status().as_u16();
     if status != 200 {
         let why = answer.body_mut().read_to_string().unwrap_or_default();
-        let hint = if status == 401 {
-            "; give --api-key"
-        } else {
-            ""
+        let hint = match status {
+            401 | 403 => "; give --admin-key",
+            _ => "",
         };
         bail!("{url} refuses ({status}){hint}: {}", why.trim());
     }

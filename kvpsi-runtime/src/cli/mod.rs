@@ -2,6 +2,7 @@
 //!
 //! Out of scope: logic that another front end (the server) would need.
 
+mod admin;
 mod arrivals;
 mod attach;
 pub mod bench;
@@ -15,6 +16,7 @@ pub mod record;
 pub mod replay;
 pub mod run;
 pub mod serve;
+pub mod tell;
 pub mod top;
 pub mod trace_dump;
 

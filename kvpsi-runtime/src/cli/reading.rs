@@ -1,5 +1,6 @@
 //! Reading a model, with a progress bar.
 
+use crate::cli::tell::tell;
 use crate::{
     engine::{Engine, EngineConfig, EngineError},
     model::{
@@ -21,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub fn engine(config: &EngineConfig) -> Result<Engine, EngineError> {
     let started = Instant::now();
     let engine = with_bar(|progress| Engine::load_with(config, progress))?;
-    eprintln!(
-        "kvpsi: read {} of weights in {:.2} s",
+    tell!(
+        "read {} of weights in {:.2} s",
         engine.decoder().weights(),
         started.elapsed().as_secs_f64()
     );

@@ -1,6 +1,7 @@
 //! `kvpsi record`: a machine's memory pressure, kept to be replayed.
 
 use super::arrivals::{Arrivals, Next, readiness, seconds};
+use crate::cli::tell::tell;
 use crate::{
     clock::monotonic_ns,
     control::{GovernorConfig, Scope, gauge::Gauges, open_gauges, wall::Depth},
@@ -62,15 +63,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     })?;
     privilege::drop_all().context("capabilities cannot be dropped")?;
     for note in opened.notes {
-        eprintln!("kvpsi: {note}");
+        tell!("{note}");
     }
     let mut source = opened.source;
     let file = args.output.display().to_string();
     let most = args.max_size << 20;
     let mut recorder = Recorder::create(&args.output, Head::here(source.name()), most)
         .with_context(|| format!("cannot write {file}"))?;
-    eprintln!(
-        "kvpsi: source: {}; recording to {file}; Ctrl-C ends",
+    tell!(
+        "source: {}; recording to {file}; Ctrl-C ends",
         source.name()
     );
     let ended = tokio::runtime::Builder::new_current_thread()
@@ -78,8 +79,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .build()?
         .block_on(follow(args, source.as_mut(), &mut gauges, &mut recorder));
     let totals = source.stats().totals();
-    eprintln!(
-        "kvpsi: {} entries, {} files before this one; events: seen {}, delivered {}, coalesced {}, dropped {}",
+    tell!(
+        "{} entries, {} files before this one; events: seen {}, delivered {}, coalesced {}, dropped {}",
         recorder.entries(),
         recorder.turns(),
         totals.seen,

@@ -1,5 +1,6 @@
 //! `kvpsi replay`: what kvpsi would have done about recorded pressure.
 
+use crate::cli::tell::tell;
 use crate::{
     kv::{Profile, Step, evict::Evict},
     trace::{
@@ -128,7 +129,7 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Recording> {
             let name = file.display();
             let one = Recording::open(file).with_context(|| name.to_string())?;
             if let Some(damage) = &one.damage {
-                eprintln!("kvpsi: {name}: {damage}");
+                tell!("{name}: {damage}");
             }
             match &mut all {
                 Some(all) => all.append(one),

@@ -5,10 +5,12 @@
 //! and the model are opened.
 
 use super::{
+    admin,
     governor::{self, HeldModel},
     reading,
     run::Signal,
 };
+use crate::cli::tell::tell;
 use crate::{
     control::{GovernorConfig, Prepared, Tap, gauge},
     engine::batch::BatchConfig,
@@ -19,7 +21,7 @@ use crate::{
         programs::{self, Rung},
     },
     sandbox::{Confinement, Holds, Report, User},
-    server::{self, ModelThread, Server, Watchers},
+    server::{self, Access, Listeners, ModelThread, Server, Watchers},
     trace::recorder::Background,
     units::Bytes,
 };
@@ -82,9 +84,12 @@ pub struct Args {
     /// A file whose first line is the API key
     #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
     api_key_file: Option<PathBuf>,
-    /// Listen at any address without an API key: anyone who reaches it may use it
+    /// Listen at any address, and answer to any name, without an API key: anyone who reaches it
+    /// may use it
     #[arg(long)]
     insecure: bool,
+    #[command(flatten)]
+    admin: admin::Args,
     /// Requests computed together
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=32))]
     parallel: u16,
@@ -100,7 +105,7 @@ pub struct Args {
     /// Bytes of a request's body
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
     max_body: usize,
-    /// Connections at once; more wait
+    /// Connections at once; beyond them a new one takes the place of an idle one
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_connections: u16,
     /// Seconds for the head of a request, for its body, and for a client to read what is sent
@@ -178,6 +183,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let prepared = listen(&args, &path, &tap)?;
     let socket = bind(SocketAddr::new(args.host, args.port))?;
     let address = socket.local_addr()?;
+    let admin = args.admin.listen()?;
 
     let server = Server::new(config, watchers.clone())?;
     let mut engine = held.config();
@@ -217,7 +223,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the server's threads")?
-        .block_on(serve(server, socket, address, load))
+        .block_on(serve(server, (socket, admin), address, load))
 }
 
 /// What ends with the server: the model's thread first.
@@ -228,11 +234,14 @@ struct Model {
 
 async fn serve(
     server: Arc<Server>,
-    socket: std::net::TcpListener,
+    (socket, admin): (std::net::TcpListener, Option<admin::Socket>),
     address: SocketAddr,
     load: impl FnOnce() -> anyhow::Result<Model> + Send + 'static,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::from_std(socket).context("cannot listen")?;
+    let listeners = Listeners {
+        tcp: TcpListener::from_std(socket).context("cannot listen")?,
+        admin: admin.as_ref().map(admin::Socket::listener).transpose()?,
+    };
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let (failed, failure) = oneshot::channel();
@@ -242,7 +251,7 @@ async fn serve(
         .name("kvpsi-load".into())
         .spawn(move || match load() {
             Ok(m) => {
-                eprintln!("kvpsi: serving at http://{address}/");
+                tell!("serving at http://{address}/");
                 // Without a service manager there is none to notify.
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
                 let _ = model.send(m);
@@ -268,7 +277,7 @@ async fn serve(
             std::process::exit(130);
         });
     };
-    server.serve(listener, stop, move || drop(loaded)).await;
+    server.serve(listeners, stop, move || drop(loaded)).await;
     broken.map_or(Ok(()), Err)
 }
 
@@ -304,12 +313,12 @@ fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Pr
         Ok((listening, report)) => {
             tell(&report);
             for note in &listening.notes {
-                eprintln!("kvpsi: signal {}: {note}", listening.prepared.signal());
+                tell!("signal {}: {note}", listening.prepared.signal());
             }
             Ok(Some(listening.prepared))
         }
         Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
-            eprintln!("kvpsi: nothing will be trimmed: {e}");
+            tell!("nothing will be trimmed: {e}");
             let report = confinement.confine().context("cannot drop privileges")?;
             tell(&report);
             Ok(None)
@@ -322,7 +331,7 @@ fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Pr
 fn tell(report: &Report) {
     for (name, part) in report.parts() {
         if matches!(part.holds, Holds::No) {
-            eprintln!("kvpsi: {name}: {part}");
+            tell!("{name}: {part}");
         } else {
             tracing::info!("{name}: {part}");
         }
@@ -356,6 +365,7 @@ impl Args {
             user: self.user.clone(),
             read: files::parts(model).unwrap_or_else(|_| vec![model.to_path_buf()]),
             write: self.record.iter().map(|f| folder(f)).collect(),
+            sockets: self.admin.socket_path().map(folder).into_iter().collect(),
             port: Some(self.port),
             landlock: self.landlock,
             seccomp: self.seccomp,
@@ -380,9 +390,19 @@ impl Args {
             stem.to_string_lossy().into_owned()
         };
         let client = Duration::from_secs(u64::from(self.client_timeout));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(server::Config {
             name: self.alias.clone().unwrap_or_else(file_name),
-            api_key,
+            access: Access {
+                api_key,
+                admin_key: self.admin.key()?,
+                admin_socket: self.admin.has_socket(),
+                loopback: self.host.is_loopback(),
+                hosts: self.admin.allowed_host.clone(),
+                any_host: self.insecure,
+                origins: self.admin.cors_origin.clone(),
+            },
+            tokenizers: (threads / 2).max(1),
             max_body: self.max_body,
             max_prompt: self.max_prompt,
             max_connections: usize::from(self.max_connections.max(1)),
@@ -395,18 +415,31 @@ impl Args {
     }
 
     fn key(&self) -> anyhow::Result<Option<String>> {
-        let key = match (&self.api_key, &self.api_key_file) {
-            (Some(key), _) => key.clone(),
-            (None, Some(path)) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("--api-key-file {}", path.display()))?;
-                text.lines().next().unwrap_or_default().trim().to_owned()
-            }
-            (None, None) => return Ok(None),
-        };
-        if key.is_empty() || key.contains(|c: char| !c.is_ascii_graphic()) {
-            bail!("the API key must be printable ASCII without spaces, and not empty");
-        }
-        Ok(Some(key))
+        secret(
+            "API key",
+            self.api_key.as_deref(),
+            ("--api-key-file", self.api_key_file.as_deref()),
+        )
     }
+}
+
+/// A key by itself, or the first line of a file.
+pub(super) fn secret(
+    what: &str,
+    given: Option<&str>,
+    (flag, file): (&str, Option<&Path>),
+) -> anyhow::Result<Option<String>> {
+    let key = match (given, file) {
+        (Some(key), _) => key.to_owned(),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("{flag} {}", path.display()))?;
+            text.lines().next().unwrap_or_default().trim().to_owned()
+        }
+        (None, None) => return Ok(None),
+    };
+    if key.is_empty() || key.contains(|c: char| !c.is_ascii_graphic()) {
+        bail!("the {what} must be printable ASCII without spaces, and not empty");
+    }
+    Ok(Some(key))
 }

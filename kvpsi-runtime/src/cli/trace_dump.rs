@@ -5,6 +5,7 @@
 
 use super::arrivals::{self, Arrivals, LATENCY, Next, Readiness, seconds};
 use super::attach;
+use crate::cli::tell::tell;
 use crate::clock::monotonic_ns;
 use crate::pressure::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
@@ -100,6 +101,14 @@ pub struct Args {
         requires = "attach"
     )]
     api_key: Option<String>,
+    /// The running server's admin key, where it has one
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "KVPSI_ADMIN_KEY",
+        hide_env_values = true
+    )]
+    admin_key: Option<String>,
     /// Where the events come from
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     signal: Choice,
@@ -269,7 +278,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let mut output = output(&args, start_ns);
         return attach::follow(
             url,
-            args.api_key.as_deref(),
+            args.admin_key.as_deref().or(args.api_key.as_deref()),
             args.duration,
             &taken,
             &mut *output,
@@ -278,9 +287,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (mut input, notes) = Input::open(&args)?;
     privilege::drop_all().context("capabilities cannot be dropped")?;
     for note in notes {
-        eprintln!("kvpsi: {note}");
+        tell!("{note}");
     }
-    eprintln!("kvpsi: source: {}; Ctrl-C ends", input.name());
+    tell!("source: {}; Ctrl-C ends", input.name());
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -347,6 +356,6 @@ async fn follow(args: &Args, input: &mut Input, start_ns: u64) -> anyhow::Result
             Err(e) => return Err(e.into()),
         }
     }
-    eprintln!("kvpsi: {}", input.summary(shown));
+    tell!("{}", input.summary(shown));
     Ok(())
 }

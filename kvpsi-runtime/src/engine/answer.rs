@@ -109,9 +109,12 @@ impl Answer {
             Instant::now()
         });
         self.stats.decode = first.elapsed();
+        let settings = self.sampler.settings();
+        let stop = settings.stop_tokens.contains(&token);
         // The end of a grammar is an end.
-        let go_on = self.sampler.settings().ignore_eos && self.constraint.is_none();
-        if self.tokenizer.ends(token) && !go_on {
+        let go_on = settings.ignore_eos && self.constraint.is_none();
+        let ends = self.tokenizer.ends(token) && !go_on;
+        if ends || (stop && self.tokenizer.is_control(token)) {
             return Ok(Taken {
                 token: None,
                 text: String::new(),
@@ -126,7 +129,7 @@ impl Answer {
         let most = self.sampler.settings().max_tokens;
         let finish = if hit {
             Some(Finish::StopText)
-        } else if self.follow(token)? {
+        } else if self.follow(token)? || stop {
             Some(Finish::Eos)
         } else {
             (self.stats.tokens >= most).then_some(Finish::MaxTokens)
@@ -145,11 +148,12 @@ impl Answer {
         logits: &mut [f32],
         tokens: &[u32],
     ) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
+        let (before, ends) = (self.before, self.tokenizer.end_tokens());
         let Some(constraint) = &mut self.constraint else {
-            return Ok(self.sampler.sample(logits, tokens, self.before)?);
+            return Ok(self.sampler.sample(logits, tokens, before, ends)?);
         };
         constraint.apply(logits)?;
-        let (token, logprobs) = self.sampler.sample(logits, tokens, self.before)?;
+        let (token, logprobs) = self.sampler.sample(logits, tokens, before, ends)?;
         Ok((
             constraint.allowed(token)?,
             logprobs.map(TokenLogprobs::possible),

@@ -265,6 +265,20 @@ impl std::fmt::Debug for Constraint {
 }
 
 impl Constraint {
+    /// The same grammar for another answer; before the first token.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        let state = match &self.state {
+            State::Here(matcher, mask) => State::Here(Box::new(matcher.deep_clone()), mask.clone()),
+            State::Away(_) => State::Failed(GrammarError("the answer has begun".into())),
+            State::Failed(e) => State::Failed(e.clone()),
+        };
+        Self {
+            state,
+            worker: self.worker.clone(),
+        }
+    }
+
     /// Takes the logits of all tokens that may not come next away. Waits for
     /// the set, if it is not there yet.
     ///

@@ -6,6 +6,8 @@
 //! tokens and not the vocabulary. Deterministic: the same settings, seed and
 //! logits give the same tokens.
 
+mod narrow;
+
 use super::EngineError;
 use crate::curves::exp;
 use candle_core::{Device, Tensor};
@@ -22,6 +24,11 @@ pub struct SamplingConfig {
     pub top_p: Option<f64>,
     /// Take from this many likeliest tokens.
     pub top_k: Option<usize>,
+    /// Take from tokens that have at least this share of the likeliest's probability.
+    pub min_p: Option<f64>,
+    /// Take from the tokens nearest to the expected information that together
+    /// have this probability.
+    pub typical_p: Option<f64>,
     /// Seed of the random numbers.
     pub seed: u64,
     /// What the logits of recent tokens are divided by (1 changes nothing).
@@ -33,6 +40,13 @@ pub struct SamplingConfig {
     pub presence_penalty: f32,
     /// The same, times how often the answer has it (`frequency_penalty`).
     pub frequency_penalty: f32,
+    /// What is added to the logit of a token, before all else.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens before which the answer does not end by itself.
+    pub min_tokens: usize,
+    /// Tokens that end the answer, beside the model's own; control tokens are not
+    /// part of it.
+    pub stop_tokens: Vec<u32>,
     /// Texts that end the answer, and are not part of it.
     pub stops: Vec<String>,
     /// Go on where the model would end its answer.
@@ -69,11 +83,16 @@ impl Default for SamplingConfig {
             temperature: 0.7,
             top_p: Some(0.9),
             top_k: Some(40),
+            min_p: None,
+            typical_p: None,
             seed: 0,
             repeat_penalty: 1.1,
             repeat_last: 64,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            min_tokens: 0,
+            stop_tokens: Vec::new(),
             stops: Vec::new(),
             ignore_eos: false,
             logprobs: None,
@@ -94,6 +113,18 @@ impl SamplingConfig {
         }
         if self.top_k == Some(0) {
             return bad("top-k must be at least 1");
+        }
+        for (name, p) in [("min-p", self.min_p), ("typical-p", self.typical_p)] {
+            if p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+                return bad(&format!("{name} must be above 0 and at most 1"));
+            }
+        }
+        if self
+            .logit_bias
+            .iter()
+            .any(|(_, b)| b.is_nan() || *b > 100.0)
+        {
+            return bad("a logit bias must be at most 100");
         }
         if !(self.repeat_penalty > 0.0 && self.repeat_penalty <= 100.0) {
             return bad("repeat-penalty must be above 0 and at most 100");
@@ -146,12 +177,14 @@ impl Sampler {
     }
 
     /// `logits`: of every token, and changed by the penalties; `so_far`: every
-    /// token of the sequence, those of the answer from `answer` on.
+    /// token of the sequence, those of the answer from `answer` on; `ends`: the
+    /// tokens that end an answer, in order.
     pub(super) fn sample(
         &mut self,
         logits: &mut [f32],
         so_far: &[u32],
         answer: usize,
+        ends: &[u32],
     ) -> candle_core::Result<(u32, Option<TokenLogprobs>)> {
         // Before anything is changed; which one is chosen is not known yet.
         let before = self.settings.logprobs.map(|n| {
@@ -161,6 +194,7 @@ impl Sampler {
             let log_mass = max + mass_of(logits, max, 1.0).ln();
             (logits.to_vec(), log_mass, n, top)
         });
+        self.steer(logits, so_far.len().saturating_sub(answer), ends);
         let token = self.choose(logits, so_far, answer)?;
         let logprobs = before.map(|(raw, log_mass, n, top)| TokenLogprobs {
             logprob: raw[token as usize] - log_mass,
@@ -196,6 +230,23 @@ impl Sampler {
             .map_err(|_| no_token())
     }
 
+    /// Adds the biases; excludes ends from an answer of `tokens` that is too short.
+    fn steer(&self, logits: &mut [f32], tokens: usize, ends: &[u32]) {
+        let c = &self.settings;
+        for (token, bias) in &c.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
+        if tokens < c.min_tokens {
+            for token in ends.iter().chain(&c.stop_tokens) {
+                if let Some(logit) = logits.get_mut(*token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
     fn choose(
         &mut self,
         logits: &mut [f32],
@@ -222,6 +273,13 @@ impl Sampler {
                 likeliest(logits, 1, found);
                 return found.first().map(|&(_, token)| token).ok_or_else(no_token);
             }
+            k if c.min_p.is_some() || c.typical_p.is_some() => {
+                narrowed(logits, c, k, found);
+                let Some(&(max, _)) = found.first() else {
+                    return Err(no_token());
+                };
+                mass(found.iter().map(|&(l, _)| l), max, c.temperature)
+            }
             Some(k) => {
                 likeliest(logits, k, found);
                 let Some(&(max, _)) = found.first() else {
@@ -239,6 +297,9 @@ impl Sampler {
         };
         if let Some(p) = top_p {
             keep_nucleus(found, p, mass, c.temperature);
+        }
+        if let Some(p) = c.typical_p {
+            narrow::keep_typical(found, p, c.temperature);
         }
         let kept: Vec<f32> = found.iter().map(|&(l, _)| l).collect();
         let kept = Tensor::from_vec(kept, found.len(), &Device::Cpu)?;
@@ -337,6 +398,19 @@ fn mass_of(logits: &[f32], max: f32, temperature: f64) -> f32 {
 #[expect(clippy::cast_possible_truncation, reason = "at most 100")]
 fn power(logit: f32, max: f32, temperature: f64) -> f32 {
     exp((logit - max) / temperature as f32)
+}
+
+/// Tokens that min-p allows, sorted; the `k` likeliest of them where there is one.
+fn narrowed(logits: &[f32], c: &SamplingConfig, k: Option<usize>, found: &mut Vec<(f32, u32)>) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let least = c
+        .min_p
+        .map_or(f32::MIN, |p| narrow::least_logit(max, p, c.temperature));
+    let tokens = (0u32..).zip(logits).map(|(token, &logit)| (logit, token));
+    // Not-a-number is kept, so that it is never passed over in silence.
+    found.extend(tokens.filter(|(logit, _)| !(*logit < least)));
+    found.sort_unstable_by(by_logit);
+    found.truncate(k.unwrap_or(usize::MAX));
 }
 
 /// Every token that can belong to the nucleus, sorted; returns the mass of all

@@ -68,6 +68,8 @@ fn tried(c: &Confinement) -> Result<Part, landlock::RulesetError> {
         ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile
     });
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+    // Whether one is left over is seen by connecting to it.
+    let socket = make_bitflags!(AccessFs::{ReadDir | MakeSock | RemoveFile | ResolveUnix});
     let device = make_bitflags!(AccessFs::{ReadFile | WriteFile});
     let notify = Notify::of_environment();
     let program = env::current_exe();
@@ -83,6 +85,7 @@ fn tried(c: &Confinement) -> Result<Part, landlock::RulesetError> {
             .add_rules(path_beneath_rules(DEVICES, device))?
             .add_rules(path_beneath_rules(&c.read, read))?
             .add_rules(path_beneath_rules(&c.write, write))?
+            .add_rules(path_beneath_rules(&c.sockets, socket))?
             .add_rules(path_beneath_rules(notify.path(), AccessFs::ResolveUnix))?
             .add_rules(c.port.map(|port| {
                 Ok::<_, landlock::RulesetError>(NetPort::new(port, AccessNet::BindTcp))
@@ -130,6 +133,7 @@ fn tried(c: &Confinement) -> Result<Part, landlock::RulesetError> {
         .read
         .iter()
         .chain(&c.write)
+        .chain(&c.sockets)
         .filter(|p| !p.exists())
         .map(|p| p.display().to_string())
         .collect();

@@ -30,6 +30,8 @@ pub struct Confinement {
     pub read: Vec<PathBuf>,
     /// Folders to write in, and files to write.
     pub write: Vec<PathBuf>,
+    /// Folders in which a Unix socket is made.
+    pub sockets: Vec<PathBuf>,
     /// TCP port to listen on; `None`: on none.
     pub port: Option<u16>,
     /// Hold files and network down to the above, by Landlock.

@@ -6,17 +6,21 @@
 use super::{
     api::{Prompt, Request},
     error::ApiError,
+    inbound::{Held, Inbound},
     live::Live,
     metrics::Metrics,
+    observe::Note,
     parts::Parts,
-    permits::AdmissionPermits,
-    prompt::prepare,
-    sender::EventSender,
-    shape::{Shape, Whole},
+    permits::{AdmissionPermit, AdmissionPermits},
+    prompt::{Prepared, prepare},
+    sender::{ChoiceEvent, EventSender},
+    shape::{Choice, Shape},
     sse::Events,
-    wire::Answering,
 };
-use crate::engine::batch::{Ask, Failure, StreamEvent};
+use crate::engine::{
+    Constraint,
+    batch::{Ask, Failure, StreamEvent},
+};
 use axum::{
     Json,
     response::{
@@ -30,11 +34,15 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
 /// What a request needs of the server.
 pub(super) struct Completer {
     pub live: Arc<Live>,
     pub metrics: Arc<Metrics>,
     pub permits: Arc<AdmissionPermits>,
+    pub inbound: Arc<Inbound>,
+    pub note: Arc<Note>,
     pub name: String,
     pub timeout: Duration,
     /// Tokens that a prompt may have.
@@ -46,138 +54,270 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 impl Completer {
     /// Answers a request in OpenAI's shapes, whole or in pieces.
-    pub async fn answer(self, request: Request) -> Result<Response, ApiError> {
-        let chat = matches!(request.prompt, Prompt::Chat(_));
+    pub async fn answer(
+        self,
+        body: Held,
+        parse: fn(&[u8]) -> Result<Request, ApiError>,
+    ) -> Result<Response, ApiError> {
         let tokenizer = self.live.loaded.tokenizer.clone();
-        let Begun {
-            request,
-            id,
-            model,
-            created,
-            prompt_tokens,
-            answering: Answering { mut events, parts },
-            ..
-        } = self.begin(request).await?;
+        let begun = self.begin(body, move |body| Ok((parse(body)?, ()))).await?;
+        let (request, chat) = (begun.request, begun.chat);
         let begin = if chat { "chatcmpl" } else { "cmpl" };
+        let choices = begun.choices.into_iter();
         let mut shape = Shape {
-            id: format!("{begin}-{id:016x}"),
+            id: format!("{begin}-{:016x}", begun.id),
             chat,
-            model,
-            created,
+            model: begun.model,
+            created: begun.created,
             include_usage: request.include_usage,
             logprobs: request.sampling.logprobs,
-            prompt_tokens,
-            text_offset: 0,
             tokenizer,
-            parts,
-            held: Vec::new(),
+            prompt_tokens: begun.prompt_tokens,
+            choices: choices
+                .map(|(echo, parts)| Choice::new(echo, parts))
+                .collect(),
         };
+        let mut events = begun.events;
         if request.stream {
-            let stream = Events::new(events, shape);
+            let stream = Events::new(events, shape, begun.first.ok_or_else(ended)?);
             let alive = KeepAlive::new().interval(KEEP_ALIVE);
             return Ok(Sse::new(stream).keep_alive(alive).into_response());
         }
-        let mut whole = Whole::default();
-        let outcome = loop {
-            match events
-                .recv()
-                .await
-                .unwrap_or(StreamEvent::Failed(Failure::Ending))
-            {
-                StreamEvent::Started { .. } => {}
-                StreamEvent::Piece {
-                    token,
-                    text,
-                    logprobs,
-                } => whole.push(token, &text, logprobs),
-                StreamEvent::Done(outcome) => break outcome,
-                StreamEvent::Failed(failure) => return Err(failure.into()),
+        let mut next = begun.first;
+        while !shape.is_whole() {
+            let (choice, event) = match next.take() {
+                Some(first) => first,
+                None => events.recv().await.ok_or_else(ended)?,
+            };
+            if let StreamEvent::Failed(failure) = event {
+                return Err(failure.into());
             }
-        };
-        Ok(Json(shape.whole(&whole, &outcome)).into_response())
+            shape.push(choice, event);
+        }
+        Ok(Json(shape.whole()).into_response())
     }
 
-    /// Hands a request to the model, and waits until it has a place there.
-    pub async fn begin(self, request: Request) -> Result<Begun, ApiError> {
+    /// Reads a request, hands it to the model, and waits until its first answer
+    /// has a place there. `parse` may say more than the request.
+    pub async fn begin<T: Send + 'static>(
+        self,
+        body: Held,
+        parse: impl FnOnce(&[u8]) -> Result<(Request, T), ApiError> + Send + 'static,
+    ) -> Result<Begun<T>, ApiError> {
+        self.permits.free().map_err(busy)?;
+        let turn = self.inbound.turn().await?;
+        let preparing = tokio::task::spawn_blocking(move || {
+            // Until it is done, whether or not its client stays.
+            let _turn = turn;
+            let (request, more) = parse(&body)?;
+            drop(body);
+            let ready = self.prepare(request)?;
+            Ok::<_, ApiError>((self, ready, more))
+        });
+        let (this, ready, more) = preparing
+            .await
+            .map_err(|e| ApiError::internal(format!("the prompt could not be read: {e}")))??;
+        this.send(ready, more).await
+    }
+
+    /// Down to the tokens of its prompts. Nothing else of them is kept.
+    fn prepare(&self, mut request: Request) -> Result<Ready, ApiError> {
         if let Some(asked) = request.model.as_deref().filter(|m| *m != self.name) {
             return Err(ApiError::no_model(asked, &self.name));
         }
-        let permit = self.permits.take().map_err(|before| {
-            // A guess: each of those before takes a second or two.
-            let seconds = u32::try_from(before / 4).unwrap_or(30).clamp(1, 30);
-            ApiError::busy(seconds)
-        })?;
-        let live = self.live.clone();
-        let prepared = tokio::task::spawn_blocking(move || (prepare(&live, &request), request));
-        let (prepared, mut request) = prepared
-            .await
-            .map_err(|e| ApiError::internal(format!("the prompt could not be read: {e}")))?;
-        let prepared = prepared?;
-        request.prompt = Prompt::Tokens(Vec::new());
-        let prompt_tokens = prepared.tokens.len();
+        known(&request, self.live.loaded.vocab)?;
+        let chat = matches!(request.prompt, Prompt::Chat(_));
         let context = self.live.loaded.context;
         let most = self.most_prompt.min(context.saturating_sub(1));
-        if prompt_tokens > most {
-            return Err(ApiError::too_long(prompt_tokens, most));
+        let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
+        let prompts = match prompt {
+            Prompt::List(prompts) => prompts,
+            one => vec![one],
+        };
+        let choices = prompts.len().saturating_mul(request.choices);
+        if choices > self.permits.all() {
+            let param = if request.choices > 1 { "n" } else { "prompt" };
+            return Err(ApiError::param(
+                param,
+                format!(
+                    "{choices} answers are asked for, and this server has {} places (--parallel and --queue)",
+                    self.permits.all()
+                ),
+            ));
         }
-        let id = RandomState::new().build_hasher().finish();
-        let (sender, mut events) = EventSender::new(self.metrics, permit);
-        let arrived = Instant::now();
-        let sent = self.live.loaded.ask(Ask {
-            id: format!("{id:016x}"),
-            tokens: prepared.tokens,
-            sampling: request.sampling.clone(),
-            constraint: prepared.constraint,
-            arrived,
-            deadline: arrived + self.timeout,
-            client: Box::new(sender),
+        let permits = self.permits.take(choices).map_err(busy)?;
+        let prompts = prompts.into_iter().map(|prompt| {
+            let echo = echoed(&self.live, &prompt, request.echo)?;
+            Ok((prepare(&self.live, &request, prompt, most)?, echo))
         });
-        let ended = || ApiError::unavailable("ending", Failure::Ending.to_string());
-        if !sent {
-            return Err(ended());
+        Ok(Ready {
+            prompts: prompts.collect::<Result<_, ApiError>>()?,
+            request,
+            chat,
+            permits,
+        })
+    }
+
+    async fn send<T>(self, ready: Ready, more: T) -> Result<Begun<T>, ApiError> {
+        let Ready {
+            request,
+            chat,
+            prompts,
+            permits,
+        } = ready;
+        let arrived = Instant::now();
+        let id = RandomState::new().build_hasher().finish();
+        let prompt_tokens = prompts.iter().map(|(p, _)| p.tokens.len()).sum();
+        self.note.figures().prompt_tokens = prompt_tokens;
+        let (sender, mut events) = unbounded_channel();
+        let mut permits = permits.into_iter();
+        let mut choices = Vec::new();
+        for (prepared, echo) in prompts {
+            for nth in 0..request.choices {
+                let Some(permit) = permits.next() else {
+                    return Err(ApiError::internal("a choice has no place"));
+                };
+                let choice = choices.len();
+                let parts = Parts::new(
+                    prepared.parser.clone(),
+                    prepared.short_ids,
+                    request.tools.one_call,
+                );
+                choices.push((echo.clone(), parts));
+                let mut sampling = request.sampling.clone();
+                // As vLLM does: else they would all be the same.
+                sampling.seed = sampling.seed.wrapping_add(nth as u64);
+                let (metrics, note) = (self.metrics.clone(), self.note.clone());
+                let client = EventSender::new(choice, sender.clone(), metrics, permit, note);
+                let constraint = prepared.constraint.as_ref().map(Constraint::another);
+                let sent = self.live.loaded.ask(Ask {
+                    id: match choice {
+                        0 => format!("{id:016x}"),
+                        n => format!("{id:016x}-{n}"),
+                    },
+                    tokens: prepared.tokens.clone(),
+                    sampling,
+                    constraint,
+                    arrived,
+                    deadline: arrived + self.timeout,
+                    client: Box::new(client),
+                });
+                if !sent {
+                    return Err(ended());
+                }
+            }
         }
+        drop(sender);
         // The status of the response is known with the first word.
-        if let StreamEvent::Failed(failure) = events.recv().await.ok_or_else(ended)? {
+        let first = match choices.is_empty() {
+            true => None,
+            false => Some(events.recv().await.ok_or_else(ended)?),
+        };
+        if let Some((_, StreamEvent::Failed(failure))) = first {
             return Err(failure.into());
         }
-        let one_call = request.tools.one_call;
-        let parts = Parts::new(prepared.parser, prepared.short_ids, one_call);
         Ok(Begun {
             request,
+            more,
+            chat,
             id,
             model: self.name,
             created: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
             prompt_tokens,
-            answering: Answering { events, parts },
+            choices,
+            events,
+            first,
         })
     }
 }
 
-/// A request that has its place, and the answer that begins.
-pub(super) struct Begun {
+/// A request whose answers begin.
+pub(super) struct Begun<T> {
     /// Without its prompt.
     pub request: Request,
+    /// What else its body said.
+    pub more: T,
+    pub chat: bool,
     /// Random.
     pub id: u64,
     /// The name of the model.
     pub model: String,
     /// Seconds since 1970.
     pub created: u64,
+    /// Of all prompts.
     pub prompt_tokens: usize,
-    pub answering: Answering,
+    /// The text before each answer, and what takes it apart.
+    pub choices: Vec<(String, Parts)>,
+    pub events: UnboundedReceiver<ChoiceEvent>,
+    /// None where nothing was asked.
+    pub first: Option<ChoiceEvent>,
+}
+
+fn ended() -> ApiError {
+    ApiError::unavailable("ending", Failure::Ending.to_string())
+}
+
+/// The text that is repeated before an answer.
+fn echoed(live: &Live, prompt: &Prompt, echo: bool) -> Result<String, ApiError> {
+    match prompt {
+        Prompt::Text(text) if echo => Ok(text.clone()),
+        Prompt::Tokens(tokens) if echo => {
+            let vocab = live.loaded.vocab;
+            let known: Vec<u32> = (tokens.iter().copied())
+                .filter(|t| (*t as usize) < vocab)
+                .collect();
+            let text = live.loaded.tokenizer.decode(&known);
+            text.map_err(|e| ApiError::param("prompt", e.to_string()))
+        }
+        _ => Ok(String::new()),
+    }
+}
+
+/// A request that has its permits, and its prompts in tokens.
+struct Ready {
+    request: Request,
+    chat: bool,
+    /// What the model gets, and the text that is repeated before the answer.
+    prompts: Vec<(Prepared, String)>,
+    permits: Vec<AdmissionPermit>,
+}
+
+/// Tokens that fields name are the model's.
+fn known(request: &Request, vocab: usize) -> Result<(), ApiError> {
+    let s = &request.sampling;
+    let biased = s.logit_bias.iter().map(|(id, _)| ("logit_bias", *id));
+    let stops = s.stop_tokens.iter().map(|id| ("stop_token_ids", *id));
+    match biased.chain(stops).find(|(_, id)| *id as usize >= vocab) {
+        None => Ok(()),
+        Some((field, id)) => Err(ApiError::param(
+            field,
+            format!("`{field}` names the token {id}; this model has {vocab}"),
+        )),
+    }
+}
+
+fn busy(before: usize) -> ApiError {
+    // A guess: each of those before takes a second or two.
+    let seconds = u32::try_from(before / 4).unwrap_or(30).clamp(1, 30);
+    ApiError::busy(seconds)
 }
 
 impl From<Failure> for ApiError {
     fn from(f: Failure) -> Self {
         let message = f.to_string();
-        match f {
+        let error = match f {
             Failure::Deadline => Self::late(message),
             Failure::NoMemory { .. } => Self::unavailable("memory", message),
             Failure::Ending => Self::unavailable("ending", message),
             Failure::Step(_) => Self::internal(message),
             Failure::Grammar(_) => Self::bad(message),
+        };
+        // Where the model's thread told of it.
+        Self {
+            counted: true,
+            ..error
         }
     }
 }

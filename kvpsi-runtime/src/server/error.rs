@@ -5,7 +5,10 @@
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
@@ -26,7 +29,15 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds after which to try again.
     pub retry_after: Option<u32>,
+    /// The challenge of a 401 (RFC 6750).
+    pub challenge: Option<&'static str>,
+    /// What became of the request was counted where it happened.
+    pub counted: bool,
 }
+
+/// On a response: see [`ApiError::counted`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted;
 
 impl ApiError {
     fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
@@ -36,6 +47,8 @@ impl ApiError {
             param: None,
             code,
             retry_after: None,
+            challenge: None,
+            counted: false,
         }
     }
 
@@ -67,20 +80,47 @@ impl ApiError {
             ..Self::param(
                 "messages",
                 format!(
-                    "the prompt has {prompt} tokens, and this server takes {most}: shorten it, or start the server with a larger --ctx"
+                    "the prompt has {prompt} tokens or more, and this server takes {most}: shorten it, or start the server with a larger --ctx"
                 ),
             )
         }
     }
 
-    /// 401.
+    /// 400: a text that cannot be made into tokens piece by piece.
     #[must_use]
-    pub fn unauthorized() -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            Some("invalid_api_key"),
-            "this server wants an API key: Authorization: Bearer KEY",
-        )
+    pub fn no_cut(bytes: usize) -> Self {
+        Self {
+            code: Some("context_length_exceeded"),
+            ..Self::bad(format!(
+                "the prompt has {bytes} bytes without a space between letters or the end of a line: split that text, or shorten it"
+            ))
+        }
+    }
+
+    /// 401: no key was sent.
+    #[must_use]
+    pub fn no_key(flag: &str) -> Self {
+        Self {
+            challenge: Some("Bearer realm=\"kvpsi\""),
+            ..Self::new(
+                StatusCode::UNAUTHORIZED,
+                Some("missing_api_key"),
+                format!("this server wants a key ({flag}): Authorization: Bearer KEY"),
+            )
+        }
+    }
+
+    /// 401: another key was sent.
+    #[must_use]
+    pub fn wrong_key(flag: &str) -> Self {
+        Self {
+            challenge: Some("Bearer realm=\"kvpsi\", error=\"invalid_token\""),
+            ..Self::new(
+                StatusCode::UNAUTHORIZED,
+                Some("invalid_api_key"),
+                format!("the key that was sent is not this server's ({flag})"),
+            )
+        }
     }
 
     /// 403: not from there.
@@ -177,6 +217,14 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, Some("timeout"), message)
     }
 
+    /// Its response, with another API's JSON.
+    pub(super) fn shaped(&self, body: &Value) -> Response {
+        let mut response = self.clone().into_response();
+        *response.body_mut() = body.to_string().into();
+        response.headers_mut().remove(CONTENT_LENGTH);
+        response
+    }
+
     /// Its JSON.
     #[must_use]
     pub fn body(&self) -> Value {
@@ -199,6 +247,13 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after {
             let value = HeaderValue::from(seconds);
             response.headers_mut().insert(RETRY_AFTER, value);
+        }
+        if let Some(challenge) = self.challenge {
+            let value = HeaderValue::from_static(challenge);
+            response.headers_mut().insert(WWW_AUTHENTICATE, value);
+        }
+        if self.counted {
+            response.extensions_mut().insert(Counted);
         }
         response
     }

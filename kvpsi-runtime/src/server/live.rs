@@ -7,8 +7,8 @@ use super::{
     metrics::Metrics,
     model::Loaded,
     view::{
-        Control, Doing, History, Kv, Psi, Requests, SAMPLE_MS, SAMPLES, Sample, Sequence, Stalls,
-        Status, TRIMS, Trim, TrimDone, Trims,
+        Control, Doing, History, Inbound, Kv, Psi, Requests, SAMPLE_MS, SAMPLES, Sample, Sequence,
+        Stalls, Status, TRIMS, Trim, TrimDone, Trims,
     },
 };
 use crate::{
@@ -219,11 +219,12 @@ impl Live {
                 waiting: waiting.max((permits as u64).saturating_sub(running)),
                 finished: account.finished.load(Relaxed),
                 cancelled: account.cancelled.load(Relaxed),
-                refused: self.refused.load(Relaxed),
+                refused: self.refused.load(Relaxed) + account.refused.load(Relaxed),
                 failed: account.failed.load(Relaxed),
                 prompt_tokens: account.prompt_tokens.load(Relaxed),
                 tokens: account.tokens.load(Relaxed),
             },
+            inbound: Inbound::default(),
             sequences: self.sequences(),
             rss: (self.statm.as_ref().and_then(ResidentGauge::read)).unwrap_or(Bytes::ZERO),
             limit: (self.cgroup.as_ref()).and_then(|c| c.tightest().map(|(_, limit)| limit)),

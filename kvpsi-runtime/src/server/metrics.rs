@@ -4,6 +4,8 @@
 //! elsewhere is read on request. Out of scope: HTTP.
 
 use super::{
+    connections::Connections,
+    inbound::Inbound,
     names::{self, Shape},
     view::{Status, Trim},
 };
@@ -17,7 +19,7 @@ use ::metrics::{
     histogram, with_local_recorder,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusRecorder};
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 /// How a request ended well, as vLLM names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +176,26 @@ impl Metrics {
     /// What was recorded is gathered; else it would pile up until the next request.
     pub fn gather(&self) {
         self.recorder.handle().run_upkeep();
+    }
+
+    /// Connections and bodies.
+    #[expect(clippy::cast_precision_loss, reason = "gauges are f64")]
+    pub fn edge(&self, connections: &Connections, inbound: &Inbound) {
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::CONNECTIONS.name).set(connections.count() as f64);
+            for (reason, n) in [
+                ("idle", &connections.closed_idle),
+                ("stalled", &connections.closed_stalled),
+            ] {
+                let closed = counter!(names::CONNECTIONS_CLOSED.name, "reason" => reason);
+                closed.absolute(n.load(Relaxed));
+            }
+            for (state, bytes) in [("held", inbound.held()), ("most", inbound.total)] {
+                gauge!(names::BODY_BYTES.name, "state" => state).set(bytes as f64);
+            }
+            gauge!(names::BODIES_WAITING.name).set(inbound.waiting() as f64);
+            gauge!(names::PROMPTS_PREPARING.name).set(inbound.preparing() as f64);
+        });
     }
 
     /// The text that Prometheus reads; `status` where the model is ready.

@@ -110,6 +110,11 @@ table! {
     SOURCE_BROKEN: Gauge, "kvpsi_source_broken", [], "1 when the pressure source failed: nothing is trimmed any more.";
     PROBE_RUNS: Counter, "kvpsi_probe_runs_total", ["program"], "Runs of an eBPF program.";
     PROBE_SECONDS: Seconds, "kvpsi_probe_seconds_total", ["program"], "Seconds that an eBPF program ran.";
+    CONNECTIONS: Gauge, "kvpsi_connections", [], "Open connections.";
+    CONNECTIONS_CLOSED: Counter, "kvpsi_connections_closed_total", ["reason"], "Connections that gave way to others: idle ones, and stalled bodies.";
+    BODY_BYTES: Gauge, "kvpsi_body_bytes", ["state"], "Bytes of requests before they are admitted: held, and most that large ones may take together.";
+    BODIES_WAITING: Gauge, "kvpsi_bodies_waiting", [], "Bodies that wait for bytes that others hold.";
+    PROMPTS_PREPARING: Gauge, "kvpsi_prompts_preparing", [], "Prompts that are made into tokens now.";
     HTTP_REQUESTS: Counter, "kvpsi_http_requests_total", ["path", "status"], "Requests over HTTP, by path and status.";
     REQUESTS_REFUSED: Counter, "kvpsi_requests_refused_total", ["reason"], "Requests rejected, by reason.";
     REQUESTS_FAILED: Counter, "kvpsi_requests_failed_total", ["reason"], "Requests begun and failed, by reason.";

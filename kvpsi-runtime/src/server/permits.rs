@@ -24,12 +24,23 @@ impl AdmissionPermits {
         })
     }
 
-    /// A place, or how many are before.
-    pub fn take(self: &Arc<Self>) -> Result<AdmissionPermit, usize> {
-        let more = |n| (n < self.all).then_some(n + 1);
+    /// So many places, or how many are taken.
+    pub fn take(self: &Arc<Self>, many: usize) -> Result<Vec<AdmissionPermit>, usize> {
+        let more = |n: usize| n.checked_add(many).filter(|n| *n <= self.all);
         self.taken
             .fetch_update(SeqCst, SeqCst, more)
-            .map(|_| AdmissionPermit(self.clone()))
+            .map(|_| (0..many).map(|_| AdmissionPermit(self.clone())).collect())
+    }
+
+    /// All places.
+    pub fn all(&self) -> usize {
+        self.all
+    }
+
+    /// Whether there is a place, or how many are before.
+    pub fn free(&self) -> Result<(), usize> {
+        let taken = self.taken();
+        if taken < self.all { Ok(()) } else { Err(taken) }
     }
 
     pub fn taken(&self) -> usize {
@@ -50,11 +61,13 @@ mod tests {
     #[test]
     fn a_seat_is_free_again_when_it_is_dropped_and_there_are_no_more() {
         let permits = AdmissionPermits::new(2);
-        let first = permits.take().unwrap();
-        let second = permits.take().unwrap();
-        assert_eq!(permits.take().unwrap_err(), 2);
+        let first = permits.take(1).unwrap();
+        assert_eq!(permits.take(2).unwrap_err(), 1);
+        let second = permits.take(1).unwrap();
+        assert_eq!(permits.take(1).unwrap_err(), 2);
         drop(first);
-        let third = permits.take().unwrap();
+        let third = permits.take(1).unwrap();
+        assert_eq!(permits.take(usize::MAX).unwrap_err(), 2);
         assert_eq!(permits.taken(), 2);
         drop((second, third));
         assert_eq!(permits.taken(), 0);

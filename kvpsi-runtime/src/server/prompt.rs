@@ -11,8 +11,9 @@ use super::{
 use crate::{
     engine::{Constraint, Grammar},
     model::{
-        chat::{AnswerParser, Conversation, ToolFormat},
+        chat::{AnswerParser, ChatTemplate, ChatText, ToolFormat},
         gguf::ModelError,
+        tokenizer::TooLong,
     },
 };
 
@@ -30,54 +31,23 @@ pub(super) struct Prepared {
 const REST_OF_THOUGHT: &str = r"/(?s:.*)<\/think>\s{0,2}/";
 
 /// Takes a while for a long prompt or a large grammar: not on a thread of the
-/// runtime.
-pub(super) fn prepare(live: &Live, request: &Request) -> Result<Prepared, ApiError> {
-    let loaded = &live.loaded;
-    match &request.prompt {
-        Prompt::Chat(conversation) => chat(live, request, conversation),
-        Prompt::Text(text) => {
-            // Control tokens are recognised, as vLLM and llama.cpp do here.
-            let tokens = loaded.tokenizer.encode(text, true).map_err(bad)?;
-            bare(live, request, tokens)
-        }
-        Prompt::Tokens(tokens) => {
-            let vocab = loaded.vocab;
-            match tokens.iter().find(|t| **t as usize >= vocab) {
-                Some(t) => Err(ApiError::param(
-                    "prompt",
-                    format!("`prompt` has the token {t}; this model has {vocab}"),
-                )),
-                None => bare(live, request, tokens.clone()),
-            }
-        }
-    }
-}
-
-fn bad(e: ModelError) -> ApiError {
-    ApiError::param("messages", e.to_string())
-}
-
-/// A prompt without turns.
-fn bare(live: &Live, request: &Request, tokens: Vec<u32>) -> Result<Prepared, ApiError> {
-    if tokens.is_empty() {
-        return Err(ApiError::param("prompt", "`prompt` is empty"));
-    }
-    let grammars = request.grammar.iter().map(|(_, g)| g.clone()).collect();
-    Ok(Prepared {
-        tokens,
-        constraint: constraint(live, request, grammars, None)?,
-        parser: None,
-        short_ids: false,
-    })
-}
-
-fn chat(live: &Live, request: &Request, asked: &Conversation) -> Result<Prepared, ApiError> {
-    let loaded = &live.loaded;
-    let template = loaded.chat.as_ref().ok_or_else(|| {
-        ApiError::bad(
-            "this model has no chat template: use /v1/completions, or start with --chat-template",
-        )
-    })?;
+/// runtime. The prompt may have `most` tokens.
+pub(super) fn prepare(
+    live: &Live,
+    request: &Request,
+    prompt: Prompt,
+    most: usize,
+) -> Result<Prepared, ApiError> {
+    let Prompt::Chat(asked) = prompt else {
+        let grammars = request.grammar.iter().map(|(_, g)| g.clone()).collect();
+        return Ok(Prepared {
+            tokens: tokens(live, prompt, most)?,
+            constraint: constraint(live, request, grammars, None)?,
+            parser: None,
+            short_ids: false,
+        });
+    };
+    let template = template(live)?;
     let style = template.style();
     let tools = request.tools.told();
     if !tools.is_empty() && style.format.is_none() {
@@ -86,19 +56,94 @@ fn chat(live: &Live, request: &Request, asked: &Conversation) -> Result<Prepared
             "this model's template has calls in a form that is not read here; --chat-template gives another",
         ));
     }
-    let prompt = template.tokens(asked, &loaded.tokenizer).map_err(bad)?;
+    let text = template.text(&asked, &live.loaded.tokenizer).map_err(bad)?;
+    drop(asked);
+    let thinking = text.thinking();
+    let tokens = chat_tokens(live, &text, most)?;
+    drop(text);
     let format = style.format.unwrap_or(ToolFormat::Hermes);
     let (grammars, before) = answers(live, request, format);
-    let before = match prompt.thinking {
+    let before = match thinking {
         true => Some(REST_OF_THOUGHT.to_owned()),
         false => before,
     };
     Ok(Prepared {
-        tokens: prompt.tokens,
+        tokens,
         constraint: constraint(live, request, grammars, before.as_deref())?,
-        parser: AnswerParser::new(style, tools, prompt.thinking),
+        parser: AnswerParser::new(style, tools, thinking),
         short_ids: matches!(format, ToolFormat::Mistral | ToolFormat::MistralArgs),
     })
+}
+
+fn bad(e: ModelError) -> ApiError {
+    ApiError::param("messages", e.to_string())
+}
+
+fn template(live: &Live) -> Result<&ChatTemplate, ApiError> {
+    live.loaded.chat.as_deref().ok_or_else(|| {
+        ApiError::bad(
+            "this model has no chat template: use /v1/completions, or start with --chat-template",
+        )
+    })
+}
+
+/// Tokens of a text, if they are `most` or less.
+pub(super) fn encode(
+    live: &Live,
+    text: &str,
+    start: bool,
+    most: usize,
+) -> Result<Vec<u32>, ApiError> {
+    short(live.loaded.tokenizer.encode_up_to(text, start, most), most)
+}
+
+fn chat_tokens(live: &Live, text: &ChatText, most: usize) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = &live.loaded.tokenizer;
+    short(tokenizer.encode_guarded(&text.text, text.mark, most), most)
+}
+
+fn short(
+    tokens: Result<Result<Vec<u32>, TooLong>, ModelError>,
+    most: usize,
+) -> Result<Vec<u32>, ApiError> {
+    tokens.map_err(bad)?.map_err(|e| match e {
+        TooLong::Tokens(least) => ApiError::too_long(least, most),
+        TooLong::Run(bytes) => ApiError::no_cut(bytes),
+    })
+}
+
+/// The prompt's tokens, if they are `most` or less.
+pub(super) fn tokens(live: &Live, prompt: Prompt, most: usize) -> Result<Vec<u32>, ApiError> {
+    let loaded = &live.loaded;
+    match prompt {
+        Prompt::Chat(asked) => {
+            let text = template(live)?
+                .text(&asked, &loaded.tokenizer)
+                .map_err(bad)?;
+            chat_tokens(live, &text, most)
+        }
+        Prompt::Text(text) => {
+            // Control tokens are recognised, as vLLM and llama.cpp do here.
+            let tokens = encode(live, &text, true, most)?;
+            if tokens.is_empty() {
+                return Err(ApiError::param("prompt", "`prompt` is empty"));
+            }
+            Ok(tokens)
+        }
+        Prompt::List(_) => Err(ApiError::internal("a list within a list of prompts")),
+        Prompt::Tokens(tokens) => {
+            let vocab = loaded.vocab;
+            match tokens.iter().find(|t| **t as usize >= vocab) {
+                Some(t) => Err(ApiError::param(
+                    "prompt",
+                    format!("`prompt` has the token {t}; this model has {vocab}"),
+                )),
+                None if tokens.is_empty() => Err(ApiError::param("prompt", "`prompt` is empty")),
+                None if tokens.len() > most => Err(ApiError::too_long(tokens.len(), most)),
+                None => Ok(tokens),
+            }
+        }
+    }
 }
 
 /// What the answer must be one of, and what comes before it.
@@ -126,6 +171,10 @@ fn constraint(
 ) -> Result<Option<Constraint>, ApiError> {
     if grammars.is_empty() {
         return Ok(None);
+    }
+    if request.sampling.min_tokens > 0 {
+        let why = "the answer ends where its schema or grammar does";
+        return Err(ApiError::unsupported("min_tokens", why));
     }
     let compiled = live
         .loaded

@@ -6,34 +6,44 @@
 use super::{
     anthropic, api,
     complete::Completer,
+    connections::Connection,
     error::ApiError,
-    guard,
+    inbound::Held,
     live::Live,
+    observe::{Note, REQUEST_ID, observe},
     ollama, page, responses,
     state::Server,
+    texts,
     view::{Control, History, Status, TrimDone, TrimOrder},
 };
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Query, Request, State},
+    extract::{Path, Query, Request, State},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode, Uri,
-        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::json;
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tower::util::option_layer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 type App = State<Arc<Server>>;
 
+/// How long a browser need not ask again.
+const PREFLIGHT: Duration = Duration::from_secs(600);
+
 /// Paths that are counted by name.
-const PATHS: [&str; 20] = [
+pub(super) const PATHS: [&str; 22] = [
     "/",
     "/health",
     "/metrics",
@@ -49,6 +59,8 @@ const PATHS: [&str; 20] = [
     "/api/ps",
     "/api/version",
     "/api/embed",
+    "/tokenize",
+    "/detokenize",
     "/kvpsi/status",
     "/kvpsi/history",
     "/kvpsi/trim",
@@ -58,99 +70,79 @@ const PATHS: [&str; 20] = [
 
 /// The whole of it.
 pub(super) fn router(server: &Arc<Server>) -> Router {
+    let cors = cors(&server.config.access.origins);
+    let admit = middleware::from_fn_with_state(server.clone(), admit);
+    let administer = middleware::from_fn_with_state(server.clone(), administer);
     let guarded = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .route("/v1/responses", post(response))
         .route("/v1/messages", post(message))
-        .merge(ollama())
+        .merge(ollama_paths())
+        .route("/v1/models/{*id}", get(model))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
         .route("/kvpsi/status", get(status))
         .route("/kvpsi/history", get(history))
+        .layer(admit);
+    let administered = Router::new()
         .route("/kvpsi/trim", post(trim))
         .route("/kvpsi/control", post(control))
         .route("/kvpsi/trace", get(trace))
-        .layer(middleware::from_fn_with_state(server.clone(), admit));
+        .layer(administer);
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .merge(page::routes())
         .merge(guarded)
+        .merge(administered)
         .fallback(|uri: Uri| async move { ApiError::no_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::method(method.as_str(), uri.path())
         })
-        .layer(middleware::from_fn_with_state(server.clone(), count))
+        .layer(option_layer(cors))
+        .layer(middleware::from_fn_with_state(server.clone(), observe))
         .with_state(server.clone())
 }
 
+/// Answers browsers that ask for pages of other origins, where some may.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    let allowed = if origins.iter().any(|o| o == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|o| o.parse().ok()))
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        // SDKs send headers of their own.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([REQUEST_ID, RETRY_AFTER])
+        // A page from the network may then ask a server on this machine.
+        .allow_private_network(true)
+        .max_age(PREFLIGHT);
+    (!origins.is_empty()).then_some(layer)
+}
+
 /// Ollama's paths.
-fn ollama() -> Router<Arc<Server>> {
+fn ollama_paths() -> Router<Arc<Server>> {
+    let tags = |State(s): App| async move { Json(ollama::tags(&s)) };
+    let ps = |State(s): App| async move { Json(ollama::ps(&s)) };
+    let version = || async { Json(ollama::version()) };
     let embed = || async { ollama::error(ApiError::not_yet("this server makes no embeddings")) };
     Router::new()
         .route("/api/chat", post(ollama_chat))
         .route("/api/generate", post(ollama_generate))
-        .route(
-            "/api/tags",
-            get(|State(s): App| async move { Json(ollama::tags(&s)) }),
-        )
-        .route(
-            "/api/ps",
-            get(|State(s): App| async move { Json(ollama::ps(&s)) }),
-        )
-        .route("/api/version", get(|| async { Json(ollama::version()) }))
+        .route("/api/tags", get(tags))
+        .route("/api/ps", get(ps))
+        .route("/api/version", get(version))
         .route("/api/show", post(ollama_show))
         .route("/api/embed", post(embed))
 }
 
-async fn ollama_show(State(s): App, headers: HeaderMap, body: Body) -> Response {
-    let body = read(&s, &headers, body).await;
-    let shown = body.and_then(|body| ollama::show(&s, &body));
-    shown.map_or_else(ollama::error, |shown| Json(shown).into_response())
-}
-
-async fn ollama_chat(State(s): App, headers: HeaderMap, body: Body) -> Response {
-    let answer = async {
-        let completer = completer(&s)?;
-        let request = ollama::parse_chat(&read(&s, &headers, body).await?)?;
-        ollama::answer(completer, request, true).await
-    };
-    answer.await.unwrap_or_else(ollama::error)
-}
-
-async fn ollama_generate(State(s): App, headers: HeaderMap, body: Body) -> Response {
-    let answer = async {
-        let completer = completer(&s)?;
-        let request = ollama::parse_generate(&read(&s, &headers, body).await?)?;
-        ollama::answer(completer, request, false).await
-    };
-    answer.await.unwrap_or_else(ollama::error)
-}
-
-/// Counts responses, and those that turn a request away.
-async fn count(State(server): App, request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let known = PATHS.iter().find(|p| **p == path).copied();
-    let response = next.run(request).await;
-    let status = response.status();
-    server
-        .metrics
-        .responded(known.unwrap_or("other"), status.as_u16());
-    let reason = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "not_allowed",
-        StatusCode::TOO_MANY_REQUESTS => "busy",
-        StatusCode::SERVICE_UNAVAILABLE if known != Some("/health") => "unavailable",
-        s if s.is_client_error() => "invalid",
-        _ => return response,
-    };
-    server.metrics.refused(reason);
-    if let Some(live) = server.live() {
-        live.note_refused();
-    }
-    response
-}
-
 async fn admit(State(server): App, mut request: Request, next: Next) -> Response {
+    let access = &server.config.access;
     let path = request.uri().path();
     let error = match path {
         "/v1/messages" => anthropic::error,
@@ -158,7 +150,7 @@ async fn admit(State(server): App, mut request: Request, next: Next) -> Response
         _ => ApiError::into_response,
     };
     key_of_anthropic(request.headers_mut());
-    match guard::admit(request.headers(), server.config.api_key.as_deref()) {
+    match access.admit(request.headers(), connection(&request)) {
         Ok(()) => next.run(request).await,
         Err(e) => error(e),
     }
@@ -174,6 +166,18 @@ fn key_of_anthropic(headers: &mut HeaderMap) {
     }
 }
 
+async fn administer(State(server): App, request: Request, next: Next) -> Response {
+    let access = &server.config.access;
+    match access.administer(request.headers(), connection(&request)) {
+        Ok(()) => next.run(request).await,
+        Err(e) => e.into_response(),
+    }
+}
+
+fn connection(request: &Request) -> Option<&Connection> {
+    request.extensions().get::<Arc<Connection>>().map(|c| &**c)
+}
+
 /// The model, once it is there.
 fn ready(server: &Server) -> Result<Arc<Live>, ApiError> {
     server.live().ok_or_else(|| {
@@ -182,77 +186,119 @@ fn ready(server: &Server) -> Result<Arc<Live>, ApiError> {
 }
 
 /// The body of a request, if it is not too large and does not take too long.
-async fn read(server: &Server, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let most = server.config.max_body;
-    let said = headers
+async fn read(server: &Server, request: Request) -> Result<Held, ApiError> {
+    let (head, body) = request.into_parts();
+    let said = head
+        .headers
         .get(CONTENT_LENGTH)
-        .and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
-    if said.is_some_and(|l| l > most as u64) {
-        return Err(ApiError::too_large(most));
-    }
-    let whole = Limited::new(body, most).collect();
-    match tokio::time::timeout(server.config.body_timeout, whole).await {
-        Err(_) => Err(ApiError::slow()),
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(ApiError::too_large(most)),
-        Ok(Err(e)) => Err(ApiError::bad(format!("the body could not be read: {e}"))),
-    }
+        .and_then(|l| l.to_str().ok()?.parse().ok());
+    let connection = head.extensions.get::<Arc<Connection>>();
+    let time = server.config.body_timeout;
+    let connection = connection.map(|c| &**c);
+    server.inbound.read(body, said, time, connection).await
 }
 
-async fn chat(State(s): App, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    complete(s, headers, body, api::parse_chat).await
+async fn chat(State(s): App, request: Request) -> Result<Response, ApiError> {
+    complete(s, request, api::parse_chat).await
 }
 
-async fn completion(State(s): App, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    complete(s, headers, body, api::parse_completion).await
-}
-
-async fn response(State(s): App, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let completer = completer(&s)?;
-    responses::answer(completer, &read(&s, &headers, body).await?).await
-}
-
-async fn message(State(s): App, headers: HeaderMap, body: Body) -> Response {
-    let answer = async {
-        let completer = completer(&s)?;
-        let request = anthropic::parse(&read(&s, &headers, body).await?)?;
-        anthropic::answer(completer, request).await
-    };
-    answer.await.unwrap_or_else(anthropic::error)
+async fn completion(State(s): App, request: Request) -> Result<Response, ApiError> {
+    complete(s, request, api::parse_completion).await
 }
 
 async fn complete(
     server: Arc<Server>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
     parse: fn(&[u8]) -> Result<api::Request, ApiError>,
 ) -> Result<Response, ApiError> {
-    let completer = completer(&server)?;
-    let request = parse(&read(&server, &headers, body).await?)?;
-    completer.answer(request).await
+    let (completer, body) = begin(&server, request).await?;
+    completer.answer(body, parse).await
 }
 
-fn completer(server: &Server) -> Result<Completer, ApiError> {
-    Ok(Completer {
-        live: ready(server)?,
+async fn response(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = begin(&s, request).await?;
+    responses::answer(completer, body).await
+}
+
+async fn message(State(s): App, request: Request) -> Response {
+    let answer = async {
+        let (completer, body) = begin(&s, request).await?;
+        anthropic::answer(completer, body).await
+    };
+    answer.await.unwrap_or_else(anthropic::error)
+}
+
+async fn ollama_chat(State(s): App, request: Request) -> Response {
+    ollama_answer(&s, request, true).await
+}
+
+async fn ollama_generate(State(s): App, request: Request) -> Response {
+    ollama_answer(&s, request, false).await
+}
+
+async fn ollama_answer(server: &Server, request: Request, chat: bool) -> Response {
+    let answer = async {
+        let (completer, body) = begin(server, request).await?;
+        ollama::answer(completer, body, chat).await
+    };
+    answer.await.unwrap_or_else(ollama::error)
+}
+
+async fn ollama_show(State(s): App, request: Request) -> Response {
+    let body = read(&s, request).await;
+    let shown = body.and_then(|body| ollama::show(&s, &body));
+    shown.map_or_else(ollama::error, |shown| Json(shown).into_response())
+}
+
+/// What a request for an answer needs, and its body.
+async fn begin(server: &Server, request: Request) -> Result<(Completer, Held), ApiError> {
+    let live = ready(server)?;
+    let note = request.extensions().get::<Arc<Note>>().cloned();
+    let body = read(server, request).await?;
+    let completer = Completer {
+        live,
         metrics: server.metrics.clone(),
         permits: server.permits.clone(),
+        inbound: server.inbound.clone(),
+        note: note.unwrap_or_else(Note::new),
         name: server.config.name.clone(),
         timeout: server.config.request_timeout,
         most_prompt: server.config.max_prompt.unwrap_or(usize::MAX),
+    };
+    Ok((completer, body))
+}
+
+fn described(server: &Server, live: &Live) -> serde_json::Value {
+    json!({
+        "id": server.config.name, "object": "model", "created": server.started_unix,
+        "owned_by": "kvpsi", "max_model_len": live.loaded.context,
     })
 }
 
 async fn models(State(server): App) -> Result<Response, ApiError> {
     let live = ready(&server)?;
-    Ok(Json(json!({
-        "object": "list",
-        "data": [{
-            "id": server.config.name, "object": "model", "created": server.started_unix,
-            "owned_by": "kvpsi", "max_model_len": live.loaded.context,
-        }],
-    }))
-    .into_response())
+    let all = json!({"object": "list", "data": [described(&server, &live)]});
+    Ok(Json(all).into_response())
+}
+
+async fn model(State(server): App, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let live = ready(&server)?;
+    if id != server.config.name {
+        return Err(ApiError::no_model(&id, &server.config.name));
+    }
+    Ok(Json(described(&server, &live)).into_response())
+}
+
+async fn tokenize(State(server): App, request: Request) -> Result<Response, ApiError> {
+    let live = ready(&server)?;
+    let body = read(&server, request).await?;
+    texts::tokenize(&server, live, body).await
+}
+
+async fn detokenize(State(server): App, request: Request) -> Result<Response, ApiError> {
+    let live = ready(&server)?;
+    let body = read(&server, request).await?;
+    texts::detokenize(&server, live, body).await
 }
 
 /// 200 only when a request would be taken.
@@ -269,7 +315,7 @@ async fn health(State(server): App) -> Response {
 
 async fn metrics(State(server): App) -> Response {
     let live = server.live();
-    let status = live.as_ref().map(|l| l.status(server.permits.taken()));
+    let status = live.as_ref().map(|l| server.status(l));
     let of = live.as_ref().zip(status.as_ref()).map(|(live, status)| {
         let loaded = &live.loaded;
         (status, &*loaded.pool, loaded.governor.as_ref())
@@ -277,13 +323,14 @@ async fn metrics(State(server): App) -> Response {
     let preemptions = live
         .as_ref()
         .map_or(0, |l| l.loaded.account.preemptions.load(Relaxed));
+    server.metrics.edge(&server.connections, &server.inbound);
     let text = server.metrics.render(of, preemptions);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(CONTENT_TYPE, kind)], text).into_response()
 }
 
 async fn status(State(server): App) -> Result<Json<Status>, ApiError> {
-    Ok(Json(ready(&server)?.status(server.permits.taken())))
+    Ok(Json(server.status(&*ready(&server)?)))
 }
 
 #[derive(Deserialize)]
@@ -303,33 +350,24 @@ async fn history(
 /// A body of a shape of ours.
 async fn order<T: serde::de::DeserializeOwned>(
     server: &Server,
-    headers: &HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<T, ApiError> {
-    serde_json::from_slice(&read(server, headers, body).await?)
+    serde_json::from_slice(&read(server, request).await?)
         .map_err(|e| ApiError::bad(format!("the body is not what it must be: {e}")))
 }
 
-async fn trim(
-    State(server): App,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Json<TrimDone>, ApiError> {
+async fn trim(State(server): App, request: Request) -> Result<Json<TrimDone>, ApiError> {
     let live = ready(&server)?;
-    let order: TrimOrder = order(&server, &headers, body).await?;
+    let order: TrimOrder = order(&server, request).await?;
     // It waits for a layer of the model.
     tokio::task::spawn_blocking(move || Json(live.trim(order.bytes)))
         .await
         .map_err(|e| ApiError::internal(e.to_string()))
 }
 
-async fn control(
-    State(server): App,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Json<Status>, ApiError> {
+async fn control(State(server): App, request: Request) -> Result<Json<Status>, ApiError> {
     let live = ready(&server)?;
-    let change: Control = order(&server, &headers, body).await?;
+    let change: Control = order(&server, request).await?;
     if !live.control(change) {
         return Err(ApiError::param(
             "trimming",
@@ -337,7 +375,7 @@ async fn control(
         ));
     }
     tracing::info!(?change, "changed by a client");
-    Ok(Json(live.status(server.permits.taken())))
+    Ok(Json(server.status(&live)))
 }
 
 /// What the reactor sees and does, as JSON lines, until the client goes.

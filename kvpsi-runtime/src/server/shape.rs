@@ -17,20 +17,53 @@ use crate::{
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// An answer that is put together.
-#[derive(Default)]
-pub(super) struct Whole {
-    text: String,
-    /// Token, its logprobs, and where its text begins.
-    tokens: Vec<(u32, Option<TokenLogprobs>, usize)>,
+/// A token of an answer.
+struct Token {
+    id: u32,
+    logprobs: Option<TokenLogprobs>,
+    /// Characters of text before it.
+    at: usize,
 }
 
-impl Whole {
-    pub fn push(&mut self, token: Option<u32>, text: &str, logprobs: Option<TokenLogprobs>) {
-        if let Some(token) = token {
-            self.tokens.push((token, logprobs, self.text.len()));
+/// One of the answers to a request.
+#[derive(Default)]
+pub(super) struct Choice {
+    /// The prompt, where it is repeated and was not shown yet.
+    echo: String,
+    /// Characters of text so far.
+    characters: usize,
+    /// What is put together where the answer is shown whole.
+    text: String,
+    tokens: Vec<Token>,
+    outcome: Option<Outcome>,
+    /// Of a chat: what its answer is made of.
+    parts: Parts,
+    /// Tokens of text that is held back.
+    held: Vec<Token>,
+}
+
+impl Choice {
+    /// One that begins with `echo`, and is taken apart by `parts`.
+    pub fn new(echo: String, parts: Parts) -> Self {
+        Self {
+            echo,
+            parts,
+            ..Self::default()
         }
-        self.text.push_str(text);
+    }
+
+    /// The text of an event, behind the prompt, and its token.
+    fn take(
+        &mut self,
+        token: Option<u32>,
+        text: &str,
+        logprobs: Option<TokenLogprobs>,
+    ) -> (String, Option<Token>) {
+        let mut whole = std::mem::take(&mut self.echo);
+        let at = self.characters + whole.chars().count();
+        whole.push_str(text);
+        self.characters = at + text.chars().count();
+        (whole, token.map(|id| Token { id, logprobs, at }))
     }
 }
 
@@ -42,14 +75,10 @@ pub(super) struct Shape {
     pub created: u64,
     pub include_usage: bool,
     pub logprobs: Option<usize>,
+    /// Of all prompts.
     pub prompt_tokens: usize,
-    /// Bytes of text so far.
-    pub text_offset: usize,
     pub tokenizer: Arc<Tokenizer>,
-    /// Of a chat: what its answer is made of.
-    pub parts: Parts,
-    /// Logprobs of text that is held back.
-    pub held: Vec<(u32, Option<TokenLogprobs>, usize)>,
+    pub choices: Vec<Choice>,
 }
 
 impl Shape {
@@ -73,18 +102,28 @@ impl Shape {
         chunk
     }
 
-    /// The first chunk of a chat carries the role.
-    pub fn begin(&self) -> Option<Value> {
-        self.chat.then(|| {
+    /// The first chunks of a chat carry the role.
+    pub fn begin(&self) -> Vec<Value> {
+        let role = |index| {
             self.chunk(&json!([{
-                "index": 0, "delta": {"role": "assistant", "content": ""},
+                "index": index, "delta": {"role": "assistant", "content": ""},
                 "logprobs": null, "finish_reason": null,
             }]))
-        })
+        };
+        let choices = if self.chat { self.choices.len() } else { 0 };
+        (0..choices).map(role).collect()
+    }
+
+    /// Every choice has come to its end.
+    pub fn is_whole(&self) -> bool {
+        self.choices.iter().all(|c| c.outcome.is_some())
     }
 
     /// The chunks of an event, and whether it is the end: a good one?
-    pub fn chunks(&mut self, event: StreamEvent) -> (Vec<Value>, Option<bool>) {
+    pub fn chunks(&mut self, index: usize, event: StreamEvent) -> (Vec<Value>, Option<bool>) {
+        let Some(choice) = self.choices.get_mut(index) else {
+            return (Vec::new(), None);
+        };
         match event {
             StreamEvent::Started { .. } => (Vec::new(), None),
             StreamEvent::Piece {
@@ -92,49 +131,33 @@ impl Shape {
                 text,
                 logprobs,
             } => {
-                if self.chat && self.parts.parses() {
-                    if let Some(token) = token.filter(|_| self.logprobs.is_some()) {
-                        self.held.push((token, logprobs, 0));
-                    }
-                    let told = self.parts.push(&text);
-                    return (self.deltas(told), None);
+                let (text, token) = choice.take(token, &text, logprobs);
+                if choice.parts.parses() {
+                    choice.held.extend(token);
+                    let told = choice.parts.push(&text);
+                    return (self.deltas(index, told), None);
                 }
                 if text.is_empty() && (token.is_none() || self.logprobs.is_none()) {
                     return (Vec::new(), None);
                 }
-                let tokens = token.map(|t| (t, logprobs, self.text_offset));
-                let logprobs = self.logprobs(tokens.as_slice());
-                self.text_offset += text.len();
-                let choice = if self.chat {
-                    json!([{
-                        "index": 0, "delta": {"content": text}, "logprobs": logprobs,
-                        "finish_reason": null,
-                    }])
-                } else {
-                    json!([{
-                        "index": 0, "text": text, "logprobs": logprobs, "finish_reason": null,
-                    }])
-                };
-                (vec![self.chunk(&choice)], None)
+                let logprobs = self.logprobs(token.as_slice());
+                (vec![self.piece(index, &text, &logprobs, None)], None)
             }
             StreamEvent::Done(outcome) => {
-                let told = self.parts.finish();
-                let mut chunks = self.deltas(told);
-                let reason = self.parts.reason(Ended::from(outcome.stats.finish).name());
-                let choice = if self.chat {
-                    let logprobs = self.held_logprobs();
-                    json!([{
-                        "index": 0, "delta": {}, "logprobs": logprobs, "finish_reason": reason,
-                    }])
-                } else {
-                    json!([{
-                        "index": 0, "text": "", "logprobs": null, "finish_reason": reason,
-                    }])
-                };
-                chunks.push(self.chunk(&choice));
+                let (rest, _) = choice.take(None, "", None);
+                let told = choice.parts.finish();
+                let reason = Ended::from(outcome.stats.finish).name();
+                let reason = choice.parts.reason(reason);
+                choice.outcome = Some(outcome);
+                let mut chunks = self.deltas(index, told);
+                let logprobs = self.held_logprobs(index);
+                chunks.push(self.piece(index, &rest, &logprobs, Some(reason)));
+                if !self.is_whole() {
+                    return (chunks, None);
+                }
                 if self.include_usage {
                     let mut last = self.chunk(&json!([]));
-                    last["usage"] = self.usage(&outcome);
+                    last["usage"] = self.usage();
                     chunks.push(last);
                 }
                 (chunks, Some(true))
@@ -143,66 +166,121 @@ impl Shape {
         }
     }
 
-    /// Chunks of a chat's parts; the first has the logprobs of all.
-    fn deltas(&mut self, told: Vec<Told>) -> Vec<Value> {
-        let deltas = self.parts.deltas(told);
+    /// Chunks of a chat's parts; the first has the logprobs of what was held.
+    fn deltas(&mut self, index: usize, told: Vec<Told>) -> Vec<Value> {
+        let deltas = match self.choices.get(index) {
+            Some(choice) => choice.parts.deltas(told),
+            None => Vec::new(),
+        };
         let mut chunks = Vec::with_capacity(deltas.len());
         for delta in deltas {
-            let logprobs = self.held_logprobs();
+            let logprobs = self.held_logprobs(index);
             chunks.push(self.chunk(&json!([{
-                "index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": null,
+                "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null,
             }])));
         }
         chunks
     }
 
-    fn held_logprobs(&mut self) -> Value {
-        let held = std::mem::take(&mut self.held);
-        match held.is_empty() {
-            true => Value::Null,
-            false => self.logprobs(&held),
+    fn held_logprobs(&mut self, index: usize) -> Value {
+        let held = self
+            .choices
+            .get_mut(index)
+            .map(|c| std::mem::take(&mut c.held));
+        match held {
+            Some(held) if !held.is_empty() => self.logprobs(&held),
+            _ => Value::Null,
         }
     }
 
-    pub fn whole(&mut self, whole: &Whole, outcome: &Outcome) -> Value {
-        let logprobs = self.logprobs(&whole.tokens);
-        let mut told = self.parts.push(&whole.text);
-        told.extend(self.parts.finish());
-        let reason = self.parts.reason(Ended::from(outcome.stats.finish).name());
-        let (object, choice) = if self.chat {
-            let message = message(told);
-            (
-                "chat.completion",
-                json!([{
-                    "index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason,
-                }]),
-            )
-        } else {
-            (
-                "text_completion",
-                json!([{
-                    "index": 0, "text": whole.text, "logprobs": logprobs, "finish_reason": reason,
-                }]),
-            )
+    fn piece(&self, index: usize, text: &str, logprobs: &Value, reason: Option<&str>) -> Value {
+        let choice = match (self.chat, reason) {
+            (true, Some(_)) => json!({"index": index, "delta": {}}),
+            (true, None) => json!({"index": index, "delta": {"content": text}}),
+            (false, _) => json!({"index": index, "text": text}),
         };
-        let mut answer = self.frame(object, &choice);
-        answer["usage"] = self.usage(outcome);
+        let mut choice = choice;
+        choice["logprobs"] = logprobs.clone();
+        choice["finish_reason"] = reason.into();
+        self.chunk(&json!([choice]))
+    }
+
+    /// Takes an event of an answer that is shown whole.
+    pub fn push(&mut self, index: usize, event: StreamEvent) {
+        let Some(choice) = self.choices.get_mut(index) else {
+            return;
+        };
+        match event {
+            StreamEvent::Piece {
+                token,
+                text,
+                logprobs,
+            } => {
+                let (text, token) = choice.take(token, &text, logprobs);
+                choice.text.push_str(&text);
+                choice.tokens.extend(token);
+            }
+            StreamEvent::Done(outcome) => {
+                let (rest, _) = choice.take(None, "", None);
+                choice.text.push_str(&rest);
+                choice.outcome = Some(outcome);
+            }
+            StreamEvent::Started { .. } | StreamEvent::Failed(_) => {}
+        }
+    }
+
+    /// The whole answer.
+    pub fn whole(&mut self) -> Value {
+        let chat = self.chat;
+        let told = self.choices.iter_mut().map(|choice| {
+            let mut told = choice.parts.push(&choice.text);
+            told.extend(choice.parts.finish());
+            told
+        });
+        let told: Vec<Vec<Told>> = if chat { told.collect() } else { Vec::new() };
+        let mut told = told.into_iter();
+        let choices = self.choices.iter().enumerate().map(|(index, choice)| {
+            let mut whole = match told.next() {
+                Some(told) => json!({"index": index, "message": message(told)}),
+                None => json!({"index": index, "text": choice.text}),
+            };
+            let reason = choice.outcome.as_ref().map(|o| Ended::from(o.stats.finish));
+            let reason = reason.map(|r| choice.parts.reason(r.name()));
+            whole["logprobs"] = self.logprobs(&choice.tokens);
+            whole["finish_reason"] = reason.into();
+            whole
+        });
+        let choices: Value = choices.collect();
+        let object = if self.chat {
+            "chat.completion"
+        } else {
+            "text_completion"
+        };
+        let mut answer = self.frame(object, &choices);
+        answer["usage"] = self.usage();
         answer
     }
 
-    /// OpenAI's usage, and what was lost to return memory while the answer grew.
-    fn usage(&self, outcome: &Outcome) -> Value {
-        let (prompt, tokens) = (self.prompt_tokens, outcome.stats.tokens);
+    /// OpenAI's usage, and what was lost to return memory while the answers grew.
+    fn usage(&self) -> Value {
+        let outcomes = || self.choices.iter().filter_map(|c| c.outcome.as_ref());
+        let (prompt, tokens) = (
+            self.prompt_tokens,
+            outcomes().map(|o| o.stats.tokens).sum::<usize>(),
+        );
+        // A prompt is counted once, whatever many answers it gets.
+        let cached: usize = outcomes().map(|o| o.cached_tokens).sum();
+        let mass = outcomes().map(|o| o.loss.mass).fold(0.0, f32::max);
         json!({
             "prompt_tokens": prompt,
             "completion_tokens": tokens,
             "total_tokens": prompt + tokens,
-            "prompt_tokens_details": {"cached_tokens": outcome.cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": cached.min(prompt)},
             "kvpsi": {
-                "trims": outcome.loss.trims,
-                "tokens_dropped": outcome.loss.tokens,
-                "attention_mass_dropped": outcome.loss.mass,
-                "preemptions": outcome.preemptions,
+                "trims": outcomes().map(|o| o.loss.trims).sum::<u64>(),
+                "tokens_dropped": outcomes().map(|o| o.loss.tokens).sum::<u64>(),
+                "attention_mass_dropped": mass,
+                "preemptions": outcomes().map(|o| o.preemptions).sum::<u64>(),
             },
         })
     }
@@ -211,13 +289,11 @@ impl Shape {
         self.tokenizer.decode(&[token]).unwrap_or_default()
     }
 
-    fn logprobs(&self, tokens: &[(u32, Option<TokenLogprobs>, usize)]) -> Value {
+    fn logprobs(&self, tokens: &[Token]) -> Value {
         if self.logprobs.is_none() {
             return Value::Null;
         }
-        let with = |(token, logprobs, at): &(u32, Option<TokenLogprobs>, usize)| {
-            Some((self.text(*token), logprobs.clone()?, *at))
-        };
+        let with = |t: &Token| Some((self.text(t.id), t.logprobs.clone()?, t.at));
         let all: Vec<(String, TokenLogprobs, usize)> = tokens.iter().filter_map(with).collect();
         if self.chat {
             let entry = |text: &str, logprob: f32| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});

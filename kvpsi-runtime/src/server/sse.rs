@@ -1,8 +1,8 @@
 //! Server-sent events of an answer (HTML Living Standard, 9.2, as OpenAI's API
 //! uses them: `data:` lines, the last one `[DONE]`).
 
-use super::shape::Shape;
-use crate::engine::batch::StreamEvent;
+use super::{sender::ChoiceEvent, shape::Shape};
+use crate::engine::batch::{Failure, StreamEvent};
 use axum::response::sse::Event;
 use serde_json::Value;
 use std::{
@@ -16,15 +16,15 @@ use tokio_stream::Stream;
 
 /// The events of one answer. Dropping it tells the model that the client left.
 pub(super) struct Events {
-    events: UnboundedReceiver<StreamEvent>,
+    events: UnboundedReceiver<ChoiceEvent>,
     shape: Shape,
     ready: VecDeque<Event>,
     ended: bool,
 }
 
 impl Events {
-    /// All of them.
-    pub fn new(events: UnboundedReceiver<StreamEvent>, shape: Shape) -> Self {
+    /// The event `first`, and all after it.
+    pub fn new(events: UnboundedReceiver<ChoiceEvent>, shape: Shape, first: ChoiceEvent) -> Self {
         let mut new = Self {
             events,
             shape,
@@ -32,12 +32,13 @@ impl Events {
             ended: false,
         };
         let begin = new.shape.begin();
-        new.ready.extend(begin.as_ref().map(data));
+        new.ready.extend(begin.iter().map(data));
+        new.take(first);
         new
     }
 
-    fn take(&mut self, event: StreamEvent) {
-        let (chunks, ended) = self.shape.chunks(event);
+    fn take(&mut self, (choice, event): ChoiceEvent) {
+        let (chunks, ended) = self.shape.chunks(choice, event);
         self.ready.extend(chunks.iter().map(data));
         if ended == Some(true) {
             self.ready.push_back(Event::default().data("[DONE]"));
@@ -65,7 +66,7 @@ impl Stream for Events {
                 Poll::Ready(Some(event)) => self.take(event),
                 // The model's thread is gone without a word.
                 Poll::Ready(None) => {
-                    self.take(StreamEvent::Failed(crate::engine::batch::Failure::Ending))
+                    self.take((0, StreamEvent::Failed(Failure::Ending)));
                 }
                 Poll::Pending => return Poll::Pending,
             }

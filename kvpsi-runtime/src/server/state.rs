@@ -3,10 +3,23 @@
 //! Owns the one value that requests share. Out of scope: connections and paths.
 
 use super::{
-    live::Live, metrics::Metrics, model::Loaded, permits::AdmissionPermits, trace::Watchers,
+    connections::Connections,
+    guard::Access,
+    heap,
+    inbound::Inbound,
+    live::Live,
+    metrics::Metrics,
+    model::Loaded,
+    permits::AdmissionPermits,
+    trace::Watchers,
+    view::{self, Status},
 };
+use crate::units::Bytes;
 use std::{
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,13 +28,13 @@ use std::{
 pub struct Config {
     /// The name that clients call the model by.
     pub name: String,
-    /// What clients must know; none: open to all.
-    pub api_key: Option<String>,
+    /// Who may ask.
+    pub access: Access,
     /// Bytes of a body.
     pub max_body: usize,
     /// Tokens of a prompt; none: what the context has room for.
     pub max_prompt: Option<usize>,
-    /// Connections at once; more wait in the kernel.
+    /// Connections at once; more take the place of idle ones.
     pub max_connections: usize,
     /// Time for a request's head, and between two requests.
     pub header_timeout: Duration,
@@ -31,6 +44,8 @@ pub struct Config {
     pub request_timeout: Duration,
     /// Requests computed and waiting.
     pub permits: usize,
+    /// Prompts that are made into tokens at once.
+    pub tokenizers: usize,
     /// Time for answers that were begun when the server is told to stop.
     pub drain: Duration,
 }
@@ -41,6 +56,8 @@ pub struct Server {
     pub(super) config: Config,
     pub(super) metrics: Arc<Metrics>,
     pub(super) permits: Arc<AdmissionPermits>,
+    pub(super) connections: Arc<Connections>,
+    pub(super) inbound: Arc<Inbound>,
     pub(super) watchers: Watchers,
     pub(super) draining: AtomicBool,
     pub(super) started_unix: u64,
@@ -56,6 +73,8 @@ impl Server {
         Ok(Arc::new(Self {
             metrics: Arc::new(Metrics::new(&config.name)?),
             permits: AdmissionPermits::new(config.permits),
+            connections: Arc::new(Connections::new(config.max_connections)),
+            inbound: Inbound::new(config.max_body, config.tokenizers),
             config,
             watchers,
             draining: AtomicBool::new(false),
@@ -80,8 +99,25 @@ impl Server {
         self.live.get().cloned()
     }
 
-    /// Takes samples for those who look; to be run beside [`Server::serve`].
+    /// How a ready instance is now.
+    pub(super) fn status(&self, live: &Live) -> Status {
+        let inbound = &self.inbound;
+        Status {
+            inbound: view::Inbound {
+                connections: self.connections.count() as u64,
+                body_bytes: Bytes(inbound.held() as u64),
+                most_body_bytes: Bytes(inbound.total as u64),
+                waiting: inbound.waiting() as u64,
+                preparing: inbound.preparing() as u64,
+            },
+            ..live.status(self.permits.taken())
+        }
+    }
+
+    /// Takes samples for those who look, and returns what large requests left
+    /// in the heap; to be run beside [`Server::serve`].
     pub async fn watch(self: Arc<Self>) {
+        tokio::spawn(self.clone().tidy());
         loop {
             if let Some(live) = self.live() {
                 live.watch(self.metrics.clone()).await;
@@ -89,4 +125,24 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+
+    async fn tidy(self: Arc<Self>) {
+        let mut tidied = 0;
+        loop {
+            tokio::time::sleep(TIDY).await;
+            let taken = self.inbound.taken.load(Relaxed);
+            let busy = self.inbound.preparing() > 0;
+            if taken - tidied >= WORTH_TIDYING && !busy {
+                tidied = taken;
+                // It holds up who allocates, and takes a while.
+                let _ = tokio::task::spawn_blocking(heap::give_back).await;
+            }
+        }
+    }
 }
+
+/// Between two looks whether the heap is worth tidying.
+const TIDY: Duration = Duration::from_secs(1);
+/// Bytes of bodies after which it is: text takes some hundred times as much
+/// while it is made into tokens.
+const WORTH_TIDYING: u64 = 256 << 10;

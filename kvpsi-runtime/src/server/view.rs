@@ -49,6 +49,9 @@ pub struct Status {
     pub trims: Trims,
     /// What clients asked for.
     pub requests: Requests,
+    /// What clients hold outside of the KV cache.
+    #[serde(default)]
+    pub inbound: Inbound,
     /// Sequences in flight, oldest first.
     pub sequences: Vec<Sequence>,
     /// The process's resident set.
@@ -158,6 +161,21 @@ pub struct Requests {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub tokens: u64,
+}
+
+/// Connections, and bodies before their requests are admitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inbound {
+    /// Open connections.
+    pub connections: u64,
+    /// Bytes of bodies that are held.
+    pub body_bytes: Bytes,
+    /// Most that large bodies may take together.
+    pub most_body_bytes: Bytes,
+    /// Bodies that wait for others to be done with.
+    pub waiting: u64,
+    /// Prompts that are made into tokens.
+    pub preparing: u64,
 }
 
 /// What a sequence is doing.

@@ -5,8 +5,10 @@
 //! bad. Out of scope: what frames are made of.
 
 use super::{
+    complete::Begun,
     error::ApiError,
     parts::{Parts, Told},
+    sender::ChoiceEvent,
 };
 use crate::engine::batch::{Failure, Outcome, StreamEvent};
 use axum::{
@@ -46,11 +48,20 @@ pub(super) trait Wire: Send + Unpin + 'static {
 
 /// The events of one answer, and what takes them apart.
 pub(super) struct Answering {
-    pub events: UnboundedReceiver<StreamEvent>,
-    pub parts: Parts,
+    events: UnboundedReceiver<ChoiceEvent>,
+    parts: Parts,
 }
 
 impl Answering {
+    /// The first answer of a request, which these APIs have one of.
+    pub fn of<T>(begun: Begun<T>) -> Self {
+        let first = begun.choices.into_iter().next();
+        Self {
+            events: begun.events,
+            parts: first.map(|(_, parts)| parts).unwrap_or_default(),
+        }
+    }
+
     /// The answer by `wire`, streamed or whole.
     pub async fn respond<W: Wire>(self, mut wire: W, stream: bool) -> Result<Response, ApiError> {
         if stream {
@@ -73,11 +84,7 @@ impl Answering {
         } = self;
         let mut told = Vec::new();
         loop {
-            match events
-                .recv()
-                .await
-                .unwrap_or(StreamEvent::Failed(Failure::Ending))
-            {
+            match ended(events.recv().await) {
                 StreamEvent::Started { .. } => {}
                 StreamEvent::Piece { text, .. } => told.extend(parts.push(&text)),
                 StreamEvent::Done(outcome) => {
@@ -135,13 +142,16 @@ impl<W: Wire> Stream for Frames<W> {
                 return Poll::Ready(None);
             }
             match self.answering.events.poll_recv(cx) {
-                Poll::Ready(Some(event)) => self.take(event),
-                // The model's thread is gone without a word.
-                Poll::Ready(None) => self.take(StreamEvent::Failed(Failure::Ending)),
+                Poll::Ready(event) => self.take(ended(event)),
                 Poll::Pending => return Poll::Pending,
             }
         }
     }
+}
+
+/// An event, or the model's thread is gone without a word.
+fn ended(event: Option<ChoiceEvent>) -> StreamEvent {
+    event.map_or(StreamEvent::Failed(Failure::Ending), |(_, event)| event)
 }
 
 /// One event of a server-sent stream.

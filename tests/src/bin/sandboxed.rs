@@ -105,6 +105,7 @@ fn confine(args: &Args) -> Result<Report> {
         user: args.user.clone(),
         read: args.read.clone(),
         write: args.write.clone(),
+        sockets: Vec::new(),
         port: args.port,
         landlock: args.landlock,
         seccomp: args.seccomp,

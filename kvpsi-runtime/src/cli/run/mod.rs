@@ -7,6 +7,7 @@
 mod talk;
 
 use super::reading;
+use crate::cli::tell::tell;
 use crate::{
     cli::governor::{self, HeldModel},
     control::{Governor, GovernorConfig, GovernorStats, Prepared, Tap},
@@ -215,7 +216,7 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
     };
     let listening = match governor::listen(choice, rung, false, &config) {
         Err(e) if matches!(e.downcast_ref(), Some(SignalError::Unwanted)) => {
-            eprintln!("kvpsi: nothing will be trimmed: {e}");
+            tell!("nothing will be trimmed: {e}");
             privilege::drop_all().context("cannot drop privileges")?;
             return Ok(None);
         }
@@ -223,7 +224,7 @@ fn listen(signal: Signal, rung: Rung, tap: Option<Arc<Tap>>) -> anyhow::Result<O
     };
     if !listening.notes.is_empty() {
         let why = listening.notes.join("; ");
-        eprintln!("kvpsi: signal {}: {why}", listening.prepared.signal());
+        tell!("signal {}: {why}", listening.prepared.signal());
     }
     Ok(Some(listening.prepared))
 }
@@ -236,8 +237,8 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
         let seen: String = seen
             .map(|(kind, c)| format!(", {} {}", c.seen, kind.name()))
             .collect();
-        eprintln!(
-            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times, {} events were of other cgroups)",
+        tell!(
+            "nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times, {} events were of other cgroups)",
             stats.signal,
             stats.events.seen,
             stats.wakeups,
@@ -246,8 +247,8 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     }
     if stats.trims > 0 {
         let steps = stats.by_step.iter().map(|(step, b)| format!("{step} {b}"));
-        eprintln!(
-            "kvpsi: {} trims gave back {} ({}), {} tokens dropped (signal {}, {} stalls seen)",
+        tell!(
+            "{} trims gave back {} ({}), {} tokens dropped (signal {}, {} stalls seen)",
             stats.trims,
             stats.trimmed_bytes,
             steps.collect::<Vec<_>>().join(", "),
@@ -257,23 +258,23 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
         );
     }
     if stats.owed_bytes > Bytes::ZERO {
-        eprintln!(
-            "kvpsi: {} more were asked of packing and thinning, which had not come to it",
+        tell!(
+            "{} more were asked of packing and thinning, which had not come to it",
             stats.owed_bytes
         );
     }
     if stats.events.dropped > 0 {
-        eprintln!(
-            "kvpsi: {} events were lost: the ring buffer was full",
+        tell!(
+            "{} events were lost: the ring buffer was full",
             stats.events.dropped
         );
     }
     if let Some(note) = &stats.source_note {
-        eprintln!("kvpsi: {note}");
+        tell!("{note}");
     }
     if let Some(e) = &stats.source_error {
-        eprintln!(
-            "kvpsi: signal {} broke: {e}; nothing was trimmed after that",
+        tell!(
+            "signal {} broke: {e}; nothing was trimmed after that",
             stats.signal
         );
     }
@@ -367,7 +368,7 @@ fn read_turns(turns: &Sender<Turn>, hold: &AtomicBool) {
                 hold.store(true, Ordering::Relaxed);
             }
             Err(e) => {
-                eprintln!("kvpsi: stdin: {e}");
+                tell!("stdin: {e}");
                 break;
             }
         }

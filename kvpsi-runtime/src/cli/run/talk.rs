@@ -5,6 +5,7 @@
 //! signals and flags.
 
 use super::{Args, Turn};
+use crate::cli::tell::tell;
 use crate::{
     engine::{Engine, Finish, GenStats, Recomputed, SamplingConfig, Session},
     model::chat::{Message, Role},
@@ -39,8 +40,8 @@ impl Talk {
     pub(super) fn once(&mut self, prompt: &str, args: &Args) -> anyhow::Result<()> {
         let raw = args.raw || self.engine.chat().is_none();
         if raw && !args.raw {
-            eprintln!(
-                "kvpsi: this model has no chat template: the text is continued as with --raw (--chat-template gives one)"
+            tell!(
+                "this model has no chat template: the text is continued as with --raw (--chat-template gives one)"
             );
         }
         let tokens = if raw {
@@ -117,7 +118,7 @@ impl Talk {
             match self.engine.recompute(session, &self.hold)? {
                 Recomputed::Whole => whole = session.park(),
                 Recomputed::Done(tokens) => {
-                    eprintln!("kvpsi: {tokens} tokens computed anew: nothing is missing now");
+                    tell!("{tokens} tokens computed anew: nothing is missing now");
                     whole = session.park();
                 }
                 Recomputed::Interrupted | Recomputed::NoRoom => {}
@@ -181,7 +182,7 @@ fn write(out: &mut std::io::Stdout, text: &str) -> std::io::Result<()> {
 }
 
 fn report(stats: &GenStats) {
-    eprintln!("kvpsi: {stats}");
+    tell!("{stats}");
 }
 
 fn system(text: Option<&str>) -> Vec<Message> {

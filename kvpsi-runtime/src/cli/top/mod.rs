@@ -50,6 +50,9 @@ pub struct Args {
     /// Its API key; other users of this machine see what stands on a command line
     #[arg(long, value_name = "KEY", env = "KVPSI_API_KEY", hide_env_values = true, value_parser = client::key)]
     api_key: Option<String>,
+    /// Its admin key, to trim and to change settings; serves for the API key, too
+    #[arg(long, value_name = "KEY", env = "KVPSI_ADMIN_KEY", hide_env_values = true, value_parser = client::key)]
+    admin_key: Option<String>,
     /// Time between two looks, ms
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     interval: u64,
@@ -87,7 +90,7 @@ impl Drop for Farewell {
 /// # Errors
 /// There is no terminal, or it broke; with `--once` also when no server answers.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let client = Client::new(args.url, args.api_key);
+    let client = Client::new(args.url, args.admin_key.or(args.api_key));
     if args.once {
         let url = client.url().to_owned();
         let answer = Looker::new(client).look()?;

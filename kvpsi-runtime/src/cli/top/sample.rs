@@ -149,6 +149,7 @@ pub fn status() -> Status {
             prompt_tokens: 345_678,
             tokens: 98_765,
         },
+        inbound: Default::default(),
         sequences: vec![
             sequence("chatcmpl-5f1d70a4b2c9", Doing::Decode, 993, 412, 96, 17.6),
             sequence("chatcmpl-5f1d70a4b2ca", Doing::Prefill, 2_048, 0, 0, 2.5),

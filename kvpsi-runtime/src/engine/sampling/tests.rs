@@ -16,7 +16,7 @@ fn draws(c: &SamplingConfig, logits: &[f32], times: usize) -> Vec<usize> {
     let mut sampler = Sampler::new(c);
     let mut counts = vec![0; logits.len()];
     for _ in 0..times {
-        counts[sampler.sample(&mut logits.to_vec(), &[], 0).unwrap().0 as usize] += 1;
+        counts[sampler.sample(&mut logits.to_vec(), &[], 0, &[]).unwrap().0 as usize] += 1;
     }
     counts
 }
@@ -109,7 +109,7 @@ fn a_draw_among_all_has_the_chances_of_each_token() {
     }
     let mut broken = logits;
     broken[650] = f32::NAN;
-    assert!(Sampler::new(&c).sample(&mut broken, &[], 0).is_err());
+    assert!(Sampler::new(&c).sample(&mut broken, &[], 0, &[]).is_err());
 }
 
 #[test]
@@ -136,7 +136,9 @@ fn chances_are_those_before_penalties_and_add_up() {
         logprobs: Some(2),
         ..config()
     };
-    let (token, logprobs) = Sampler::new(&c).sample(&mut logits, &[0, 0], 0).unwrap();
+    let (token, logprobs) = Sampler::new(&c)
+        .sample(&mut logits, &[0, 0], 0, &[])
+        .unwrap();
     let logprobs = logprobs.unwrap();
     // The likeliest was penalized away; what is told is the model's own.
     assert_eq!(token, 1);
@@ -154,5 +156,61 @@ fn a_logit_that_is_no_number_is_an_error_and_not_a_token() {
         top_k: Some(5),
         ..config()
     };
-    assert!(Sampler::new(&c).sample(&mut logits, &[], 0).is_err());
+    assert!(Sampler::new(&c).sample(&mut logits, &[], 0, &[]).is_err());
+}
+
+#[test]
+fn a_bias_min_p_and_too_few_tokens_exclude_what_they_must() {
+    let logits = [3.0, 2.0, 1.0, 0.0, -1.0];
+    let drawn = |c: &SamplingConfig, ends: &[u32]| -> std::collections::BTreeSet<u32> {
+        let mut sampler = Sampler::new(c);
+        let one = |_| {
+            sampler
+                .sample(&mut logits.to_vec(), &[7], 0, ends)
+                .unwrap()
+                .0
+        };
+        (0..400).map(one).collect()
+    };
+    let plain = SamplingConfig {
+        temperature: 1.0,
+        top_p: None,
+        top_k: None,
+        repeat_penalty: 1.0,
+        ..SamplingConfig::default()
+    };
+    assert_eq!(drawn(&plain, &[]).len(), 5);
+    // e^-1 is 0.37 of the likeliest, e^-2 is 0.14.
+    let min_p = SamplingConfig {
+        min_p: Some(0.3),
+        ..plain.clone()
+    };
+    assert_eq!(drawn(&min_p, &[]), [0, 1].into());
+    let both = SamplingConfig {
+        top_k: Some(1),
+        ..min_p.clone()
+    };
+    assert_eq!(drawn(&both, &[]), [0].into());
+    let typical = SamplingConfig {
+        typical_p: Some(0.1),
+        ..plain.clone()
+    };
+    assert_eq!(drawn(&typical, &[]).len(), 1);
+    let bias = SamplingConfig {
+        logit_bias: vec![(0, -100.0), (1, f32::NEG_INFINITY), (4, 90.0), (99, 1.0)],
+        ..plain.clone()
+    };
+    assert_eq!(drawn(&bias, &[]), [4].into());
+    // One token is there, of two: the ends are not drawn yet.
+    let short = SamplingConfig {
+        min_tokens: 2,
+        stop_tokens: vec![1],
+        ..plain.clone()
+    };
+    assert_eq!(drawn(&short, &[0]), [2, 3, 4].into());
+    let long = SamplingConfig {
+        min_tokens: 1,
+        ..short
+    };
+    assert_eq!(drawn(&long, &[0]).len(), 5);
 }

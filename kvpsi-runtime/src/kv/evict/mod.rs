@@ -60,7 +60,7 @@ pub trait Policy: Send + Sync + Debug {
 /// The policies, by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Evict {
-    /// The newest tokens
+    /// The oldest: the newest stay
     Window,
     /// Those that most attention fell on so far
     Heavy,

@@ -28,7 +28,7 @@ pub enum Part {
 const THINK: (&str, &str) = ("<think>", "</think>");
 
 /// Takes one answer apart.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AnswerParser {
     /// How calls are written, where functions may be called.
     format: Option<ToolFormat>,
@@ -99,7 +99,9 @@ impl AnswerParser {
             State::Thought => thought(held.trim_end(), &mut parts),
             State::Call | State::Calls => {
                 let (calls, rest) = self.calls(&held);
-                if calls.is_empty() {
+                if held.trim().is_empty() && self.trim {
+                    // Cut off behind the mark: there is nothing of a call yet.
+                } else if calls.is_empty() {
                     // It was no call: it is told as it was written.
                     let open = self.open().filter(|_| self.marked(&held));
                     let text = format!("{}{held}", open.unwrap_or_default());

@@ -108,13 +108,21 @@ pub struct Conversation {
     pub go_on: Option<bool>,
 }
 
-/// A conversation in tokens.
+/// A conversation as the template writes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChatPrompt {
-    /// The tokens.
-    pub tokens: Vec<u32>,
+pub struct ChatText {
+    /// The text, with `mark` in what would be control tokens of strangers.
+    pub text: String,
+    /// For [`Tokenizer::encode_guarded`].
+    pub mark: char,
+}
+
+impl ChatText {
     /// The template began a thought: the answer goes on with it.
-    pub thinking: bool,
+    #[must_use]
+    pub fn thinking(&self) -> bool {
+        self.text.trim_end().ends_with("<think>")
+    }
 }
 
 impl Conversation {
@@ -139,29 +147,15 @@ impl Conversation {
 }
 
 impl ChatTemplate {
-    /// The tokens of a conversation, up to where the model is to go on.
+    /// A conversation, up to where the model is to go on.
     ///
     /// # Errors
-    /// The template does not compile, refuses this conversation or fails; or
-    /// the tokenizer does.
-    pub fn tokens(
-        &self,
-        conversation: &Conversation,
-        tokenizer: &Tokenizer,
-    ) -> Result<ChatPrompt, ModelError> {
-        let (text, mark) = self.guarded(conversation, tokenizer)?;
-        Ok(ChatPrompt {
-            tokens: tokenizer.encode_guarded(&text, mark)?,
-            thinking: text.trim_end().ends_with("<think>"),
-        })
-    }
-
-    /// The text, and the mark in what would be control tokens of strangers.
-    pub(super) fn guarded(
+    /// The template does not compile, refuses this conversation or fails.
+    pub fn text(
         &self,
         asked: &Conversation,
         tokenizer: &Tokenizer,
-    ) -> Result<(String, char), ModelError> {
+    ) -> Result<ChatText, ModelError> {
         let style = self.style();
         let tooled = !asked.tools.is_empty()
             || (asked.messages.iter()).any(|m| m.role == Role::Tool || !m.calls.is_empty());
@@ -173,7 +167,7 @@ impl ChatTemplate {
         rendered.or_else(|_| self.one(&explained(asked, Role::User), tokenizer))
     }
 
-    fn one(&self, c: &Conversation, tokenizer: &Tokenizer) -> Result<(String, char), ModelError> {
+    fn one(&self, c: &Conversation, tokenizer: &Tokenizer) -> Result<ChatText, ModelError> {
         let mut c = c.clone();
         let mut goes_on = c.goes_on();
         if goes_on
@@ -212,7 +206,7 @@ impl ChatTemplate {
                 )
             })?);
         }
-        Ok((text, mark))
+        Ok(ChatText { text, mark })
     }
 }
 

@@ -32,7 +32,7 @@ enum Within {
 }
 
 /// Takes an answer apart.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Harmony {
     within: Within,
     held: String,

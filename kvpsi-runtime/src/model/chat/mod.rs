@@ -14,7 +14,7 @@ mod style;
 
 pub use answer::{AnswerParser, Part};
 pub use builtin::NAMES;
-pub use conversation::{ChatPrompt, Conversation, Message, Role, ToolCall};
+pub use conversation::{ChatText, Conversation, Message, Role, ToolCall};
 pub use style::{Style, Tool, ToolFormat};
 
 use super::gguf::{Gguf, ModelError};
@@ -84,7 +84,7 @@ impl ChatTemplate {
     /// The template does not compile, refuses these messages or fails.
     pub fn render(&self, messages: &[Message], prompt: bool) -> Result<String, ModelError> {
         let messages: Vec<serde_json::Value> = messages.iter().map(Message::json).collect();
-        self.text(context! {
+        self.written(context! {
             messages => messages,
             add_generation_prompt => prompt,
             bos_token => self.bos,
@@ -101,7 +101,7 @@ impl ChatTemplate {
     pub fn render_json(&self, variables: &str) -> Result<String, ModelError> {
         let given: BTreeMap<String, minijinja::Value> = serde_json::from_str(variables)
             .map_err(|e| ModelError::Template(format!("its variables are no JSON object: {e}")))?;
-        self.text(context! {
+        self.written(context! {
             bos_token => self.bos,
             eos_token => self.eos,
             ..given.into_iter().collect::<minijinja::Value>()
@@ -110,14 +110,14 @@ impl ChatTemplate {
 
     /// The same for variables of ours.
     fn render_value(&self, variables: &serde_json::Value) -> Result<String, ModelError> {
-        self.text(context! {
+        self.written(context! {
             bos_token => self.bos,
             eos_token => self.eos,
             ..minijinja::Value::from_serialize(variables)
         })
     }
 
-    fn text(&self, variables: minijinja::Value) -> Result<String, ModelError> {
+    fn written(&self, variables: minijinja::Value) -> Result<String, ModelError> {
         let env = self.env.as_ref();
         let env = env.map_err(|e| ModelError::Template(e.clone()))?;
         let mut out = Bounded(Vec::new());

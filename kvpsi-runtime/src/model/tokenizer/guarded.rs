@@ -6,7 +6,7 @@
 //! has no control token from it. llama.cpp does the same by
 //! `parse_special = false`. Out of scope: which texts are strangers'.
 
-use super::{ModelError, Tokenizer};
+use super::{ModelError, Tokenizer, TooLong};
 use std::collections::HashSet;
 use tokenizers::{
     Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
@@ -82,13 +82,23 @@ impl Tokenizer {
     }
 
     /// Tokens of a text that a template made of guarded ones: control tokens of
-    /// the template are recognised, those with a mark in them are text.
+    /// the template are recognised, those with a mark in them are text. Bounded
+    /// as [`Tokenizer::encode_up_to`].
     ///
     /// # Errors
     /// The tokenizer fails on the text.
-    pub fn encode_guarded(&self, text: &str, mark: char) -> Result<Vec<u32>, ModelError> {
+    pub fn encode_guarded(
+        &self,
+        text: &str,
+        mark: char,
+        most: usize,
+    ) -> Result<Result<Vec<u32>, TooLong>, ModelError> {
         if !text.contains(mark) {
-            return self.encode(text, false);
+            return self.encode_up_to(text, false, most);
+        }
+        // It is made into tokens as a whole: few have marks.
+        if let Some(long) = self.too_long(text, most) {
+            return Ok(Err(long));
         }
         let bad = |e: tokenizers::Error| ModelError::Tokenize(e.to_string());
         let encoding = self.inner.encode(text, false).map_err(bad)?;
@@ -98,16 +108,19 @@ impl Tokenizer {
         let (mut from, mut first) = (0, 0);
         for (i, (id, (start, end))) in ids.iter().zip(encoding.get_offsets()).enumerate() {
             if self.added.contains(id) {
-                self.piece(&text[from..*start], mark, &ids[first..i], &mut tokens)?;
+                self.marked(&text[from..*start], mark, &ids[first..i], &mut tokens)?;
                 tokens.push(*id);
                 (from, first) = (*end, i + 1);
             }
         }
-        self.piece(&text[from..], mark, &ids[first..], &mut tokens)?;
-        Ok(tokens)
+        self.marked(&text[from..], mark, &ids[first..], &mut tokens)?;
+        Ok(match tokens.len() {
+            n if n > most => Err(TooLong::Tokens(n)),
+            _ => Ok(tokens),
+        })
     }
 
-    fn piece(
+    fn marked(
         &self,
         text: &str,
         mark: char,

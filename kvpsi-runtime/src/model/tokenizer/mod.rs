@@ -9,6 +9,7 @@ mod bpe;
 mod bytes;
 mod guarded;
 mod metadata;
+mod pieces;
 mod pre;
 mod spm;
 
@@ -18,6 +19,8 @@ use super::gguf::{Gguf, ModelError};
 use bytes::Alphabet;
 use guarded::Controls;
 use metadata::Metadata;
+use pieces::Spans;
+pub use pieces::TooLong;
 use std::{collections::HashSet, sync::Arc};
 use tokenizers::Tokenizer as Inner;
 
@@ -72,6 +75,9 @@ pub struct Tokenizer {
     /// Those of them that no text is meant by.
     control_ids: HashSet<u32>,
     controls: Controls,
+    /// A space is put before a text.
+    in_front: bool,
+    spans: Spans,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -126,6 +132,10 @@ impl Tokenizer {
             .collect();
         ends.sort_unstable();
         ends.dedup();
+        let in_front = match gguf.string("tokenizer.ggml.model") {
+            Some("llama") => spm::in_front(&from)?,
+            _ => false,
+        };
         let written = inner.get_added_tokens_decoder();
         // Some files have the ends of turns among the tokens of a text.
         let is_control =
@@ -139,6 +149,8 @@ impl Tokenizer {
             added: written.keys().copied().collect(),
             control_ids: controls().map(|(id, _)| *id).collect(),
             controls: Controls::new(controls().map(|(_, t)| t.content.clone())),
+            in_front,
+            spans: Spans::of(&inner, &tokens, in_front),
             inner,
             ends,
             bos,
@@ -154,13 +166,17 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer fails on the text.
     pub fn encode(&self, text: &str, start: bool) -> Result<Vec<u32>, ModelError> {
+        let (first, last) = if start { self.around } else { (None, None) };
+        let ids = self.ids_of(text)?;
+        Ok(first.into_iter().chain(ids).chain(last).collect())
+    }
+
+    fn ids_of(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|e| ModelError::Tokenize(e.to_string()))?;
-        let (first, last) = if start { self.around } else { (None, None) };
-        let ids = encoding.get_ids().iter().copied();
-        Ok(first.into_iter().chain(ids).chain(last).collect())
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// Text of `tokens`, with special tokens written out.
@@ -188,7 +204,7 @@ impl Tokenizer {
     /// Whether no text is meant by this token.
     #[must_use]
     pub fn is_control(&self, token: u32) -> bool {
-        self.control_ids.contains(&token)
+        self.control_ids.contains(&token) || self.ends(token)
     }
 
     /// The token of a name, a control token's too.

@@ -51,12 +51,15 @@ pub(super) fn build(from: &Metadata<'_>, tokens: &[String]) -> Result<Inner, Mod
     }
     let mut inner = Inner::new(model.build().map_err(bad)?);
 
-    let in_front = from
-        .flag("tokenizer.ggml.add_space_prefix")?
-        .unwrap_or(true);
-    spaces(&mut inner, in_front).map_err(bad)?;
+    spaces(&mut inner, in_front(from)?).map_err(bad)?;
     add_written(&mut inner, tokens, &kinds).map_err(bad)?;
     Ok(inner)
+}
+
+/// Whether a space is put before a text.
+pub(super) fn in_front(from: &Metadata<'_>) -> Result<bool, ModelError> {
+    let flag = from.flag("tokenizer.ggml.add_space_prefix")?;
+    Ok(flag.unwrap_or(true))
 }
 
 /// Spaces become U+2581 and come back, bytes come back from their tokens;

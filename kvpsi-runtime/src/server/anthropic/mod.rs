@@ -6,30 +6,15 @@
 mod request;
 mod wire;
 
-use super::{
-    complete::{Begun, Completer},
-    error::ApiError,
-};
-use axum::{
-    Json,
-    http::{StatusCode, header::RETRY_AFTER},
-    response::{IntoResponse, Response},
-};
+use super::{complete::Completer, error::ApiError, inbound::Held, wire::Answering};
+use axum::{http::StatusCode, response::Response};
 use serde_json::{Value, json};
 
-pub(super) use request::parse;
+use request::parse;
 
 /// An error as Anthropic's clients read it.
 pub(super) fn error(e: ApiError) -> Response {
-    let body = json!({"type": "error", "error": error_body(&e)});
-    let status = e.status;
-    let old = e.into_response();
-    let mut new = (status, Json(body)).into_response();
-    if let Some(after) = old.headers().get(RETRY_AFTER) {
-        new.headers_mut().insert(RETRY_AFTER, after.clone());
-    }
-    *new.extensions_mut() = old.extensions().clone();
-    new
+    e.shaped(&json!({"type": "error", "error": error_body(&e)}))
 }
 
 fn error_body(e: &ApiError) -> Value {
@@ -47,23 +32,15 @@ fn error_body(e: &ApiError) -> Value {
 }
 
 /// Answers `/v1/messages`.
-pub(super) async fn answer(
-    completer: Completer,
-    request: super::api::Request,
-) -> Result<Response, ApiError> {
-    let Begun {
-        request,
-        id,
-        model,
-        prompt_tokens,
-        answering,
-        ..
-    } = completer.begin(request).await?;
+pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response, ApiError> {
+    let begun = completer.begin(body, |body| Ok((parse(body)?, ()))).await?;
     // Which of several it was is not known.
-    let stop = match request.sampling.stops.as_slice() {
+    let stop = match begun.request.sampling.stops.as_slice() {
         [only] => Some(only.clone()),
         _ => None,
     };
-    let wire = wire::Blocks::new(format!("msg_{id:016x}"), model, prompt_tokens, stop);
-    answering.respond(wire, request.stream).await
+    let (id, model) = (format!("msg_{:016x}", begun.id), begun.model.clone());
+    let wire = wire::Blocks::new(id, model, begun.prompt_tokens, stop);
+    let stream = begun.request.stream;
+    Answering::of(begun).respond(wire, stream).await
 }

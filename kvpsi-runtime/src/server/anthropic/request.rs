@@ -47,6 +47,8 @@ pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
         tools,
         grammar: grammar.map(|g| ("output_format".to_owned(), g)),
         sampling: sampling(&fields)?,
+        choices: 1,
+        echo: false,
         stream: fields.flag("stream")?.unwrap_or(false),
         include_usage: false,
     })
@@ -65,7 +67,7 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
         top_k: top_k.map(small),
         seed: RandomState::new().build_hasher().finish(),
         repeat_penalty: 1.0,
-        stops: crate::server::api::stops(fields, "stop_sequences")?,
+        stops: crate::server::api::sampling::stops(fields, "stop_sequences")?,
         ..SamplingConfig::default()
     })
 }

@@ -7,8 +7,10 @@
 //! are an error. Pure: bytes in, a request or an error out. Out of scope: of
 //! tokens.
 
+mod completion;
 pub(super) mod fields;
 pub(super) mod messages;
+pub(super) mod sampling;
 pub(super) mod tools;
 
 use super::error::ApiError;
@@ -16,15 +18,10 @@ use crate::{
     engine::{Grammar, MAX_LOGPROBS, SamplingConfig},
     model::chat::Conversation,
 };
+pub use completion::parse_completion;
 use fields::Fields;
 use serde_json::Value;
-use std::hash::{BuildHasher, Hasher, RandomState};
 pub use tools::{ToolChoice, Tools};
-
-/// Most stop texts.
-const MOST_STOPS: usize = 16;
-/// Longest stop text, in bytes.
-const LONGEST_STOP: usize = 512;
 
 /// What is to be gone on with.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +32,8 @@ pub enum Prompt {
     Text(String),
     /// Tokens.
     Tokens(Vec<u32>),
+    /// Several texts or tokens, each answered by itself.
+    List(Vec<Prompt>),
 }
 
 /// A request, checked but for what only the model knows.
@@ -50,31 +49,21 @@ pub struct Request {
     pub grammar: Option<(String, Grammar)>,
     /// How. `max_tokens` is [`usize::MAX`] where none was given.
     pub sampling: SamplingConfig,
+    /// Answers to each prompt.
+    pub choices: usize,
+    /// The prompt is repeated before the answer.
+    pub echo: bool,
     /// Piece by piece.
     pub stream: bool,
     /// A last piece with the usage.
     pub include_usage: bool,
 }
 
-/// The fields of OpenAI's and vLLM's APIs that would change the answer and that
-/// kvpsi does not obey, and when they are harmless all the same.
-const REFUSED: [(&str, &str); 16] = [
-    ("functions", "use tools"),
-    ("function_call", "use tool_choice"),
-    ("logit_bias", "no bias is applied"),
-    ("audio", "text only"),
-    ("prediction", "no predicted outputs"),
-    ("web_search_options", "no search"),
-    ("suffix", "no insertion"),
-    ("min_p", "use top_p or top_k"),
-    ("typical_p", "use top_p or top_k"),
-    ("mirostat", "use top_p or top_k"),
-    ("min_tokens", "use ignore_eos"),
-    ("stop_token_ids", "use stop"),
-    ("bad_words", "no words are excluded"),
-    ("use_beam_search", "no beam search"),
-    ("prompt_logprobs", "no logprobs of prompts"),
-    ("echo", "the prompt is not repeated"),
+/// Refused here; what is refused everywhere is in [`sampling`].
+const REFUSED: [(&str, &str); 3] = [
+    ("structural_tag", "use tools or response_format"),
+    ("documents", "no documents"),
+    ("chat_template", "start the server with --chat-template"),
 ];
 
 /// The body of `/v1/chat/completions`.
@@ -85,6 +74,15 @@ const REFUSED: [(&str, &str); 16] = [
 pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
+    request.sampling = sampling::sampling(&fields, 1, usize::MAX)?;
+    for (name, why) in [
+        ("echo", "the answer begins where the prompt ends"),
+        ("add_special_tokens", "the chat template brings them"),
+    ] {
+        if fields.asks_for(name) {
+            return Err(ApiError::unsupported(name, why));
+        }
+    }
     request.tools = tools::tools(&fields)?;
     request.prompt = Prompt::Chat(Conversation {
         messages: messages::messages(&fields)?,
@@ -106,40 +104,16 @@ pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
     Ok(request)
 }
 
-/// The body of `/v1/completions`.
-///
-/// # Errors
-/// As [`parse_chat`].
-pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
-    let fields = Fields::parse(body)?;
-    let mut request = common(&fields)?;
-    if fields.asks_for("tools") {
-        return Err(ApiError::unsupported("tools", "use /v1/chat/completions"));
-    }
-    request.prompt = prompt(&fields)?;
-    let logprobs = fields.whole("logprobs", 0..=MAX_LOGPROBS as u64)?;
-    request.sampling.logprobs = logprobs.map(small);
-    if request.sampling.max_tokens == usize::MAX {
-        // As OpenAI's API reference has it for this endpoint.
-        request.sampling.max_tokens = 16;
-    }
-    Ok(request)
-}
-
 fn small(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 /// What all have.
 pub(super) fn common(fields: &Fields) -> Result<Request, ApiError> {
+    sampling::refuse(fields)?;
     for (name, why) in REFUSED {
         if fields.asks_for(name) {
             return Err(ApiError::unsupported(name, why));
-        }
-    }
-    for name in ["n", "best_of"] {
-        if fields.whole(name, 0..=u64::MAX)?.is_some_and(|n| n != 1) {
-            return Err(ApiError::unsupported(name, "one answer at a time"));
         }
     }
     if let Some(modalities) = fields.get("modalities")
@@ -178,81 +152,12 @@ pub(super) fn common(fields: &Fields) -> Result<Request, ApiError> {
         prompt: Prompt::Tokens(Vec::new()),
         tools: Tools::default(),
         grammar: tools::grammar(fields)?,
-        sampling: sampling(fields)?,
+        sampling: SamplingConfig::default(),
+        choices: sampling::choices(fields)?,
+        echo: false,
         stream,
         include_usage,
     })
-}
-
-/// How tokens are chosen: OpenAI's defaults, which change nothing.
-#[expect(clippy::cast_possible_truncation, reason = "penalties are small")]
-fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
-    let most = match fields.whole("max_completion_tokens", 1..=u64::MAX)? {
-        None => fields.whole("max_tokens", 1..=u64::MAX)?,
-        some => some,
-    };
-    let penalty = |name| {
-        fields
-            .number(name, -2.0..=2.0)
-            .map(Option::unwrap_or_default)
-    };
-    let repeat = match fields.number("repetition_penalty", 0.01..=100.0)? {
-        None => fields.number("repeat_penalty", 0.01..=100.0)?,
-        some => some,
-    };
-    // -1 and 0 mean all, by vLLM's and llama.cpp's custom.
-    let top_k = match fields.get("top_k").and_then(Value::as_i64) {
-        Some(-1) => None,
-        _ => fields.whole("top_k", 0..=u64::MAX)?.filter(|k| *k > 0),
-    };
-    // One that is zero or very small would take nothing: the likeliest is meant.
-    let top_p = fields.number("top_p", 0.0..=1.0)?.map(|p| p.max(1e-6));
-    Ok(SamplingConfig {
-        max_tokens: most.map_or(usize::MAX, small),
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
-        top_p,
-        top_k: top_k.map(small),
-        seed: seed(fields)?,
-        repeat_penalty: repeat.unwrap_or(1.0) as f32,
-        presence_penalty: penalty("presence_penalty")? as f32,
-        frequency_penalty: penalty("frequency_penalty")? as f32,
-        stops: stops(fields, "stop")?,
-        ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
-        logprobs: None,
-        ..SamplingConfig::default()
-    })
-}
-
-/// Any number; without one every answer has its own.
-fn seed(fields: &Fields) -> Result<u64, ApiError> {
-    match fields.get("seed") {
-        None => Ok(RandomState::new().build_hasher().finish()),
-        Some(v) => (v.as_u64().or_else(|| v.as_i64().map(i64::cast_unsigned)))
-            .ok_or_else(|| ApiError::param("seed", "`seed` must be a whole number")),
-    }
-}
-
-pub(super) fn stops(fields: &Fields, name: &str) -> Result<Vec<String>, ApiError> {
-    let bad = |why: String| ApiError::param(name, why);
-    let shape = || bad(format!("`{name}` must be a string or an array of strings"));
-    let stops = match fields.get(name) {
-        None => Vec::new(),
-        Some(Value::String(s)) => vec![s.clone()],
-        Some(Value::Array(all)) => {
-            let texts = all.iter().map(|v| v.as_str().map(str::to_owned));
-            texts.collect::<Option<Vec<_>>>().ok_or_else(shape)?
-        }
-        Some(_) => return Err(shape()),
-    };
-    if stops.len() > MOST_STOPS {
-        return Err(bad(format!("`{name}` has more than {MOST_STOPS} texts")));
-    }
-    if stops.iter().any(|s| s.is_empty() || s.len() > LONGEST_STOP) {
-        return Err(bad(format!(
-            "a text of `{name}` must have 1 to {LONGEST_STOP} bytes"
-        )));
-    }
-    Ok(stops)
 }
 
 /// What the template is told besides messages and tools, and where the answer
@@ -300,32 +205,6 @@ pub(super) fn think(
     thinks.or_insert(Value::Bool(effort != "none"));
     variables.insert("reasoning_effort".into(), effort.into());
     Ok(())
-}
-
-fn prompt(fields: &Fields) -> Result<Prompt, ApiError> {
-    let bad = || {
-        ApiError::param(
-            "prompt",
-            "`prompt` must be a string or an array of tokens; one prompt at a time",
-        )
-    };
-    match fields.get("prompt") {
-        Some(Value::String(s)) => Ok(Prompt::Text(s.clone())),
-        Some(Value::Array(all)) => match all.as_slice() {
-            [Value::String(s)] => Ok(Prompt::Text(s.clone())),
-            [Value::Array(tokens)] => tokens_of(tokens).ok_or_else(bad),
-            tokens => tokens_of(tokens).ok_or_else(bad),
-        },
-        _ => Err(bad()),
-    }
-}
-
-fn tokens_of(all: &[Value]) -> Option<Prompt> {
-    let token = |v: &Value| u32::try_from(v.as_u64()?).ok();
-    all.iter()
-        .map(token)
-        .collect::<Option<Vec<_>>>()
-        .map(Prompt::Tokens)
 }
 
 /// Null, false, and what is empty asks for nothing.

@@ -30,7 +30,7 @@ fn a_bare_chat_has_openais_defaults() {
 fn every_field_that_is_supported_is_obeyed() {
     let r = chat(&json!({
         "model": "m", "max_tokens": 7, "max_completion_tokens": 9.0, "temperature": 0.5,
-        "top_p": 0.25, "top_k": 3, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1,
+        "top_p": 0.25, "top_k": 3, "seed": -2, "stop": ["a", "b"], "presence_penalty": 1,
         "frequency_penalty": -1.5, "repetition_penalty": 1.25, "logprobs": true,
         "top_logprobs": 4, "stream": true, "stream_options": {"include_usage": true},
         "response_format": {"type": "text"}, "n": 1, "tools": [], "tool_choice": "none",
@@ -41,7 +41,7 @@ fn every_field_that_is_supported_is_obeyed() {
     assert_eq!((s.max_tokens, s.top_k, s.logprobs), (9, Some(3), Some(4)));
     assert_eq!(
         (s.temperature, s.top_p, s.seed),
-        (0.5, Some(0.25), u64::MAX)
+        (0.5, Some(0.25), u64::MAX - 1)
     );
     assert_eq!(
         (s.presence_penalty, s.frequency_penalty, s.repeat_penalty),
@@ -56,12 +56,17 @@ fn every_field_that_is_supported_is_obeyed() {
 fn what_cannot_be_obeyed_is_refused_by_name() {
     for (field, value) in [
         ("tools", json!([{"type": "web_search"}])),
-        ("n", json!(2)),
         ("best_of", json!(3)),
-        ("logit_bias", json!({"5": 1})),
+        ("echo", json!(true)),
+        ("ebnf", json!("a")),
+        ("allowed_token_ids", json!([1])),
+        ("n_predict", json!(5)),
+        ("dry_multiplier", json!(0.8)),
+        ("truncate_prompt_tokens", json!(5)),
+        ("xtc_probability", json!(0.5)),
+        ("length_penalty", json!(0.5)),
         ("response_format", json!({"type": "yaml"})),
         ("grammar", json!("root ::= \"a\"")),
-        ("min_p", json!(0.1)),
         ("modalities", json!(["audio"])),
         ("tool_choice", json!({"type": "allowed_tools"})),
     ] {
@@ -73,6 +78,62 @@ fn what_cannot_be_obeyed_is_refused_by_name() {
 }
 
 #[test]
+fn what_asks_for_nothing_is_accepted() {
+    for (field, value) in [
+        ("max_tokens", json!(-1)),
+        ("seed", json!(null)),
+        ("seed", json!(-1)),
+        ("top_k", json!(-1)),
+        ("min_p", json!(0)),
+        ("typical_p", json!(1)),
+        ("logit_bias", json!({})),
+        ("stop_token_ids", json!([])),
+        ("min_tokens", json!(0)),
+        ("best_of", json!(1)),
+        ("n_predict", json!(-1)),
+        ("n_keep", json!(0)),
+        ("truncate_prompt_tokens", json!(-1)),
+        ("length_penalty", json!(1)),
+        ("use_beam_search", json!(false)),
+        ("mirostat", json!(0)),
+        ("dry_multiplier", json!(0.0)),
+        ("dry_base", json!(1.75)),
+        ("xtc_probability", json!(0)),
+        ("skip_special_tokens", json!(true)),
+        ("suffix", json!("")),
+        ("bad_words", json!([])),
+    ] {
+        let r = chat(&json!({ field: value })).unwrap();
+        let s = r.sampling;
+        let plain = chat(&json!({})).unwrap().sampling;
+        let seed = plain.seed;
+        assert_eq!(SamplingConfig { seed, ..s }, plain, "{field}");
+    }
+    let seed = |v: Value| chat(&json!({"seed": v})).unwrap().sampling.seed;
+    assert_ne!(seed(json!(-1)), seed(json!(-1)));
+}
+
+#[test]
+fn biases_and_tokens_are_named_by_their_ids() {
+    let get = |v: Value| chat(&v).unwrap().sampling;
+    let s = get(json!({"logit_bias": {"5": -100, "7": 1.5}, "stop_token_ids": [1, 2]}));
+    assert_eq!(s.logit_bias, [(5, -100.0), (7, 1.5)]);
+    assert_eq!(s.stop_tokens, [1, 2]);
+    let s = get(json!({"logit_bias": [[5, 1], [6, false]]}));
+    assert_eq!(s.logit_bias, [(5, 1.0), (6, f32::NEG_INFINITY)]);
+    let s = get(json!({"min_p": 0.05, "typical_p": 0.9, "min_tokens": 3}));
+    assert_eq!(
+        (s.min_p, s.typical_p, s.min_tokens),
+        (Some(0.05), Some(0.9), 3)
+    );
+    let e = chat(&json!({"min_tokens": 3, "max_tokens": 2})).unwrap_err();
+    assert_eq!(e.param.as_deref(), Some("min_tokens"));
+    let many: serde_json::Map<String, Value> =
+        (0..2000).map(|i| (i.to_string(), json!(1))).collect();
+    assert!(chat(&json!({"logit_bias": many})).is_err());
+}
+
+#[test]
 fn a_wrong_type_or_range_names_the_field() {
     for (field, value) in [
         ("temperature", json!("hot")),
@@ -81,6 +142,13 @@ fn a_wrong_type_or_range_names_the_field() {
         ("max_tokens", json!(0)),
         ("max_tokens", json!(1.5)),
         ("max_tokens", json!(-3)),
+        ("min_tokens", json!(-1)),
+        ("min_p", json!(1.1)),
+        ("typical_p", json!("x")),
+        ("logit_bias", json!({"x": 1})),
+        ("logit_bias", json!({"5": 101})),
+        ("logit_bias", json!([[5]])),
+        ("stop_token_ids", json!([-1])),
         ("top_k", json!(-2)),
         ("stop", json!(5)),
         ("stop", json!([""])),
@@ -223,8 +291,13 @@ fn a_completion_takes_text_or_tokens_and_has_16_tokens_by_default() {
         Prompt::Tokens(vec![1, 2])
     );
     assert_eq!(get(json!("a")).unwrap().sampling.max_tokens, 16);
+    let two = Prompt::List(vec![Prompt::Text("a".into()), Prompt::Tokens(vec![1])]);
+    assert_eq!(get(json!(["a", [1]])).unwrap().prompt, two);
     for bad in [
-        json!(["a", "b"]),
+        json!(["a", 1]),
+        json!([1, "a"]),
+        json!(vec!["a"; 129]),
+        json!([[["a"]]]),
         json!(5),
         json!([1.5]),
         json!([-1]),
@@ -266,5 +339,25 @@ proptest! {
     ) {
         let _ = chat(&json!({ name: value.clone() }));
         let _ = parse_completion(json!({ name: value }).to_string().as_bytes());
+    }
+}
+
+#[test]
+fn several_answers_and_the_prompt_itself_can_be_asked_for() {
+    let get = |v: Value| parse_completion(v.to_string().as_bytes());
+    let r = get(json!({"prompt": "a", "n": 3, "best_of": 3, "echo": true, "max_tokens": 0}));
+    let r = r.unwrap();
+    assert_eq!((r.choices, r.echo, r.sampling.max_tokens), (3, true, 0));
+    let r = get(json!({"prompt": "a", "max_tokens": -1})).unwrap();
+    assert_eq!(
+        (r.choices, r.echo, r.sampling.max_tokens),
+        (1, false, usize::MAX)
+    );
+    for (bad, field) in [
+        (json!({"prompt": "a", "max_tokens": 0}), "max_tokens"),
+        (json!({"prompt": "a", "n": 0}), "n"),
+        (json!({"prompt": "a", "n": 1000}), "n"),
+    ] {
+        assert_eq!(get(bad).unwrap_err().param.as_deref(), Some(field));
     }
 }

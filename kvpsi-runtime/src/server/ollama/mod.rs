@@ -8,11 +8,7 @@
 mod request;
 mod wire;
 
-use super::{
-    complete::{Begun, Completer},
-    error::ApiError,
-    state::Server,
-};
+use super::{complete::Completer, error::ApiError, inbound::Held, state::Server, wire::Answering};
 use axum::{
     Json,
     response::{IntoResponse, Response},
@@ -21,7 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::time::Instant;
 
-pub(super) use request::{parse_chat, parse_generate};
+use request::{parse_chat, parse_generate};
 
 /// The version of Ollama's API that this is: programs ask whether it is new
 /// enough for tools (0.3), schemas (0.5) and thoughts (0.9).
@@ -29,50 +25,39 @@ const API_VERSION: &str = "0.12.0";
 
 /// An error as Ollama's clients read it.
 pub(super) fn error(e: ApiError) -> Response {
-    let body = json!({"error": e.message});
-    let mut response = e.into_response();
-    let status = response.status();
-    let headers = std::mem::take(response.headers_mut());
-    let mut new = (status, Json(body)).into_response();
-    if let Some(after) = headers.get(axum::http::header::RETRY_AFTER) {
-        let name = axum::http::header::RETRY_AFTER;
-        new.headers_mut().insert(name, after.clone());
-    }
-    new
+    e.shaped(&json!({"error": e.message}))
 }
 
 /// Answers `/api/chat` or `/api/generate`.
 pub(super) async fn answer(
     completer: Completer,
-    request: Option<super::api::Request>,
+    body: Held,
     chat: bool,
 ) -> Result<Response, ApiError> {
-    let Some(request) = request else {
+    let arrived = Instant::now();
+    let parse = if chat { parse_chat } else { parse_generate };
+    let begun = completer
+        .begin(body, move |body| Ok((parse(body)?, ())))
+        .await?;
+    if begun.choices.is_empty() {
         // It is loaded already.
         let mut body = json!({
-            "model": completer.name, "created_at": wire::now(), "done": true, "done_reason": "load",
+            "model": begun.model, "created_at": wire::now(), "done": true, "done_reason": "load",
         });
         match chat {
             true => body["message"] = json!({"role": "assistant", "content": ""}),
             false => body["response"] = json!(""),
         }
         return Ok(Json(body).into_response());
-    };
-    let arrived = Instant::now();
-    let Begun {
-        request,
-        model,
-        prompt_tokens,
-        answering,
-        ..
-    } = completer.begin(request).await?;
+    }
     let lines = wire::Lines {
-        model,
+        model: begun.model.clone(),
         chat,
-        prompt_tokens,
+        prompt_tokens: begun.prompt_tokens,
         arrived,
     };
-    answering.respond(lines, request.stream).await
+    let stream = begun.request.stream;
+    Answering::of(begun).respond(lines, stream).await
 }
 
 /// The model as the lists have it.

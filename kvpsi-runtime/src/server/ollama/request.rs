@@ -20,13 +20,14 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 /// value that changes nothing.
 const REFUSED: [(&str, f64); 2] = [("mirostat", 0.0), ("tfs_z", 1.0)];
 
-/// The body of `/api/chat`; `None` asks that the model be loaded and no more.
-pub fn parse_chat(body: &[u8]) -> Result<Option<Request>, ApiError> {
+/// The body of `/api/chat`. Without messages it asks that the model be loaded,
+/// and no more: a list of no prompts.
+pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
     let all = match fields.get("messages") {
-        None => return Ok(None),
-        Some(Value::Array(all)) if all.is_empty() => return Ok(None),
+        None => return Ok(nothing(request)),
+        Some(Value::Array(all)) if all.is_empty() => return Ok(nothing(request)),
         Some(Value::Array(all)) if all.len() <= messages::MOST_MESSAGES => all,
         Some(_) => {
             let why = "`messages` must be an array of at most 4096 messages";
@@ -43,11 +44,11 @@ pub fn parse_chat(body: &[u8]) -> Result<Option<Request>, ApiError> {
     conversation.tools = request.tools.told().to_vec();
     conversation.variables = thinking(&fields)?;
     request.prompt = Prompt::Chat(conversation);
-    Ok(Some(request))
+    Ok(request)
 }
 
-/// The body of `/api/generate`; `None` as above.
-pub fn parse_generate(body: &[u8]) -> Result<Option<Request>, ApiError> {
+/// The body of `/api/generate`, likewise.
+pub fn parse_generate(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
     for (name, why) in [
@@ -61,11 +62,11 @@ pub fn parse_generate(body: &[u8]) -> Result<Option<Request>, ApiError> {
         }
     }
     let Some(prompt) = fields.text("prompt")?.filter(|p| !p.is_empty()) else {
-        return Ok(None);
+        return Ok(nothing(request));
     };
     if fields.flag("raw")?.unwrap_or(false) {
         request.prompt = Prompt::Text(prompt);
-        return Ok(Some(request));
+        return Ok(request);
     }
     let system = fields.text("system")?.filter(|s| !s.is_empty());
     let system = system.map(|text| Message::new(Role::System, text));
@@ -73,7 +74,15 @@ pub fn parse_generate(body: &[u8]) -> Result<Option<Request>, ApiError> {
     let mut conversation = Conversation::new(messages.collect());
     conversation.variables = thinking(&fields)?;
     request.prompt = Prompt::Chat(conversation);
-    Ok(Some(request))
+    Ok(request)
+}
+
+/// No prompt at all: that the model be loaded, and no more.
+fn nothing(request: Request) -> Request {
+    Request {
+        prompt: Prompt::List(Vec::new()),
+        ..request
+    }
 }
 
 fn common(fields: &Fields) -> Result<Request, ApiError> {
@@ -97,6 +106,8 @@ fn common(fields: &Fields) -> Result<Request, ApiError> {
         tools: Tools::default(),
         grammar: format.map(|grammar| ("format".to_owned(), grammar)),
         sampling: sampling(fields)?,
+        choices: 1,
+        echo: false,
         stream: fields.flag("stream")?.unwrap_or(true),
         include_usage: false,
     })
@@ -138,7 +149,7 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
     let seed = whole("seed")?.filter(|s| *s != -1).map(i64::cast_unsigned);
     let stops = match options.get("stop") {
         None => Vec::new(),
-        Some(_) => crate::server::api::stops(&options, "stop")?,
+        Some(_) => crate::server::api::sampling::stops(&options, "stop")?,
     };
     Ok(SamplingConfig {
         // -1 and -2: up to the context.
@@ -157,6 +168,8 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
             Some(-1) => usize::MAX,
             Some(n) => usize::try_from(n).unwrap_or(0),
         },
+        min_p: Some(number("min_p", 0.0..=1.0, 0.0)?).filter(|p| *p > 0.0),
+        typical_p: Some(number("typical_p", 0.0..=1.0, 1.0)?).filter(|p| *p > 0.0 && *p < 1.0),
         presence_penalty: number("presence_penalty", -2.0..=2.0, 0.0)? as f32,
         frequency_penalty: number("frequency_penalty", -2.0..=2.0, 0.0)? as f32,
         seed: seed.unwrap_or_else(|| RandomState::new().build_hasher().finish()),

@@ -7,24 +7,15 @@
 mod request;
 mod wire;
 
-use super::{
-    complete::{Begun, Completer},
-    error::ApiError,
-};
+use super::{complete::Completer, error::ApiError, inbound::Held, wire::Answering};
 use axum::response::Response;
 
 /// Answers `/v1/responses`.
-pub(super) async fn answer(completer: Completer, body: &[u8]) -> Result<Response, ApiError> {
-    let (request, echo) = request::parse(body)?;
-    let Begun {
-        request,
-        id,
-        model,
-        created,
-        prompt_tokens,
-        answering,
-        ..
-    } = completer.begin(request).await?;
-    let wire = wire::Items::new(id, model, created, prompt_tokens, echo);
-    answering.respond(wire, request.stream).await
+pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response, ApiError> {
+    let mut begun = completer.begin(body, request::parse).await?;
+    let echo = std::mem::take(&mut begun.more);
+    let model = begun.model.clone();
+    let wire = wire::Items::new(begun.id, model, begun.created, begun.prompt_tokens, echo);
+    let stream = begun.request.stream;
+    Answering::of(begun).respond(wire, stream).await
 }

@@ -7,7 +7,7 @@ use crate::{
             Prompt, Request, ToolChoice, Tools, common,
             fields::Fields,
             messages::{MOST_MESSAGES, arguments, name_results},
-            think,
+            sampling, think,
             tools::response_format,
         },
         error::ApiError,
@@ -83,7 +83,9 @@ pub fn parse(body: &[u8]) -> Result<(Request, Map<String, Value>), ApiError> {
     let most = fields.get("max_output_tokens").cloned();
     fields.keep(&["model", "stream", "temperature", "top_p"]);
     fields.set("max_completion_tokens", most);
-    let mut request = common(&fields).map_err(|e| match e.param.as_deref() {
+    let mut request = common(&fields)?;
+    let sampling = sampling::sampling(&fields, 1, usize::MAX);
+    request.sampling = sampling.map_err(|e| match e.param.as_deref() {
         Some("max_completion_tokens") => {
             let why = "`max_output_tokens` must be a whole number of at least 1";
             ApiError::param("max_output_tokens", why)

@@ -80,6 +80,12 @@ fn answers() -> Vec<(Style, bool, &'static str, Vec<Part>)> {
             vec![call("look", "{\"at\": \"a lo")],
         ),
         (
+            style(Hermes, false),
+            false,
+            "<tool_call>\n{\"name\": \"find\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n",
+            vec![find()],
+        ),
+        (
             style(Hermes, true),
             false,
             "<think>\nHm, a <b>.\n</think>\n\nYes.",

@@ -1,0 +1,220 @@
+//! What is seen of every request: its id, its line in the log, its counters,
+//! and when its connection is free again.
+//!
+//! Owns the one layer around all paths. Invariants: a response has the id that
+//! its line in the log has; the line is written when the last byte of the
+//! response is handed over, or the client is gone; a request that is turned
+//! away is counted once. Out of scope: who may ask, and what.
+
+use super::{
+    connections::{Client, Connection},
+    error::{ApiError, Counted},
+    routes::PATHS,
+    state::Server,
+};
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONNECTION},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http_body_util::BodyExt;
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// The id of a request: the client's own, where it sends one.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest id that is taken from a client.
+const LONGEST_ID: usize = 128;
+/// Answered on reserved connections, and logged at a lower level.
+const LOOKS: [&str; 3] = ["/health", "/metrics", "/kvpsi/status"];
+
+/// What came of a request, for the log: sums over its choices.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Figures {
+    pub prompt_tokens: usize,
+    pub tokens: usize,
+    pub trims: u64,
+    /// Until its first choice was taken up.
+    pub queued: Option<Duration>,
+    /// Until its first token.
+    pub first: Option<Duration>,
+}
+
+/// A request in flight.
+#[derive(Debug)]
+pub(super) struct Note {
+    begun: Instant,
+    figures: Mutex<Figures>,
+}
+
+impl Note {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            begun: Instant::now(),
+            figures: Mutex::default(),
+        })
+    }
+
+    pub fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sees to a request from its head to the last byte of its response.
+pub(super) async fn observe(
+    State(server): State<Arc<Server>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let id = id(request.headers());
+    let note = Note::new();
+    request.extensions_mut().insert(note.clone());
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let known = PATHS.iter().find(|p| **p == path).copied();
+    let looks = LOOKS.contains(&path.as_str());
+    let reserved = match &connection {
+        Some(c) if c.is_reserved() => looks || !server.connections.settle(c).await,
+        _ => false,
+    };
+    let mut response = if reserved && !looks {
+        ApiError::unavailable(
+            "connections",
+            "all connections are being answered (--max-connections); try again later",
+        )
+        .into_response()
+    } else {
+        next.run(request).await
+    };
+    let status = response.status();
+    count(&server, known, &response);
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id.clone());
+    if reserved {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let end = End {
+        note,
+        connection,
+        id,
+        method,
+        path,
+        status,
+        quiet: known.is_none_or(|p| LOOKS.contains(&p) || p == "/kvpsi/history"),
+    };
+    response.map(|body| {
+        Body::new(body.map_err(move |e| {
+            let _with_the_body = &end;
+            e
+        }))
+    })
+}
+
+fn id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(REQUEST_ID);
+    let good = |v: &&HeaderValue| {
+        let v = v.as_bytes();
+        !v.is_empty() && v.len() <= LONGEST_ID && v.iter().all(u8::is_ascii_graphic)
+    };
+    given.filter(good).cloned().unwrap_or_else(|| {
+        let number = RandomState::new().build_hasher().finish();
+        let made = HeaderValue::from_str(&format!("req-{number:016x}"));
+        made.unwrap_or_else(|_| HeaderValue::from_static("req"))
+    })
+}
+
+/// Counts responses, and those that turn a request away.
+fn count(server: &Server, known: Option<&'static str>, response: &Response) {
+    let status = response.status();
+    let path = known.unwrap_or("other");
+    server.metrics.responded(path, status.as_u16());
+    let counted = response.extensions().get::<Counted>().is_some();
+    let reason = match status {
+        _ if counted => return,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "not_allowed",
+        StatusCode::TOO_MANY_REQUESTS => "busy",
+        StatusCode::SERVICE_UNAVAILABLE if known != Some("/health") => "unavailable",
+        s if s.is_client_error() => "invalid",
+        _ => return,
+    };
+    server.metrics.refused(reason);
+    if let Some(live) = server.live() {
+        live.note_refused();
+    }
+}
+
+/// A response that is being sent.
+struct End {
+    note: Arc<Note>,
+    connection: Option<Arc<Connection>>,
+    id: HeaderValue,
+    method: Method,
+    path: String,
+    status: StatusCode,
+    quiet: bool,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let client = self.connection.as_ref().map(|c| {
+            c.idle();
+            c.client
+        });
+        let figures = *self.note.figures();
+        if self.quiet {
+            tracing::debug!(
+                target: "kvpsi::request",
+                id = self.id.to_str().unwrap_or_default(),
+                client = client.map(|c: Client| tracing::field::display(c)),
+                method = self.method.as_str(),
+                path = self.path,
+                status = self.status.as_u16(),
+                ms = ms(self.note.begun.elapsed()),
+            );
+            return;
+        }
+        tracing::info!(
+            target: "kvpsi::request",
+            id = self.id.to_str().unwrap_or_default(),
+            client = client.map(|c: Client| tracing::field::display(c)),
+            method = self.method.as_str(),
+            path = self.path,
+            status = self.status.as_u16(),
+            prompt_tokens = figures.prompt_tokens,
+            completion_tokens = figures.tokens,
+            queued_ms = figures.queued.map(ms),
+            first_token_ms = figures.first.map(ms),
+            ms = ms(self.note.begun.elapsed()),
+            trims = figures.trims,
+        );
+    }
+}
+
+/// Milliseconds, to a tenth.
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e4).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_the_clients_if_it_can_be_logged_and_else_a_new_one() {
+        let with = |v: &str| {
+            let mut all = HeaderMap::new();
+            all.insert(REQUEST_ID, v.parse().unwrap());
+            id(&all)
+        };
+        assert_eq!(with("a-1"), "a-1");
+        for bad in ["", "a b", &"x".repeat(LONGEST_ID + 1)] {
+            assert!(with(bad).to_str().unwrap().starts_with("req-"), "{bad}");
+        }
+        assert_ne!(id(&HeaderMap::new()), id(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,235 @@
+//! Fields of requests and the smaller endpoints, as a running server obeys them.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use kvpsi_tests::{model, served::Served};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETION: &str = "/v1/completions";
+
+fn serve(test: &str, args: &[&str]) -> Option<Served> {
+    Some(Served::start(&model(test)?, args, None))
+}
+
+fn with(body: &Value, more: &Value) -> Value {
+    let mut all = body.clone();
+    all.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    all
+}
+
+fn texts(answer: &Value) -> Vec<String> {
+    let choices = answer["choices"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{answer}"));
+    for (i, c) in choices.iter().enumerate() {
+        assert_eq!(c["index"], i, "{answer}");
+    }
+    let text = |c: &Value| {
+        c["text"]
+            .as_str()
+            .or(c["message"]["content"].as_str())
+            .map(str::to_owned)
+    };
+    choices.iter().map(|c| text(c).unwrap()).collect()
+}
+
+#[test]
+fn several_prompts_and_answers_come_by_their_index_whole_and_in_pieces() {
+    let test = "several_prompts_and_answers_come_by_their_index_whole_and_in_pieces";
+    let Some(s) = serve(test, &["--parallel", "2", "--queue", "6"]) else {
+        return;
+    };
+    let one = json!({"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0});
+    let (_, first) = s.post(COMPLETION, &one);
+    let (_, second) = s.post(
+        COMPLETION,
+        &with(&one, &json!({"prompt": "The lighthouse"})),
+    );
+    let many = with(
+        &one,
+        &json!({"prompt": ["Once upon a time", "The lighthouse"], "n": 2}),
+    );
+    let (status, all) = s.post(COMPLETION, &many);
+    assert_eq!(status, 200, "{all}");
+    let [a, b] = [texts(&first).remove(0), texts(&second).remove(0)];
+    assert_eq!(texts(&all), [a.clone(), a.clone(), b.clone(), b.clone()]);
+    assert_eq!(all["usage"]["completion_tokens"], 32);
+    assert_eq!(
+        all["usage"]["prompt_tokens"].as_u64().unwrap(),
+        first["usage"]["prompt_tokens"].as_u64().unwrap()
+            + second["usage"]["prompt_tokens"].as_u64().unwrap()
+    );
+
+    let streamed = with(
+        &many,
+        &json!({"stream": true, "stream_options": {"include_usage": true}}),
+    );
+    let got = s.stream(COMPLETION, &streamed, |_| true).unwrap();
+    let mut pieces = vec![String::new(); 4];
+    let mut ends = vec![0; 4];
+    for (_, piece) in &got.pieces {
+        for c in piece["choices"].as_array().unwrap() {
+            let i = usize::try_from(c["index"].as_u64().unwrap()).unwrap();
+            pieces[i].push_str(c["text"].as_str().unwrap());
+            ends[i] += usize::from(c["finish_reason"].is_string());
+        }
+    }
+    assert!(got.done);
+    assert_eq!((pieces, ends), (texts(&all), vec![1; 4]));
+    assert_eq!(got.usage().unwrap()["completion_tokens"], 32);
+
+    // Answers to one prompt differ, and a seed makes them the same again.
+    let chat = json!({
+        "messages": [{"role": "user", "content": "Tell me about rivers."}],
+        "n": 3, "max_tokens": 12, "temperature": 1.5, "seed": 7,
+    });
+    let (_, answer) = s.post(CHAT, &chat);
+    let three = texts(&answer);
+    assert!(three[0] != three[1] && three[1] != three[2], "{three:?}");
+    assert_eq!(texts(&s.post(CHAT, &chat).1), three);
+    // More than there are places.
+    let (status, answer) = s.post(CHAT, &with(&chat, &json!({"n": 9})));
+    assert_eq!(
+        (status, &answer["error"]["param"]),
+        (400, &json!("n")),
+        "{answer}"
+    );
+    assert_eq!(s.rest().requests.cancelled, 0);
+}
+
+#[test]
+fn fields_that_steer_what_is_drawn_are_obeyed() {
+    let test = "fields_that_steer_what_is_drawn_are_obeyed";
+    let Some(s) = serve(test, &[]) else { return };
+    let tokens = |text: &str| -> Vec<u64> {
+        let (_, got) = s.post("/tokenize", &json!({"content": text}));
+        got["tokens"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{got}"))
+            .iter()
+            .map(|t| t.as_u64().unwrap())
+            .collect()
+    };
+    let plain = json!({"prompt": "The capital of France is", "max_tokens": 6, "temperature": 0});
+    let text = texts(&s.post(COMPLETION, &plain).1).remove(0);
+    let first = tokens(&text)[0];
+
+    let without = s
+        .post(
+            COMPLETION,
+            &with(&plain, &json!({"logit_bias": {first.to_string(): -100}})),
+        )
+        .1;
+    assert_ne!(tokens(&texts(&without)[0])[0], first, "{without}");
+    let lamp = tokens(" lamp")[0];
+    let only = s
+        .post(
+            COMPLETION,
+            &with(&plain, &json!({"logit_bias": {lamp.to_string(): 100}})),
+        )
+        .1;
+    assert_eq!(texts(&only)[0], " lamp".repeat(6));
+    let (status, e) = s.post(
+        COMPLETION,
+        &with(&plain, &json!({"logit_bias": {"999999": 1}})),
+    );
+    assert_eq!(
+        (status, &e["error"]["param"]),
+        (400, &json!("logit_bias")),
+        "{e}"
+    );
+
+    // The third token ends it, and is part of the answer as it is no control token.
+    let third = tokens(&text)[2];
+    let (_, ended) = s.post(
+        COMPLETION,
+        &with(&plain, &json!({"stop_token_ids": [third]})),
+    );
+    assert_eq!(ended["choices"][0]["finish_reason"], "stop", "{ended}");
+    assert_eq!(tokens(&texts(&ended)[0]), tokens(&text)[..3]);
+    let longer = json!({"stop_token_ids": [third], "min_tokens": 4});
+    let (_, longer) = s.post(COMPLETION, &with(&plain, &longer));
+    assert!(
+        longer["usage"]["completion_tokens"].as_u64().unwrap() >= 4,
+        "{longer}"
+    );
+
+    // So narrow that the likeliest alone is left.
+    for narrow in [
+        json!({"min_p": 1}),
+        json!({"top_k": 1}),
+        json!({"top_p": 0}),
+    ] {
+        let hot = with(&with(&plain, &json!({"temperature": 1.5})), &narrow);
+        assert_eq!(texts(&s.post(COMPLETION, &hot).1)[0], text, "{narrow}");
+    }
+    let hot = json!({"temperature": 1.5, "typical_p": 0.2, "seed": 3});
+    let (status, typical) = s.post(COMPLETION, &with(&plain, &hot));
+    assert_eq!(status, 200, "{typical}");
+
+    let echo = with(&plain, &json!({"echo": true}));
+    assert_eq!(
+        texts(&s.post(COMPLETION, &echo).1)[0],
+        format!("The capital of France is{text}")
+    );
+    let nothing = with(&echo, &json!({"max_tokens": 0}));
+    assert_eq!(
+        texts(&s.post(COMPLETION, &nothing).1)[0],
+        "The capital of France is"
+    );
+    let got = s
+        .stream(COMPLETION, &with(&echo, &json!({"stream": true})), |_| true)
+        .unwrap();
+    assert_eq!(got.text(), format!("The capital of France is{text}"));
+
+    // Up to the context, where no limit is given.
+    let to_the_end =
+        json!({"max_tokens": -1, "ignore_eos": true, "logit_bias": {lamp.to_string(): 100}});
+    let small = Served::start(&model(test).unwrap(), &["--ctx", "64"], None);
+    let (_, all) = small.post(COMPLETION, &with(&plain, &to_the_end));
+    assert_eq!(all["choices"][0]["finish_reason"], "length");
+    assert_eq!(all["usage"]["total_tokens"], 65, "{all}");
+}
+
+#[test]
+fn models_and_tokens_are_told() {
+    let Some(s) = serve("models_and_tokens_are_told", &["--alias", "org/smol"]) else {
+        return;
+    };
+    let (status, body) = s.get("/v1/models/org/smol");
+    assert_eq!(status, 200, "{body}");
+    let one: Value = serde_json::from_str(&body).unwrap();
+    let all: Value = serde_json::from_str(&s.get("/v1/models").1).unwrap();
+    assert_eq!(all["data"][0], one);
+    assert_eq!(s.get("/v1/models/gpt-9").0, 404);
+
+    let text = "Half an emoji 🦀, naïve words\n and  spaces";
+    let (_, vllm) = s.post("/tokenize", &json!({"model": "org/smol", "prompt": text}));
+    let (_, llama) = s.post("/tokenize", &json!({"content": text}));
+    assert_eq!(
+        vllm["tokens"], llama["tokens"],
+        "this model has no token before a text"
+    );
+    assert_eq!(vllm["count"], vllm["tokens"].as_array().unwrap().len());
+    let (_, back) = s.post("/detokenize", &json!({"tokens": vllm["tokens"]}));
+    assert_eq!(
+        (&back["prompt"], &back["content"]),
+        (&json!(text), &json!(text))
+    );
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}]});
+    let (_, counted) = s.post("/tokenize", &chat);
+    let (_, answer) = s.post(CHAT, &with(&chat, &json!({"max_tokens": 1})));
+    assert_eq!(counted["count"], answer["usage"]["prompt_tokens"]);
+    for bad in [
+        json!({}),
+        json!({"tokens": [999_999]}),
+        json!({"tokens": "x"}),
+        json!([]),
+    ] {
+        assert_eq!(s.post("/detokenize", &bad).0, 400, "{bad}");
+    }
+    assert_eq!(s.post("/tokenize", &json!({"text": "x"})).0, 400);
+}
