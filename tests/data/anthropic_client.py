@@ -16,6 +16,10 @@ with client.messages.stream(messages=asked, system=[{"type": "text", "text": "Be
     final = stream.get_final_message()
 assert final.stop_reason == whole.stop_reason and final.usage.output_tokens == whole.usage.output_tokens
 
+counted = client.messages.count_tokens(model="smol", messages=asked, system="Be brief.").input_tokens
+used = whole.usage
+assert counted == used.input_tokens + used.cache_read_input_tokens, (counted, used)
+
 # An answer that was begun goes on.
 on = make(messages=asked + [{"role": "assistant", "content": "A river is the"}], **ask)
 assert not on.content[0].text.startswith("A river is the"), on

@@ -1,5 +1,5 @@
-//! The clients that people have: OpenAI's and Anthropic's own from PyPI,
-//! Ollama's from npm.
+//! The clients that people have: OpenAI's, Anthropic's, LangChain and litellm
+//! from PyPI, Ollama's from npm.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -32,6 +32,20 @@ fn anthropics_python_client_is_at_home_here() {
     let find = |test: &str| package(test, "KVPSI_ANTHROPIC", "anthropic");
     let test = "anthropics_python_client_is_at_home_here";
     python(test, find, "anthropic_client.py");
+}
+
+#[test]
+fn langchain_binds_tools_and_gets_structured_output() {
+    let find = |test: &str| package(test, "KVPSI_LANGCHAIN", "langchain_openai");
+    let test = "langchain_binds_tools_and_gets_structured_output";
+    python(test, find, "langchain_client.py");
+}
+
+#[test]
+fn litellm_finds_openais_ollamas_and_anthropics_api() {
+    let find = |test: &str| package(test, "KVPSI_LITELLM", "litellm");
+    let test = "litellm_finds_openais_ollamas_and_anthropics_api";
+    python(test, find, "litellm_client.py");
 }
 
 #[test]
@@ -80,7 +94,9 @@ fn python(test: &str, client: impl Fn(&str) -> Option<PathBuf>, script: &str) {
         .env("OPENAI_BASE_URL", format!("{base}/v1"))
         .env("OPENAI_API_KEY", "k-123")
         .env("ANTHROPIC_BASE_URL", base)
-        .env("ANTHROPIC_API_KEY", "k-123");
+        .env("ANTHROPIC_API_KEY", "k-123")
+        // Prices are not asked for over the network.
+        .env("LITELLM_LOCAL_MODEL_COST_MAP", "True");
     well(&mut python);
     let (status, said) = s.stop();
     assert!(status.success(), "{said}");

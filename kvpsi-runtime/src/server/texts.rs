@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Most tokens of an answer or a request: no context of a model is longer.
-const MOST: usize = 1 << 17;
+pub(super) const MOST: usize = 1 << 17;
 
 /// A text, by either server's names.
 #[derive(Deserialize)]
@@ -75,7 +75,7 @@ fn tokens(live: &Live, body: &[u8]) -> Result<Vec<u32>, ApiError> {
 }
 
 /// Runs what takes a while in its turn.
-async fn in_turn<T: Send + 'static>(
+pub(super) async fn in_turn<T: Send + 'static>(
     server: &Arc<Server>,
     live: Arc<Live>,
     body: Held,

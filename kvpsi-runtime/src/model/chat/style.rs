@@ -133,7 +133,7 @@ impl ToolFormat {
                     (text(&head), Some(text("}")))
                 }
             };
-            let mut schema = tool.parameters();
+            let mut schema = closed(tool.parameters());
             schema["x-guidance"] = json!({
                 "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
             });
@@ -192,6 +192,32 @@ impl ToolFormat {
     }
 }
 
+/// A schema whose objects have no properties but those that it names, where it
+/// does not say: a function has no use for others. Parts of an `allOf` stay open:
+/// they name what others of them have.
+fn closed(mut schema: Value) -> Value {
+    let Some(fields) = schema.as_object_mut() else {
+        return schema;
+    };
+    for (key, value) in fields.iter_mut() {
+        match (key.as_str(), value) {
+            ("properties" | "$defs" | "definitions", Value::Object(all)) => {
+                all.values_mut().for_each(|v| *v = closed(v.take()));
+            }
+            ("anyOf" | "oneOf" | "prefixItems", Value::Array(all)) => {
+                all.iter_mut().for_each(|v| *v = closed(v.take()));
+            }
+            ("items", items) => *items = closed(items.take()),
+            _ => {}
+        }
+    }
+    let says = ["additionalProperties", "patternProperties", "allOf", "$ref"];
+    if fields.contains_key("properties") && !says.iter().any(|key| fields.contains_key(*key)) {
+        fields.insert("additionalProperties".into(), Value::Bool(false));
+    }
+    schema
+}
+
 /// A control token by its number, or the text where there is no such token.
 fn special(tokenizer: &Tokenizer, name: &str) -> String {
     match tokenizer.token(name).filter(|id| tokenizer.is_control(*id)) {
@@ -235,5 +261,29 @@ mod tests {
         }
         assert!(!Style::of("{{ message.tool_calls }}").native);
         assert!(Style::of("{{ '<think>' }}").thinks);
+    }
+
+    #[test]
+    fn arguments_have_no_properties_that_their_schema_does_not_name() {
+        let schema = json!({
+            "properties": {
+                "a": {"properties": {"b": {"type": "string"}}},
+                "c": {"anyOf": [{"properties": {}}, {"type": "null"}]},
+                "d": {"properties": {}, "additionalProperties": true},
+            },
+        });
+        let closed = closed(schema);
+        assert_eq!(closed["additionalProperties"], false);
+        assert_eq!(closed["properties"]["a"]["additionalProperties"], false);
+        assert_eq!(
+            closed["properties"]["c"]["anyOf"][0]["additionalProperties"],
+            false
+        );
+        assert_eq!(closed["properties"]["d"]["additionalProperties"], true);
+        assert!(
+            closed["properties"]["c"]
+                .get("additionalProperties")
+                .is_none()
+        );
     }
 }

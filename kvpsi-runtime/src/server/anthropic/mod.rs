@@ -1,16 +1,19 @@
 //! Anthropic's messages API over the same model (docs.anthropic.com, "Messages").
 //!
-//! Owns `/v1/messages`: its fields, its events, its errors. Out of scope:
+//! Owns `/v1/messages` and `/v1/messages/count_tokens`: fields, events, errors. Out of scope:
 //! caching by request, batches, files, and the vendor's own tools.
 
 mod request;
 mod wire;
 
-use super::{complete::Completer, error::ApiError, inbound::Held, wire::Answering};
+use super::{
+    complete::Completer, error::ApiError, inbound::Held, live::Live, prompt, wire::Answering,
+};
 use axum::{http::StatusCode, response::Response};
 use serde_json::{Value, json};
 
-use request::parse;
+pub(super) use request::parse;
+use request::parse_count;
 
 /// An error as Anthropic's clients read it.
 pub(super) fn error(e: ApiError) -> Response {
@@ -43,4 +46,11 @@ pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response,
     let wire = wire::Blocks::new(id, model, begun.prompt_tokens, stop);
     let stream = begun.request.stream;
     Answering::of(begun).respond(wire, stream).await
+}
+
+/// The answer to `/v1/messages/count_tokens`. Takes a while for a long prompt.
+pub(super) fn count(live: &Live, body: &[u8]) -> Result<Value, ApiError> {
+    let request = parse_count(body)?;
+    let tokens = prompt::tokens(live, request.prompt, super::texts::MOST)?;
+    Ok(json!({"input_tokens": tokens.len()}))
 }

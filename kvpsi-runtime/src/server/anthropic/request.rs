@@ -23,6 +23,21 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 /// that this server cannot do.
 pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
+    if fields.get("max_tokens").is_none() {
+        return Err(ApiError::param("max_tokens", "`max_tokens` is required"));
+    }
+    request(&fields)
+}
+
+/// The body of `/v1/messages/count_tokens`: the same, and no `max_tokens`.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_count(body: &[u8]) -> Result<Request, ApiError> {
+    request(&Fields::parse(body)?)
+}
+
+fn request(fields: &Fields) -> Result<Request, ApiError> {
     for (name, why) in [
         ("container", "no containers"),
         ("mcp_servers", "no MCP servers"),
@@ -31,10 +46,10 @@ pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
             return Err(ApiError::unsupported(name, why));
         }
     }
-    let tools = tools(&fields)?;
-    let mut conversation = Conversation::new(messages(&fields)?);
+    let tools = tools(fields)?;
+    let mut conversation = Conversation::new(messages(fields)?);
     conversation.tools = tools.told().to_vec();
-    conversation.variables = thinking(&fields)?;
+    conversation.variables = thinking(fields)?;
     let output = fields.get("output_config").and_then(|c| c.get("format"));
     let format = fields
         .get("output_format")
@@ -46,7 +61,7 @@ pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
         prompt: Prompt::Chat(conversation),
         tools,
         grammar: grammar.map(|g| ("output_format".to_owned(), g)),
-        sampling: sampling(&fields)?,
+        sampling: sampling(fields)?,
         choices: 1,
         echo: false,
         stream: fields.flag("stream")?.unwrap_or(false),
@@ -55,13 +70,11 @@ pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
 }
 
 fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
-    let Some(most) = fields.whole("max_tokens", 1..=u64::MAX)? else {
-        return Err(ApiError::param("max_tokens", "`max_tokens` is required"));
-    };
+    let most = fields.whole("max_tokens", 1..=u64::MAX)?;
     let top_k = fields.whole("top_k", 0..=u64::MAX)?.filter(|k| *k > 0);
     let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     Ok(SamplingConfig {
-        max_tokens: small(most),
+        max_tokens: most.map_or(usize::MAX, small),
         temperature: fields.number("temperature", 0.0..=1.0)?.unwrap_or(1.0),
         top_p: fields.number("top_p", 0.0..=1.0)?.map(|p| p.max(1e-6)),
         top_k: top_k.map(small),

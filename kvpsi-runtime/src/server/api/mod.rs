@@ -220,4 +220,6 @@ fn is_nothing(v: &Value) -> bool {
 }
 
 #[cfg(test)]
+mod other_tests;
+#[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::time::Instant;
 
-use request::{parse_chat, parse_generate};
+pub(super) use request::{parse_chat, parse_generate};
 
 /// The version of Ollama's API that this is: programs ask whether it is new
 /// enough for tools (0.3), schemas (0.5) and thoughts (0.9).

@@ -7,12 +7,14 @@
 mod request;
 mod wire;
 
+pub(super) use request::parse;
+
 use super::{complete::Completer, error::ApiError, inbound::Held, wire::Answering};
 use axum::response::Response;
 
 /// Answers `/v1/responses`.
 pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response, ApiError> {
-    let mut begun = completer.begin(body, request::parse).await?;
+    let mut begun = completer.begin(body, parse).await?;
     let echo = std::mem::take(&mut begun.more);
     let model = begun.model.clone();
     let wire = wire::Items::new(begun.id, model, begun.created, begun.prompt_tokens, echo);
