@@ -9,7 +9,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 
 common = dict(base_url=os.environ["OPENAI_BASE_URL"], model="smol", temperature=0, max_retries=0)
-llm = ChatOpenAI(**common, max_tokens=150)
+llm = ChatOpenAI(**common, max_tokens=500)
 text = llm.invoke("Name a river.").content
 assert text and "".join(c.content for c in llm.stream("Name a river.")) == text
 
@@ -46,7 +46,7 @@ for method in ("json_schema", "function_calling"):
 loose = llm.with_structured_output(None, method="json_mode").invoke("Describe a river in JSON: {")
 assert isinstance(loose, dict), loose
 
-responses = ChatOpenAI(**common, use_responses_api=True, max_tokens=150)
+responses = ChatOpenAI(**common, use_responses_api=True, max_tokens=500)
 assert responses.invoke("Name a river.").text
 called = responses.bind_tools([weather], tool_choice="any").invoke("Weather in Oslo?")
 assert called.tool_calls[0]["name"] == "weather", called

@@ -95,6 +95,9 @@ impl AnswerParser {
         let held = std::mem::take(&mut self.held);
         let mut parts = Vec::new();
         match self.state {
+            // After a call, the beginning of another one's mark.
+            State::Text
+                if self.trim && self.open().is_some_and(|o| o.starts_with(held.trim())) => {}
             State::Start | State::Text => self.text(&held, &mut parts),
             State::Thought => thought(held.trim_end(), &mut parts),
             State::Call | State::Calls => {

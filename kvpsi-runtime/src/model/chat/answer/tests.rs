@@ -86,6 +86,12 @@ fn answers() -> Vec<(Style, bool, &'static str, Vec<Part>)> {
             vec![find()],
         ),
         (
+            style(Hermes, false),
+            false,
+            "<tool_call>\n{\"name\": \"find\", \"arguments\": {}}\n</tool_call>\n<tool",
+            vec![find()],
+        ),
+        (
             style(Hermes, true),
             false,
             "<think>\nHm, a <b>.\n</think>\n\nYes.",
