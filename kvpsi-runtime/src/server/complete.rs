@@ -16,7 +16,7 @@ use super::{
     sse::Events,
 };
 use crate::{
-    engine::batch::{Ask, Failure, StreamEvent},
+    engine::batch::{Ask, Failure, Look, StreamEvent},
     model::tokenizer::TooLong,
 };
 use axum::{
@@ -79,34 +79,21 @@ impl Completer {
     ) -> Result<Prepared, ApiError> {
         let mut request = parse(&body)?;
         drop(body);
-        if let Some(asked) = request.model.as_deref().filter(|m| *m != self.name) {
-            return Err(ApiError::no_model(asked, &self.name));
-        }
+        self.is_ours(request.model.as_deref())?;
         known(&request, self.live.loaded.vocab)?;
         let chat = matches!(request.prompt, Prompt::Chat(_));
-        let context = self.live.loaded.context;
-        let most = self.most_prompt.min(context.saturating_sub(1));
         let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
         let prompts = match prompt {
             Prompt::List(prompts) => prompts,
             one => vec![one],
         };
         let choices = prompts.len().saturating_mul(request.choices);
-        if choices > self.permits.all() {
-            let param = if request.choices > 1 { "n" } else { "prompt" };
-            return Err(ApiError::param(
-                param,
-                format!(
-                    "{choices} answers are asked for, and this server has {} places (--parallel and --queue)",
-                    self.permits.all()
-                ),
-            ));
-        }
-        let permits = self.permits.take(choices).map_err(busy)?;
+        let param = if request.choices > 1 { "n" } else { "prompt" };
+        let permits = self.places(choices, param)?;
         let echo = |prompt: &Prompt| echoed(&self.live, prompt, request.echo);
         let prompts = prompts.into_iter().map(|prompt| {
             let echo = echo(&prompt)?;
-            let tokens = tokens(&self.live, prompt, most)?;
+            let tokens = self.tokens(prompt, "prompt")?;
             Ok((tokens, echo))
         });
         Ok(Prepared {
@@ -114,6 +101,46 @@ impl Completer {
             request,
             chat,
             permits,
+        })
+    }
+
+    /// The model that is asked for is the one that is here.
+    pub(super) fn is_ours(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked.filter(|m| *m != self.name) {
+            Some(asked) => Err(ApiError::no_model(asked, &self.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Places for so many sequences, or the field that asks for too many.
+    pub(super) fn places(
+        &self,
+        many: usize,
+        param: &str,
+    ) -> Result<Vec<AdmissionPermit>, ApiError> {
+        let all = self.permits.all();
+        if many > all {
+            return Err(ApiError::param(
+                param,
+                format!(
+                    "`{param}` asks for {many} at once, and this server has {all} places (--parallel and --queue)"
+                ),
+            ));
+        }
+        self.permits.take(many).map_err(busy)
+    }
+
+    /// Tokens of a prompt that leaves room for an answer.
+    pub(super) fn tokens(&self, prompt: Prompt, param: &str) -> Result<Vec<u32>, ApiError> {
+        let most = self.live.loaded.context.saturating_sub(1);
+        let tokens = tokens(&self.live, prompt, self.most_prompt.min(most));
+        tokens.map_err(|e| match e.param.as_deref() {
+            Some("prompt") => ApiError {
+                param: Some(param.into()),
+                message: e.message.replace("`prompt`", &format!("`{param}`")),
+                ..e
+            },
+            _ => e,
         })
     }
 
@@ -125,7 +152,7 @@ impl Completer {
             permits,
         } = prepared;
         let arrived = Instant::now();
-        let id = id(chat);
+        let id = id(if chat { "chatcmpl" } else { "cmpl" });
         let mut shape = Shape {
             id: id.clone(),
             chat,
@@ -140,6 +167,8 @@ impl Completer {
             choices: Vec::new(),
         };
         self.note.figures().prompt_tokens = shape.prompt_tokens;
+        // The logprobs of a prompt that is repeated are its part of the answer's.
+        let look = (request.sampling.logprobs.filter(|_| request.echo)).map(Look::Logprobs);
         let (sender, mut events) = unbounded_channel();
         let mut permits = permits.into_iter();
         for (tokens, echo) in prompts {
@@ -148,7 +177,12 @@ impl Completer {
                     return Err(ApiError::internal("a choice has no place"));
                 };
                 let choice = shape.choices.len();
-                shape.choices.push(Choice::new(echo.clone()));
+                let prompt = if look.is_some() {
+                    tokens.clone()
+                } else {
+                    Vec::new()
+                };
+                shape.choices.push(Choice::new(echo.clone(), prompt));
                 let mut sampling = request.sampling.clone();
                 // As vLLM does: else they would all be the same.
                 sampling.seed = sampling.seed.wrapping_add(nth as u64);
@@ -160,6 +194,7 @@ impl Completer {
                         n => format!("{id}-{n}"),
                     },
                     tokens: tokens.clone(),
+                    look,
                     sampling,
                     arrived,
                     deadline: arrived + self.timeout,
@@ -196,7 +231,7 @@ impl Completer {
     }
 }
 
-fn ended() -> ApiError {
+pub(super) fn ended() -> ApiError {
     ApiError::unavailable("ending", Failure::Ending.to_string())
 }
 
@@ -239,7 +274,7 @@ fn known(request: &Request, vocab: usize) -> Result<(), ApiError> {
     }
 }
 
-fn busy(before: usize) -> ApiError {
+pub(super) fn busy(before: usize) -> ApiError {
     // A guess: each of those before takes a second or two.
     let seconds = u32::try_from(before / 4).unwrap_or(30).clamp(1, 30);
     ApiError::busy(seconds)
@@ -313,8 +348,7 @@ impl From<Failure> for ApiError {
     }
 }
 
-fn id(chat: bool) -> String {
+pub(super) fn id(begin: &str) -> String {
     let number = RandomState::new().build_hasher().finish();
-    let begin = if chat { "chatcmpl" } else { "cmpl" };
     format!("{begin}-{number:016x}")
 }

@@ -9,6 +9,7 @@
 pub mod api;
 mod complete;
 mod connections;
+mod embeddings;
 mod error;
 mod guard;
 mod heap;
@@ -29,6 +30,7 @@ mod state;
 mod texts;
 mod trace;
 pub mod view;
+mod zeros;
 
 pub use error::ApiError;
 pub use guard::Access;

@@ -43,13 +43,14 @@ type App = State<Arc<Server>>;
 const PREFLIGHT: Duration = Duration::from_secs(600);
 
 /// Paths that are counted by name.
-pub(super) const PATHS: [&str; 13] = [
+pub(super) const PATHS: [&str; 14] = [
     "/",
     "/health",
     "/metrics",
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/embeddings",
     "/tokenize",
     "/detokenize",
     "/kvpsi/status",
@@ -68,6 +69,7 @@ pub(super) fn router(server: &Arc<Server>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/embeddings", post(embeddings))
         .route("/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -166,9 +168,20 @@ async fn complete(
     request: Request,
     parse: fn(&[u8]) -> Result<api::Request, ApiError>,
 ) -> Result<Response, ApiError> {
-    let live = ready(&server)?;
+    let (completer, body) = completer(&server, request).await?;
+    completer.answer(body, parse).await
+}
+
+async fn embeddings(State(server): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = completer(&server, request).await?;
+    completer.embed(body).await
+}
+
+/// What answers a request, and the request's body.
+async fn completer(server: &Arc<Server>, request: Request) -> Result<(Completer, Held), ApiError> {
+    let live = ready(server)?;
     let note = request.extensions().get::<Arc<Note>>().cloned();
-    let body = read(&server, request).await?;
+    let body = read(server, request).await?;
     let completer = Completer {
         live,
         metrics: server.metrics.clone(),
@@ -179,7 +192,7 @@ async fn complete(
         timeout: server.config.request_timeout,
         most_prompt: server.config.max_prompt.unwrap_or(usize::MAX),
     };
-    completer.answer(body, parse).await
+    Ok((completer, body))
 }
 
 fn described(server: &Server, live: &Live) -> serde_json::Value {

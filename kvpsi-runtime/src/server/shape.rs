@@ -26,6 +26,8 @@ struct Token {
 pub(super) struct Choice {
     /// The prompt, where it is repeated and was not shown yet.
     echo: String,
+    /// Its tokens, where they have logprobs.
+    prompt: Vec<u32>,
     /// Characters of text so far.
     characters: usize,
     /// What is put together where the answer is shown whole.
@@ -35,12 +37,35 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// One that begins with `echo`.
-    pub fn new(echo: String) -> Self {
+    /// One that begins with `echo`, whose tokens are `prompt`.
+    pub fn new(echo: String, prompt: Vec<u32>) -> Self {
         Self {
             echo,
+            prompt,
             ..Self::default()
         }
+    }
+
+    /// The text of the prompt, and its tokens with their logprobs: the first has
+    /// none, as nothing is before it.
+    fn repeat(
+        &mut self,
+        logprobs: Vec<TokenLogprobs>,
+        tokenizer: &Tokenizer,
+    ) -> (String, Vec<Token>) {
+        let text = std::mem::take(&mut self.echo);
+        let tokens = std::mem::take(&mut self.prompt);
+        let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+        let mut at = 0;
+        let tokens = (tokens.into_iter().zip(logprobs)).map(|(id, logprobs)| {
+            let token = Token { id, logprobs, at };
+            let text = tokenizer.decode(&[id]).unwrap_or_default();
+            at += text.chars().count();
+            token
+        });
+        let tokens = tokens.collect();
+        self.characters = text.chars().count();
+        (text, tokens)
     }
 
     /// The text of an event, behind the prompt, and its token.
@@ -116,7 +141,12 @@ impl Shape {
             return (Vec::new(), None);
         };
         match event {
-            StreamEvent::Started { .. } => (Vec::new(), None),
+            StreamEvent::Started { .. } | StreamEvent::Embedding(_) => (Vec::new(), None),
+            StreamEvent::Prompt(logprobs) => {
+                let (text, tokens) = choice.repeat(logprobs, &self.tokenizer);
+                let logprobs = self.logprobs(&tokens);
+                (vec![self.piece(index, &text, &logprobs, None)], None)
+            }
             StreamEvent::Piece {
                 token,
                 text,
@@ -180,7 +210,12 @@ impl Shape {
                 choice.text.push_str(&rest);
                 choice.outcome = Some(outcome);
             }
-            StreamEvent::Started { .. } | StreamEvent::Failed(_) => {}
+            StreamEvent::Prompt(logprobs) => {
+                let (text, tokens) = choice.repeat(logprobs, &self.tokenizer);
+                choice.text.push_str(&text);
+                choice.tokens.extend(tokens);
+            }
+            StreamEvent::Started { .. } | StreamEvent::Embedding(_) | StreamEvent::Failed(_) => {}
         }
     }
 
@@ -241,33 +276,31 @@ impl Shape {
         if self.logprobs.is_none() {
             return Value::Null;
         }
-        let with = |t: &Token| Some((self.text(t.id), t.logprobs.clone()?, t.at));
-        let all: Vec<(String, TokenLogprobs, usize)> = tokens.iter().filter_map(with).collect();
         if self.chat {
             let entry = |text: &str, logprob: f32| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
-            let content = all.iter().map(|(text, logprobs, _)| {
-                let mut one = entry(text, logprobs.logprob);
+            let content = tokens.iter().filter_map(|t| {
+                let logprobs = t.logprobs.as_ref()?;
+                let mut one = entry(&self.text(t.id), logprobs.logprob);
                 let top = logprobs
                     .top
                     .iter()
                     .map(|(t, lp)| entry(&self.text(*t), *lp));
                 one["top_logprobs"] = top.collect();
-                one
+                Some(one)
             });
             return json!({"content": content.collect::<Vec<_>>(), "refusal": null});
         }
-        let top = all.iter().map(|(_, logprobs, _)| {
-            let pairs = logprobs
-                .top
-                .iter()
-                .map(|(t, lp)| (self.text(*t), json!(lp)));
-            Value::Object(pairs.collect())
+        let top = tokens.iter().map(|t| {
+            let pairs = t.logprobs.as_ref()?.top.iter();
+            let pairs = pairs.map(|(t, lp)| (self.text(*t), json!(lp)));
+            Some(Value::Object(pairs.collect()))
         });
+        let logprob = |t: &Token| t.logprobs.as_ref().map(|l| l.logprob);
         json!({
-            "tokens": all.iter().map(|(text, ..)| text).collect::<Vec<_>>(),
-            "token_logprobs": all.iter().map(|(_, c, _)| c.logprob).collect::<Vec<_>>(),
+            "tokens": tokens.iter().map(|t| self.text(t.id)).collect::<Vec<_>>(),
+            "token_logprobs": tokens.iter().map(logprob).collect::<Vec<_>>(),
             "top_logprobs": top.collect::<Vec<_>>(),
-            "text_offset": all.iter().map(|(_, _, at)| at).collect::<Vec<_>>(),
+            "text_offset": tokens.iter().map(|t| t.at).collect::<Vec<_>>(),
         })
     }
 }

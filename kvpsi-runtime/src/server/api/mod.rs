@@ -8,6 +8,7 @@
 //! tokens.
 
 mod completion;
+mod embeddings;
 mod fields;
 mod sampling;
 
@@ -17,6 +18,7 @@ use crate::{
     model::chat::{Message, Role},
 };
 pub use completion::parse_completion;
+pub(super) use embeddings::parse_embeddings;
 use fields::Fields;
 use serde_json::Value;
 
