@@ -28,7 +28,7 @@ pub mod tiny;
 
 pub use figures::figure;
 #[cfg(feature = "llm")]
-pub use model::{kvpsi_binary, model, openai_client, vocabularies};
+pub use model::{kvpsi_binary, model, openai_client, package, vocabularies};
 #[cfg(feature = "llm")]
 pub use requantize::requantize;
 pub use skip::{emulated, skip};

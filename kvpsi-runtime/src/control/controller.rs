@@ -3,7 +3,7 @@
 //!
 //! - **Whose.** A stall belongs to the cgroup wall that was hit a moment ago,
 //!   or to the system where free memory is short or the kernel reclaims for
-//!   all. Any other is counted ([`Ignored`]) and costs nothing.
+//!   all. Any other is counted ([`Verdicts`]) and costs nothing.
 //! - **Harm.** What clean page cache covers is no harm, unless pages that were in
 //!   use come back ([`Tuning::refaults`]; seen without an event where kswapd took
 //!   them) or stalls take too much of a second ([`Tuning::stall_time`]). Tokens and
@@ -28,7 +28,8 @@
 //! Out of scope: blocks, rings and clocks.
 
 use super::{
-    bucket::Bucket, gauge::Levels, record::Trigger, system::SystemLevel, wall::CgroupLevel,
+    bucket::Bucket, gauge::Levels, record::Trigger, report::Verdicts, system::SystemLevel,
+    wall::CgroupLevel,
 };
 use crate::{
     kv::{Profile, Steps},
@@ -103,25 +104,6 @@ impl Default for Tuning {
     }
 }
 
-/// Stalls that cost nothing, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Ignored {
-    /// None of our walls was hit.
-    pub foreign: u64,
-    /// Page cache covered it.
-    pub harmless: u64,
-    /// There is no wall to look at.
-    pub no_wall: u64,
-}
-
-impl Ignored {
-    /// Of any reason.
-    #[must_use]
-    pub const fn total(&self) -> u64 {
-        self.foreign + self.harmless + self.no_wall
-    }
-}
-
 /// One trim to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -190,7 +172,7 @@ pub struct Controller {
     last_grow_ns: Option<u64>,
     next_grow_ns: u64,
     calm: Duration,
-    ignored: Ignored,
+    verdicts: Verdicts,
 }
 
 fn ns(d: Duration) -> u64 {
@@ -222,7 +204,7 @@ impl Controller {
             last_grow_ns: None,
             next_grow_ns: 0,
             calm: tuning.calm,
-            ignored: Ignored::default(),
+            verdicts: Verdicts::default(),
         }
     }
 
@@ -231,10 +213,10 @@ impl Controller {
         self.profile = profile;
     }
 
-    /// Stalls that cost nothing.
+    /// What became of the stalls.
     #[must_use]
-    pub fn ignored(&self) -> Ignored {
-        self.ignored
+    pub fn verdicts(&self) -> Verdicts {
+        self.verdicts
     }
 
     /// Takes in what the slow steps owe, and since when they gave nothing of
@@ -327,9 +309,9 @@ impl Controller {
         let seen = self.pending.take().and_then(|p| {
             let wall = self.wall_of(&p, now_ns, &levels);
             if wall.is_none() && levels.cgroup.is_none() && levels.system.is_none() {
-                self.ignored.no_wall += p.count;
+                self.verdicts.no_wall += p.count;
             } else if wall.is_none() {
-                self.ignored.foreign += p.count;
+                self.verdicts.foreign += p.count;
             }
             Some((p, wall?))
         });
@@ -391,7 +373,7 @@ impl Controller {
             onset: true,
             ts_ns: now_ns,
             asked: Bytes::ZERO,
-            count: 1,
+            count: 0,
             stall_ns: 0,
         };
         Some((p, wall))

@@ -5,13 +5,14 @@
 
 use super::{
     cgroup::MemoryCgroup,
-    controller::{Controller, Ignored, Tuning},
+    controller::{Controller, Tuning},
     gate::Gate,
     gauge::{Gauges, ResidentGauge},
     harden::{self, Hardening},
     order::Order,
     reactor::{Reactor, Shared},
     record::{Tap, Trigger, TrimRecord},
+    report::Verdicts,
     survey::{Handover, Survey},
     system::SystemGauge,
     wall::Walls,
@@ -118,11 +119,8 @@ pub struct GovernorStats {
     pub owed_bytes: Bytes,
     /// Positions that lost keys and values.
     pub dropped_tokens: u64,
-    /// Stalls that cost nothing.
-    pub ignored: u64,
-    /// The same by reason: none of our walls was hit, page cache covered it, or
-    /// there is no wall to look at.
-    pub ignored_by: Ignored,
+    /// Stalls by what became of them.
+    pub verdicts: Verdicts,
     /// The reactor's thread runs.
     pub alive: bool,
     /// Times the reactor was woken by its source.
@@ -414,12 +412,7 @@ impl Governor {
     pub fn stats(&self) -> GovernorStats {
         let s = &self.shared;
         let errno = s.source_errno.load(Relaxed);
-        let [foreign, harmless, no_wall] = [0, 1, 2].map(|i| s.ignored[i].load(Relaxed));
-        let ignored_by = Ignored {
-            foreign,
-            harmless,
-            no_wall,
-        };
+        let verdicts = std::array::from_fn(|i| s.verdicts[i].load(Relaxed));
         GovernorStats {
             signal: self.signal,
             events: self.stats.totals(),
@@ -434,8 +427,7 @@ impl Governor {
                 .collect(),
             owed_bytes: self.order.owed(),
             dropped_tokens: s.dropped_tokens.load(Relaxed),
-            ignored: ignored_by.total(),
-            ignored_by,
+            verdicts: Verdicts::from_counts(verdicts),
             alive: s.alive.load(Relaxed),
             wakeups: s.wakeups.load(Relaxed),
             records_lost: s.records_lost.load(Relaxed),

@@ -20,14 +20,16 @@ pub mod harden;
 mod order;
 pub mod reactor;
 pub mod record;
+pub mod report;
 mod survey;
 pub mod system;
 pub mod wall;
 mod witness;
 mod worker;
 
-pub use controller::{Controller, Decision, Gave, Ignored, Tuning};
+pub use controller::{Controller, Decision, Gave, Tuning};
 pub use governor::{
     Governor, GovernorConfig, GovernorError, GovernorStats, Prepared, Scope, open_gauges,
 };
 pub use record::{Tap, Tapped, Trigger, TrimRecord};
+pub use report::{Verdicts, WallReport};

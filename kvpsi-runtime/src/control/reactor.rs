@@ -12,6 +12,7 @@ use super::{
     gauge::{Gauges, ResidentGauge},
     order::Order,
     record::{Tap, Tapped, TrimRecord},
+    report::Verdicts,
     survey::Handover,
     wall::{Depth, Walls},
 };
@@ -43,8 +44,8 @@ pub(super) struct Shared {
     pub records_lost: AtomicU64,
     pub trims: AtomicU64,
     pub trimmed_bytes: AtomicU64,
-    /// Stalls that cost nothing: foreign, harmless, no wall.
-    pub ignored: [AtomicU64; 3],
+    /// Stalls by verdict, in the order of [`Verdicts::each`].
+    pub verdicts: [AtomicU64; Verdicts::COUNT],
     /// The reactor's thread runs, or is about to.
     pub alive: AtomicBool,
     pub wakeups: AtomicU64,
@@ -73,7 +74,7 @@ impl Shared {
             records_lost: AtomicU64::new(0),
             trims: AtomicU64::new(0),
             trimmed_bytes: AtomicU64::new(0),
-            ignored: Default::default(),
+            verdicts: Default::default(),
             alive: AtomicBool::new(true),
             wakeups: AtomicU64::new(0),
             source_errno: AtomicI32::new(0),
@@ -247,9 +248,8 @@ impl Reactor {
                 self.order.lower(missing);
             }
             let Some(decision) = decision else {
-                let i = self.controller.ignored();
-                for (sum, n) in (self.shared.ignored.iter()).zip([i.foreign, i.harmless, i.no_wall])
-                {
+                let counts = self.controller.verdicts().each();
+                for (sum, (_, _, n)) in self.shared.verdicts.iter().zip(counts) {
                     sum.store(n, Relaxed);
                 }
                 return Ok(());

@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         tokens: stats.0,
         tokens_per_s: stats.1,
         events: totals.events.into(),
-        ignored: totals.ignored,
+        ignored: totals.verdicts.ignored(),
         wakeups: totals.wakeups,
         trim_records_lost: totals.records_lost,
         source_error: totals.source_error,

@@ -5,7 +5,7 @@
 //! logits are made.
 
 use super::{
-    EngineError, Finish, GenStats, SamplingConfig,
+    Constraint, EngineError, Finish, GenStats, SamplingConfig,
     sampling::{Sampler, TokenLogprobs},
     stops::Stops,
 };
@@ -20,6 +20,8 @@ use std::{
 pub(super) struct Answer {
     tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
+    /// What it must be.
+    constraint: Option<Constraint>,
     stream: TextStream,
     stops: Stops,
     stopped: bool,
@@ -56,6 +58,7 @@ impl Answer {
         Self {
             tokenizer: tokenizer.clone(),
             sampler: Sampler::new(sampling),
+            constraint: None,
             stream: tokenizer.stream(),
             stops: Stops::new(&sampling.stops),
             stopped: false,
@@ -71,6 +74,11 @@ impl Answer {
                 finish: Finish::Stopped,
             },
         }
+    }
+
+    /// The same, following a grammar from its first token on.
+    pub fn following(self, constraint: Option<Constraint>) -> Self {
+        Self { constraint, ..self }
     }
 
     /// Why there is no next token to be chosen, if there is none: `tokens` are
@@ -94,9 +102,7 @@ impl Answer {
         tokens: &mut Vec<u32>,
     ) -> Result<Taken, EngineError> {
         let since = Instant::now();
-        let ends = self.tokenizer.end_tokens();
-        let sampled = self.sampler.sample(logits, tokens, self.before, ends);
-        let (token, logprobs) = sampled?;
+        let (token, logprobs) = self.sample(logits, tokens)?;
         self.stats.sampling += since.elapsed();
         let first = *self.first.get_or_insert_with(|| {
             self.stats.ttft = self.started.elapsed();
@@ -105,7 +111,9 @@ impl Answer {
         self.stats.decode = first.elapsed();
         let settings = self.sampler.settings();
         let stop = settings.stop_tokens.contains(&token);
-        let ends = self.tokenizer.ends(token) && !settings.ignore_eos;
+        // The end of a grammar is an end.
+        let go_on = settings.ignore_eos && self.constraint.is_none();
+        let ends = self.tokenizer.ends(token) && !go_on;
         if ends || (stop && self.tokenizer.is_control(token)) {
             return Ok(Taken {
                 token: None,
@@ -121,7 +129,7 @@ impl Answer {
         let most = self.sampler.settings().max_tokens;
         let finish = if hit {
             Some(Finish::StopText)
-        } else if stop {
+        } else if self.follow(token)? || stop {
             Some(Finish::Eos)
         } else {
             (self.stats.tokens >= most).then_some(Finish::MaxTokens)
@@ -132,6 +140,32 @@ impl Answer {
             logprobs,
             finish,
         })
+    }
+
+    /// A token that is allowed to come next.
+    fn sample(
+        &mut self,
+        logits: &mut [f32],
+        tokens: &[u32],
+    ) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
+        let (before, ends) = (self.before, self.tokenizer.end_tokens());
+        let Some(constraint) = &mut self.constraint else {
+            return Ok(self.sampler.sample(logits, tokens, before, ends)?);
+        };
+        constraint.apply(logits)?;
+        let (token, logprobs) = self.sampler.sample(logits, tokens, before, ends)?;
+        Ok((
+            constraint.allowed(token)?,
+            logprobs.map(TokenLogprobs::possible),
+        ))
+    }
+
+    /// Whether the grammar ends with this token.
+    fn follow(&mut self, token: u32) -> Result<bool, EngineError> {
+        match &mut self.constraint {
+            Some(constraint) => Ok(constraint.took(token)?),
+            None => Ok(false),
+        }
     }
 
     /// The text that was held back, once the answer is over.

@@ -9,6 +9,7 @@
 
 mod answer;
 pub mod batch;
+mod constraint;
 mod history;
 mod recompute;
 mod sampling;
@@ -16,6 +17,7 @@ mod session;
 mod stats;
 mod stops;
 
+pub use constraint::{Constraint, Grammar, GrammarError, Grammars};
 pub use recompute::Recomputed;
 pub use sampling::{MAX_LOGPROBS, SamplingConfig, TokenLogprobs};
 pub use session::Session;
@@ -78,6 +80,9 @@ pub enum EngineError {
     /// Nothing to start from.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// The answer cannot go on as its grammar wants.
+    #[error("the grammar: {0}")]
+    Grammar(#[from] GrammarError),
     /// A sampling setting is out of range.
     #[error("sampling: {0}")]
     Sampling(String),

@@ -68,6 +68,14 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
+impl TokenLogprobs {
+    /// Without the tokens that a grammar does not allow.
+    pub(super) fn possible(mut self) -> Self {
+        self.top.retain(|(_, logprob)| logprob.is_finite());
+        self
+    }
+}
+
 impl Default for SamplingConfig {
     fn default() -> Self {
         Self {

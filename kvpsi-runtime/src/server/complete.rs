@@ -10,14 +10,16 @@ use super::{
     live::Live,
     metrics::Metrics,
     observe::Note,
+    parts::Parts,
     permits::{AdmissionPermit, AdmissionPermits},
-    sender::EventSender,
-    shape::{Choice, Shape},
+    prompt::{Prepared, prepare},
+    sender::{ChoiceEvent, EventSender},
+    shape::{Choice, Echo, Shape},
     sse::Events,
 };
-use crate::{
-    engine::batch::{Ask, Failure, Look, StreamEvent},
-    model::tokenizer::TooLong,
+use crate::engine::{
+    Constraint,
+    batch::{Ask, Failure, Look, StreamEvent},
 };
 use axum::{
     Json,
@@ -32,7 +34,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// What a request needs of the server.
 pub(super) struct Completer {
@@ -51,34 +53,75 @@ pub(super) struct Completer {
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 impl Completer {
-    /// Answers a request, whole or in pieces.
+    /// Answers a request in OpenAI's shapes, whole or in pieces.
     pub async fn answer(
         self,
         body: Held,
         parse: fn(&[u8]) -> Result<Request, ApiError>,
     ) -> Result<Response, ApiError> {
+        let tokenizer = self.live.loaded.tokenizer.clone();
+        let begun = self.begin(body, move |body| Ok((parse(body)?, ()))).await?;
+        let (request, chat) = (begun.request, begun.chat);
+        let begin = if chat { "chatcmpl" } else { "cmpl" };
+        let choices = begun.choices.into_iter();
+        let mut shape = Shape {
+            id: format!("{begin}-{:016x}", begun.id),
+            chat,
+            model: begun.model,
+            created: begun.created,
+            include_usage: request.include_usage,
+            logprobs: request.sampling.logprobs,
+            tokenizer,
+            prompt_tokens: begun.prompt_tokens,
+            choices: choices
+                .map(|(echo, parts)| Choice::new(echo, parts))
+                .collect(),
+        };
+        let mut events = begun.events;
+        if request.stream {
+            let stream = Events::new(events, shape, begun.first.ok_or_else(ended)?);
+            let alive = KeepAlive::new().interval(KEEP_ALIVE);
+            return Ok(Sse::new(stream).keep_alive(alive).into_response());
+        }
+        let mut next = begun.first;
+        while !shape.is_whole() {
+            let (choice, event) = match next.take() {
+                Some(first) => first,
+                None => events.recv().await.ok_or_else(ended)?,
+            };
+            if let StreamEvent::Failed(failure) = event {
+                return Err(failure.into());
+            }
+            shape.push(choice, event);
+        }
+        Ok(Json(shape.whole()).into_response())
+    }
+
+    /// Reads a request, hands it to the model, and waits until its first answer
+    /// has a place there. `parse` may say more than the request.
+    pub async fn begin<T: Send + 'static>(
+        self,
+        body: Held,
+        parse: impl FnOnce(&[u8]) -> Result<(Request, T), ApiError> + Send + 'static,
+    ) -> Result<Begun<T>, ApiError> {
         self.permits.free().map_err(busy)?;
         let turn = self.inbound.turn().await?;
         let preparing = tokio::task::spawn_blocking(move || {
             // Until it is done, whether or not its client stays.
             let _turn = turn;
-            let prepared = self.prepare(body, parse);
-            prepared.map(|prepared| (self, prepared))
+            let (request, more) = parse(&body)?;
+            drop(body);
+            let ready = self.prepare(request)?;
+            Ok::<_, ApiError>((self, ready, more))
         });
-        let (this, prepared) = preparing
+        let (this, ready, more) = preparing
             .await
             .map_err(|e| ApiError::internal(format!("the prompt could not be read: {e}")))??;
-        this.send(prepared).await
+        this.send(ready, more).await
     }
 
-    /// Reads a body down to the tokens of its prompt. Nothing else of it is kept.
-    fn prepare(
-        &self,
-        body: Held,
-        parse: fn(&[u8]) -> Result<Request, ApiError>,
-    ) -> Result<Prepared, ApiError> {
-        let mut request = parse(&body)?;
-        drop(body);
+    /// Down to the tokens of its prompts. Nothing else of them is kept.
+    fn prepare(&self, mut request: Request) -> Result<Ready, ApiError> {
         self.is_ours(request.model.as_deref())?;
         known(&request, self.live.loaded.vocab)?;
         let chat = matches!(request.prompt, Prompt::Chat(_));
@@ -90,13 +133,19 @@ impl Completer {
         let choices = prompts.len().saturating_mul(request.choices);
         let param = if request.choices > 1 { "n" } else { "prompt" };
         let permits = self.places(choices, param)?;
-        let echo = |prompt: &Prompt| echoed(&self.live, prompt, request.echo);
+        let most = self.most_tokens();
         let prompts = prompts.into_iter().map(|prompt| {
-            let echo = echo(&prompt)?;
-            let tokens = self.tokens(prompt, "prompt")?;
-            Ok((tokens, echo))
+            let mut echo = Echo {
+                text: echoed(&self.live, &prompt, request.echo)?,
+                tokens: Vec::new(),
+            };
+            let prepared = prepare(&self.live, &request, prompt, most)?;
+            if request.echo && request.sampling.logprobs.is_some() {
+                echo.tokens.clone_from(&prepared.tokens);
+            }
+            Ok((prepared, echo))
         });
-        Ok(Prepared {
+        Ok(Ready {
             prompts: prompts.collect::<Result<_, ApiError>>()?,
             request,
             chat,
@@ -130,72 +179,55 @@ impl Completer {
         self.permits.take(many).map_err(busy)
     }
 
-    /// Tokens of a prompt that leaves room for an answer.
-    pub(super) fn tokens(&self, prompt: Prompt, param: &str) -> Result<Vec<u32>, ApiError> {
-        let most = self.live.loaded.context.saturating_sub(1);
-        let tokens = tokens(&self.live, prompt, self.most_prompt.min(most));
-        tokens.map_err(|e| match e.param.as_deref() {
-            Some("prompt") => ApiError {
-                param: Some(param.into()),
-                message: e.message.replace("`prompt`", &format!("`{param}`")),
-                ..e
-            },
-            _ => e,
-        })
+    /// Most tokens of a prompt: they leave room for an answer.
+    pub(super) fn most_tokens(&self) -> usize {
+        let context = self.live.loaded.context;
+        self.most_prompt.min(context.saturating_sub(1))
     }
 
-    async fn send(self, prepared: Prepared) -> Result<Response, ApiError> {
-        let Prepared {
+    async fn send<T>(self, ready: Ready, more: T) -> Result<Begun<T>, ApiError> {
+        let Ready {
             request,
             chat,
             prompts,
             permits,
-        } = prepared;
+        } = ready;
         let arrived = Instant::now();
-        let id = id(if chat { "chatcmpl" } else { "cmpl" });
-        let mut shape = Shape {
-            id: id.clone(),
-            chat,
-            model: self.name,
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
-            include_usage: request.include_usage,
-            logprobs: request.sampling.logprobs,
-            tokenizer: self.live.loaded.tokenizer.clone(),
-            prompt_tokens: prompts.iter().map(|(tokens, _)| tokens.len()).sum(),
-            choices: Vec::new(),
-        };
-        self.note.figures().prompt_tokens = shape.prompt_tokens;
+        let id = RandomState::new().build_hasher().finish();
+        let prompt_tokens = prompts.iter().map(|(p, _)| p.tokens.len()).sum();
+        self.note.figures().prompt_tokens = prompt_tokens;
         // The logprobs of a prompt that is repeated are its part of the answer's.
         let look = (request.sampling.logprobs.filter(|_| request.echo)).map(Look::Logprobs);
         let (sender, mut events) = unbounded_channel();
         let mut permits = permits.into_iter();
-        for (tokens, echo) in prompts {
+        let mut choices = Vec::new();
+        for (prepared, echo) in prompts {
             for nth in 0..request.choices {
                 let Some(permit) = permits.next() else {
                     return Err(ApiError::internal("a choice has no place"));
                 };
-                let choice = shape.choices.len();
-                let prompt = if look.is_some() {
-                    tokens.clone()
-                } else {
-                    Vec::new()
-                };
-                shape.choices.push(Choice::new(echo.clone(), prompt));
+                let choice = choices.len();
+                let parts = Parts::new(
+                    prepared.parser.clone(),
+                    prepared.short_ids,
+                    request.tools.one_call,
+                );
+                choices.push((echo.clone(), parts));
                 let mut sampling = request.sampling.clone();
                 // As vLLM does: else they would all be the same.
                 sampling.seed = sampling.seed.wrapping_add(nth as u64);
                 let (metrics, note) = (self.metrics.clone(), self.note.clone());
                 let client = EventSender::new(choice, sender.clone(), metrics, permit, note);
+                let constraint = prepared.constraint.as_ref().map(Constraint::another);
                 let sent = self.live.loaded.ask(Ask {
                     id: match choice {
-                        0 => id.clone(),
-                        n => format!("{id}-{n}"),
+                        0 => format!("{id:016x}"),
+                        n => format!("{id:016x}-{n}"),
                     },
-                    tokens: tokens.clone(),
+                    tokens: prepared.tokens.clone(),
                     look,
                     sampling,
+                    constraint,
                     arrived,
                     deadline: arrived + self.timeout,
                     client: Box::new(client),
@@ -207,28 +239,50 @@ impl Completer {
         }
         drop(sender);
         // The status of the response is known with the first word.
-        let first = events.recv().await.ok_or_else(ended)?;
-        if let (_, StreamEvent::Failed(failure)) = first {
+        let first = match choices.is_empty() {
+            true => None,
+            false => Some(events.recv().await.ok_or_else(ended)?),
+        };
+        if let Some((_, StreamEvent::Failed(failure))) = first {
             return Err(failure.into());
         }
-        if request.stream {
-            let stream = Events::new(events, shape, first);
-            let alive = KeepAlive::new().interval(KEEP_ALIVE);
-            return Ok(Sse::new(stream).keep_alive(alive).into_response());
-        }
-        let mut next = Some(first);
-        while !shape.is_whole() {
-            let (choice, event) = match next.take() {
-                Some(first) => first,
-                None => events.recv().await.ok_or_else(ended)?,
-            };
-            if let StreamEvent::Failed(failure) = event {
-                return Err(failure.into());
-            }
-            shape.push(choice, event);
-        }
-        Ok(Json(shape.whole()).into_response())
+        Ok(Begun {
+            request,
+            more,
+            chat,
+            id,
+            model: self.name,
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
+            prompt_tokens,
+            choices,
+            events,
+            first,
+        })
     }
+}
+
+/// A request whose answers begin.
+pub(super) struct Begun<T> {
+    /// Without its prompt.
+    pub request: Request,
+    /// What else its body said.
+    pub more: T,
+    pub chat: bool,
+    /// Random.
+    pub id: u64,
+    /// The name of the model.
+    pub model: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Of all prompts.
+    pub prompt_tokens: usize,
+    /// The text before each answer, and what takes it apart.
+    pub choices: Vec<(Echo, Parts)>,
+    pub events: UnboundedReceiver<ChoiceEvent>,
+    /// None where nothing was asked.
+    pub first: Option<ChoiceEvent>,
 }
 
 pub(super) fn ended() -> ApiError {
@@ -252,11 +306,11 @@ fn echoed(live: &Live, prompt: &Prompt, echo: bool) -> Result<String, ApiError> 
 }
 
 /// A request that has its permits, and its prompts in tokens.
-struct Prepared {
+struct Ready {
     request: Request,
     chat: bool,
-    /// Tokens, and what is repeated of them.
-    prompts: Vec<(Vec<u32>, String)>,
+    /// What the model gets, and the text that is repeated before the answer.
+    prompts: Vec<(Prepared, Echo)>,
     permits: Vec<AdmissionPermit>,
 }
 
@@ -280,57 +334,6 @@ pub(super) fn busy(before: usize) -> ApiError {
     ApiError::busy(seconds)
 }
 
-/// Tokens of a text, if they are `most` or less.
-pub(super) fn encode(
-    live: &Live,
-    text: &str,
-    start: bool,
-    most: usize,
-) -> Result<Vec<u32>, ApiError> {
-    let tokens = live.loaded.tokenizer.encode_up_to(text, start, most);
-    let tokens = tokens.map_err(|e| ApiError::param("messages", e.to_string()))?;
-    tokens.map_err(|e| match e {
-        TooLong::Tokens(least) => ApiError::too_long(least, most),
-        TooLong::Run(bytes) => ApiError::no_cut(bytes),
-    })
-}
-
-/// The prompt's tokens, if they are `most` or less.
-pub(super) fn tokens(live: &Live, prompt: Prompt, most: usize) -> Result<Vec<u32>, ApiError> {
-    let loaded = &live.loaded;
-    let bad = |e: crate::model::gguf::ModelError| ApiError::param("messages", e.to_string());
-    match prompt {
-        Prompt::Chat(messages) => {
-            let template = loaded.chat.as_ref().ok_or_else(|| {
-                ApiError::bad("this model has no chat template: use /v1/completions, or start with --chat-template")
-            })?;
-            let text = template.render(&messages, true).map_err(bad)?;
-            drop(messages);
-            encode(live, &text, false, most)
-        }
-        Prompt::Text(text) => {
-            let tokens = encode(live, &text, true, most)?;
-            if tokens.is_empty() {
-                return Err(ApiError::param("prompt", "`prompt` is empty"));
-            }
-            Ok(tokens)
-        }
-        Prompt::List(_) => Err(ApiError::internal("a list within a list of prompts")),
-        Prompt::Tokens(tokens) => {
-            let vocab = loaded.vocab;
-            match tokens.iter().find(|t| **t as usize >= vocab) {
-                Some(t) => Err(ApiError::param(
-                    "prompt",
-                    format!("`prompt` has the token {t}; this model has {vocab}"),
-                )),
-                None if tokens.is_empty() => Err(ApiError::param("prompt", "`prompt` is empty")),
-                None if tokens.len() > most => Err(ApiError::too_long(tokens.len(), most)),
-                None => Ok(tokens),
-            }
-        }
-    }
-}
-
 impl From<Failure> for ApiError {
     fn from(f: Failure) -> Self {
         let message = f.to_string();
@@ -339,6 +342,7 @@ impl From<Failure> for ApiError {
             Failure::NoMemory { .. } => Self::unavailable("memory", message),
             Failure::Ending => Self::unavailable("ending", message),
             Failure::Step(_) => Self::internal(message),
+            Failure::Grammar(_) => Self::bad(message),
         };
         // Where the model's thread told of it.
         Self {
@@ -346,9 +350,4 @@ impl From<Failure> for ApiError {
             ..error
         }
     }
-}
-
-pub(super) fn id(begin: &str) -> String {
-    let number = RandomState::new().build_hasher().finish();
-    format!("{begin}-{number:016x}")
 }

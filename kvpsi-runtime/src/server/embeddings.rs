@@ -7,9 +7,10 @@
 
 use super::{
     api::{self, Prompt},
-    complete::{Completer, ended},
+    complete::{Completer, busy, ended},
     error::ApiError,
     inbound::Held,
+    prompt,
     sender::EventSender,
 };
 use crate::engine::{
@@ -22,7 +23,10 @@ use axum::{
 };
 use base64::Engine as _;
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    time::Instant,
+};
 use tokio::sync::mpsc::unbounded_channel;
 
 /// Vectors as clients get them.
@@ -48,7 +52,7 @@ impl Encoding {
 impl Completer {
     /// Answers a request for embeddings.
     pub async fn embed(self, body: Held) -> Result<Response, ApiError> {
-        self.permits.free().map_err(super::complete::busy)?;
+        self.permits.free().map_err(busy)?;
         let turn = self.inbound.turn().await?;
         let preparing = tokio::task::spawn_blocking(move || {
             let _turn = turn;
@@ -61,7 +65,8 @@ impl Completer {
             };
             let permits = self.places(inputs.len(), "input")?;
             // There is no answer that wants a position of its own.
-            let tokens = inputs.into_iter().map(|input| self.tokens(input, "input"));
+            let most = self.most_tokens();
+            let tokens = inputs.into_iter().map(|input| tokens(&self, input, most));
             let tokens = tokens.collect::<Result<Vec<_>, ApiError>>()?;
             Ok::<_, ApiError>((self, tokens, permits, request.encoding))
         });
@@ -72,13 +77,14 @@ impl Completer {
         let (count, prompt_tokens) = (inputs.len(), inputs.iter().map(Vec::len).sum::<usize>());
         this.note.figures().prompt_tokens = prompt_tokens;
         let (sender, mut events) = unbounded_channel();
-        let id = super::complete::id("embd");
+        let id = RandomState::new().build_hasher().finish();
         for (i, (tokens, permit)) in inputs.into_iter().zip(permits).enumerate() {
             let (metrics, note) = (this.metrics.clone(), this.note.clone());
             let sent = this.live.loaded.ask(Ask {
-                id: format!("{id}-{i}"),
+                id: format!("{id:016x}-{i}"),
                 tokens,
                 look: Some(Look::Embedding),
+                constraint: None,
                 sampling: SamplingConfig::default(),
                 arrived,
                 deadline: arrived + this.timeout,
@@ -109,6 +115,18 @@ impl Completer {
         let answer = json!({"object": "list", "data": data, "model": this.name, "usage": usage});
         Ok(Json(answer).into_response())
     }
+}
+
+/// Tokens of an input; an error names the field that it came in.
+fn tokens(completer: &Completer, input: Prompt, most: usize) -> Result<Vec<u32>, ApiError> {
+    prompt::tokens(&completer.live, input, most).map_err(|e| match e.param.as_deref() {
+        Some("prompt") => ApiError {
+            param: Some("input".into()),
+            message: e.message.replace("`prompt`", "`input`"),
+            ..e
+        },
+        _ => e,
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use axum::{
     Json,
     http::{
         HeaderValue, StatusCode,
-        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -199,6 +199,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, None, message)
     }
 
+    /// 501: not here.
+    pub fn not_yet(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, None, message)
+    }
+
     /// 503: not now.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -210,6 +215,14 @@ impl ApiError {
     /// 504: it took too long.
     pub fn late(message: impl Into<String>) -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, Some("timeout"), message)
+    }
+
+    /// Its response, with another API's JSON.
+    pub(super) fn shaped(&self, body: &Value) -> Response {
+        let mut response = self.clone().into_response();
+        *response.body_mut() = body.to_string().into();
+        response.headers_mut().remove(CONTENT_LENGTH);
+        response
     }
 
     /// Its JSON.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::monotonic_ns,
-    control::{TrimRecord, cgroup::MemoryCgroup, gauge::ResidentGauge},
+    control::{TrimRecord, cgroup::MemoryCgroup, gauge::ResidentGauge, report},
     kv::{Profile, Step},
     trace,
     units::Bytes,
@@ -201,6 +201,7 @@ impl Live {
                 coalesced: s.events.coalesced,
                 dropped: s.events.dropped,
                 some_us: s.some_ns.map(|ns| ns / 1000),
+                verdicts: s.verdicts,
             }),
             psi: trace::Sample::now().map(|p| Psi {
                 some_us: p.some_us,
@@ -227,6 +228,7 @@ impl Live {
             sequences: self.sequences(),
             rss: (self.statm.as_ref().and_then(ResidentGauge::read)).unwrap_or(Bytes::ZERO),
             limit: (self.cgroup.as_ref()).and_then(|c| c.tightest().map(|(_, limit)| limit)),
+            walls: report::walls(),
         }
     }
 

@@ -142,6 +142,7 @@ impl Metrics {
             Failure::Deadline => "deadline",
             Failure::NoMemory { .. } => "memory",
             Failure::Step(_) => "step",
+            Failure::Grammar(_) => "grammar",
             Failure::Ending => "ending",
         };
         with_local_recorder(&self.recorder, || {
@@ -296,13 +297,22 @@ fn kernel(s: &Status, governor: &Governor) {
     }
     counter!(names::DROPPED_TOKENS.name).absolute(stats.dropped_tokens);
     gauge!(names::OWED_BYTES.name).set(stats.owed_bytes.0 as f64);
-    let by = stats.ignored_by;
+    let by = stats.verdicts;
     for (reason, n) in [
         ("foreign", by.foreign),
-        ("harmless", by.harmless),
+        ("harmless", by.harmless()),
         ("no_wall", by.no_wall),
     ] {
         counter!(names::STALLS_IGNORED.name, "reason" => reason).absolute(n);
+    }
+    for (wall, verdict, n) in by.each() {
+        counter!(names::STALLS_JUDGED.name, "wall" => wall, "verdict" => verdict).absolute(n);
+    }
+    for w in &s.walls {
+        let level = || w.level.clone();
+        gauge!(names::WALL_USAGE.name, "level" => level()).set(w.usage.0 as f64);
+        gauge!(names::WALL_ROOM.name, "level" => level()).set(w.room.0 as f64);
+        gauge!(names::WALL_MISSING.name, "level" => level()).set(w.missing.0 as f64);
     }
     counter!(names::TRIM_RECORDS_LOST.name).absolute(stats.records_lost);
     let broken = f64::from(u8::from(stats.source_error.is_some() || !stats.alive));

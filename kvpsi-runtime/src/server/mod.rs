@@ -6,6 +6,7 @@
 //! back; handlers never wait for the model on a thread of the runtime. Out of
 //! scope: how memory is given back.
 
+mod anthropic;
 pub mod api;
 mod complete;
 mod connections;
@@ -19,8 +20,12 @@ mod metrics;
 mod model;
 pub mod names;
 mod observe;
+mod ollama;
 mod page;
+mod parts;
 mod permits;
+mod prompt;
+mod responses;
 mod routes;
 mod sender;
 mod serve;
@@ -30,6 +35,7 @@ mod state;
 mod texts;
 mod trace;
 pub mod view;
+mod wire;
 mod zeros;
 
 pub use error::ApiError;

@@ -6,7 +6,7 @@
 use crate::{
     control::Governor,
     engine::{
-        Engine,
+        Engine, GrammarError, Grammars,
         batch::{Ask, Batch, BatchAccount, BatchConfig, Progress},
     },
     kv::{KvPool, Ladder},
@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
@@ -46,12 +46,18 @@ pub struct Loaded {
     pub context: usize,
     /// Tokens that there are.
     pub vocab: usize,
+    /// The architecture, as the file names it.
+    pub family: String,
+    /// Bytes of its weights.
+    pub model_bytes: u64,
     /// The KV memory.
     pub pool: Arc<KvPool>,
     /// What of it may be lost.
     pub ladder: Arc<Ladder>,
     /// What trims it; none with `--signal none`.
     pub governor: Option<Governor>,
+    /// What compiles grammars, once one was asked for: some MiB.
+    grammars: OnceLock<Result<Arc<Grammars>, GrammarError>>,
     alive: Arc<Alive>,
 }
 
@@ -76,6 +82,16 @@ impl Loaded {
     #[must_use]
     pub fn ask(&self, ask: Ask) -> bool {
         self.asks.send(Message::Ask(Box::new(ask))).is_ok()
+    }
+
+    /// What compiles grammars for this vocabulary. The first call takes some
+    /// tens of milliseconds.
+    ///
+    /// # Errors
+    /// This vocabulary cannot follow one.
+    pub fn grammars(&self) -> Result<Arc<Grammars>, GrammarError> {
+        let new = || Grammars::new(&self.tokenizer, self.vocab);
+        self.grammars.get_or_init(new).clone()
     }
 
     /// How long ago the thread showed that it lives.
@@ -108,7 +124,9 @@ impl ModelThread {
         let tokenizer = engine.shared_tokenizer();
         let chat = engine.shared_chat();
         let (context, pool, ladder) = (engine.context(), engine.pool(), engine.ladder());
-        let vocab = engine.decoder().config().vocab;
+        let decoder = engine.decoder();
+        let (vocab, family) = (decoder.config().vocab, decoder.config().family.name);
+        let model_bytes = decoder.weights().0;
         let batch = Batch::new(engine, config);
         let account = batch.account();
         let alive = Arc::new(Alive {
@@ -126,9 +144,12 @@ impl ModelThread {
             chat,
             context,
             vocab,
+            family: family.into(),
+            model_bytes,
             pool,
             ladder,
             governor,
+            grammars: OnceLock::new(),
             alive,
         };
         let this = Self {

@@ -4,14 +4,14 @@
 //! a size and a time. Out of scope: what answers are made of.
 
 use super::{
-    api,
+    anthropic, api,
     complete::Completer,
     connections::Connection,
     error::ApiError,
     inbound::Held,
     live::Live,
     observe::{Note, REQUEST_ID, observe},
-    page,
+    ollama, page, responses,
     state::Server,
     texts,
     view::{Control, History, Status, TrimDone, TrimOrder},
@@ -21,8 +21,8 @@ use axum::{
     body::{Body, Bytes},
     extract::{Path, Query, Request, State},
     http::{
-        HeaderValue, Method, StatusCode, Uri,
-        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+        HeaderMap, HeaderValue, Method, StatusCode, Uri,
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -43,7 +43,7 @@ type App = State<Arc<Server>>;
 const PREFLIGHT: Duration = Duration::from_secs(600);
 
 /// Paths that are counted by name.
-pub(super) const PATHS: [&str; 14] = [
+pub(super) const PATHS: [&str; 23] = [
     "/",
     "/health",
     "/metrics",
@@ -51,6 +51,15 @@ pub(super) const PATHS: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/tags",
+    "/api/show",
+    "/api/ps",
+    "/api/version",
+    "/api/embed",
     "/tokenize",
     "/detokenize",
     "/kvpsi/status",
@@ -70,6 +79,9 @@ pub(super) fn router(server: &Arc<Server>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .route("/v1/embeddings", post(embeddings))
+        .route("/v1/responses", post(response))
+        .route("/v1/messages", post(message))
+        .merge(ollama_paths())
         .route("/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -115,11 +127,44 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     (!origins.is_empty()).then_some(layer)
 }
 
-async fn admit(State(server): App, request: Request, next: Next) -> Response {
+/// Ollama's paths.
+fn ollama_paths() -> Router<Arc<Server>> {
+    let tags = |State(s): App| async move { Json(ollama::tags(&s)) };
+    let ps = |State(s): App| async move { Json(ollama::ps(&s)) };
+    let version = || async { Json(ollama::version()) };
+    let embed = || async { ollama::error(ApiError::not_yet("this server makes no embeddings")) };
+    Router::new()
+        .route("/api/chat", post(ollama_chat))
+        .route("/api/generate", post(ollama_generate))
+        .route("/api/tags", get(tags))
+        .route("/api/ps", get(ps))
+        .route("/api/version", get(version))
+        .route("/api/show", post(ollama_show))
+        .route("/api/embed", post(embed))
+}
+
+async fn admit(State(server): App, mut request: Request, next: Next) -> Response {
     let access = &server.config.access;
+    let path = request.uri().path();
+    let error = match path {
+        "/v1/messages" => anthropic::error,
+        _ if path.starts_with("/api/") => ollama::error,
+        _ => ApiError::into_response,
+    };
+    key_of_anthropic(request.headers_mut());
     match access.admit(request.headers(), connection(&request)) {
         Ok(()) => next.run(request).await,
-        Err(e) => e.into_response(),
+        Err(e) => error(e),
+    }
+}
+
+/// Anthropic's clients send their key by a header of its own.
+fn key_of_anthropic(headers: &mut HeaderMap) {
+    if let Some(key) = headers.remove("x-api-key")
+        && !headers.contains_key(AUTHORIZATION)
+        && let Ok(bearer) = HeaderValue::from_bytes(&[b"Bearer ", key.as_bytes()].concat())
+    {
+        headers.insert(AUTHORIZATION, bearer);
     }
 }
 
@@ -168,17 +213,52 @@ async fn complete(
     request: Request,
     parse: fn(&[u8]) -> Result<api::Request, ApiError>,
 ) -> Result<Response, ApiError> {
-    let (completer, body) = completer(&server, request).await?;
+    let (completer, body) = begin(&server, request).await?;
     completer.answer(body, parse).await
 }
 
 async fn embeddings(State(server): App, request: Request) -> Result<Response, ApiError> {
-    let (completer, body) = completer(&server, request).await?;
+    let (completer, body) = begin(&server, request).await?;
     completer.embed(body).await
 }
 
-/// What answers a request, and the request's body.
-async fn completer(server: &Arc<Server>, request: Request) -> Result<(Completer, Held), ApiError> {
+async fn response(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = begin(&s, request).await?;
+    responses::answer(completer, body).await
+}
+
+async fn message(State(s): App, request: Request) -> Response {
+    let answer = async {
+        let (completer, body) = begin(&s, request).await?;
+        anthropic::answer(completer, body).await
+    };
+    answer.await.unwrap_or_else(anthropic::error)
+}
+
+async fn ollama_chat(State(s): App, request: Request) -> Response {
+    ollama_answer(&s, request, true).await
+}
+
+async fn ollama_generate(State(s): App, request: Request) -> Response {
+    ollama_answer(&s, request, false).await
+}
+
+async fn ollama_answer(server: &Server, request: Request, chat: bool) -> Response {
+    let answer = async {
+        let (completer, body) = begin(server, request).await?;
+        ollama::answer(completer, body, chat).await
+    };
+    answer.await.unwrap_or_else(ollama::error)
+}
+
+async fn ollama_show(State(s): App, request: Request) -> Response {
+    let body = read(&s, request).await;
+    let shown = body.and_then(|body| ollama::show(&s, &body));
+    shown.map_or_else(ollama::error, |shown| Json(shown).into_response())
+}
+
+/// What a request for an answer needs, and its body.
+async fn begin(server: &Server, request: Request) -> Result<(Completer, Held), ApiError> {
     let live = ready(server)?;
     let note = request.extensions().get::<Arc<Note>>().cloned();
     let body = read(server, request).await?;

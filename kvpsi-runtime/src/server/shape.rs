@@ -2,13 +2,17 @@
 //!
 //! Pure: events in, JSON out. Out of scope: where events come from.
 
-use super::{error::ApiError, metrics::Ended};
+use super::{
+    error::ApiError,
+    metrics::Ended,
+    parts::{Parts, Told, message},
+};
 use crate::{
     engine::{
         TokenLogprobs,
         batch::{Outcome, StreamEvent},
     },
-    model::tokenizer::Tokenizer,
+    model::tokenizer::{TokenBytes, Tokenizer},
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -19,6 +23,14 @@ struct Token {
     logprobs: Option<TokenLogprobs>,
     /// Characters of text before it.
     at: usize,
+}
+
+/// A prompt that is repeated before its answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Echo {
+    pub text: String,
+    /// Its tokens, where they have logprobs.
+    pub tokens: Vec<u32>,
 }
 
 /// One of the answers to a request.
@@ -34,14 +46,19 @@ pub(super) struct Choice {
     text: String,
     tokens: Vec<Token>,
     outcome: Option<Outcome>,
+    /// Of a chat: what its answer is made of.
+    parts: Parts,
+    /// Tokens of text that is held back.
+    held: Vec<Token>,
 }
 
 impl Choice {
-    /// One that begins with `echo`, whose tokens are `prompt`.
-    pub fn new(echo: String, prompt: Vec<u32>) -> Self {
+    /// One that begins with `echo`, and is taken apart by `parts`.
+    pub fn new(echo: Echo, parts: Parts) -> Self {
         Self {
-            echo,
-            prompt,
+            echo: echo.text,
+            prompt: echo.tokens,
+            parts,
             ..Self::default()
         }
     }
@@ -51,16 +68,15 @@ impl Choice {
     fn repeat(
         &mut self,
         logprobs: Vec<TokenLogprobs>,
-        tokenizer: &Tokenizer,
+        tokenizer: &Arc<Tokenizer>,
     ) -> (String, Vec<Token>) {
         let text = std::mem::take(&mut self.echo);
         let tokens = std::mem::take(&mut self.prompt);
         let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
-        let mut at = 0;
+        let (mut at, mut stream) = (0, tokenizer.stream());
         let tokens = (tokens.into_iter().zip(logprobs)).map(|(id, logprobs)| {
             let token = Token { id, logprobs, at };
-            let text = tokenizer.decode(&[id]).unwrap_or_default();
-            at += text.chars().count();
+            at += stream.push(id).unwrap_or_default().chars().count();
             token
         });
         let tokens = tokens.collect();
@@ -153,6 +169,11 @@ impl Shape {
                 logprobs,
             } => {
                 let (text, token) = choice.take(token, &text, logprobs);
+                if choice.parts.parses() {
+                    choice.held.extend(token);
+                    let told = choice.parts.push(&text);
+                    return (self.deltas(index, told), None);
+                }
                 if text.is_empty() && (token.is_none() || self.logprobs.is_none()) {
                     return (Vec::new(), None);
                 }
@@ -161,9 +182,13 @@ impl Shape {
             }
             StreamEvent::Done(outcome) => {
                 let (rest, _) = choice.take(None, "", None);
+                let told = choice.parts.finish();
                 let reason = Ended::from(outcome.stats.finish).name();
+                let reason = choice.parts.reason(reason);
                 choice.outcome = Some(outcome);
-                let mut chunks = vec![self.piece(index, &rest, &Value::Null, Some(reason))];
+                let mut chunks = self.deltas(index, told);
+                let logprobs = self.held_logprobs(index);
+                chunks.push(self.piece(index, &rest, &logprobs, Some(reason)));
                 if !self.is_whole() {
                     return (chunks, None);
                 }
@@ -175,6 +200,33 @@ impl Shape {
                 (chunks, Some(true))
             }
             StreamEvent::Failed(failure) => (vec![ApiError::from(failure).body()], Some(false)),
+        }
+    }
+
+    /// Chunks of a chat's parts; the first has the logprobs of what was held.
+    fn deltas(&mut self, index: usize, told: Vec<Told>) -> Vec<Value> {
+        let deltas = match self.choices.get(index) {
+            Some(choice) => choice.parts.deltas(told),
+            None => Vec::new(),
+        };
+        let mut chunks = Vec::with_capacity(deltas.len());
+        for delta in deltas {
+            let logprobs = self.held_logprobs(index);
+            chunks.push(self.chunk(&json!([{
+                "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null,
+            }])));
+        }
+        chunks
+    }
+
+    fn held_logprobs(&mut self, index: usize) -> Value {
+        let held = self
+            .choices
+            .get_mut(index)
+            .map(|c| std::mem::take(&mut c.held));
+        match held {
+            Some(held) if !held.is_empty() => self.logprobs(&held),
+            _ => Value::Null,
         }
     }
 
@@ -220,26 +272,33 @@ impl Shape {
     }
 
     /// The whole answer.
-    pub fn whole(&self) -> Value {
+    pub fn whole(&mut self) -> Value {
+        let chat = self.chat;
+        let told = self.choices.iter_mut().map(|choice| {
+            let mut told = choice.parts.push(&choice.text);
+            told.extend(choice.parts.finish());
+            told
+        });
+        let told: Vec<Vec<Told>> = if chat { told.collect() } else { Vec::new() };
+        let mut told = told.into_iter();
         let choices = self.choices.iter().enumerate().map(|(index, choice)| {
-            let mut whole = if self.chat {
-                let content = &choice.text;
-                let message = json!({"role": "assistant", "content": content, "refusal": null});
-                json!({"index": index, "message": message})
-            } else {
-                json!({"index": index, "text": choice.text})
+            let mut whole = match told.next() {
+                Some(told) => json!({"index": index, "message": message(told)}),
+                None => json!({"index": index, "text": choice.text}),
             };
             let reason = choice.outcome.as_ref().map(|o| Ended::from(o.stats.finish));
+            let reason = reason.map(|r| choice.parts.reason(r.name()));
             whole["logprobs"] = self.logprobs(&choice.tokens);
-            whole["finish_reason"] = reason.map(Ended::name).into();
+            whole["finish_reason"] = reason.into();
             whole
         });
+        let choices: Value = choices.collect();
         let object = if self.chat {
             "chat.completion"
         } else {
             "text_completion"
         };
-        let mut answer = self.frame(object, &choices.collect());
+        let mut answer = self.frame(object, &choices);
         answer["usage"] = self.usage();
         answer
     }
@@ -268,8 +327,16 @@ impl Shape {
         })
     }
 
+    /// A token's own bytes: half a character, and a leading space, too.
+    fn bytes(&self, token: u32) -> Vec<u8> {
+        match self.tokenizer.bytes_of(token) {
+            TokenBytes::Text(bytes) => bytes,
+            TokenBytes::Control(name) => name.into_bytes(),
+        }
+    }
+
     fn text(&self, token: u32) -> String {
-        self.tokenizer.decode(&[token]).unwrap_or_default()
+        String::from_utf8_lossy(&self.bytes(token)).into_owned()
     }
 
     fn logprobs(&self, tokens: &[Token]) -> Value {
@@ -277,14 +344,16 @@ impl Shape {
             return Value::Null;
         }
         if self.chat {
-            let entry = |text: &str, logprob: f32| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
+            let entry = |token: u32, logprob: f32| {
+                let bytes = self.bytes(token);
+                json!({
+                    "token": String::from_utf8_lossy(&bytes), "logprob": logprob, "bytes": bytes,
+                })
+            };
             let content = tokens.iter().filter_map(|t| {
                 let logprobs = t.logprobs.as_ref()?;
-                let mut one = entry(&self.text(t.id), logprobs.logprob);
-                let top = logprobs
-                    .top
-                    .iter()
-                    .map(|(t, lp)| entry(&self.text(*t), *lp));
+                let mut one = entry(t.id, logprobs.logprob);
+                let top = logprobs.top.iter().map(|(t, lp)| entry(*t, *lp));
                 one["top_logprobs"] = top.collect();
                 Some(one)
             });

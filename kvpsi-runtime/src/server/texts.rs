@@ -5,7 +5,7 @@
 //! (`content`, `add_special`, false by default); an answer has the fields of
 //! both, which agree on `tokens`. Out of scope: how tokens are made.
 
-use super::{api, complete, error::ApiError, live::Live, state::Server};
+use super::{api, error::ApiError, live::Live, prompt, state::Server};
 use crate::server::inbound::Held;
 use axum::{
     Json,
@@ -56,7 +56,7 @@ fn tokens(live: &Live, body: &[u8]) -> Result<Vec<u32>, ApiError> {
     let asked: Text = serde_json::from_slice(body).map_err(|e| bad(&e))?;
     if asked.messages.is_some() {
         let chat = api::parse_chat(body)?;
-        return complete::tokens(live, chat.prompt, MOST);
+        return prompt::tokens(live, chat.prompt, MOST);
     }
     let (text, special) = match (asked.prompt, asked.content) {
         (Some(text), _) => (text, asked.add_special_tokens.unwrap_or(true)),
@@ -71,7 +71,7 @@ fn tokens(live: &Live, body: &[u8]) -> Result<Vec<u32>, ApiError> {
     if text.is_empty() && !special {
         return Ok(Vec::new());
     }
-    complete::encode(live, &text, special, MOST)
+    prompt::encode(live, &text, special, MOST)
 }
 
 /// Runs what takes a while in its turn.

@@ -4,7 +4,11 @@
 //! --attach` read. Times are `CLOCK_MONOTONIC`: what is compared was measured
 //! by one clock. Out of scope: where the figures come from.
 
-use crate::{kv::Account, kv::Profile, units::Bytes};
+use crate::{
+    control::{Verdicts, WallReport},
+    kv::{Account, Profile},
+    units::Bytes,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -54,6 +58,9 @@ pub struct Status {
     pub rss: Bytes,
     /// The tightest limit of its memory cgroup.
     pub limit: Option<Bytes>,
+    /// Each limit that memory can run into, our cgroup's first, the system's last.
+    #[serde(default)]
+    pub walls: Vec<WallReport>,
 }
 
 /// The KV pool at one moment, in bytes unless named otherwise.
@@ -108,6 +115,9 @@ pub struct Stalls {
     /// Microseconds in which at least one task stalled; none where the signal
     /// cannot tell.
     pub some_us: Option<u64>,
+    /// By what became of them.
+    #[serde(default)]
+    pub verdicts: Verdicts,
 }
 
 /// Totals of `/proc/pressure/memory`.

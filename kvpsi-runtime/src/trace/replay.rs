@@ -278,7 +278,7 @@ pub fn simulate(
     for entry in &recording.entries {
         s.entry(entry, on)?;
     }
-    s.out.ignored = s.controller.ignored().total();
+    s.out.ignored = s.controller.verdicts().ignored();
     s.out.events = s.moment.totals();
     s.out.resident = Bytes(s.kv.resident());
     s.out.dropped_tokens = s.kv.dropped_tokens;

@@ -242,7 +242,7 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
             stats.signal,
             stats.events.seen,
             stats.wakeups,
-            stats.ignored
+            stats.verdicts.ignored()
         );
     }
     if stats.trims > 0 {

@@ -31,6 +31,8 @@ const ROOMY: u16 = 110;
 /// Rows of a plot beside its title and its marks.
 const LEAST_PLOT: u16 = 3;
 const MOST_PLOT: u16 = 14;
+/// Rows of limits, with their header.
+const MOST_WALLS: u16 = 6;
 /// A budget of more than so many times what is resident is not drawn.
 const FAR: u64 = 4;
 
@@ -47,6 +49,7 @@ t             give back some memory by hand
 
 ▲ a trim; △ one that lost no token
 latency: from a stall's onset to the last page back
+→ the limit with least room
 ↑ the budget is far above the plot
 Shares are of the last 10 s; in ( ) totals,
 PSI's since boot.";
@@ -58,7 +61,8 @@ pub fn screen(frame: &mut Frame<'_>, view: &View) {
     let area = frame.area();
     let data = view.data();
     let note = note(view);
-    let rows = Rows::plan(area, note.is_some());
+    let walls = data.status.as_ref().map_or(0, |s| s.walls.len());
+    let rows = Rows::plan(area, note.is_some(), walls);
     header(frame, rows.header, view);
     if let Some((text, style)) = note {
         frame.render_widget(Line::styled(text, style), rows.note);
@@ -67,6 +71,7 @@ pub fn screen(frame: &mut Frame<'_>, view: &View) {
         figures(frame, rows.figures, data, status);
         stalls(frame, rows.stalls, view);
         memory(frame, rows.memory, view, status);
+        tables::walls(frame, rows.walls, &status.walls);
         if area.width >= WIDE {
             let sides = [Constraint::Length(66), Constraint::Fill(1)];
             let [left, right] = Layout::horizontal(sides).spacing(3).areas(rows.tables);
@@ -107,12 +112,13 @@ struct Rows {
     figures: Rect,
     stalls: Rect,
     memory: Rect,
+    walls: Rect,
     tables: Rect,
     keys: Rect,
 }
 
 impl Rows {
-    fn plan(area: Rect, note: bool) -> Self {
+    fn plan(area: Rect, note: bool, walls: usize) -> Self {
         let mut left = area.height;
         let mut take = |rows: u16| {
             let rows = rows.min(left);
@@ -135,8 +141,12 @@ impl Rows {
             memory += more;
             left -= 2 * more;
         }
-        let heights = [header, note, figures, stalls, memory, left, keys];
-        let [header, note, figures, stalls, memory, tables, keys] =
+        // Two short tables stay below them.
+        let walls = u16::try_from(walls + 1).unwrap_or(u16::MAX).min(MOST_WALLS);
+        let walls = if left >= walls + 8 { walls } else { 0 };
+        left -= walls;
+        let heights = [header, note, figures, stalls, memory, walls, left, keys];
+        let [header, note, figures, stalls, memory, walls, tables, keys] =
             Layout::vertical(heights.map(Constraint::Length)).areas(area);
         Self {
             header,
@@ -144,6 +154,7 @@ impl Rows {
             figures,
             stalls,
             memory,
+            walls,
             tables,
             keys,
         }

@@ -6,9 +6,10 @@
 use super::{
     client::Answer,
     state::Data,
+    tables::level,
     words::{age, count, micros, percent},
 };
-use crate::{server::view::Status, trace::printable};
+use crate::{server::view::Status, trace::printable, units::Bytes};
 use std::fmt::{self, Write};
 
 /// Trims that are listed.
@@ -100,6 +101,7 @@ fn write(out: &mut String, url: &str, data: &Data, s: &Status) -> fmt::Result {
             count(s.stalls.dropped)
         ),
     )?;
+    line("judged", &s.stalls.verdicts.to_string())?;
     let steps = s
         .trims
         .by_step
@@ -146,6 +148,29 @@ fn write(out: &mut String, url: &str, data: &Data, s: &Status) -> fmt::Result {
 }
 
 fn tables(out: &mut String, data: &Data, s: &Status) -> fmt::Result {
+    if !s.walls.is_empty() {
+        writeln!(
+            out,
+            "\n{:<38} {:>10} {:>10} {:>10} {:>10} {:>8} {:>10} {:>10}",
+            "limit", "used", "anonymous", "high", "max", "hits", "missing", "room"
+        )?;
+    }
+    for w in &s.walls {
+        let known = |b: Option<Bytes>| b.map_or_else(|| "-".into(), |b| b.to_string());
+        let binds = if w.binds { " binds" } else { "" };
+        writeln!(
+            out,
+            "{:<38} {:>10} {:>10} {:>10} {:>10} {:>8} {:>10} {:>10}{binds}",
+            printable(level(w)),
+            known(Some(w.usage)),
+            known(w.anonymous),
+            known(w.high),
+            known(w.max),
+            w.hits.map_or_else(|| "-".into(), count),
+            known(Some(w.missing)),
+            known(Some(w.room)),
+        )?;
+    }
     if !s.sequences.is_empty() {
         writeln!(
             out,
@@ -214,6 +239,7 @@ mod tests {
             "stalled    4.3 s since the start; last minute 6600 us, worst 3300 us in 250 ms; 0.0 % of the last 10 s\n",
             "PSI        some 5.4 s (0.0 % of the last 10 s), full 987.6 ms\n",
             "events     12,345 seen, 678 delivered, 11,667 coalesced, 0 dropped\n",
+            "judged     33 answered (31 at a cgroup's limit, 2 at the system's), 507 harmless, 88 foreign\n",
             "trims      4, 4.9 MiB returned (cached 2.1 MiB, pack 96.0 KiB, slack 512.0 KiB, window 2.2 MiB), 96 tokens lost\n",
             "requests   2 running, 1 waiting, 1,087 finished, 13 cancelled, 7 refused, 0 failed\n",
             "tokens     24.0/s, 98,765 generated, 345,678 of prompts\n",
@@ -227,6 +253,10 @@ mod tests {
         assert_eq!(
             words("b2c9"),
             "chatcmpl-5f1d70a4b2c9 decode 993 412 96 17 s"
+        );
+        assert_eq!(
+            words("robot"),
+            "robot/llm 170.0 MiB 161.0 MiB 176.0 MiB 192.0 MiB 1,234 0 B 10.0 MiB binds"
         );
         assert_eq!(
             words("follow_up"),

@@ -2,6 +2,7 @@
 
 use super::client::Answer;
 use crate::{
+    control::{Verdicts, WallReport},
     kv::Profile,
     server::view::{
         Doing, History, Kv, Psi, Requests, SAMPLE_MS, Sample, Sequence, Stalls, Status, Trim, Trims,
@@ -114,6 +115,13 @@ pub fn status() -> Status {
             coalesced: 11_667,
             dropped: 0,
             some_us: Some(4_321_000),
+            verdicts: Verdicts {
+                answered_cgroup: 31,
+                answered_system: 2,
+                harmless_cgroup: 507,
+                foreign: 88,
+                ..Verdicts::default()
+            },
         },
         psi: Some(Psi {
             some_us: 5_432_100,
@@ -149,5 +157,26 @@ pub fn status() -> Status {
         ],
         rss: Bytes(157_389_619),
         limit: Some(Bytes::mib(176)),
+        walls: vec![
+            WallReport {
+                level: "/sys/fs/cgroup/robot/llm".into(),
+                usage: Bytes::mib(170),
+                anonymous: Some(Bytes::mib(161)),
+                page_cache: Some(Bytes::mib(7)),
+                high: Some(Bytes::mib(176)),
+                max: Some(Bytes::mib(192)),
+                hits: Some(1_234),
+                missing: Bytes::ZERO,
+                room: Bytes::mib(10),
+                binds: true,
+            },
+            WallReport {
+                level: "system".into(),
+                usage: Bytes(3 << 30),
+                max: Some(Bytes(7 << 30)),
+                room: Bytes(4 << 30),
+                ..WallReport::default()
+            },
+        ],
     }
 }

@@ -1,4 +1,4 @@
-//! The tables of `kvpsi top`: sequences in flight, and the last trims.
+//! The tables of `kvpsi top`: limits, sequences in flight, and the last trims.
 //!
 //! Owns their columns. A table's first row says what it lists and, where there
 //! is no room for all, how many are not shown. Out of scope: sorting; sequences come
@@ -8,7 +8,11 @@ use super::{
     state::Data,
     words::{age, count, micros, spaced},
 };
-use crate::server::view::{Doing, Sequence, Trim};
+use crate::{
+    control::WallReport,
+    server::view::{Doing, Sequence, Trim},
+    units::Bytes,
+};
 use ratatui::{
     Frame,
     layout::{Constraint, Rect},
@@ -56,6 +60,60 @@ fn table<'a>(
     Table::new(rows, widths)
         .header(Row::new(head).style(style))
         .column_spacing(1)
+}
+
+/// A cgroup without its mount point.
+pub fn level(w: &WallReport) -> &str {
+    let path = w.level.strip_prefix("/sys/fs/cgroup").unwrap_or(&w.level);
+    path.strip_prefix("/memory")
+        .unwrap_or(path)
+        .trim_start_matches('/')
+}
+
+/// Limits, ours first.
+pub fn walls(frame: &mut Frame<'_>, area: Rect, list: &[WallReport]) {
+    let area = narrowed(area);
+    let known = |b: Option<Bytes>| right(b.map_or_else(|| "-".into(), |b| b.to_string()));
+    let head = vec![
+        title("LIMITS", list.len(), area).into(),
+        right("used".into()),
+        right("anonymous".into()),
+        right("high".into()),
+        right("max".into()),
+        right("hits".into()),
+        right("missing".into()),
+    ];
+    let rows = list.iter().take(usize::from(area.height)).map(|w| {
+        let (mark, style) = if w.binds {
+            ("→ ", Style::new().add_modifier(Modifier::BOLD))
+        } else {
+            ("  ", Style::new())
+        };
+        let missing = match w.missing {
+            Bytes::ZERO => Style::new(),
+            _ => Style::new().fg(Color::Red),
+        };
+        Row::new([
+            Cell::new(format!("{mark}{}", level(w))),
+            Cell::new(right(w.usage.to_string())),
+            Cell::new(known(w.anonymous)),
+            Cell::new(known(w.high)),
+            Cell::new(known(w.max)),
+            Cell::new(right(w.hits.map_or_else(|| "-".into(), count))),
+            Cell::new(right(w.missing.to_string())).style(missing),
+        ])
+        .style(style)
+    });
+    let widths = [
+        Constraint::Fill(1),
+        Constraint::Length(10),
+        Constraint::Length(10),
+        Constraint::Length(10),
+        Constraint::Length(10),
+        Constraint::Length(8),
+        Constraint::Length(10),
+    ];
+    frame.render_widget(table(rows.collect(), head, widths), area);
 }
 
 /// Sequences in flight.

@@ -123,10 +123,23 @@ impl Controller {
         let need = self.need(&b, now_ns, levels);
         self.missing = need.missing;
         if need.all == Bytes::ZERO {
-            if let Some(p) = p.filter(|_| !b.harmful) {
-                self.ignored.harmless += p.count;
+            if let Some(p) = p {
+                let v = &mut self.verdicts;
+                *match (b.wall, b.harmful) {
+                    // What it lacks is on its way.
+                    (Wall::Cgroup, true) => &mut v.answered_cgroup,
+                    (Wall::System, true) => &mut v.answered_system,
+                    (Wall::Cgroup, false) => &mut v.harmless_cgroup,
+                    (Wall::System, false) => &mut v.harmless_system,
+                } += p.count;
             }
             return None;
+        }
+        if let Some(p) = p {
+            *match b.wall {
+                Wall::Cgroup => &mut self.verdicts.answered_cgroup,
+                Wall::System => &mut self.verdicts.answered_system,
+            } += p.count;
         }
         b.active_ns = now_ns;
         if b.wall == Wall::Cgroup {

@@ -120,12 +120,12 @@ fn a_stall_at_none_of_our_walls_costs_nothing_though_ours_is_full() {
     {
         c.observe(&event(kind, Phase::Onset, MS));
         assert_eq!(c.decide(2 * MS, levels), None);
-        assert_eq!(c.ignored().foreign, n as u64 + 1);
+        assert_eq!(c.verdicts().foreign, n as u64 + 1);
     }
     let mut c = controller();
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
     assert_eq!(c.decide(2, Levels::default()), None);
-    assert_eq!(c.ignored().no_wall, 1);
+    assert_eq!(c.verdicts().no_wall, 1);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_hit_that_was_read_before_its_event_came_is_not_forgotten() {
     again.cgroup.as_mut().unwrap().hits = Some(0);
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, MS));
     assert!(c.decide(2 * MS, again).is_some());
-    assert_eq!(c.ignored().total(), 0);
+    assert_eq!(c.verdicts().ignored(), 0);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn what_page_cache_covers_harms_nobody() {
         c.observe(&event(Kind::MemcgReclaim, Phase::Summary, t * MS));
         assert_eq!(c.decide(t * MS, full(Bytes::mib(20))), None);
     }
-    assert_eq!(c.ignored().harmless, 999);
+    assert_eq!(c.verdicts().harmless(), 999);
     // It may run out between two of the kernel's events.
     assert!(c.looks(1000 * MS) && !c.looks(1010 * MS));
 }
@@ -482,7 +482,7 @@ fn free_blocks_go_once_for_each_burst_and_before_page_cache_is_looked_at() {
     assert_eq!(c.return_cushion(2 * MS, || true), None);
     // The stall itself is still to be judged: it did no harm.
     assert_eq!(c.decide(2 * MS, full(Bytes::mib(100))), None);
-    assert_eq!(c.ignored().harmless, 1);
+    assert_eq!(c.verdicts().harmless(), 1);
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 50 * MS));
     assert!(c.return_cushion(50 * MS, || true).is_some());
 }

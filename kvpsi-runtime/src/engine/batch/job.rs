@@ -2,7 +2,9 @@
 
 use super::look::{Look, Seen};
 use crate::{
-    engine::{Finish, GenStats, SamplingConfig, Session, TokenLogprobs, answer::Answer},
+    engine::{
+        Constraint, Finish, GenStats, SamplingConfig, Session, TokenLogprobs, answer::Answer,
+    },
     kv::{BlockHash, Loss},
     model::tokenizer::Tokenizer,
     units::Bytes,
@@ -31,6 +33,8 @@ pub struct Ask {
     pub look: Option<Look>,
     /// How tokens are chosen, and when to stop.
     pub sampling: SamplingConfig,
+    /// What the answer must be.
+    pub constraint: Option<Constraint>,
     /// When it came.
     pub arrived: Instant,
     /// When it is rejected.
@@ -109,6 +113,9 @@ pub enum Failure {
     /// The model could not compute it.
     #[error("{0}")]
     Step(String),
+    /// The answer cannot go on as its grammar wants.
+    #[error("{0}: simplify the schema or the grammar")]
+    Grammar(String),
     /// The server ends.
     #[error("the server is shutting down")]
     Ending,
@@ -160,7 +167,8 @@ impl Job {
     pub fn begin(&mut self, session: Session, tokenizer: &Arc<Tokenizer>) {
         let (all, waiting) = (session.tokens().len(), session.waiting());
         let sampling = &self.ask.sampling;
-        let answer = Answer::new(tokenizer, sampling, self.ask.arrived, all, waiting);
+        let answer = Answer::new(tokenizer, sampling, self.ask.arrived, all, waiting)
+            .following(self.ask.constraint.take());
         self.cached_tokens = all - waiting;
         self.session = Some(session);
         self.answer = Some(answer);

@@ -219,6 +219,9 @@ impl Batch {
                     self.account.finished.fetch_add(1, Relaxed);
                 }
             }
+            Err(e @ EngineError::Grammar(_)) => {
+                self.end_with(i, Failure::Grammar(e.to_string()));
+            }
             Err(e) => self.fail(i, &e.to_string()),
         }
     }

@@ -2,17 +2,24 @@
 //!
 //! Owns the chat template of the model file, a Jinja program by an unknown
 //! author: it runs with bounded fuel, writes a bounded text, and sees the
-//! messages and nothing else. Out of scope: tokens.
+//! messages and nothing else. `conversation` makes tokens of it, `answer` takes
+//! apart what comes back. Out of scope: how tokens are computed.
 
+mod answer;
 mod builtin;
+mod conversation;
+mod harmony;
 mod python;
+mod style;
 
+pub use answer::{AnswerParser, Part};
 pub use builtin::NAMES;
+pub use conversation::{ChatText, Conversation, Message, Role, ToolCall};
+pub use style::{Style, Tool, ToolFormat};
 
 use super::gguf::{Gguf, ModelError};
 use candle_core::quantized::gguf_file::Value;
 use minijinja::{Environment, context};
-use serde::Serialize;
 use std::collections::BTreeMap;
 
 const KEY: &str = "tokenizer.chat_template";
@@ -20,43 +27,12 @@ const KEY: &str = "tokenizer.chat_template";
 /// message and a few thousand at most.
 const FUEL: u64 = 2_000_000;
 
-/// Who says something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions that come first.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Message {
-    /// Who says it.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A message.
-    #[must_use]
-    pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self {
-            role,
-            content: content.into(),
-        }
-    }
-}
-
 /// A chat template. One of a model file that does not compile is kept with
 /// what is wrong with it: the model is of use without.
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Result<Environment<'static>, String>,
+    style: Style,
     bos: String,
     eos: String,
 }
@@ -67,11 +43,18 @@ impl ChatTemplate {
     /// not compile says so whenever it is rendered.
     #[must_use]
     pub fn from_gguf(gguf: &Gguf, bos: String, eos: String) -> Option<Self> {
-        let env = match gguf.content().metadata.get(KEY)? {
+        let source = gguf.content().metadata.get(KEY)?;
+        let env = match source {
             Value::String(source) => environment(source),
             other => Err(format!("`{KEY}` is {:?}, not a string", other.value_type())),
         };
-        Some(Self { env, bos, eos })
+        let style = Style::of(source.to_string().map_or("", String::as_str));
+        Some(Self {
+            env,
+            style,
+            bos,
+            eos,
+        })
     }
 
     /// A template by its source.
@@ -82,6 +65,7 @@ impl ChatTemplate {
         let env = environment(source).map_err(ModelError::Template)?;
         Ok(Self {
             env: Ok(env),
+            style: Style::of(source),
             bos,
             eos,
         })
@@ -99,7 +83,8 @@ impl ChatTemplate {
     /// # Errors
     /// The template does not compile, refuses these messages or fails.
     pub fn render(&self, messages: &[Message], prompt: bool) -> Result<String, ModelError> {
-        self.text(context! {
+        let messages: Vec<serde_json::Value> = messages.iter().map(Message::json).collect();
+        self.written(context! {
             messages => messages,
             add_generation_prompt => prompt,
             bos_token => self.bos,
@@ -116,14 +101,23 @@ impl ChatTemplate {
     pub fn render_json(&self, variables: &str) -> Result<String, ModelError> {
         let given: BTreeMap<String, minijinja::Value> = serde_json::from_str(variables)
             .map_err(|e| ModelError::Template(format!("its variables are no JSON object: {e}")))?;
-        self.text(context! {
+        self.written(context! {
             bos_token => self.bos,
             eos_token => self.eos,
             ..given.into_iter().collect::<minijinja::Value>()
         })
     }
 
-    fn text(&self, variables: minijinja::Value) -> Result<String, ModelError> {
+    /// The same for variables of ours.
+    fn render_value(&self, variables: &serde_json::Value) -> Result<String, ModelError> {
+        self.written(context! {
+            bos_token => self.bos,
+            eos_token => self.eos,
+            ..minijinja::Value::from_serialize(variables)
+        })
+    }
+
+    fn written(&self, variables: minijinja::Value) -> Result<String, ModelError> {
         let env = self.env.as_ref();
         let env = env.map_err(|e| ModelError::Template(e.clone()))?;
         let mut out = Bounded(Vec::new());

@@ -6,6 +6,7 @@
 //! Out of scope: what comes before and after a text.
 
 use super::{
+    bytes::Alphabet,
     metadata::Metadata,
     pre::{DEFAULT, Rule, rule},
     spm,
@@ -30,7 +31,10 @@ const MERGES: &str = "tokenizer.ggml.merges";
 
 /// The tokenizer, without what comes before and after a text, and whether one
 /// begins with a token of its own where the file does not say.
-pub(super) fn build(from: &Metadata<'_>, tokens: &[String]) -> Result<(Inner, bool), ModelError> {
+pub(super) fn build(
+    from: &Metadata<'_>,
+    tokens: &[String],
+) -> Result<(Inner, bool, Alphabet), ModelError> {
     let rule = chosen(from)?;
     let merges = merges(from, tokens)?;
     let ids = tokens.iter().zip(0u32..).map(|(t, id)| (t.clone(), id));
@@ -57,7 +61,12 @@ pub(super) fn build(from: &Metadata<'_>, tokens: &[String]) -> Result<(Inner, bo
     };
     spm::add_written(&mut inner, tokens, &kinds)
         .map_err(|e| from.bad("tokenizer.ggml.tokens", format!("cannot be used: {e}")))?;
-    Ok((inner, rule.start))
+    let alphabet = if rule.raw {
+        Alphabet::Pieces
+    } else {
+        Alphabet::ByteLevel
+    };
+    Ok((inner, rule.start, alphabet))
 }
 
 /// The rule of the file. llama.cpp takes its default where none is named; so

@@ -6,16 +6,22 @@
 //! templates.
 
 mod bpe;
+mod bytes;
+mod guarded;
 mod metadata;
 mod pieces;
 mod pre;
 mod spm;
 
+pub use bytes::TokenBytes;
+
 use super::gguf::{Gguf, ModelError};
+use bytes::Alphabet;
+use guarded::Controls;
 use metadata::Metadata;
 use pieces::Spans;
 pub use pieces::TooLong;
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 use tokenizers::Tokenizer as Inner;
 
 /// Texts of tokens that end a turn in chat formats: a file names only one of
@@ -45,6 +51,12 @@ const TURN_ENDS: [&str; 19] = [
 /// Where these are, `<|end|>` parts the messages of one answer (gpt-oss).
 const HARMONY: [&str; 2] = ["<|return|>", "<|call|>"];
 
+/// Texts that begin a turn, for files that have them among the tokens of a text.
+fn is_turn(text: &str) -> bool {
+    let turns = ["<start_of_turn>", "<|im_start|>", "[INST]", "[/INST]"];
+    turns.contains(&text) || TURN_ENDS.contains(&text)
+}
+
 /// A character of UTF-8 has four bytes at most and a token has one at least:
 /// what is still no character after this many tokens is not going to be one.
 const MAX_HELD: usize = 8;
@@ -57,6 +69,12 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// Put before a text that starts, and after it.
     around: (Option<u32>, Option<u32>),
+    alphabet: Alphabet,
+    /// Tokens that are found in a text as they are written.
+    added: HashSet<u32>,
+    /// Those of them that no text is meant by.
+    control_ids: HashSet<u32>,
+    controls: Controls,
     /// A space is put before a text.
     in_front: bool,
     spans: Spans,
@@ -89,9 +107,9 @@ impl Tokenizer {
         let bos = from.id("tokenizer.ggml.bos_token_id", count)?;
         let eos = from.id("tokenizer.ggml.eos_token_id", count)?;
         let key = "tokenizer.ggml.model";
-        let (inner, starts) = match gguf.string(key) {
+        let (inner, starts, alphabet) = match gguf.string(key) {
             Some("gpt2" | "gemma4") => bpe::build(&from, &tokens)?,
-            Some("llama") => (spm::build(&from, &tokens)?, true),
+            Some("llama") => (spm::build(&from, &tokens)?, true, Alphabet::Pieces),
             Some(other) => {
                 return Err(from.bad(
                     key,
@@ -118,7 +136,19 @@ impl Tokenizer {
             Some("llama") => spm::in_front(&from)?,
             _ => false,
         };
+        let written = inner.get_added_tokens_decoder();
+        // Some files have the ends of turns among the tokens of a text.
+        let is_control =
+            |id: &u32, special: bool, text: &str| special || ends.contains(id) || is_turn(text);
+        let controls = || {
+            let all = written.iter();
+            all.filter(|(id, t)| is_control(id, t.special, &t.content))
+        };
         Ok(Self {
+            alphabet,
+            added: written.keys().copied().collect(),
+            control_ids: controls().map(|(id, _)| *id).collect(),
+            controls: Controls::new(controls().map(|(_, t)| t.content.clone())),
             in_front,
             spans: Spans::of(&inner, &tokens, in_front),
             inner,
@@ -174,9 +204,13 @@ impl Tokenizer {
     /// Whether no text is meant by this token.
     #[must_use]
     pub fn is_control(&self, token: u32) -> bool {
-        self.ends(token)
-            || (self.inner.id_to_token(token))
-                .is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
+        self.control_ids.contains(&token) || self.ends(token)
+    }
+
+    /// The token of a name, a control token's too.
+    #[must_use]
+    pub fn token(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name)
     }
 
     /// Text of the start-of-text and end-of-text tokens, empty without one.

@@ -21,6 +21,9 @@ pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
     let fields = Fields::parse(body)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
     let mut request = common(&fields)?;
+    if fields.asks_for("tools") {
+        return Err(ApiError::unsupported("tools", "use /v1/chat/completions"));
+    }
     request.prompt = prompt(&fields)?;
     // Nothing is generated where the prompt alone is asked about.
     let least = u64::from(!echo);

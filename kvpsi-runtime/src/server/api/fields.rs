@@ -5,9 +5,14 @@ use serde_json::{Map, Value};
 use std::{fmt::Display, ops::RangeInclusive};
 
 /// A parsed body.
-pub(super) struct Fields(Map<String, Value>);
+pub(in crate::server) struct Fields(Map<String, Value>);
 
 impl Fields {
+    /// Of an object that is there.
+    pub fn of(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(fields)) => Ok(Self(fields)),
@@ -15,6 +20,16 @@ impl Fields {
             Err(e) if body.is_empty() => Err(ApiError::bad(format!("the body is empty: {e}"))),
             Err(e) => Err(ApiError::bad(format!("the body is not JSON: {e}"))),
         }
+    }
+
+    /// Only these fields from now on.
+    pub fn keep(&mut self, names: &[&str]) {
+        self.0.retain(|name, _| names.contains(&name.as_str()));
+    }
+
+    /// A field that has another name elsewhere.
+    pub fn set(&mut self, name: &str, value: Option<Value>) {
+        self.0.insert(name.to_owned(), value.unwrap_or_default());
     }
 
     /// A field; null is none.

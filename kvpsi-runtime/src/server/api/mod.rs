@@ -9,27 +9,27 @@
 
 mod completion;
 mod embeddings;
-mod fields;
-mod sampling;
+pub(super) mod fields;
+pub(super) mod messages;
+pub(super) mod sampling;
+pub(super) mod tools;
 
 use super::error::ApiError;
 use crate::{
-    engine::{MAX_LOGPROBS, SamplingConfig},
-    model::chat::{Message, Role},
+    engine::{Grammar, MAX_LOGPROBS, SamplingConfig},
+    model::chat::Conversation,
 };
 pub use completion::parse_completion;
 pub(super) use embeddings::parse_embeddings;
 use fields::Fields;
 use serde_json::Value;
-
-/// Most messages of a conversation.
-const MOST_MESSAGES: usize = 4096;
+pub use tools::{ToolChoice, Tools};
 
 /// What is to be gone on with.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
     /// A conversation.
-    Chat(Vec<Message>),
+    Chat(Conversation),
     /// A text.
     Text(String),
     /// Tokens.
@@ -45,6 +45,10 @@ pub struct Request {
     pub model: Option<String>,
     /// What is to be gone on with.
     pub prompt: Prompt,
+    /// Functions that may be called.
+    pub tools: Tools,
+    /// What the answer must be, and the field that says so.
+    pub grammar: Option<(String, Grammar)>,
     /// How. `max_tokens` is [`usize::MAX`] where none was given.
     pub sampling: SamplingConfig,
     /// Answers to each prompt.
@@ -58,16 +62,8 @@ pub struct Request {
 }
 
 /// Refused here; what is refused everywhere is in [`sampling`].
-const REFUSED: [(&str, &str); 11] = [
-    ("tools", "this server calls no tools"),
-    ("guided_json", "no guided decoding"),
-    ("guided_regex", "no guided decoding"),
-    ("guided_choice", "no guided decoding"),
-    ("guided_grammar", "no guided decoding"),
-    ("structured_outputs", "no guided decoding"),
-    ("structural_tag", "no guided decoding"),
-    ("grammar", "no guided decoding"),
-    ("json_schema", "no guided decoding"),
+const REFUSED: [(&str, &str); 3] = [
+    ("structural_tag", "use tools or response_format"),
     ("documents", "no documents"),
     ("chat_template", "start the server with --chat-template"),
 ];
@@ -89,7 +85,12 @@ pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
             return Err(ApiError::unsupported(name, why));
         }
     }
-    request.prompt = Prompt::Chat(messages(&fields)?);
+    request.tools = tools::tools(&fields)?;
+    request.prompt = Prompt::Chat(Conversation {
+        messages: messages::messages(&fields)?,
+        tools: request.tools.told().to_vec(),
+        ..conversation(&fields)?
+    });
     if fields.flag("logprobs")?.unwrap_or(false) {
         let top = fields.whole("top_logprobs", 0..=MAX_LOGPROBS as u64)?;
         request.sampling.logprobs = Some(small(top.unwrap_or(0)));
@@ -109,40 +110,18 @@ fn small(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// What both have.
-fn common(fields: &Fields) -> Result<Request, ApiError> {
+/// What all have.
+pub(super) fn common(fields: &Fields) -> Result<Request, ApiError> {
     sampling::refuse(fields)?;
     for (name, why) in REFUSED {
         if fields.asks_for(name) {
             return Err(ApiError::unsupported(name, why));
         }
     }
-    if let Some(choice) = fields.get("tool_choice")
-        && !matches!(choice.as_str(), Some("none" | "auto"))
-    {
-        return Err(ApiError::unsupported(
-            "tool_choice",
-            "this server calls no tools",
-        ));
-    }
     if let Some(modalities) = fields.get("modalities")
         && modalities != &serde_json::json!(["text"])
     {
         return Err(ApiError::unsupported("modalities", "text only"));
-    }
-    if let Some(format) = fields.get("response_format") {
-        match format.get("type").and_then(Value::as_str) {
-            Some("text") => {}
-            Some(_) => {
-                return Err(ApiError::unsupported("response_format", "only `text`"));
-            }
-            None => {
-                return Err(ApiError::param(
-                    "response_format",
-                    "`response_format` must be an object with a `type`",
-                ));
-            }
-        }
     }
     let include_usage = match fields.get("stream_options") {
         None => false,
@@ -173,6 +152,8 @@ fn common(fields: &Fields) -> Result<Request, ApiError> {
     Ok(Request {
         model: fields.text("model")?,
         prompt: Prompt::Tokens(Vec::new()),
+        tools: Tools::default(),
+        grammar: tools::grammar(fields)?,
         sampling: SamplingConfig::default(),
         choices: sampling::choices(fields)?,
         echo: false,
@@ -181,65 +162,51 @@ fn common(fields: &Fields) -> Result<Request, ApiError> {
     })
 }
 
-fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
-    let Some(Value::Array(all)) = fields.get("messages") else {
-        return Err(ApiError::param(
-            "messages",
-            "`messages` must be an array of messages",
-        ));
+/// What the template is told besides messages and tools, and where the answer
+/// begins: the fields are vLLM's.
+fn conversation(fields: &Fields) -> Result<Conversation, ApiError> {
+    let mut variables = match fields.get("chat_template_kwargs") {
+        None => serde_json::Map::new(),
+        Some(Value::Object(variables)) => variables.clone(),
+        Some(_) => {
+            return Err(ApiError::param(
+                "chat_template_kwargs",
+                "`chat_template_kwargs` must be an object",
+            ));
+        }
     };
-    if all.is_empty() || all.len() > MOST_MESSAGES {
+    if let Some(effort) = fields.text("reasoning_effort")? {
+        think(&mut variables, &effort).map_err(|why| ApiError::param("reasoning_effort", why))?;
+    }
+    let begin = fields.flag("add_generation_prompt")?;
+    let go_on = fields.flag("continue_final_message")?;
+    if begin == Some(true) && go_on == Some(true) {
         return Err(ApiError::param(
-            "messages",
-            format!("`messages` must have 1 to {MOST_MESSAGES} messages"),
+            "continue_final_message",
+            "`continue_final_message` and `add_generation_prompt` cannot both be true",
         ));
     }
-    let one = |(i, m): (usize, &Value)| {
-        message(m).map_err(|(what, why)| {
-            let param = format!("messages[{i}]{what}");
-            ApiError::param(param.clone(), format!("`{param}` {why}"))
-        })
-    };
-    all.iter().enumerate().map(one).collect()
+    Ok(Conversation {
+        variables,
+        begin,
+        go_on,
+        ..Conversation::default()
+    })
 }
 
-/// A message, or which part of it is wrong and why.
-fn message(m: &Value) -> Result<Message, (&'static str, &'static str)> {
-    let Value::Object(m) = m else {
-        return Err(("", "must be an object with `role` and `content`"));
-    };
-    let role = match m.get("role").and_then(Value::as_str) {
-        // The newer name of the same.
-        Some("system" | "developer") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("tool" | "function") => {
-            return Err((".role", "is not supported: this server calls no tools"));
-        }
-        _ => return Err((".role", "must be system, user or assistant")),
-    };
-    if m.get("tool_calls").is_some_and(|c| !is_nothing(c)) {
-        return Err((
-            ".tool_calls",
-            "is not supported: this server calls no tools",
-        ));
+/// How much is thought: templates ask for `reasoning_effort` or for
+/// `enable_thinking`.
+pub(super) fn think(
+    variables: &mut serde_json::Map<String, Value>,
+    effort: &str,
+) -> Result<(), &'static str> {
+    if !["none", "minimal", "low", "medium", "high", "xhigh"].contains(&effort) {
+        return Err("`reasoning_effort` must be none, minimal, low, medium, high or xhigh");
     }
-    let content = match m.get("content") {
-        Some(Value::String(s)) => s.clone(),
-        Some(Value::Array(parts)) => {
-            let mut all = String::new();
-            for part in parts {
-                match (part.get("type").and_then(Value::as_str), part.get("text")) {
-                    (Some("text"), Some(Value::String(text))) => all.push_str(text),
-                    (Some("text"), _) => return Err((".content", "has a text part without text")),
-                    _ => return Err((".content", "may have text parts only")),
-                }
-            }
-            all
-        }
-        _ => return Err((".content", "must be a string or an array of text parts")),
-    };
-    Ok(Message::new(role, content))
+    let thinks = variables.entry("enable_thinking");
+    thinks.or_insert(Value::Bool(effort != "none"));
+    variables.insert("reasoning_effort".into(), effort.into());
+    Ok(())
 }
 
 /// Null, false, and what is empty asks for nothing.

@@ -24,9 +24,9 @@ pub(super) const MOST_CHOICES: u64 = 128;
 
 /// Refused whatever the endpoint, and why. Null, false, 0 and what is empty ask
 /// for nothing.
-const REFUSED: [(&str, &str); 40] = [
-    ("functions", "this server calls no functions"),
-    ("function_call", "this server calls no functions"),
+const REFUSED: [(&str, &str); 39] = [
+    ("functions", "use tools"),
+    ("function_call", "use tool_choice"),
     // OpenAI.
     ("audio", "text only"),
     ("prediction", "no predicted outputs"),
@@ -60,8 +60,7 @@ const REFUSED: [(&str, &str); 40] = [
     ("vllm_xargs", "no custom extensions"),
     ("kv_transfer_params", "no transfer of KV caches"),
     ("mm_processor_kwargs", "text only"),
-    ("regex", "no grammar by this name"),
-    ("ebnf", "no grammar by this name"),
+    ("ebnf", "use grammar"),
     // llama.cpp.
     ("n_predict", "use max_tokens"),
     ("n_indent", "use stop"),
@@ -133,7 +132,7 @@ pub(super) fn choices(fields: &Fields) -> Result<usize, ApiError> {
 /// OpenAI's defaults, which change nothing. `max_tokens` is [`usize::MAX`] where
 /// there is no limit but the context, by -1 or by `unless_given`.
 #[expect(clippy::cast_possible_truncation, reason = "penalties are small")]
-pub(super) fn sampling(
+pub(in crate::server) fn sampling(
     fields: &Fields,
     least_tokens: u64,
     unless_given: usize,
@@ -190,7 +189,7 @@ pub(super) fn sampling(
         presence_penalty: penalty("presence_penalty")? as f32,
         frequency_penalty: penalty("frequency_penalty")? as f32,
         logit_bias: logit_bias(fields)?,
-        stops: stops(fields)?,
+        stops: stops(fields, "stop")?,
         stop_tokens: stop_tokens(fields)?,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         logprobs: None,
@@ -256,25 +255,25 @@ fn stop_tokens(fields: &Fields) -> Result<Vec<u32>, ApiError> {
     })
 }
 
-fn stops(fields: &Fields) -> Result<Vec<String>, ApiError> {
-    let bad = |why: String| ApiError::param("stop", why);
-    let stops = match fields.get("stop") {
+/// Texts that end an answer, by a field of any API.
+pub(in crate::server) fn stops(fields: &Fields, name: &str) -> Result<Vec<String>, ApiError> {
+    let bad = |why: String| ApiError::param(name, why);
+    let shape = || bad(format!("`{name}` must be a string or an array of strings"));
+    let stops = match fields.get(name) {
         None => Vec::new(),
         Some(Value::String(s)) => vec![s.clone()],
         Some(Value::Array(all)) => {
             let texts = all.iter().map(|v| v.as_str().map(str::to_owned));
-            texts
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| bad("`stop` must be a string or an array of strings".into()))?
+            texts.collect::<Option<Vec<_>>>().ok_or_else(shape)?
         }
-        Some(_) => return Err(bad("`stop` must be a string or an array of strings".into())),
+        Some(_) => return Err(shape()),
     };
     if stops.len() > MOST_STOPS {
-        return Err(bad(format!("`stop` has more than {MOST_STOPS} texts")));
+        return Err(bad(format!("`{name}` has more than {MOST_STOPS} texts")));
     }
     if stops.iter().any(|s| s.is_empty() || s.len() > LONGEST_STOP) {
         return Err(bad(format!(
-            "a text of `stop` must have 1 to {LONGEST_STOP} bytes"
+            "a text of `{name}` must have 1 to {LONGEST_STOP} bytes"
         )));
     }
     Ok(stops)

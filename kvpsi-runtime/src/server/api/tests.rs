@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::chat::{Message, Role};
 use axum::http::StatusCode;
 use proptest::prelude::*;
 use serde_json::json;
@@ -11,10 +12,14 @@ fn chat(more: &Value) -> Result<Request, ApiError> {
     parse_chat(body.to_string().as_bytes())
 }
 
+fn said(role: Role, text: &str) -> Prompt {
+    Prompt::Chat(Conversation::new(vec![Message::new(role, text)]))
+}
+
 #[test]
 fn a_bare_chat_has_openais_defaults() {
     let r = chat(&json!({})).unwrap();
-    assert_eq!(r.prompt, Prompt::Chat(vec![Message::new(Role::User, "hi")]));
+    assert_eq!(r.prompt, said(Role::User, "hi"));
     let s = &r.sampling;
     assert_eq!((s.temperature, s.top_p, s.top_k), (1.0, None, None));
     assert_eq!((s.repeat_penalty, s.max_tokens), (1.0, usize::MAX));
@@ -50,19 +55,20 @@ fn every_field_that_is_supported_is_obeyed() {
 #[test]
 fn what_cannot_be_obeyed_is_refused_by_name() {
     for (field, value) in [
-        ("tools", json!([{"type": "function"}])),
+        ("tools", json!([{"type": "web_search"}])),
         ("best_of", json!(3)),
         ("echo", json!(true)),
-        ("regex", json!("a+")),
+        ("ebnf", json!("a")),
         ("allowed_token_ids", json!([1])),
         ("n_predict", json!(5)),
         ("dry_multiplier", json!(0.8)),
         ("truncate_prompt_tokens", json!(5)),
         ("xtc_probability", json!(0.5)),
         ("length_penalty", json!(0.5)),
-        ("response_format", json!({"type": "json_object"})),
+        ("response_format", json!({"type": "yaml"})),
+        ("grammar", json!("root ::= \"a\"")),
         ("modalities", json!(["audio"])),
-        ("tool_choice", json!("required")),
+        ("tool_choice", json!({"type": "allowed_tools"})),
     ] {
         let e = chat(&json!({ field: value })).unwrap_err();
         assert_eq!(e.status, StatusCode::BAD_REQUEST, "{field}");
@@ -157,6 +163,15 @@ fn a_wrong_type_or_range_names_the_field() {
         ("messages", json!("hi")),
         ("messages", json!([])),
         ("messages[0].role", json!(null)),
+        ("tools", json!({})),
+        ("tools", json!([{"type": "function"}])),
+        ("tool_choice", json!("required")),
+        ("response_format", json!("json")),
+        ("guided_choice", json!("a")),
+        ("guided_json", json!(5)),
+        ("structured_outputs", json!([])),
+        ("chat_template_kwargs", json!("x")),
+        ("reasoning_effort", json!("very")),
     ] {
         let more = if field.contains('[') {
             json!({"messages": [{"role": "robot", "content": "x"}]})
@@ -173,11 +188,93 @@ fn contents_may_come_in_text_parts_and_pictures_are_refused() {
     let parts =
         |parts: Value| chat(&json!({"messages": [{"role": "developer", "content": parts}]}));
     let two = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
-    let want = Prompt::Chat(vec![Message::new(Role::System, "ab")]);
+    let want = said(Role::System, "ab");
     assert_eq!(parts(two).unwrap().prompt, want);
     let picture = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
     let e = parts(picture).unwrap_err();
     assert_eq!(e.param.as_deref(), Some("messages[0].content"));
+}
+
+#[test]
+fn calls_and_their_results_are_messages() {
+    let messages = json!([
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}},
+            {"id": "c2", "type": "function", "function": {"name": "g", "arguments": ""}},
+        ]},
+        {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "x"}]},
+    ]);
+    let r = chat(&json!({ "messages": messages })).unwrap();
+    let Prompt::Chat(c) = r.prompt else { panic!() };
+    let calls = &c.messages[1].calls;
+    // The order of the arguments is kept.
+    assert_eq!(calls[0].arguments.to_string(), r#"{"b":1,"a":2}"#);
+    assert_eq!(calls[1].arguments, json!({}));
+    assert_eq!(c.messages[2].call_id.as_deref(), Some("c2"));
+    assert_eq!(c.messages[2].name.as_deref(), Some("g"));
+    for (message, part) in [
+        (
+            json!({"role": "assistant", "content": null}),
+            "messages[0].content",
+        ),
+        (
+            json!({"role": "tool", "content": "x"}),
+            "messages[0].tool_call_id",
+        ),
+        (
+            json!({"role": "user", "content": "x", "tool_calls": [{}]}),
+            "messages[0].tool_calls",
+        ),
+        (
+            json!({"role": "assistant", "tool_calls": [{"id": "x"}]}),
+            "messages[0].tool_calls",
+        ),
+    ] {
+        let e = chat(&json!({"messages": [message]})).unwrap_err();
+        assert_eq!(e.param.as_deref(), Some(part), "{e:?}");
+    }
+}
+
+#[test]
+fn tools_are_told_unless_none_may_be_called() {
+    let tool =
+        json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
+    let told = |choice: Value| {
+        let r = chat(&json!({"tools": [tool], "tool_choice": choice})).unwrap();
+        (r.tools.told().len(), r.tools.forced().map(|t| t.len()))
+    };
+    assert_eq!(told(json!(null)), (1, None));
+    assert_eq!(told(json!("auto")), (1, None));
+    assert_eq!(told(json!("none")), (0, None));
+    assert_eq!(told(json!("required")), (1, Some(1)));
+    let named = json!({"type": "function", "function": {"name": "f"}});
+    assert_eq!(told(named), (1, Some(1)));
+}
+
+#[test]
+fn one_grammar_is_obeyed_and_two_are_refused() {
+    let grammar = |more: Value| chat(&more).unwrap().grammar.map(|(_, g)| g);
+    let schema = json!({"type": "object"});
+    for more in [
+        json!({"response_format": {"type": "json_object"}}),
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}),
+        json!({"guided_json": schema}),
+        json!({"guided_json": schema.to_string()}),
+        json!({"structured_outputs": {"json": schema}}),
+    ] {
+        assert_eq!(grammar(more), Some(Grammar::Schema(schema.clone())));
+    }
+    assert_eq!(grammar(json!({"response_format": {"type": "text"}})), None);
+    assert_eq!(
+        grammar(json!({"guided_regex": "a+"})),
+        Some(Grammar::Regex("a+".into()))
+    );
+    let both = json!({"guided_regex": "a", "guided_choice": ["a"]});
+    assert_eq!(
+        chat(&both).unwrap_err().param.as_deref(),
+        Some("guided_choice")
+    );
 }
 
 #[test]
@@ -232,7 +329,8 @@ proptest! {
     fn no_values_make_it_panic(
         name in prop::sample::select(vec![
             "messages", "prompt", "stop", "seed", "top_k", "stream_options", "response_format",
-            "max_tokens", "n", "logprobs", "temperature", "tool_choice", "logit_bias",
+            "max_tokens", "n", "logprobs", "temperature", "tool_choice", "logit_bias", "tools",
+            "guided_json", "guided_choice", "structured_outputs", "chat_template_kwargs",
         ]),
         value in prop::sample::select(vec![
             json!(null), json!(-1), json!(1e300), json!(u64::MAX), json!("x"), json!([null]),

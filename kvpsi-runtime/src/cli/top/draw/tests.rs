@@ -5,6 +5,7 @@ use super::super::{
     sample::{NOW_MS, answer, status},
 };
 use super::*;
+use crate::control::{Verdicts, WallReport};
 use crate::server::view::{Doing, History, Kv, Psi, Requests, Sample, Sequence, Stalls, Trim};
 use proptest::prelude::*;
 use ratatui::{Terminal, backend::TestBackend, buffer::Buffer, crossterm::event::KeyCode};
@@ -139,6 +140,15 @@ fn at_140_by_45_the_plots_are_higher_and_all_trims_and_sequences_are_listed() {
         ground.iter().zip(&tops).all(|(g, t)| g - t >= 6),
         "{lines:#?}"
     );
+    assert_eq!(
+        line(&lines, "LIMITS"),
+        "LIMITS used anonymous high max hits missing"
+    );
+    assert_eq!(
+        line(&lines, "robot"),
+        "→ robot/llm 170.0 MiB 161.0 MiB 176.0 MiB 192.0 MiB 1,234 0 B"
+    );
+    assert_eq!(line(&lines, "system"), "system 3.00 GiB - - 7.00 GiB - 0 B");
     for text in [
         "b2c9",
         "b2ca",
@@ -341,7 +351,11 @@ prop_compose! {
         s.uptime_s = uptime_s;
         s.psi = psi.then_some(Psi { some_us: n, full_us: n });
         s.kv = Kv { resident: b, in_use: b, cached: b, slack: b, floor: b, budget: b, capacity: b, tokens: n };
-        s.stalls = Stalls { seen: n, delivered: n, coalesced: n, dropped: n, some_us: Some(n) };
+        s.stalls = Stalls { seen: n, delivered: n, coalesced: n, dropped: n, some_us: Some(n),
+            verdicts: Verdicts::default() };
+        for w in &mut s.walls {
+            *w = WallReport { level: text.clone(), usage: b, high: Some(b), hits: Some(n), ..w.clone() };
+        }
         s.requests = Requests { running: n, tokens: n, failed: n, ..Requests::default() };
         s.sequences = vec![Sequence { id: text, doing: Doing::Preempted, prompt_tokens: n,
             tokens: n, lost_tokens: n, age_s }; sequences];

@@ -1,0 +1,46 @@
+//! Anthropic's messages API over the same model (docs.anthropic.com, "Messages").
+//!
+//! Owns `/v1/messages`: its fields, its events, its errors. Out of scope:
+//! caching by request, batches, files, and the vendor's own tools.
+
+mod request;
+mod wire;
+
+use super::{complete::Completer, error::ApiError, inbound::Held, wire::Answering};
+use axum::{http::StatusCode, response::Response};
+use serde_json::{Value, json};
+
+use request::parse;
+
+/// An error as Anthropic's clients read it.
+pub(super) fn error(e: ApiError) -> Response {
+    e.shaped(&json!({"type": "error", "error": error_body(&e)}))
+}
+
+fn error_body(e: &ApiError) -> Value {
+    let kind = match e.status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+        s if s.is_client_error() => "invalid_request_error",
+        _ => "api_error",
+    };
+    json!({"type": kind, "message": e.message})
+}
+
+/// Answers `/v1/messages`.
+pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response, ApiError> {
+    let begun = completer.begin(body, |body| Ok((parse(body)?, ()))).await?;
+    // Which of several it was is not known.
+    let stop = match begun.request.sampling.stops.as_slice() {
+        [only] => Some(only.clone()),
+        _ => None,
+    };
+    let (id, model) = (format!("msg_{:016x}", begun.id), begun.model.clone());
+    let wire = wire::Blocks::new(id, model, begun.prompt_tokens, stop);
+    let stream = begun.request.stream;
+    Answering::of(begun).respond(wire, stream).await
+}

@@ -1,0 +1,250 @@
+//! What Anthropic's clients send to `/v1/messages`.
+
+use crate::{
+    engine::SamplingConfig,
+    model::chat::{Conversation, Message, Role, ToolCall},
+    server::{
+        api::{
+            Prompt, Request, ToolChoice, Tools,
+            fields::Fields,
+            messages::{MOST_MESSAGES, arguments, name_results},
+            tools::response_format,
+        },
+        error::ApiError,
+    },
+};
+use serde_json::{Map, Value};
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// The body of `/v1/messages`.
+///
+/// # Errors
+/// It is not JSON, a field has a wrong type or value, or asks for something
+/// that this server cannot do.
+pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
+    let fields = Fields::parse(body)?;
+    for (name, why) in [
+        ("container", "no containers"),
+        ("mcp_servers", "no MCP servers"),
+    ] {
+        if fields.asks_for(name) {
+            return Err(ApiError::unsupported(name, why));
+        }
+    }
+    let tools = tools(&fields)?;
+    let mut conversation = Conversation::new(messages(&fields)?);
+    conversation.tools = tools.told().to_vec();
+    conversation.variables = thinking(&fields)?;
+    let output = fields.get("output_config").and_then(|c| c.get("format"));
+    let format = fields
+        .get("output_format")
+        .or(output)
+        .filter(|f| !f.is_null());
+    let grammar = format.map(response_format).transpose()?.flatten();
+    Ok(Request {
+        model: fields.text("model")?,
+        prompt: Prompt::Chat(conversation),
+        tools,
+        grammar: grammar.map(|g| ("output_format".to_owned(), g)),
+        sampling: sampling(&fields)?,
+        choices: 1,
+        echo: false,
+        stream: fields.flag("stream")?.unwrap_or(false),
+        include_usage: false,
+    })
+}
+
+fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
+    let Some(most) = fields.whole("max_tokens", 1..=u64::MAX)? else {
+        return Err(ApiError::param("max_tokens", "`max_tokens` is required"));
+    };
+    let top_k = fields.whole("top_k", 0..=u64::MAX)?.filter(|k| *k > 0);
+    let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    Ok(SamplingConfig {
+        max_tokens: small(most),
+        temperature: fields.number("temperature", 0.0..=1.0)?.unwrap_or(1.0),
+        top_p: fields.number("top_p", 0.0..=1.0)?.map(|p| p.max(1e-6)),
+        top_k: top_k.map(small),
+        seed: RandomState::new().build_hasher().finish(),
+        repeat_penalty: 1.0,
+        stops: crate::server::api::sampling::stops(fields, "stop_sequences")?,
+        ..SamplingConfig::default()
+    })
+}
+
+fn thinking(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = Map::new();
+    let kind = fields
+        .get("thinking")
+        .map(|t| t.get("type").and_then(Value::as_str));
+    match kind {
+        None => {}
+        Some(Some("disabled")) => {
+            variables.insert("enable_thinking".into(), false.into());
+        }
+        Some(Some("enabled" | "adaptive")) => {
+            variables.insert("enable_thinking".into(), true.into());
+        }
+        Some(_) => {
+            let why = "`thinking` must have the `type` enabled, adaptive or disabled";
+            return Err(ApiError::param("thinking", why));
+        }
+    }
+    Ok(variables)
+}
+
+fn tools(fields: &Fields) -> Result<Tools, ApiError> {
+    let given: &[Value] = match fields.get("tools") {
+        None => &[],
+        Some(Value::Array(all)) => all,
+        Some(_) => return Err(ApiError::param("tools", "`tools` must be an array")),
+    };
+    let mut functions: Vec<Map<String, Value>> = Vec::with_capacity(given.len());
+    for tool in given {
+        let kind = tool.get("type").and_then(Value::as_str);
+        if !matches!(kind, None | Some("custom")) {
+            return Err(ApiError::unsupported(
+                "tools",
+                "only tools of the type `custom`",
+            ));
+        }
+        let mut function = Map::new();
+        for (from, to) in [
+            ("name", "name"),
+            ("description", "description"),
+            ("input_schema", "parameters"),
+        ] {
+            if let Some(value) = tool.get(from) {
+                function.insert(to.into(), value.clone());
+            }
+        }
+        functions.push(function);
+    }
+    let mut tools = Tools::new(functions.iter().collect(), "tools")?;
+    let Some(choice) = fields.get("tool_choice") else {
+        return Ok(tools);
+    };
+    let one = choice.get("disable_parallel_tool_use");
+    tools.one_call = one.and_then(Value::as_bool).unwrap_or(false);
+    let name = choice.get("name").and_then(Value::as_str);
+    let choice = match (choice.get("type").and_then(Value::as_str), name) {
+        (Some("auto"), _) => ToolChoice::Auto,
+        (Some("none"), _) => ToolChoice::None,
+        (Some("any"), _) => ToolChoice::Required,
+        (Some("tool"), Some(name)) => ToolChoice::Named(name.to_owned()),
+        _ => {
+            let why = "`tool_choice` must have the `type` auto, any, none, or tool with a `name`";
+            return Err(ApiError::param("tool_choice", why));
+        }
+    };
+    tools.choose(choice, "tool_choice")?;
+    Ok(tools)
+}
+
+fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
+    let Some(Value::Array(all)) = fields.get("messages") else {
+        return Err(ApiError::param(
+            "messages",
+            "`messages` must be an array of messages",
+        ));
+    };
+    if all.is_empty() || all.len() > MOST_MESSAGES {
+        let why = format!("`messages` must have 1 to {MOST_MESSAGES} messages");
+        return Err(ApiError::param("messages", why));
+    }
+    let mut messages = Vec::with_capacity(all.len() + 1);
+    if let Some(system) = fields.get("system") {
+        let text = text_of(system).ok_or_else(|| {
+            ApiError::param(
+                "system",
+                "`system` must be a string or an array of text blocks",
+            )
+        })?;
+        if !text.is_empty() {
+            messages.push(Message::new(Role::System, text));
+        }
+    }
+    for (i, m) in all.iter().enumerate() {
+        let added = add(&mut messages, m);
+        added.map_err(|why| ApiError::param("messages", format!("`messages[{i}]` {why}")))?;
+    }
+    name_results(&mut messages);
+    Ok(messages)
+}
+
+/// A string, or text blocks joined.
+fn text_of(content: &Value) -> Option<String> {
+    match content {
+        Value::String(s) => Some(s.clone()),
+        Value::Array(blocks) => {
+            let texts = blocks.iter().map(|b| {
+                let is_text = b.get("type").and_then(Value::as_str) == Some("text");
+                b.get("text").and_then(Value::as_str).filter(|_| is_text)
+            });
+            Some(texts.collect::<Option<Vec<_>>>()?.join("\n"))
+        }
+        _ => None,
+    }
+}
+
+/// A message; results of calls become messages of their own before its text.
+fn add(messages: &mut Vec<Message>, m: &Value) -> Result<(), &'static str> {
+    let role = match m.get("role").and_then(Value::as_str) {
+        Some("user") => Role::User,
+        Some("assistant") => Role::Assistant,
+        Some("system") => Role::System,
+        _ => return Err("must have the role user or assistant"),
+    };
+    let blocks = match m.get("content") {
+        Some(Value::String(text)) => {
+            messages.push(Message::new(role, text.as_str()));
+            return Ok(());
+        }
+        Some(Value::Array(blocks)) => blocks,
+        _ => return Err("must have a `content`: a string or an array of blocks"),
+    };
+    let mut message = Message::new(role, "");
+    let mut has_text = false;
+    for block in blocks {
+        let text = |name: &str| block.get(name).and_then(Value::as_str);
+        match text("type") {
+            Some("text") => {
+                message
+                    .content
+                    .push_str(text("text").ok_or("has a text block without `text`")?);
+                has_text = true;
+            }
+            Some("thinking") => {
+                message.reasoning = text("thinking").map(str::to_owned);
+            }
+            Some("redacted_thinking") => {}
+            Some("tool_use") => message.calls.push(ToolCall {
+                id: text("id").unwrap_or_default().to_owned(),
+                name: text("name")
+                    .ok_or("has a tool_use block without a `name`")?
+                    .to_owned(),
+                arguments: arguments(block.get("input")),
+            }),
+            Some("tool_result") => {
+                let content = match block.get("content") {
+                    None | Some(Value::Null) => String::new(),
+                    Some(content) => text_of(content).ok_or("has a result that is not text")?,
+                };
+                let mut result = Message::new(Role::Tool, content);
+                let id = text("tool_use_id").ok_or("has a tool_result without `tool_use_id`")?;
+                result.call_id = Some(id.to_owned());
+                messages.push(result);
+            }
+            _ => {
+                return Err(
+                    "has a block that is not supported: only text, thinking, tool_use and tool_result are",
+                );
+            }
+        }
+    }
+    let has_results = messages.last().is_some_and(|m| m.role == Role::Tool);
+    if has_text || !message.calls.is_empty() || !has_results {
+        messages.push(message);
+    }
+    Ok(())
+}

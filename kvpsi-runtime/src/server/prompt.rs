@@ -1,0 +1,187 @@
+//! From what a client asks to what the model gets: tokens, a grammar, and how
+//! its answer is taken apart.
+//!
+//! Out of scope: the fields of requests, admission, and the shapes of answers.
+
+use super::{
+    api::{Prompt, Request},
+    error::ApiError,
+    live::Live,
+};
+use crate::{
+    engine::{Constraint, Grammar},
+    model::{
+        chat::{AnswerParser, ChatTemplate, ChatText, ToolFormat},
+        gguf::ModelError,
+        tokenizer::TooLong,
+    },
+};
+
+/// A request as the model gets it.
+pub(super) struct Prepared {
+    pub tokens: Vec<u32>,
+    pub constraint: Option<Constraint>,
+    /// None where all of the answer is text.
+    pub parser: Option<AnswerParser>,
+    /// Ids of calls have nine letters, as Mistral's templates want them.
+    pub short_ids: bool,
+}
+
+/// A thought that the template began, and white space after it.
+const REST_OF_THOUGHT: &str = r"/(?s:.*)<\/think>\s{0,2}/";
+
+/// Takes a while for a long prompt or a large grammar: not on a thread of the
+/// runtime. The prompt may have `most` tokens.
+pub(super) fn prepare(
+    live: &Live,
+    request: &Request,
+    prompt: Prompt,
+    most: usize,
+) -> Result<Prepared, ApiError> {
+    let Prompt::Chat(asked) = prompt else {
+        let grammars = request.grammar.iter().map(|(_, g)| g.clone()).collect();
+        return Ok(Prepared {
+            tokens: tokens(live, prompt, most)?,
+            constraint: constraint(live, request, grammars, None)?,
+            parser: None,
+            short_ids: false,
+        });
+    };
+    let template = template(live)?;
+    let style = template.style();
+    let tools = request.tools.told();
+    if !tools.is_empty() && style.format.is_none() {
+        return Err(ApiError::unsupported(
+            "tools",
+            "this model's template has calls in a form that is not read here; --chat-template gives another",
+        ));
+    }
+    let text = template.text(&asked, &live.loaded.tokenizer).map_err(bad)?;
+    drop(asked);
+    let thinking = text.thinking();
+    let tokens = chat_tokens(live, &text, most)?;
+    drop(text);
+    let format = style.format.unwrap_or(ToolFormat::Hermes);
+    let (grammars, before) = answers(live, request, format);
+    let before = match thinking {
+        true => Some(REST_OF_THOUGHT.to_owned()),
+        false => before,
+    };
+    Ok(Prepared {
+        tokens,
+        constraint: constraint(live, request, grammars, before.as_deref())?,
+        parser: AnswerParser::new(style, tools, thinking),
+        short_ids: matches!(format, ToolFormat::Mistral | ToolFormat::MistralArgs),
+    })
+}
+
+fn bad(e: ModelError) -> ApiError {
+    ApiError::param("messages", e.to_string())
+}
+
+fn template(live: &Live) -> Result<&ChatTemplate, ApiError> {
+    live.loaded.chat.as_deref().ok_or_else(|| {
+        ApiError::bad(
+            "this model has no chat template: use /v1/completions, or start with --chat-template",
+        )
+    })
+}
+
+/// Tokens of a text, if they are `most` or less.
+pub(super) fn encode(
+    live: &Live,
+    text: &str,
+    start: bool,
+    most: usize,
+) -> Result<Vec<u32>, ApiError> {
+    short(live.loaded.tokenizer.encode_up_to(text, start, most), most)
+}
+
+fn chat_tokens(live: &Live, text: &ChatText, most: usize) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = &live.loaded.tokenizer;
+    short(tokenizer.encode_guarded(&text.text, text.mark, most), most)
+}
+
+fn short(
+    tokens: Result<Result<Vec<u32>, TooLong>, ModelError>,
+    most: usize,
+) -> Result<Vec<u32>, ApiError> {
+    tokens.map_err(bad)?.map_err(|e| match e {
+        TooLong::Tokens(least) => ApiError::too_long(least, most),
+        TooLong::Run(bytes) => ApiError::no_cut(bytes),
+    })
+}
+
+/// The prompt's tokens, if they are `most` or less.
+pub(super) fn tokens(live: &Live, prompt: Prompt, most: usize) -> Result<Vec<u32>, ApiError> {
+    let loaded = &live.loaded;
+    match prompt {
+        Prompt::Chat(asked) => {
+            let text = template(live)?
+                .text(&asked, &loaded.tokenizer)
+                .map_err(bad)?;
+            chat_tokens(live, &text, most)
+        }
+        Prompt::Text(text) => {
+            // Control tokens are recognised, as vLLM and llama.cpp do here.
+            let tokens = encode(live, &text, true, most)?;
+            if tokens.is_empty() {
+                return Err(ApiError::param("prompt", "`prompt` is empty"));
+            }
+            Ok(tokens)
+        }
+        Prompt::List(_) => Err(ApiError::internal("a list within a list of prompts")),
+        Prompt::Tokens(tokens) => {
+            let vocab = loaded.vocab;
+            match tokens.iter().find(|t| **t as usize >= vocab) {
+                Some(t) => Err(ApiError::param(
+                    "prompt",
+                    format!("`prompt` has the token {t}; this model has {vocab}"),
+                )),
+                None if tokens.is_empty() => Err(ApiError::param("prompt", "`prompt` is empty")),
+                None if tokens.len() > most => Err(ApiError::too_long(tokens.len(), most)),
+                None => Ok(tokens),
+            }
+        }
+    }
+}
+
+/// What the answer must be one of, and what comes before it.
+fn answers(live: &Live, request: &Request, format: ToolFormat) -> (Vec<Grammar>, Option<String>) {
+    let tokenizer = &live.loaded.tokenizer;
+    let calls =
+        |tools: &[_]| Grammar::Lark(format.grammar(tools, !request.tools.one_call, tokenizer));
+    if let Some(forced) = request.tools.forced() {
+        return (vec![calls(&forced)], None);
+    }
+    let Some((_, grammar)) = request.grammar.clone() else {
+        return (Vec::new(), None);
+    };
+    match request.tools.told() {
+        [] => (vec![grammar], format.before_text(tokenizer)),
+        told => (vec![grammar, calls(told)], None),
+    }
+}
+
+fn constraint(
+    live: &Live,
+    request: &Request,
+    grammars: Vec<Grammar>,
+    before: Option<&str>,
+) -> Result<Option<Constraint>, ApiError> {
+    if grammars.is_empty() {
+        return Ok(None);
+    }
+    if request.sampling.min_tokens > 0 {
+        let why = "the answer ends where its schema or grammar does";
+        return Err(ApiError::unsupported("min_tokens", why));
+    }
+    let compiled = live
+        .loaded
+        .grammars()
+        .and_then(|g| g.compile(grammars, before));
+    compiled.map(Some).map_err(|e| {
+        let field = request.grammar.as_ref().map_or("tools", |(field, _)| field);
+        ApiError::param(field, format!("`{field}` cannot be obeyed: {e}"))
+    })
+}
