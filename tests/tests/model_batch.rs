@@ -56,6 +56,9 @@ impl Asked {
         while let Ok(event) = self.events.try_recv() {
             assert!(self.end.is_none(), "an event after the end: {event:?}");
             match event {
+                StreamEvent::Prompt(_) | StreamEvent::Embedding(_) => {
+                    panic!("nothing of the prompt was asked for")
+                }
                 StreamEvent::Started { .. } => {}
                 StreamEvent::Piece { token, .. } => self.tokens.extend(token),
                 StreamEvent::Done(outcome) => self.end = Some(Ok(outcome)),
@@ -110,6 +113,7 @@ fn ask_with(
     let (sender, events) = channel();
     let gone = Arc::new(AtomicBool::new(false));
     batch.submit(Ask {
+        look: None,
         id: "x".into(),
         tokens,
         sampling: greedy(count),

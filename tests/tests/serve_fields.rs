@@ -191,7 +191,7 @@ fn fields_that_steer_what_is_drawn_are_obeyed() {
     let small = Served::start(&model(test).unwrap(), &["--ctx", "64"], None);
     let (_, all) = small.post(COMPLETION, &with(&plain, &to_the_end));
     assert_eq!(all["choices"][0]["finish_reason"], "length");
-    assert_eq!(all["usage"]["total_tokens"], 65, "{all}");
+    assert_eq!(all["usage"]["total_tokens"], 64, "{all}");
 }
 
 #[test]
@@ -232,4 +232,134 @@ fn models_and_tokens_are_told() {
         assert_eq!(s.post("/detokenize", &bad).0, 400, "{bad}");
     }
     assert_eq!(s.post("/tokenize", &json!({"text": "x"})).0, 400);
+}
+
+#[test]
+fn a_prompt_that_is_repeated_has_the_logprobs_that_its_tokens_had_when_they_were_generated() {
+    let test = "a_prompt_that_is_repeated_has_logprobs";
+    let Some(s) = serve(test, &[]) else { return };
+    let body =
+        json!({"prompt": "A lighthouse keeper", "max_tokens": 40, "temperature": 0, "logprobs": 2});
+    let (_, made) = s.post(COMPLETION, &body);
+    let text = texts(&made).remove(0);
+    let whole = format!("A lighthouse keeper{text}");
+    // Through several chunks, and nothing of it from the cache.
+    let long = format!("{} {whole}", "The sea was calm. ".repeat(80));
+    for prompt in [&whole, &long] {
+        let scored = json!({
+            "prompt": prompt, "echo": true, "max_tokens": 0, "logprobs": 2,
+        });
+        let (status, answer) = s.post(COMPLETION, &scored);
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(texts(&answer)[0], *prompt);
+        let logprobs = &answer["choices"][0]["logprobs"];
+        let tokens = logprobs["tokens"].as_array().unwrap();
+        assert_eq!(
+            tokens.len() as u64,
+            answer["usage"]["prompt_tokens"].as_u64().unwrap()
+        );
+        assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+        let joined: String = tokens.iter().map(|t| t.as_str().unwrap()).collect();
+        assert_eq!(&joined, prompt);
+        assert!(logprobs["token_logprobs"][0].is_null() && logprobs["top_logprobs"][0].is_null());
+        let last = tokens.len() - 1;
+        let offset = logprobs["text_offset"][last].as_u64().unwrap();
+        let word = tokens[last].as_str().unwrap().chars().count();
+        assert_eq!(offset, (prompt.chars().count() - word) as u64);
+        assert_eq!(logprobs["top_logprobs"][last].as_object().unwrap().len(), 2);
+    }
+    let scored = json!({"prompt": whole, "echo": true, "max_tokens": 0, "logprobs": 2});
+    let (_, answer) = s.post(COMPLETION, &scored);
+    let of = |answer: &Value| -> Vec<f64> {
+        let all = answer["choices"][0]["logprobs"]["token_logprobs"]
+            .as_array()
+            .unwrap();
+        all.iter().filter_map(Value::as_f64).collect()
+    };
+    let (generated, again) = (of(&made), of(&answer));
+    assert_eq!(generated.len(), 40);
+    for (a, b) in generated.iter().rev().zip(again.iter().rev()) {
+        // Few rows and many go through different kernels.
+        assert!((a - b).abs() < 0.05, "{a} {b}");
+    }
+    // And with an answer behind it, whole and in pieces.
+    let more =
+        json!({"prompt": "A lamp", "echo": true, "max_tokens": 3, "temperature": 0, "logprobs": 1});
+    let (_, answer) = s.post(COMPLETION, &more);
+    assert_eq!(of(&answer).len(), 4, "{answer}");
+    let got = s
+        .stream(COMPLETION, &with(&more, &json!({"stream": true})), |_| true)
+        .unwrap();
+    assert_eq!(got.text(), texts(&answer)[0]);
+}
+
+#[test]
+fn texts_become_vectors_of_length_1() {
+    let Some(s) = serve("texts_become_vectors_of_length_1", &["--parallel", "2"]) else {
+        return;
+    };
+    let ask = |body: &Value| s.post("/v1/embeddings", body);
+    let long = "The tide comes in at dusk. ".repeat(90);
+    let texts = json!(["A lamp.", &long, "A lamp.", "Stocks fell on Friday."]);
+    let (status, answer) = ask(&json!({"input": texts}));
+    assert_eq!(status, 200, "{answer}");
+    let vector = |v: &Value| -> Vec<f64> {
+        v["embedding"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{v}"))
+            .iter()
+            .map(|x| x.as_f64().unwrap())
+            .collect()
+    };
+    let all: Vec<Vec<f64>> = answer["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(vector)
+        .collect();
+    assert_eq!(all.len(), 4);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for v in &all {
+        assert_eq!(v.len(), 576);
+        assert!((dot(v, v) - 1.0).abs() < 1e-4);
+    }
+    assert!(dot(&all[0], &all[2]) > 0.9999);
+    assert!(dot(&all[0], &all[3]) < 0.99);
+    // A text by its tokens, alone, and as base64.
+    let (_, tokens) = s.post("/tokenize", &json!({"content": "A lamp."}));
+    let (_, one) = ask(&json!({"input": tokens["tokens"]}));
+    assert!(dot(&vector(&one["data"][0]), &all[0]) > 0.9999);
+    assert_eq!(one["usage"]["prompt_tokens"], tokens["count"]);
+    let (_, base64) = ask(&json!({"input": "A lamp.", "encoding_format": "base64"}));
+    let text = base64["data"][0]["embedding"].as_str().unwrap();
+    assert_eq!(text.len(), (576 * 4usize).div_ceil(3) * 4);
+    for (bad, field) in [
+        (json!({}), "input"),
+        (json!({"input": ""}), "input"),
+        (json!({"input": [1, "a"]}), "input"),
+        (json!({"input": "a", "dimensions": 5}), "dimensions"),
+        (
+            json!({"input": "a", "encoding_format": "x"}),
+            "encoding_format",
+        ),
+        (json!({"input": [999_999]}), "input"),
+    ] {
+        let (status, e) = ask(&bad);
+        assert_eq!(
+            (status, &e["error"]["param"]),
+            (400, &json!(field)),
+            "{bad}: {e}"
+        );
+    }
+    assert_eq!(ask(&json!({"input": "a", "model": "x"})).0, 404);
+    // Beside a chat that goes on.
+    let chat = json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 60, "ignore_eos": true});
+    let (beside, alone) = std::thread::scope(|scope| {
+        let chat = scope.spawn(|| s.post(CHAT, &chat));
+        let beside = ask(&json!({"input": &long})).1;
+        assert_eq!(chat.join().unwrap().0, 200);
+        (beside, &all[1])
+    });
+    assert!(dot(&vector(&beside["data"][0]), alone) > 0.9999);
+    s.rest();
 }

@@ -308,6 +308,21 @@ impl Sampler {
     }
 }
 
+/// How probable `token` is by the model's own logits, and the `n` likeliest.
+pub(super) fn logprobs_of(logits: &[f32], token: u32, n: usize) -> TokenLogprobs {
+    let mut top = Vec::new();
+    likeliest(logits, n.max(1), &mut top);
+    let max = top.first().map_or(0.0, |t| t.0);
+    let log_mass = max + mass_of(logits, max, 1.0).ln();
+    let logit = logits.get(token as usize).copied();
+    TokenLogprobs {
+        logprob: logit.unwrap_or(f32::NEG_INFINITY) - log_mass,
+        top: (top.iter().take(n))
+            .map(|&(logit, token)| (token, logit - log_mass))
+            .collect(),
+    }
+}
+
 /// Tokens that are drawn among together, where all may be drawn.
 const GROUP: usize = 256;
 
@@ -408,7 +423,7 @@ fn narrowed(logits: &[f32], c: &SamplingConfig, k: Option<usize>, found: &mut Ve
         .map_or(f32::MIN, |p| narrow::least_logit(max, p, c.temperature));
     let tokens = (0u32..).zip(logits).map(|(token, &logit)| (logit, token));
     // Not-a-number is kept, so that it is never passed over in silence.
-    found.extend(tokens.filter(|(logit, _)| !(*logit < least)));
+    found.extend(tokens.filter(|(logit, _)| logit.is_nan() || *logit >= least));
     found.sort_unstable_by(by_logit);
     found.truncate(k.unwrap_or(usize::MAX));
 }

@@ -184,6 +184,13 @@ impl Engine {
         Ok(session)
     }
 
+    /// The same with nothing from the cache: every row is to be computed.
+    pub(super) fn open_anew(&mut self, tokens: Vec<u32>) -> Result<Session, EngineError> {
+        let mut session = self.open()?;
+        session.tokens = tokens;
+        Ok(session)
+    }
+
     /// Appends `prompt` to the session and generates. Only what is new is
     /// prefilled.
     ///

@@ -14,12 +14,12 @@ use super::{
     permits::{AdmissionPermit, AdmissionPermits},
     prompt::{Prepared, prepare},
     sender::{ChoiceEvent, EventSender},
-    shape::{Choice, Shape},
+    shape::{Choice, Echo, Shape},
     sse::Events,
 };
 use crate::engine::{
     Constraint,
-    batch::{Ask, Failure, StreamEvent},
+    batch::{Ask, Failure, Look, StreamEvent},
 };
 use axum::{
     Json,
@@ -122,33 +122,28 @@ impl Completer {
 
     /// Down to the tokens of its prompts. Nothing else of them is kept.
     fn prepare(&self, mut request: Request) -> Result<Ready, ApiError> {
-        if let Some(asked) = request.model.as_deref().filter(|m| *m != self.name) {
-            return Err(ApiError::no_model(asked, &self.name));
-        }
+        self.is_ours(request.model.as_deref())?;
         known(&request, self.live.loaded.vocab)?;
         let chat = matches!(request.prompt, Prompt::Chat(_));
-        let context = self.live.loaded.context;
-        let most = self.most_prompt.min(context.saturating_sub(1));
         let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
         let prompts = match prompt {
             Prompt::List(prompts) => prompts,
             one => vec![one],
         };
         let choices = prompts.len().saturating_mul(request.choices);
-        if choices > self.permits.all() {
-            let param = if request.choices > 1 { "n" } else { "prompt" };
-            return Err(ApiError::param(
-                param,
-                format!(
-                    "{choices} answers are asked for, and this server has {} places (--parallel and --queue)",
-                    self.permits.all()
-                ),
-            ));
-        }
-        let permits = self.permits.take(choices).map_err(busy)?;
+        let param = if request.choices > 1 { "n" } else { "prompt" };
+        let permits = self.places(choices, param)?;
+        let most = self.most_tokens();
         let prompts = prompts.into_iter().map(|prompt| {
-            let echo = echoed(&self.live, &prompt, request.echo)?;
-            Ok((prepare(&self.live, &request, prompt, most)?, echo))
+            let mut echo = Echo {
+                text: echoed(&self.live, &prompt, request.echo)?,
+                tokens: Vec::new(),
+            };
+            let prepared = prepare(&self.live, &request, prompt, most)?;
+            if request.echo && request.sampling.logprobs.is_some() {
+                echo.tokens.clone_from(&prepared.tokens);
+            }
+            Ok((prepared, echo))
         });
         Ok(Ready {
             prompts: prompts.collect::<Result<_, ApiError>>()?,
@@ -156,6 +151,38 @@ impl Completer {
             chat,
             permits,
         })
+    }
+
+    /// The model that is asked for is the one that is here.
+    pub(super) fn is_ours(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked.filter(|m| *m != self.name) {
+            Some(asked) => Err(ApiError::no_model(asked, &self.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Places for so many sequences, or the field that asks for too many.
+    pub(super) fn places(
+        &self,
+        many: usize,
+        param: &str,
+    ) -> Result<Vec<AdmissionPermit>, ApiError> {
+        let all = self.permits.all();
+        if many > all {
+            return Err(ApiError::param(
+                param,
+                format!(
+                    "`{param}` asks for {many} at once, and this server has {all} places (--parallel and --queue)"
+                ),
+            ));
+        }
+        self.permits.take(many).map_err(busy)
+    }
+
+    /// Most tokens of a prompt: they leave room for an answer.
+    pub(super) fn most_tokens(&self) -> usize {
+        let context = self.live.loaded.context;
+        self.most_prompt.min(context.saturating_sub(1))
     }
 
     async fn send<T>(self, ready: Ready, more: T) -> Result<Begun<T>, ApiError> {
@@ -169,6 +196,8 @@ impl Completer {
         let id = RandomState::new().build_hasher().finish();
         let prompt_tokens = prompts.iter().map(|(p, _)| p.tokens.len()).sum();
         self.note.figures().prompt_tokens = prompt_tokens;
+        // The logprobs of a prompt that is repeated are its part of the answer's.
+        let look = (request.sampling.logprobs.filter(|_| request.echo)).map(Look::Logprobs);
         let (sender, mut events) = unbounded_channel();
         let mut permits = permits.into_iter();
         let mut choices = Vec::new();
@@ -196,6 +225,7 @@ impl Completer {
                         n => format!("{id:016x}-{n}"),
                     },
                     tokens: prepared.tokens.clone(),
+                    look,
                     sampling,
                     constraint,
                     arrived,
@@ -249,13 +279,13 @@ pub(super) struct Begun<T> {
     /// Of all prompts.
     pub prompt_tokens: usize,
     /// The text before each answer, and what takes it apart.
-    pub choices: Vec<(String, Parts)>,
+    pub choices: Vec<(Echo, Parts)>,
     pub events: UnboundedReceiver<ChoiceEvent>,
     /// None where nothing was asked.
     pub first: Option<ChoiceEvent>,
 }
 
-fn ended() -> ApiError {
+pub(super) fn ended() -> ApiError {
     ApiError::unavailable("ending", Failure::Ending.to_string())
 }
 
@@ -280,7 +310,7 @@ struct Ready {
     request: Request,
     chat: bool,
     /// What the model gets, and the text that is repeated before the answer.
-    prompts: Vec<(Prepared, String)>,
+    prompts: Vec<(Prepared, Echo)>,
     permits: Vec<AdmissionPermit>,
 }
 
@@ -298,7 +328,7 @@ fn known(request: &Request, vocab: usize) -> Result<(), ApiError> {
     }
 }
 
-fn busy(before: usize) -> ApiError {
+pub(super) fn busy(before: usize) -> ApiError {
     // A guess: each of those before takes a second or two.
     let seconds = u32::try_from(before / 4).unwrap_or(30).clamp(1, 30);
     ApiError::busy(seconds)

@@ -55,7 +55,7 @@ impl Access {
             return Ok(());
         }
         let Some(key) = &self.api_key else {
-            return self.from_here(headers);
+            return self.is_from_here(headers);
         };
         let keys = [Some(key), self.admin_key.as_ref()];
         has_one_of(headers, &keys, API_KEY)
@@ -81,7 +81,7 @@ impl Access {
             };
         }
         if self.loopback && self.api_key.is_none() && !self.admin_socket {
-            return self.from_here(headers);
+            return self.is_from_here(headers);
         }
         Err(ApiError::forbidden(
             "only the one who runs this server may ask for that: start it with --admin-key-file or KVPSI_ADMIN_KEY, or ask by --admin-socket",
@@ -92,7 +92,7 @@ impl Access {
         (self.api_key.as_ref()).is_some_and(|k| same(given, k.as_bytes()))
     }
 
-    fn from_here(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    fn is_from_here(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
         if let Some(host) = host.filter(|h| !self.is_our_name(h)) {
             return Err(ApiError::forbidden(format!(

@@ -8,6 +8,7 @@ use super::{
     inbound::Inbound,
     names::{self, Shape},
     view::{Status, Trim},
+    zeros,
 };
 use crate::{
     control::Governor,
@@ -104,7 +105,10 @@ impl Metrics {
         }
         let recorder = builder.build_recorder();
         let model = model.to_owned();
-        let handles = with_local_recorder(&recorder, || Handles::new(&model));
+        let handles = with_local_recorder(&recorder, || {
+            zeros::begin(&model);
+            Handles::new(&model)
+        });
         Ok(Self {
             recorder,
             model,
@@ -213,7 +217,7 @@ impl Metrics {
                 }
             }
         });
-        self.recorder.handle().render()
+        counters(self.recorder.handle().render())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are f64")]
@@ -315,6 +319,15 @@ fn kernel(s: &Status, governor: &Governor) {
     gauge!(names::SOURCE_BROKEN.name).set(broken);
 }
 
+/// Seconds are set as gauges are, and are counters.
+fn counters(mut text: String) -> String {
+    for metric in names::ALL.iter().filter(|m| m.shape == Shape::Seconds) {
+        let kind = |kind: &str| format!("# TYPE {} {kind}\n", metric.name);
+        text = text.replace(&kind("gauge"), &kind("counter"));
+    }
+    text
+}
+
 /// What each is, for people.
 fn describe() {
     for m in names::ALL {
@@ -323,5 +336,57 @@ fn describe() {
             Shape::Counter => describe_counter!(m.name, m.about),
             Shape::Histogram(_) => describe_histogram!(m.name, m.about),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn what_is_exported_keeps_to_prometheuss_rules_and_is_there_from_the_start() {
+        let metrics = Metrics::new("m").unwrap();
+        let connections = Connections::new(5);
+        metrics.edge(&connections, &Inbound::new(1000, 1));
+        with_local_recorder(&metrics.recorder, || {
+            gauge!(names::STALL_SECONDS.name, "kind" => "reclaim", "scope" => "system").set(1.5);
+        });
+        let text = metrics.render(None, 0);
+        // As `promtool check metrics`: help and type for each, counters and
+        // nothing else end in _total.
+        let mut types: BTreeMap<&str, &str> = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert!(types.insert(name, kind).is_none(), "{name} twice");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+                assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+            } else if !line.is_empty() && !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let of = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|s| name.strip_suffix(s));
+                let known = types.contains_key(name) || of.is_some_and(|of| types.contains_key(of));
+                assert!(known, "{line}");
+            }
+        }
+        assert_eq!(types[names::STALL_SECONDS.name], "counter");
+        for metric in names::ALL {
+            // Gauges come with the model; these have labels of the kernel's.
+            let later = [
+                names::STALLS,
+                names::STALL_SOME_SECONDS,
+                names::PROBE_RUNS,
+                names::PROBE_SECONDS,
+            ];
+            if metric.shape != Shape::Gauge && !later.contains(metric) {
+                assert!(types.contains_key(metric.name), "{}", metric.name);
+            }
+        }
+        assert!(
+            text.contains("kvpsi_requests_refused_total{reason=\"busy\"} 0"),
+            "{text}"
+        );
     }
 }

@@ -10,6 +10,7 @@ mod anthropic;
 pub mod api;
 mod complete;
 mod connections;
+mod embeddings;
 mod error;
 mod guard;
 mod heap;
@@ -35,6 +36,7 @@ mod texts;
 mod trace;
 pub mod view;
 mod wire;
+mod zeros;
 
 pub use error::ApiError;
 pub use guard::Access;

@@ -50,6 +50,7 @@ pub(super) const PATHS: [&str; 23] = [
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
@@ -78,6 +79,7 @@ pub(super) fn router(server: &Arc<Server>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/embeddings", post(embeddings))
         .route("/v1/responses", post(response))
         .route("/v1/messages", post(message))
         .route("/v1/messages/count_tokens", post(count))
@@ -215,6 +217,11 @@ async fn complete(
 ) -> Result<Response, ApiError> {
     let (completer, body) = begin(&server, request).await?;
     completer.answer(body, parse).await
+}
+
+async fn embeddings(State(server): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = begin(&server, request).await?;
+    completer.embed(body).await
 }
 
 async fn response(State(s): App, request: Request) -> Result<Response, ApiError> {

@@ -69,7 +69,9 @@ impl Client for EventSender {
                 }
                 self.last = Some(now);
             }
-            StreamEvent::Piece { token: None, .. } => {}
+            StreamEvent::Piece { token: None, .. }
+            | StreamEvent::Prompt(_)
+            | StreamEvent::Embedding(_) => {}
             StreamEvent::Done(outcome) => {
                 self.note.figures().trims += outcome.loss.trims;
                 self.metrics

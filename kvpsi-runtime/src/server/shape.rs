@@ -12,7 +12,7 @@ use crate::{
         TokenLogprobs,
         batch::{Outcome, StreamEvent},
     },
-    model::tokenizer::Tokenizer,
+    model::tokenizer::{TokenBytes, Tokenizer},
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -25,11 +25,21 @@ struct Token {
     at: usize,
 }
 
+/// A prompt that is repeated before its answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Echo {
+    pub text: String,
+    /// Its tokens, where they have logprobs.
+    pub tokens: Vec<u32>,
+}
+
 /// One of the answers to a request.
 #[derive(Default)]
 pub(super) struct Choice {
     /// The prompt, where it is repeated and was not shown yet.
     echo: String,
+    /// Its tokens, where they have logprobs.
+    prompt: Vec<u32>,
     /// Characters of text so far.
     characters: usize,
     /// What is put together where the answer is shown whole.
@@ -44,12 +54,34 @@ pub(super) struct Choice {
 
 impl Choice {
     /// One that begins with `echo`, and is taken apart by `parts`.
-    pub fn new(echo: String, parts: Parts) -> Self {
+    pub fn new(echo: Echo, parts: Parts) -> Self {
         Self {
-            echo,
+            echo: echo.text,
+            prompt: echo.tokens,
             parts,
             ..Self::default()
         }
+    }
+
+    /// The text of the prompt, and its tokens with their logprobs: the first has
+    /// none, as nothing is before it.
+    fn repeat(
+        &mut self,
+        logprobs: Vec<TokenLogprobs>,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> (String, Vec<Token>) {
+        let text = std::mem::take(&mut self.echo);
+        let tokens = std::mem::take(&mut self.prompt);
+        let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+        let (mut at, mut stream) = (0, tokenizer.stream());
+        let tokens = (tokens.into_iter().zip(logprobs)).map(|(id, logprobs)| {
+            let token = Token { id, logprobs, at };
+            at += stream.push(id).unwrap_or_default().chars().count();
+            token
+        });
+        let tokens = tokens.collect();
+        self.characters = text.chars().count();
+        (text, tokens)
     }
 
     /// The text of an event, behind the prompt, and its token.
@@ -125,7 +157,12 @@ impl Shape {
             return (Vec::new(), None);
         };
         match event {
-            StreamEvent::Started { .. } => (Vec::new(), None),
+            StreamEvent::Started { .. } | StreamEvent::Embedding(_) => (Vec::new(), None),
+            StreamEvent::Prompt(logprobs) => {
+                let (text, tokens) = choice.repeat(logprobs, &self.tokenizer);
+                let logprobs = self.logprobs(&tokens);
+                (vec![self.piece(index, &text, &logprobs, None)], None)
+            }
             StreamEvent::Piece {
                 token,
                 text,
@@ -225,7 +262,12 @@ impl Shape {
                 choice.text.push_str(&rest);
                 choice.outcome = Some(outcome);
             }
-            StreamEvent::Started { .. } | StreamEvent::Failed(_) => {}
+            StreamEvent::Prompt(logprobs) => {
+                let (text, tokens) = choice.repeat(logprobs, &self.tokenizer);
+                choice.text.push_str(&text);
+                choice.tokens.extend(tokens);
+            }
+            StreamEvent::Started { .. } | StreamEvent::Embedding(_) | StreamEvent::Failed(_) => {}
         }
     }
 
@@ -285,41 +327,49 @@ impl Shape {
         })
     }
 
+    /// A token's own bytes: half a character, and a leading space, too.
+    fn bytes(&self, token: u32) -> Vec<u8> {
+        match self.tokenizer.bytes_of(token) {
+            TokenBytes::Text(bytes) => bytes,
+            TokenBytes::Control(name) => name.into_bytes(),
+        }
+    }
+
     fn text(&self, token: u32) -> String {
-        self.tokenizer.decode(&[token]).unwrap_or_default()
+        String::from_utf8_lossy(&self.bytes(token)).into_owned()
     }
 
     fn logprobs(&self, tokens: &[Token]) -> Value {
         if self.logprobs.is_none() {
             return Value::Null;
         }
-        let with = |t: &Token| Some((self.text(t.id), t.logprobs.clone()?, t.at));
-        let all: Vec<(String, TokenLogprobs, usize)> = tokens.iter().filter_map(with).collect();
         if self.chat {
-            let entry = |text: &str, logprob: f32| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
-            let content = all.iter().map(|(text, logprobs, _)| {
-                let mut one = entry(text, logprobs.logprob);
-                let top = logprobs
-                    .top
-                    .iter()
-                    .map(|(t, lp)| entry(&self.text(*t), *lp));
+            let entry = |token: u32, logprob: f32| {
+                let bytes = self.bytes(token);
+                json!({
+                    "token": String::from_utf8_lossy(&bytes), "logprob": logprob, "bytes": bytes,
+                })
+            };
+            let content = tokens.iter().filter_map(|t| {
+                let logprobs = t.logprobs.as_ref()?;
+                let mut one = entry(t.id, logprobs.logprob);
+                let top = logprobs.top.iter().map(|(t, lp)| entry(*t, *lp));
                 one["top_logprobs"] = top.collect();
-                one
+                Some(one)
             });
             return json!({"content": content.collect::<Vec<_>>(), "refusal": null});
         }
-        let top = all.iter().map(|(_, logprobs, _)| {
-            let pairs = logprobs
-                .top
-                .iter()
-                .map(|(t, lp)| (self.text(*t), json!(lp)));
-            Value::Object(pairs.collect())
+        let top = tokens.iter().map(|t| {
+            let pairs = t.logprobs.as_ref()?.top.iter();
+            let pairs = pairs.map(|(t, lp)| (self.text(*t), json!(lp)));
+            Some(Value::Object(pairs.collect()))
         });
+        let logprob = |t: &Token| t.logprobs.as_ref().map(|l| l.logprob);
         json!({
-            "tokens": all.iter().map(|(text, ..)| text).collect::<Vec<_>>(),
-            "token_logprobs": all.iter().map(|(_, c, _)| c.logprob).collect::<Vec<_>>(),
+            "tokens": tokens.iter().map(|t| self.text(t.id)).collect::<Vec<_>>(),
+            "token_logprobs": tokens.iter().map(logprob).collect::<Vec<_>>(),
             "top_logprobs": top.collect::<Vec<_>>(),
-            "text_offset": all.iter().map(|(_, _, at)| at).collect::<Vec<_>>(),
+            "text_offset": tokens.iter().map(|t| t.at).collect::<Vec<_>>(),
         })
     }
 }

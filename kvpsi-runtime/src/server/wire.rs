@@ -85,7 +85,9 @@ impl Answering {
         let mut told = Vec::new();
         loop {
             match ended(events.recv().await) {
-                StreamEvent::Started { .. } => {}
+                StreamEvent::Started { .. }
+                | StreamEvent::Prompt(_)
+                | StreamEvent::Embedding(_) => {}
                 StreamEvent::Piece { text, .. } => told.extend(parts.push(&text)),
                 StreamEvent::Done(outcome) => {
                     told.extend(parts.finish());
@@ -109,7 +111,9 @@ impl<W: Wire> Frames<W> {
     fn take(&mut self, event: StreamEvent) {
         let parts = &mut self.answering.parts;
         let frames = match event {
-            StreamEvent::Started { .. } => Vec::new(),
+            StreamEvent::Started { .. } | StreamEvent::Prompt(_) | StreamEvent::Embedding(_) => {
+                Vec::new()
+            }
             StreamEvent::Piece { text, .. } => match parts.push(&text) {
                 told if told.is_empty() => Vec::new(),
                 told => self.wire.told(told),

@@ -1,5 +1,6 @@
 //! One request: what was asked, how far it is, and what its client gets.
 
+use super::look::{Look, Seen};
 use crate::{
     engine::{
         Constraint, Finish, GenStats, SamplingConfig, Session, TokenLogprobs, answer::Answer,
@@ -28,6 +29,8 @@ pub struct Ask {
     pub id: String,
     /// The prompt.
     pub tokens: Vec<u32>,
+    /// What is wanted of the prompt itself.
+    pub look: Option<Look>,
     /// How tokens are chosen, and when to stop.
     pub sampling: SamplingConfig,
     /// What the answer must be.
@@ -59,6 +62,10 @@ pub enum StreamEvent {
         /// Tokens of the prompt that were found in the cache.
         cached_tokens: usize,
     },
+    /// How probable the tokens of the prompt were, from the second on.
+    Prompt(Vec<TokenLogprobs>),
+    /// What the model makes of the prompt as a vector of length 1.
+    Embedding(Vec<f32>),
     /// A token, or text that had been held back.
     Piece {
         /// None for text that was held back until the end.
@@ -139,6 +146,8 @@ pub(super) struct Job {
     /// Of the prompt's whole blocks.
     pub hashes: Vec<BlockHash>,
     pub cached_tokens: usize,
+    /// What was seen of the prompt.
+    pub seen: Seen,
 }
 
 impl Job {
@@ -150,6 +159,7 @@ impl Job {
             answer: None,
             hashes: Vec::new(),
             cached_tokens: 0,
+            seen: Seen::default(),
         }
     }
 

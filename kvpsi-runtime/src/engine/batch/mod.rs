@@ -10,10 +10,12 @@
 
 mod account;
 mod job;
+mod look;
 mod work;
 
 pub use account::{BatchAccount, InFlight};
 pub use job::{Ask, Client, Failure, Outcome, StreamEvent};
+pub use look::Look;
 
 use super::{Engine, EngineError};
 use crate::units::Bytes;
@@ -204,7 +206,10 @@ impl Batch {
         let block = shape.block_bytes().0;
         let bytes_of = |tokens: usize| Bytes(tokens.div_ceil(shape.block_tokens) as u64 * block);
         pool.hash_blocks(&job.ask.tokens, &mut job.hashes);
-        let known = pool.known(&job.hashes, false);
+        let known = match job.ask.look {
+            None => pool.known(&job.hashes, false),
+            Some(_) => 0,
+        };
         // Cached blocks that it shares are in use then, and no others' any more.
         let needed = bytes_of(tokens - known.min(tokens) + 1);
         let shared = bytes_of(known);
@@ -268,7 +273,11 @@ impl Engine {
                 trained: self.decoder.config().context,
             });
         }
-        let session = self.open_with(job.ask.tokens.clone())?;
+        let tokens = job.ask.tokens.clone();
+        let session = match job.ask.look {
+            None => self.open_with(tokens)?,
+            Some(_) => self.open_anew(tokens)?,
+        };
         job.begin(session, &self.tokenizer);
         Ok(())
     }

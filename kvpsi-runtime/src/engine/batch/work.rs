@@ -14,11 +14,11 @@ use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 /// A step in the making: whose rows, and which.
 #[derive(Default)]
-struct Plan {
-    tokens: Vec<u32>,
-    spans: Vec<RowSpan>,
+pub(super) struct Plan {
+    pub tokens: Vec<u32>,
+    pub spans: Vec<RowSpan>,
     /// Index of the job of each span.
-    jobs: Vec<usize>,
+    pub jobs: Vec<usize>,
 }
 
 /// What came of asking the pool for a job's next rows.
@@ -102,7 +102,9 @@ impl Batch {
                 self.plan(i, 1, &mut plan);
             }
         }
-        if let Some(i) = self.next_prefill() {
+        let prefill = self.next_prefill();
+        let look = prefill.and_then(|i| Some((i, self.running[i].ask.look?)));
+        if let Some(i) = prefill.filter(|_| look.is_none()) {
             let chunk = if plan.spans.is_empty() {
                 CHUNK
             } else {
@@ -113,7 +115,10 @@ impl Batch {
         if !plan.spans.is_empty() {
             self.run(&plan);
         }
-        let worked = !plan.spans.is_empty();
+        if let Some((i, look)) = look {
+            self.look(i, look);
+        }
+        let worked = !plan.spans.is_empty() || look.is_some();
         self.leave();
         worked
     }
@@ -135,7 +140,7 @@ impl Batch {
 
     /// Asks the pool for up to `most` of a job's waiting rows and puts them
     /// into the step.
-    fn plan(&mut self, i: usize, most: usize, plan: &mut Plan) {
+    pub(super) fn plan(&mut self, i: usize, most: usize, plan: &mut Plan) {
         let (job, engine) = (&mut self.running[i], &mut self.engine);
         let mut rows = engine.rows_of(job, most, plan);
         if matches!(rows, Ok(Rows::NoRoom)) && most > SMALL_CHUNK {
@@ -186,7 +191,7 @@ impl Batch {
     }
 
     /// Chooses a job's next token by row `row` of the step's logits.
-    fn next_token(&mut self, i: usize, row: usize) {
+    pub(super) fn next_token(&mut self, i: usize, row: usize) {
         let vocab = self.engine.decoder.config().vocab;
         let context = self.engine.context;
         let job = &mut self.running[i];
@@ -221,7 +226,7 @@ impl Batch {
         }
     }
 
-    fn preempted(&mut self, i: usize) {
+    pub(super) fn preempted(&mut self, i: usize) {
         self.account.preemptions.fetch_add(1, Relaxed);
         let job = &mut self.running[i];
         job.state = State::Preempted;
@@ -230,7 +235,7 @@ impl Batch {
         }
     }
 
-    fn fail(&mut self, i: usize, why: &str) {
+    pub(super) fn fail(&mut self, i: usize, why: &str) {
         self.end_with(i, Failure::Step(why.to_owned()));
     }
 

@@ -95,6 +95,11 @@ impl Step {
         self.few.most()
     }
 
+    /// Rows that the last step left logits of.
+    pub(crate) fn rows_with_logits(&self) -> usize {
+        self.spans
+    }
+
     /// The logits of the last step, `[spans, vocab]`.
     pub fn logits(&mut self) -> &mut [f32] {
         &mut self.logits[..self.spans * self.vocab]
@@ -160,6 +165,29 @@ impl Decoder {
                 tell(wanted.start + row, logits);
             }
             from = until;
+        }
+        Ok(())
+    }
+
+    /// [`Decoder::step`] over one span for whoever wants the hidden states of
+    /// its rows, after the last norm: `tell` gets each, counted from the span's
+    /// first.
+    ///
+    /// # Errors
+    /// As [`Decoder::step`].
+    pub fn hidden_through(
+        &self,
+        tokens: &[u32],
+        span: RowSpan,
+        pool: &KvPool,
+        step: &mut Step,
+        tell: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.pass(tokens, &[span], pool, step, 0..tokens.len())?;
+        let rows = step.many.as_mut().unwrap_or(&mut step.few);
+        let hidden = rows.parts(tokens.len()).h;
+        for (row, h) in hidden.chunks_exact(self.config().hidden).enumerate() {
+            tell(row, h);
         }
         Ok(())
     }

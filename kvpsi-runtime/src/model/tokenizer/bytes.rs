@@ -5,7 +5,7 @@
 //! SentencePiece's, with `<0xHH>` for single bytes. Out of scope: texts.
 
 use super::Tokenizer;
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::LazyLock};
 
 /// How a vocabulary writes bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,20 +30,22 @@ impl Tokenizer {
     /// not name are control tokens without a name.
     #[must_use]
     pub fn token_bytes(&self, vocab: usize) -> Vec<TokenBytes> {
-        let table = byte_level();
-        (0u32..)
-            .take(vocab)
-            .map(|id| match self.inner.id_to_token(id) {
-                None => TokenBytes::Control(String::new()),
-                Some(name) if self.control_ids.contains(&id) => TokenBytes::Control(name),
-                // Added as they are written.
-                Some(name) if self.added.contains(&id) => TokenBytes::Text(self.written(name)),
-                Some(name) => TokenBytes::Text(match self.alphabet {
-                    Alphabet::ByteLevel => of_alphabet(&table, &name),
-                    Alphabet::Pieces => of_piece(&name),
-                }),
-            })
-            .collect()
+        (0u32..).take(vocab).map(|id| self.bytes_of(id)).collect()
+    }
+
+    /// The bytes of one token.
+    #[must_use]
+    pub fn bytes_of(&self, id: u32) -> TokenBytes {
+        match self.inner.id_to_token(id) {
+            None => TokenBytes::Control(String::new()),
+            Some(name) if self.control_ids.contains(&id) => TokenBytes::Control(name),
+            // Added as they are written.
+            Some(name) if self.added.contains(&id) => TokenBytes::Text(self.written(name)),
+            Some(name) => TokenBytes::Text(match self.alphabet {
+                Alphabet::ByteLevel => of_alphabet(&TABLE, &name),
+                Alphabet::Pieces => of_piece(&name),
+            }),
+        }
     }
 
     /// A token that is found in texts as it is written.
@@ -54,6 +56,8 @@ impl Tokenizer {
         }
     }
 }
+
+static TABLE: LazyLock<HashMap<char, u8>> = LazyLock::new(byte_level);
 
 /// GPT-2's characters and their bytes: printable ones stand for themselves,
 /// the rest from U+0100 on.

@@ -93,13 +93,13 @@ impl Tokenizer {
         mark: char,
         most: usize,
     ) -> Result<Result<Vec<u32>, TooLong>, ModelError> {
-        if !text.contains(mark) {
-            return self.encode_up_to(text, false, most);
-        }
-        // It is made into tokens as a whole: few have marks.
-        if let Some(long) = self.too_long(text, most) {
-            return Ok(Err(long));
-        }
+        self.by_pieces(text, false, most, |piece| match piece.contains(mark) {
+            true => self.guarded_ids(piece, mark),
+            false => self.ids_of(piece),
+        })
+    }
+
+    fn guarded_ids(&self, text: &str, mark: char) -> Result<Vec<u32>, ModelError> {
         let bad = |e: tokenizers::Error| ModelError::Tokenize(e.to_string());
         let encoding = self.inner.encode(text, false).map_err(bad)?;
         let ids = encoding.get_ids();
@@ -114,10 +114,7 @@ impl Tokenizer {
             }
         }
         self.marked(&text[from..], mark, &ids[first..], &mut tokens)?;
-        Ok(match tokens.len() {
-            n if n > most => Err(TooLong::Tokens(n)),
-            _ => Ok(tokens),
-        })
+        Ok(tokens)
     }
 
     fn marked(

@@ -120,6 +120,17 @@ impl Tokenizer {
         start: bool,
         most: usize,
     ) -> Result<Result<Vec<u32>, TooLong>, ModelError> {
+        self.by_pieces(text, start, most, |piece| self.ids_of(piece))
+    }
+
+    /// The same by a tokenizer of pieces.
+    pub(super) fn by_pieces(
+        &self,
+        text: &str,
+        start: bool,
+        most: usize,
+        ids_of: impl Fn(&str) -> Result<Vec<u32>, ModelError>,
+    ) -> Result<Result<Vec<u32>, TooLong>, ModelError> {
         let (first, last) = if start { self.around } else { (None, None) };
         let mut tokens: Vec<u32> = first.into_iter().collect();
         let (mut at, mut next) = (0, 0);
@@ -135,7 +146,7 @@ impl Tokenizer {
             if end - at > LONGEST_PIECE {
                 return Ok(Err(TooLong::Run(end - at)));
             }
-            tokens.extend(self.ids_of(&text[next..end])?);
+            tokens.extend(ids_of(&text[next..end])?);
             // The space that some tokenizers put before a text is the one that
             // the piece begins with.
             next = end + usize::from(self.in_front && text[end..].starts_with(' '));
@@ -146,16 +157,6 @@ impl Tokenizer {
             return Ok(Err(TooLong::Tokens(tokens.len())));
         }
         Ok(Ok(tokens))
-    }
-
-    /// Whether a text has too many tokens by its length, or is too long to be
-    /// made into tokens as a whole.
-    pub(super) fn too_long(&self, text: &str, most: usize) -> Option<TooLong> {
-        let least = text.len() / self.spans.longest;
-        if least > most {
-            return Some(TooLong::Tokens(least));
-        }
-        (text.len() > LONGEST_PIECE).then_some(TooLong::Run(text.len()))
     }
 
     /// Bytes of the longest token: a text has at least its bytes by this.

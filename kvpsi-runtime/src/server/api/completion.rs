@@ -31,9 +31,6 @@ pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
     request.echo = echo;
     let logprobs = fields.whole("logprobs", 0..=MAX_LOGPROBS as u64)?;
     request.sampling.logprobs = logprobs.map(small);
-    if echo && logprobs.is_some() {
-        return Err(ApiError::unsupported("echo", "no logprobs of prompts"));
-    }
     if fields.get("add_special_tokens") == Some(&Value::Bool(false)) {
         return Err(ApiError::unsupported(
             "add_special_tokens",
@@ -53,24 +50,30 @@ fn prompt(fields: &Fields) -> Result<Prompt, ApiError> {
             ),
         )
     };
-    match fields.get("prompt") {
-        Some(Value::String(s)) => Ok(Prompt::Text(s.clone())),
-        Some(Value::Array(all)) => match all.as_slice() {
-            [Value::String(_) | Value::Array(_), ..] if all.len() <= MOST_PROMPTS => {
-                let mut prompts: Vec<Prompt> =
-                    all.iter().map(one).collect::<Option<_>>().ok_or_else(bad)?;
-                Ok(match prompts.len() {
-                    1 => prompts.swap_remove(0),
-                    _ => Prompt::List(prompts),
-                })
-            }
-            tokens => tokens_of(tokens).ok_or_else(bad),
-        },
-        _ => Err(bad()),
+    let prompt = match fields.get("prompt") {
+        Some(Value::Array(all)) => list(all),
+        Some(text) => one(text),
+        None => None,
+    };
+    prompt.ok_or_else(bad)
+}
+
+/// Tokens, or a list of texts and lists of tokens.
+pub(super) fn list(all: &[Value]) -> Option<Prompt> {
+    match all {
+        [Value::String(_) | Value::Array(_), ..] if all.len() <= MOST_PROMPTS => {
+            let mut prompts: Vec<Prompt> = all.iter().map(one).collect::<Option<_>>()?;
+            Some(match prompts.len() {
+                1 => prompts.swap_remove(0),
+                _ => Prompt::List(prompts),
+            })
+        }
+        tokens => tokens_of(tokens),
     }
 }
 
-fn one(v: &Value) -> Option<Prompt> {
+/// A text, or a list of tokens.
+pub(super) fn one(v: &Value) -> Option<Prompt> {
     match v {
         Value::String(s) => Some(Prompt::Text(s.clone())),
         Value::Array(tokens) => tokens_of(tokens),

@@ -8,6 +8,7 @@
 //! tokens.
 
 mod completion;
+mod embeddings;
 pub(super) mod fields;
 pub(super) mod messages;
 pub(super) mod sampling;
@@ -19,6 +20,7 @@ use crate::{
     model::chat::Conversation,
 };
 pub use completion::parse_completion;
+pub(super) use embeddings::parse_embeddings;
 use fields::Fields;
 use serde_json::Value;
 pub use tools::{ToolChoice, Tools};

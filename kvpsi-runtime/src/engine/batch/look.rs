@@ -1,0 +1,146 @@
+//! Prompts whose rows are looked at: how probable their tokens were, or what
+//! the model makes of them as a vector.
+//!
+//! Owns what is gathered while such a prompt is computed. Its rows go through a
+//! step of their own, and none of them comes from the cache: what was not
+//! computed cannot be looked at. Out of scope: whose prompts these are.
+
+use super::{
+    Batch,
+    job::{Job, State, StreamEvent},
+    work::Plan,
+};
+use crate::{
+    engine::{
+        Engine, Finish,
+        sampling::{TokenLogprobs, logprobs_of},
+        session::CHUNK,
+    },
+    model::step::Step,
+};
+use candle_core::Result;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// What is wanted of a prompt beside the answer to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// How probable each token was after those before it, and so many of the
+    /// likeliest in its place: [`StreamEvent::Prompt`] before the answer.
+    Logprobs(usize),
+    /// The mean of the last hidden states, of length 1: [`StreamEvent::Embedding`],
+    /// and no answer.
+    Embedding,
+}
+
+/// What was seen so far, of the first positions.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    positions: usize,
+    logprobs: Vec<TokenLogprobs>,
+    sum: Vec<f64>,
+}
+
+impl Seen {
+    fn logits(&mut self, at: usize, logits: &[f32], next: Option<&u32>, n: usize) {
+        if at == self.positions {
+            self.positions += 1;
+            self.logprobs
+                .extend(next.map(|t| logprobs_of(logits, *t, n)));
+        }
+    }
+
+    fn hidden(&mut self, at: usize, hidden: &[f32]) {
+        if at == self.positions {
+            self.positions += 1;
+            self.sum.resize(hidden.len(), 0.0);
+            let all = self.sum.iter_mut().zip(hidden);
+            all.for_each(|(sum, h)| *sum += f64::from(*h));
+        }
+    }
+
+    /// The mean has the direction of the sum.
+    #[expect(clippy::cast_possible_truncation, reason = "at most 1")]
+    fn embedding(&mut self) -> Vec<f32> {
+        let sum = std::mem::take(&mut self.sum);
+        let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let by = if length > 0.0 { length } else { 1.0 };
+        sum.iter().map(|x| (x / by) as f32).collect()
+    }
+}
+
+impl Batch {
+    /// Takes a chunk of a prompt through whose rows are looked at.
+    pub(super) fn look(&mut self, i: usize, look: Look) {
+        let mut plan = Plan::default();
+        self.plan(i, CHUNK, &mut plan);
+        if plan.jobs.is_empty() {
+            return;
+        }
+        let job = &mut self.running[i];
+        if let Err(e) = self.engine.see(job, look, &plan) {
+            self.fail(i, &e.to_string());
+            return;
+        }
+        let Some(session) = &mut job.session else {
+            return;
+        };
+        if session.written() {
+            self.preempted(i);
+        } else if session.waiting() == 0 {
+            session.publish();
+            self.seen(i, look);
+        }
+    }
+
+    /// All of the prompt was seen.
+    fn seen(&mut self, i: usize, look: Look) {
+        let rows = self.engine.step.rows_with_logits();
+        let job = &mut self.running[i];
+        match look {
+            Look::Logprobs(_) => {
+                let logprobs = std::mem::take(&mut job.seen.logprobs);
+                job.ask.client.send(StreamEvent::Prompt(logprobs));
+                job.state = State::Decode;
+                self.next_token(i, rows.saturating_sub(1));
+            }
+            Look::Embedding => {
+                let embedding = job.seen.embedding();
+                job.ask.client.send(StreamEvent::Embedding(embedding));
+                job.finish(Finish::MaxTokens);
+                self.account.finished.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Computes the one span of a plan, and notes what is wanted of its rows.
+    fn see(&mut self, job: &mut Job, look: Look, plan: &Plan) -> Result<()> {
+        let (Some(span), Some(session)) = (plan.spans.first(), &job.session) else {
+            return Ok(());
+        };
+        let Self {
+            decoder,
+            pool,
+            step,
+            ..
+        } = self;
+        let step: &mut Step = step;
+        let (first, seen) = (span.first_pos, &mut job.seen);
+        match look {
+            Look::Logprobs(n) => {
+                let next = session.tokens();
+                let mut tell = |row: usize, logits: &[f32]| {
+                    let at = first + row;
+                    seen.logits(at, logits, next.get(at + 1), n);
+                };
+                let all = 0..plan.tokens.len();
+                decoder.step_through(&plan.tokens, *span, pool, step, all, &mut tell)
+            }
+            Look::Embedding => {
+                let mut tell = |row: usize, hidden: &[f32]| seen.hidden(first + row, hidden);
+                decoder.hidden_through(&plan.tokens, *span, pool, step, &mut tell)
+            }
+        }
+    }
+}
