@@ -62,7 +62,10 @@ for (const [wrong, status, says] of [
 ]) {
   await assert.rejects(client.chat(wrong), (e) => e.status_code === status && e.message.includes(says));
 }
-await assert.rejects(client.embed({ model: "smol", input: "x" }), (e) => e.status_code === 501);
+const { embeddings } = await client.embed({ model: "smol", input: ["a river", "a stream"] });
+assert.equal(embeddings.length, 2);
+assert(Math.abs(Math.hypot(...embeddings[0]) - 1) < 1e-3 && embeddings[0].length === embeddings[1].length);
+await assert.rejects(client.embed({ model: "smol", input: "x", dimensions: 5 }), (e) => e.status_code === 400);
 
 const left = await client.chat({ model: "smol", messages, stream: true, options: { num_predict: 500 } });
 for await (const _ of left) {

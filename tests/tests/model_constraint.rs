@@ -7,7 +7,7 @@ use kvpsi::{
     engine::{Constraint, Grammar, Grammars},
     model::{gguf::Gguf, tokenizer::Tokenizer},
 };
-use kvpsi_tests::{emulated, figure, model};
+use kvpsi_tests::{emulated, model};
 use serde_json::json;
 use std::{
     sync::Arc,
@@ -44,13 +44,19 @@ fn a_text_that_follows_its_schema_is_allowed_token_by_token_and_ends_where_it_mu
         },
     });
     let text = r#"{"name": "Ünïcode 漢字 🦀 and \"quotes\"", "sizes": [1, -20, 300, 4000, 50000]}"#;
-    let mut first = grammars.compile(vec![Grammar::Schema(schema)], None).unwrap();
+    let mut first = grammars
+        .compile(vec![Grammar::Schema(schema)], None)
+        .unwrap();
     let mut second = first.another();
     for constraint in [&mut first, &mut second] {
         let tokens = tokenizer.encode(text, false).unwrap();
         for (i, token) in tokens.iter().enumerate() {
             let next = allowed(constraint, vocab);
-            assert!(next.contains(token), "{i}: {:?}", tokenizer.decode(&[*token]));
+            assert!(
+                next.contains(token),
+                "{i}: {:?}",
+                tokenizer.decode(&[*token])
+            );
             // No control token but those that end an answer, and no end before it.
             let ends = |t: &&u32| tokenizer.is_control(**t);
             assert_eq!(next.iter().find(ends), None, "{i}");
@@ -73,7 +79,9 @@ fn the_next_tokens_are_known_long_before_the_model_has_computed_a_step() {
         "type": "object", "required": ["a", "b"], "additionalProperties": false,
         "properties": {"a": {"type": "string", "maxLength": 40}, "b": {"type": "number"}},
     }});
-    let mut constraint = grammars.compile(vec![Grammar::Schema(schema)], None).unwrap();
+    let mut constraint = grammars
+        .compile(vec![Grammar::Schema(schema)], None)
+        .unwrap();
     let mut logits = vec![0.0f32; vocab];
     let mut times = Vec::new();
     for i in 0..400usize {
@@ -87,7 +95,6 @@ fn the_next_tokens_are_known_long_before_the_model_has_computed_a_step() {
     }
     times.sort_unstable();
     let (median, p99) = (times[200], times[395]);
-    figure("grammar step, median", format!("{} us", median.as_micros()));
     println!("a grammar's step: {median:?} at the median, {p99:?} of 99 in 100");
     // A token of the smallest model takes 4 ms.
     if !emulated() {

@@ -1,4 +1,4 @@
-//! `/v1/embeddings`: texts as vectors.
+//! `/v1/embeddings`: texts as vectors, for Ollama's `/api/embed` too.
 //!
 //! Owns its fields and its shape, which are OpenAI's. A vector is the mean of
 //! the model's last hidden states over the text's tokens, of length 1: a model
@@ -50,13 +50,31 @@ impl Encoding {
 }
 
 impl Completer {
-    /// Answers a request for embeddings.
+    /// Answers a request for embeddings in OpenAI's shape.
     pub async fn embed(self, body: Held) -> Result<Response, ApiError> {
+        let embedded = self.embedded(body, api::parse_embeddings).await?;
+        let data = embedded.vectors.into_iter().enumerate();
+        let data: Vec<Value> = data
+            .map(|(i, v)| json!({"object": "embedding", "index": i, "embedding": v}))
+            .collect();
+        let prompt_tokens = embedded.prompt_tokens;
+        let usage = json!({"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens});
+        let model = embedded.model;
+        let answer = json!({"object": "list", "data": data, "model": model, "usage": usage});
+        Ok(Json(answer).into_response())
+    }
+
+    /// The vectors that a body asks for.
+    pub async fn embedded(
+        self,
+        body: Held,
+        parse: fn(&[u8]) -> Result<api::Embeddings, ApiError>,
+    ) -> Result<Embedded, ApiError> {
         self.permits.free().map_err(busy)?;
         let turn = self.inbound.turn().await?;
         let preparing = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let request = api::parse_embeddings(&body)?;
+            let request = parse(&body)?;
             drop(body);
             self.is_ours(request.model.as_deref())?;
             let inputs = match request.input {
@@ -107,14 +125,21 @@ impl Completer {
                 _ => {}
             }
         }
-        let data = vectors.into_iter().enumerate();
-        let data: Vec<Value> = data
-            .map(|(i, v)| json!({"object": "embedding", "index": i, "embedding": v}))
-            .collect();
-        let usage = json!({"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens});
-        let answer = json!({"object": "list", "data": data, "model": this.name, "usage": usage});
-        Ok(Json(answer).into_response())
+        Ok(Embedded {
+            model: this.name,
+            vectors,
+            prompt_tokens,
+        })
     }
+}
+
+/// Vectors, one an input.
+pub(super) struct Embedded {
+    /// The name of the model.
+    pub model: String,
+    pub vectors: Vec<Value>,
+    /// Of all inputs.
+    pub prompt_tokens: usize,
 }
 
 /// Tokens of an input; an error names the field that it came in.

@@ -199,11 +199,6 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, None, message)
     }
 
-    /// 501: not here.
-    pub fn not_yet(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_IMPLEMENTED, None, message)
-    }
-
     /// 503: not now.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         Self {

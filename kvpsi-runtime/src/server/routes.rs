@@ -43,7 +43,7 @@ type App = State<Arc<Server>>;
 const PREFLIGHT: Duration = Duration::from_secs(600);
 
 /// Paths that are counted by name.
-pub(super) const PATHS: [&str; 23] = [
+pub(super) const PATHS: [&str; 24] = [
     "/",
     "/health",
     "/metrics",
@@ -134,7 +134,6 @@ fn ollama_paths() -> Router<Arc<Server>> {
     let tags = |State(s): App| async move { Json(ollama::tags(&s)) };
     let ps = |State(s): App| async move { Json(ollama::ps(&s)) };
     let version = || async { Json(ollama::version()) };
-    let embed = || async { ollama::error(ApiError::not_yet("this server makes no embeddings")) };
     Router::new()
         .route("/api/chat", post(ollama_chat))
         .route("/api/generate", post(ollama_generate))
@@ -142,7 +141,7 @@ fn ollama_paths() -> Router<Arc<Server>> {
         .route("/api/ps", get(ps))
         .route("/api/version", get(version))
         .route("/api/show", post(ollama_show))
-        .route("/api/embed", post(embed))
+        .route("/api/embed", post(ollama_embed))
 }
 
 async fn admit(State(server): App, mut request: Request, next: Next) -> Response {
@@ -259,6 +258,14 @@ async fn ollama_answer(server: &Server, request: Request, chat: bool) -> Respons
     let answer = async {
         let (completer, body) = begin(server, request).await?;
         ollama::answer(completer, body, chat).await
+    };
+    answer.await.unwrap_or_else(ollama::error)
+}
+
+async fn ollama_embed(State(s): App, request: Request) -> Response {
+    let answer = async {
+        let (completer, body) = begin(&s, request).await?;
+        ollama::embed(completer, body).await
     };
     answer.await.unwrap_or_else(ollama::error)
 }

@@ -96,8 +96,8 @@ impl AnswerParser {
         let mut parts = Vec::new();
         match self.state {
             // After a call, the beginning of another one's mark.
-            State::Text
-                if self.trim && self.open().is_some_and(|o| o.starts_with(held.trim())) => {}
+            State::Text if self.trim && self.open().is_some_and(|o| o.starts_with(held.trim())) => {
+            }
             State::Start | State::Text => self.text(&held, &mut parts),
             State::Thought => thought(held.trim_end(), &mut parts),
             State::Call | State::Calls => {

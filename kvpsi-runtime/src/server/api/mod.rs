@@ -20,7 +20,7 @@ use crate::{
     model::chat::Conversation,
 };
 pub use completion::parse_completion;
-pub(super) use embeddings::parse_embeddings;
+pub(super) use embeddings::{Embeddings, parse_embeddings};
 use fields::Fields;
 use serde_json::Value;
 pub use tools::{ToolChoice, Tools};

@@ -60,6 +60,19 @@ pub(super) async fn answer(
     Answering::of(begun).respond(lines, stream).await
 }
 
+/// Answers `/api/embed`. An input that is too long is refused, whatever
+/// `truncate` says.
+pub(super) async fn embed(completer: Completer, body: Held) -> Result<Response, ApiError> {
+    let arrived = Instant::now();
+    let embedded = completer.embedded(body, request::parse_embed).await?;
+    Ok(Json(json!({
+        "model": embedded.model, "embeddings": embedded.vectors,
+        "total_duration": wire::ns(arrived.elapsed()), "load_duration": 0,
+        "prompt_eval_count": embedded.prompt_tokens,
+    }))
+    .into_response())
+}
+
 /// The model as the lists have it.
 fn entry(server: &Server) -> Value {
     let name = &server.config.name;

@@ -9,7 +9,7 @@ use crate::{
     engine::{Grammar, SamplingConfig},
     model::chat::{Conversation, Message, Role, ToolCall},
     server::{
-        api::{Prompt, Request, Tools, fields::Fields, messages},
+        api::{Embeddings, Prompt, Request, Tools, fields::Fields, messages, parse_embeddings},
         error::ApiError,
     },
 };
@@ -77,6 +77,21 @@ pub fn parse_generate(body: &[u8]) -> Result<Request, ApiError> {
     Ok(request)
 }
 
+/// The body of `/api/embed`.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_embed(body: &[u8]) -> Result<Embeddings, ApiError> {
+    let mut request = parse_embeddings(body)?;
+    request.model = request.model.map(|m| plain(&m));
+    Ok(request)
+}
+
+/// A model's name without the tag that clients add.
+fn plain(model: &str) -> String {
+    model.trim_end_matches(":latest").to_owned()
+}
+
 /// No prompt at all: that the model be loaded, and no more.
 fn nothing(request: Request) -> Request {
     Request {
@@ -99,9 +114,7 @@ fn common(fields: &Fields) -> Result<Request, ApiError> {
         }
     };
     Ok(Request {
-        model: fields
-            .text("model")?
-            .map(|m| m.trim_end_matches(":latest").to_owned()),
+        model: fields.text("model")?.map(|m| plain(&m)),
         prompt: Prompt::Tokens(Vec::new()),
         tools: Tools::default(),
         grammar: format.map(|grammar| ("format".to_owned(), grammar)),

@@ -25,7 +25,7 @@ pub(super) fn now() -> String {
     jiff::Timestamp::now().to_string()
 }
 
-fn ns(time: Duration) -> u64 {
+pub(super) fn ns(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
