@@ -237,11 +237,8 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
             .map(|(kind, c)| format!(", {} {}", c.seen, kind.name()))
             .collect();
         eprintln!(
-            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times, {} events were of other cgroups)",
-            stats.signal,
-            stats.events.seen,
-            stats.wakeups,
-            stats.verdicts.ignored()
+            "kvpsi: nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times; stalls: {})",
+            stats.signal, stats.events.seen, stats.wakeups, stats.verdicts
         );
     }
     if stats.trims > 0 {
