@@ -24,6 +24,8 @@ pub mod storm;
 #[cfg(feature = "llm")]
 pub mod talker;
 #[cfg(feature = "llm")]
+pub mod talking;
+#[cfg(feature = "llm")]
 pub mod tiny;
 
 pub use figures::figure;

@@ -77,12 +77,16 @@ impl CgroupLevel {
         self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
     }
 
-    /// What is to stay free at least: a 64th of the limit, 8 MiB at most, beside
-    /// the cushion. More follows from how fast usage grows, which is the
+    /// What is to stay free at least: a 64th of the limit, at least 2 MiB (but a 16th at
+    /// most, which counts for tests alone) and at most 8, beside the cushion. More follows from how fast usage grows, which is the
     /// controller's to see.
     #[must_use]
     pub fn headroom(&self) -> Bytes {
-        Bytes((self.limit.0 / 64).min(8 << 20))
+        Bytes(
+            (self.limit.0 / 64)
+                .clamp(2 << 20, 8 << 20)
+                .min(self.limit.0 / 16),
+        )
     }
 
     /// Bytes missing beyond what the kernel finds in page cache.

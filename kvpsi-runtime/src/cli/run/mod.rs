@@ -238,11 +238,11 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
             .map(|(kind, c)| format!(", {} {}", c.seen, kind.name()))
             .collect();
         tell!(
-            "nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times, {} events were of other cgroups)",
+            "nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times; stalls: {})",
             stats.signal,
             stats.events.seen,
             stats.wakeups,
-            stats.verdicts.ignored()
+            stats.verdicts
         );
     }
     if stats.trims > 0 {
