@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     alias: Option<String>,
     /// Address to listen at; any but loopback wants an API key
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
     host: IpAddr,
     /// Port to listen at; 0 takes a free one and says which
     #[arg(long, default_value_t = 8080)]
@@ -270,6 +270,11 @@ async fn serve(
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        if broken.is_none() {
+            tell!(
+                "stopping once the answers that have begun are whole (--drain); a second signal ends it at once"
+            );
+        }
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         // A second signal does not wait.
         tokio::spawn(async move {
@@ -352,6 +357,16 @@ fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
     })?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// An address; localhost is the one that every machine has.
+fn host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        text => text
+            .parse()
+            .map_err(|e| format!("{e}: an address, as 127.0.0.1, 0.0.0.0 or ::, or localhost")),
+    }
 }
 
 impl Args {

@@ -67,7 +67,7 @@ impl Fields {
 
     pub fn whole(&self, name: &str, in_: RangeInclusive<u64>) -> Result<Option<u64>, ApiError> {
         let what = if *in_.end() == u64::MAX {
-            format!("a whole number of at least {}", in_.start())
+            format!("a whole number from {} to {}", in_.start(), u64::MAX)
         } else {
             format!("a whole number between {} and {}", in_.start(), in_.end())
         };
