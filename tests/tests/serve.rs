@@ -127,7 +127,7 @@ fn what_is_wrong_is_said_with_the_right_status() {
         ),
         (long, 400, json!("context_length_exceeded")),
         (
-            hello(&json!({"regex": "a"})),
+            hello(&json!({"xtc_probability": 0.5})),
             400,
             json!("unsupported_parameter"),
         ),

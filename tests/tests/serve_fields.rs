@@ -278,10 +278,15 @@ fn a_prompt_that_is_repeated_has_the_logprobs_that_its_tokens_had_when_they_were
     };
     let (generated, again) = (of(&made), of(&answer));
     assert_eq!(generated.len(), 40);
-    for (a, b) in generated.iter().rev().zip(again.iter().rev()) {
-        // Few rows and many go through different kernels.
-        assert!((a - b).abs() < 0.05, "{a} {b}");
-    }
+    // Few rows and many go through different kernels; another token's would be
+    // some nats apart.
+    let apart = generated.iter().rev().zip(again.iter().rev());
+    let apart: Vec<f64> = apart.map(|(a, b)| (a - b).abs()).collect();
+    let mean = apart.iter().sum::<f64>() / 40.0;
+    assert!(
+        apart.iter().all(|d| *d < 0.25) && mean < 0.05,
+        "{mean}: {apart:?}"
+    );
     // And with an answer behind it, whole and in pieces.
     let more =
         json!({"prompt": "A lamp", "echo": true, "max_tokens": 3, "temperature": 0, "logprobs": 1});
