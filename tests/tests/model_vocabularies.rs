@@ -372,7 +372,8 @@ fn real_templates_write_tools_or_have_them_explained_and_no_text_adds_a_turn() {
     };
     for (name, native, format, thinks) in [
         ("qwen3", true, ToolFormat::Hermes, true),
-        ("llama3_1", true, ToolFormat::Llama3, false),
+        // As that package has it; the model's own knows tools.
+        ("llama3_1", false, ToolFormat::Hermes, false),
         ("deepseek_v3", false, ToolFormat::Hermes, false),
         ("gemma3", false, ToolFormat::Hermes, false),
     ] {
