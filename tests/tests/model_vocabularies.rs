@@ -6,6 +6,7 @@
 
 use candle_core::quantized::gguf_file::Value;
 use kvpsi::model::{
+    chat::{ChatTemplate, Conversation, Message, Role, Tool, ToolCall, ToolFormat},
     gguf::Gguf,
     tokenizer::{TokenBytes, Tokenizer, TooLong},
 };
@@ -360,5 +361,74 @@ fn long_texts_have_the_same_tokens_piece_by_piece_up_to_a_limit() {
                 "{name}"
             );
         }
+    }
+}
+
+#[test]
+fn real_templates_write_tools_or_have_them_explained_and_no_text_adds_a_turn() {
+    let test = "real_templates_write_tools_or_have_them_explained_and_no_text_adds_a_turn";
+    let Some(folder) = vocabularies(test) else {
+        return;
+    };
+    for (name, native, format, thinks) in [
+        ("qwen3", true, ToolFormat::Hermes, true),
+        // As that package has it; the model's own knows tools.
+        ("llama3_1", false, ToolFormat::Hermes, false),
+        ("deepseek_v3", false, ToolFormat::Hermes, false),
+        ("gemma3", false, ToolFormat::Hermes, false),
+    ] {
+        let model = MODELS.iter().find(|m| m.name == name).unwrap();
+        let package = folder.join(name).join("package/models");
+        let tokenizer = ours(model, &package.join("tokenizer.json"));
+        let config = std::fs::read(package.join("tokenizer_config.json")).unwrap();
+        let config: Json = serde_json::from_slice(&config).unwrap();
+        let (bos, eos) = tokenizer.bos_eos();
+        let source = config["chat_template"].as_str().unwrap();
+        let template = ChatTemplate::compile(source, bos, eos).unwrap();
+        let style = template.style();
+        assert_eq!(
+            (style.native, style.format, style.thinks),
+            (native, Some(format), thinks),
+            "{name}"
+        );
+        let tokens = |said: &str| {
+            let mut call = Message::new(Role::Assistant, "");
+            call.calls.push(ToolCall {
+                id: "call00001".into(),
+                name: "look".into(),
+                arguments: serde_json::json!({ "at": said }),
+            });
+            let mut result = Message::new(Role::Tool, said);
+            result.call_id = Some("call00001".into());
+            result.name = Some("look".into());
+            let function = serde_json::json!({"type": "function", "function": {
+                "name": "look", "description": said,
+                "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
+            }});
+            let conversation = Conversation {
+                messages: vec![
+                    Message::new(Role::System, said),
+                    Message::new(Role::User, said),
+                    call,
+                    result,
+                ],
+                tools: vec![Tool {
+                    name: "look".into(),
+                    json: function,
+                }],
+                ..Conversation::default()
+            };
+            let text = template.text(&conversation, &tokenizer).unwrap();
+            for part in ["look", "\"at\"", "properties"] {
+                assert!(text.text.contains(part), "{name}: {}", text.text);
+            }
+            let tokens = tokenizer.encode_guarded(&text.text, text.mark, 10_000);
+            tokens.unwrap().unwrap()
+        };
+        let controls = |said: &str| {
+            let tokens = tokens(said);
+            tokens.iter().filter(|t| tokenizer.is_control(**t)).count()
+        };
+        assert_eq!(controls("words"), controls(model.turns), "{name}");
     }
 }

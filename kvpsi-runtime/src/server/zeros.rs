@@ -9,7 +9,7 @@ use super::{
     names::{self, Metric},
     routes::PATHS,
 };
-use crate::kv::Step;
+use crate::{control::Verdicts, kv::Step};
 use ::metrics::{counter, gauge};
 
 /// Of a metric, one series for each value of its one label.
@@ -43,7 +43,7 @@ pub(super) fn begin(model: &str) {
     );
     each(
         names::REQUESTS_FAILED,
-        &["deadline", "ending", "memory", "step"],
+        &["deadline", "ending", "grammar", "memory", "step"],
     );
     each(names::CONNECTIONS_CLOSED, &["idle", "stalled"]);
     each(names::KV_BLOCKS_EVICTED, &["budget", "cache"]);
@@ -52,6 +52,9 @@ pub(super) fn begin(model: &str) {
         &["seen", "delivered", "coalesced", "dropped"],
     );
     each(names::STALLS_IGNORED, &["foreign", "harmless", "no_wall"]);
+    for (wall, verdict, _) in Verdicts::default().each() {
+        counter!(names::STALLS_JUDGED.name, "wall" => wall, "verdict" => verdict).increment(0);
+    }
     each(names::TRIM_BYTES, &Step::ALL.map(Step::name));
     for path in PATHS {
         counter!(names::HTTP_REQUESTS.name, "path" => path, "status" => "200").increment(0);
