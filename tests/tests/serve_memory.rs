@@ -3,12 +3,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
+use kvpsi::{
+    control::{
+        cgroup::OwnedCgroup,
+        early::{EarlyWarning, FACTOR},
+    },
+    units::Bytes,
+};
 use kvpsi_tests::{
     figure,
     hog::Hog,
     kvpsi_binary, model, openai_client, perfetto,
     served::Served,
+    skip,
     soak::{Account, soak},
     storm::limited,
 };
@@ -376,4 +383,30 @@ fn press(s: &Served, cgroup: &OwnedCgroup, over: &AtomicBool) -> (bool, u32) {
         bursts += 1;
     }
     (lived, bursts)
+}
+
+/// However the server ends, the machine's setting is as it was.
+#[test]
+fn watermarks_are_put_back_however_the_server_ends() {
+    let test = "watermarks_are_put_back_however_the_server_ends";
+    let Some(model) = model(test) else { return };
+    let now = || std::fs::read_to_string(FACTOR).unwrap().trim().to_owned();
+    let Some(advised) = EarlyWarning::read().and_then(|e| e.advice()) else {
+        return skip(test, "kswapd wakes early enough on this machine");
+    };
+    let old = now();
+    if let Err(e) = std::fs::write(FACTOR, &old) {
+        return skip(test, format!("{FACTOR}: {e}"));
+    }
+    for signal in [Signal::TERM, Signal::INT, Signal::KILL] {
+        let mut s = Served::start(&model, &["--tune-watermarks"], None);
+        assert_eq!(now(), advised.to_string());
+        s.signal(signal);
+        s.wait();
+        let since = Instant::now();
+        while now() != old {
+            assert!(since.elapsed() < Duration::from_secs(5), "{signal:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }

@@ -6,6 +6,7 @@ use crate::units::Bytes;
 use crate::{
     control::{
         cgroup::{MemoryCgroup, Version},
+        early::EarlyWarning,
         report::{self, WallReport},
     },
     pressure::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs},
@@ -82,6 +83,8 @@ fn report() -> Value {
         "psi": psi(Path::new("/proc/pressure/memory")),
         "cgroup": cgroup(),
         "walls": report::walls(),
+        "early_warning": EarlyWarning::read()
+            .map_or_else(|| "not known: /proc/zoneinfo does not say".into(), |e| e.to_string()),
         "memlock": memlock(),
         "capabilities": privilege::held(),
         "programs": programs,
@@ -199,6 +202,7 @@ fn as_text(report: &Value) -> String {
     for w in walls.iter().flatten() {
         line("wall", &json!(wall_text(w)));
     }
+    line("early warning", &report["early_warning"]);
     line("memlock", &report["memlock"]);
     line("capabilities", &report["capabilities"]);
     for p in report["programs"].as_array().into_iter().flatten() {

@@ -19,6 +19,7 @@ pub mod serve;
 pub mod tell;
 pub mod top;
 pub mod trace_dump;
+pub mod watermarks;
 
 use crate::demo;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -83,6 +84,9 @@ enum Command {
     Replay(replay::Args),
     /// Say what this kernel offers and what kvpsi would use
     Doctor(doctor::Args),
+    /// Of `serve --tune-watermarks`: sets the factor, and puts it back when its input ends
+    #[command(hide = true)]
+    WatermarkKeeper(watermarks::Args),
     /// Print completions for a shell
     Completions(manual::CompletionsArgs),
     /// Print the manual page, or write all of them
@@ -135,6 +139,7 @@ impl Cli {
             Command::Record(a) => record::run(&a),
             Command::Replay(a) => replay::run(&a),
             Command::Doctor(a) => doctor::run(a),
+            Command::WatermarkKeeper(a) => watermarks::keep(&a),
             Command::Completions(a) => manual::completions(&a, Self::prepared()),
             Command::Man(a) => manual::man(&a, Self::prepared()),
         }

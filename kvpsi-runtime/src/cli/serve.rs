@@ -9,6 +9,7 @@ use super::{
     governor::{self, HeldModel},
     reading,
     run::Signal,
+    watermarks,
 };
 use crate::cli::tell::tell;
 use crate::{
@@ -156,6 +157,10 @@ pub struct Args {
     /// Let the kernel measure what the eBPF programs cost, for /metrics; needs CAP_SYS_ADMIN
     #[arg(long)]
     probe_cost: bool,
+    /// Have kswapd wake earlier while this runs (vm.watermark_scale_factor), where `kvpsi doctor`
+    /// advises it; needs root
+    #[arg(long)]
+    tune_watermarks: bool,
 }
 
 /// Runs the command until SIGINT or SIGTERM.
@@ -180,6 +185,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .then(programs::enable_statistics)
         .transpose()
         .context("--probe-cost")?;
+    let _tuned = args
+        .tune_watermarks
+        .then(watermarks::tune)
+        .transpose()
+        .context("--tune-watermarks")?;
     let prepared = listen(&args, &path, &tap)?;
     let socket = bind(SocketAddr::new(args.host, args.port))?;
     let address = socket.local_addr()?;

@@ -13,6 +13,7 @@ mod bucket;
 pub mod cgroup;
 pub mod controller;
 pub(crate) mod counters;
+pub mod early;
 mod gate;
 pub mod gauge;
 pub mod governor;
