@@ -6,7 +6,7 @@
 use kvpsi::{
     engine::{
         Engine, EngineConfig, Finish, SamplingConfig,
-        batch::{Ask, Batch, BatchConfig, Client, Failure, Outcome, Progress, StreamEvent},
+        batch::{Ask, Batch, BatchConfig, Client, Failure, Look, Outcome, Progress, StreamEvent},
     },
     kv::{Profile, Step, Steps},
     units::Bytes,
@@ -399,4 +399,56 @@ fn the_beginning_that_two_prompts_share_is_computed_once() {
     let mut asked = [ask(&mut b, more, 4, LONG)];
     finish(&mut b, &mut asked, |_, _| ());
     assert_eq!(asked[0].end.clone().unwrap().unwrap().cached_tokens, 192);
+}
+
+/// What was seen of a chunk whose memory was taken meanwhile means nothing.
+#[test]
+fn a_prompt_that_is_looked_at_gives_the_same_when_it_loses_its_memory() {
+    let Some(mut batch) = batch("look", 1, |_| ()) else {
+        return;
+    };
+    let tokens = prompt(&batch, 0, 700);
+    let pool = batch.engine().pool();
+    let mut embed = |losses: usize| {
+        let (sender, events) = channel();
+        batch.submit(Ask {
+            look: Some(Look::Embedding),
+            id: "x".into(),
+            tokens: tokens.clone(),
+            sampling: greedy(1),
+            constraint: None,
+            arrived: Instant::now(),
+            deadline: Instant::now() + Duration::from_secs(60),
+            client: Box::new(Listener {
+                events: sender,
+                gone: Arc::default(),
+                with_piece: Box::new(|| ()),
+            }),
+        });
+        let (mut steps, mut lost) = (0, 0);
+        while batch.step() != Progress::Idle {
+            steps += 1;
+            // After its first chunk, and again after the next one.
+            if lost < losses && steps % 2 == 1 {
+                lost += 1;
+                let t = pool.trim(Bytes(u64::MAX), PREEMPT.to_the_last());
+                assert_eq!(t.preempted, 1);
+                pool.set_budget(pool.capacity());
+            }
+        }
+        let all: Vec<StreamEvent> = events.try_iter().collect();
+        let [
+            StreamEvent::Started { .. },
+            StreamEvent::Embedding(embedding),
+            StreamEvent::Done(outcome),
+        ] = all.as_slice()
+        else {
+            panic!("{all:?}");
+        };
+        assert_eq!(outcome.preemptions, losses as u64);
+        embedding.clone()
+    };
+    let whole = embed(0);
+    assert_eq!(embed(1), whole);
+    assert_eq!(embed(2), whole);
 }

@@ -136,7 +136,24 @@ fn grammars_that_explode_are_refused_or_followed_in_bounded_time() {
     let regexes = regexes.map(|r| Grammar::Regex(r.into()));
     let all = regexes.into_iter().chain(schemas.map(Grammar::Schema));
     let endless = Grammar::Lark("start: start start | \"a\"".into());
-    for grammar in all.chain([endless]) {
+    // Each names the next: compiled by recursion.
+    let chain = |n: usize, name: &str| {
+        let rules: String = (0..n)
+            .map(|i| format!("{name}{i}: {name}{}\n", i + 1))
+            .collect();
+        Grammar::Lark(format!("start: {name}0\n{rules}{name}{n}: \"a\"\n"))
+    };
+    let chains = [chain(1900, "r"), chain(1900, "T"), chain(9000, "r")];
+    let refs = (0..2500).map(|i| {
+        (
+            format!("d{i}"),
+            json!({"$ref": format!("#/$defs/d{}", i + 1)}),
+        )
+    });
+    let mut refs: serde_json::Map<_, _> = refs.collect();
+    refs.insert("d2500".into(), json!({"type": "null"}));
+    let refs = Grammar::Schema(json!({"$defs": refs, "$ref": "#/$defs/d0"}));
+    for grammar in all.chain([endless, refs]).chain(chains) {
         let what = format!("{grammar:?}").chars().take(60).collect::<String>();
         let since = Instant::now();
         if let Ok(mut constraint) = grammars.compile(vec![grammar], None) {

@@ -269,3 +269,27 @@ fn no_api_lets_a_text_make_a_turn() {
     let (status, said) = s.stop();
     assert!(status.success(), "{said}");
 }
+
+/// What was begun ends the prompt, though the template's own text has it, too.
+#[test]
+fn an_answer_that_was_begun_goes_on_where_it_ends() {
+    let test = "an_answer_that_was_begun_goes_on_where_it_ends";
+    let Some(file) = model(test) else { return };
+    let mut s = Served::start(&file, &[], None);
+    for begun in ["<", "e", "|", "im_end", "The answer is  ", "\u{e9}"] {
+        let body = json!({
+            "messages": [
+                { "role": "user", "content": "e < | im_end" },
+                { "role": "assistant", "content": begun },
+            ],
+            "continue_final_message": true, "add_generation_prompt": false,
+        });
+        let (status, told) = s.post("/tokenize", &body);
+        assert_eq!(status, 200, "{told}");
+        let (_, told) = s.post("/detokenize", &json!({ "tokens": told["tokens"] }));
+        let text = told["prompt"].as_str().unwrap();
+        let end = format!("<|im_start|>assistant\n{}", begun.trim_end());
+        assert!(text.ends_with(&end), "{begun:?}: {text:?}");
+    }
+    s.stop();
+}

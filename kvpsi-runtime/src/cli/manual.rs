@@ -215,7 +215,9 @@ mod tests {
         let pages = all();
         let mut root = Cli::prepared();
         root.build();
-        let subcommands = root.get_subcommands().filter(|c| c.get_name() != "help");
+        let subcommands = root
+            .get_subcommands()
+            .filter(|c| c.get_name() != "help" && !c.is_hide_set());
         let mut count = 1;
         for command in subcommands {
             count += 1;

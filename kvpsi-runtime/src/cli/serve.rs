@@ -13,7 +13,7 @@ use super::{
 };
 use crate::cli::tell::tell;
 use crate::{
-    control::{GovernorConfig, Prepared, Tap, gauge},
+    control::{GovernorConfig, Prepared, Tap},
     engine::batch::BatchConfig,
     kv::{KvType, Profile, evict::Evict},
     model::{chat::ChatTemplate, default_model, gguf::files, ollama},
@@ -208,7 +208,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     engine.max_sequences = engine.parallel + 2;
     let batch = BatchConfig {
         parallel: engine.parallel,
-        obtainable: gauge::obtainable,
         ..BatchConfig::default()
     };
     let ready = server.clone();

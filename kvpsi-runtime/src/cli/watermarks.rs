@@ -71,36 +71,31 @@ pub fn tune() -> anyhow::Result<Option<Keeper>> {
 /// The setting cannot be written.
 pub fn keep(args: &Args) -> anyhow::Result<()> {
     let why = || format!("{FACTOR}: it takes root, and a /proc/sys that is not read-only");
-    let old = fs::read_to_string(FACTOR).with_context(why)?;
-    fs::write(FACTOR, args.factor.to_string()).with_context(why)?;
-    let ended = wait();
-    let now = fs::read_to_string(FACTOR).with_context(why)?;
-    if now.trim() == args.factor.to_string() {
-        fs::write(FACTOR, old.trim()).with_context(why)?;
-    }
-    ended
-}
-
-/// Until the server is gone, or a service manager ends all.
-fn wait() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        // Before anything is changed: a signal must not end this in between.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let old = fs::read_to_string(FACTOR).with_context(why)?;
+        fs::write(FACTOR, args.factor.to_string()).with_context(why)?;
         let (tell, closed) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             let _ = tell.send(());
         });
-        // Said only now that no signal can end this process before.
         println!("set");
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             _ = closed => {}
         }
-        Ok(())
+        let now = fs::read_to_string(FACTOR).with_context(why)?;
+        if now.trim() == args.factor.to_string() {
+            fs::write(FACTOR, old.trim()).with_context(why)?;
+        }
+        // Not waited for: the thread may still read.
+        std::process::exit(0)
     })
 }

@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 pub struct WallReport {
     /// The cgroup's directory, or `system`.
     pub level: String,
+    /// Levels above ours; none for the system.
+    #[serde(default)]
+    pub depth: Option<u32>,
     /// Bytes used.
     pub usage: Bytes,
     /// Of these, anonymous; none where it is not counted.
@@ -55,6 +58,7 @@ fn cgroups(own: &MemoryCgroup) -> Vec<WallReport> {
         let level = levels.get(l.up as usize)?;
         Some(WallReport {
             level: level.path.display().to_string(),
+            depth: Some(l.up),
             usage: l.usage,
             anonymous: l.anonymous,
             page_cache: l.file,

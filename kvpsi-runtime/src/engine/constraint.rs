@@ -27,6 +27,11 @@ use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 pub const MOST_GRAMMAR: usize = 128 << 10;
 /// Longest regular expression, in bytes.
 pub const MOST_REGEX: usize = 8 << 10;
+/// Most lines of a Lark grammar, which are at least as many as its rules: each may
+/// name the next, and compiling follows them by recursion.
+const MOST_LINES: usize = 2000;
+/// Stack of the thread that compiles: what is not used takes no memory.
+const STACK: usize = 256 << 20;
 /// Most texts of a choice.
 pub const MOST_CHOICES: usize = 4096;
 
@@ -92,6 +97,9 @@ impl Grammar {
                 // A JSON string is a string of Lark.
                 let texts: Vec<String> = all.iter().map(|t| json!(t).to_string()).collect();
                 GrammarWithLexer::from_lark(format!("start: {}", texts.join(" | ")))
+            }
+            Self::Lark(text) if text.lines().count() > MOST_LINES => {
+                return Err(GrammarError(format!("it has more than {MOST_LINES} lines")));
             }
             Self::Lark(text) => GrammarWithLexer::from_lark(text),
         })
@@ -219,12 +227,16 @@ impl Grammars {
         };
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // llguidance turns a panic of its own into an error from here on.
-        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            self.factory.create_parser(whole)
-        }));
-        let parser = parser
-            .map_err(|_| GrammarError("it could not be compiled".into()))?
-            .map_err(GrammarError::new)?;
+        let parser = std::thread::scope(|scope| {
+            let compiling = std::thread::Builder::new()
+                .name("kvpsi-compile".into())
+                .stack_size(STACK)
+                .spawn_scoped(scope, || self.factory.create_parser(whole));
+            let parser = compiling.map_err(GrammarError::new)?.join();
+            parser
+                .map_err(|_| GrammarError("it could not be compiled".into()))?
+                .map_err(GrammarError::new)
+        })?;
         let mut matcher = Box::new(Matcher::new(Ok(parser)));
         let mask = matcher.compute_mask_or_eos().map_err(GrammarError::new)?;
         if mask.is_zero() {

@@ -119,6 +119,8 @@ pub struct EngineConfig {
     pub sink_tokens: usize,
     /// Last tokens of a session that are never evicted.
     pub recent_tokens: usize,
+    /// Bytes that could be had if they must, whatever the budget is now.
+    pub obtainable: fn() -> Bytes,
     /// What may be lost to return memory.
     pub profile: Profile,
     /// Which tokens go first.
@@ -145,6 +147,7 @@ impl EngineConfig {
             parallel: 1,
             sink_tokens: 4,
             recent_tokens: 256,
+            obtainable: || Bytes(u64::MAX),
             profile: Profile::default(),
             evict: Evict::default(),
             floor_tokens: 0,
@@ -172,6 +175,7 @@ pub struct Engine {
     pool: Arc<KvPool>,
     ladder: Arc<Ladder>,
     context: usize,
+    obtainable: fn() -> Bytes,
     stop: Arc<AtomicBool>,
 }
 
@@ -246,6 +250,7 @@ impl Engine {
             chat,
             pool,
             context,
+            obtainable: config.obtainable,
             stop: config.stop.clone(),
         })
     }

@@ -115,8 +115,8 @@ impl Engine {
         will_do: bool,
     ) -> Result<bool, EngineError> {
         let (pool, len) = (&self.pool, session.history.len());
-        let free = pool.budget().saturating_sub(pool.account().in_use);
-        let must = will_do && pool.floor_of(len) <= free;
+        // A budget need never grow again: what stalls may be others' page cache.
+        let must = will_do && pool.floor_of(len) <= (self.obtainable)();
         let Some(new) = self.begin_again(session, must)? else {
             return Ok(false);
         };

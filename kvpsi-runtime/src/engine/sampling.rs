@@ -337,10 +337,8 @@ fn penalize(logits: &mut [f32], penalty: f32, recent: &[u32]) {
     if penalty == 1.0 {
         return;
     }
-    for (i, token) in recent.iter().enumerate() {
-        if recent[..i].contains(token) {
-            continue;
-        }
+    let mut seen = std::collections::HashSet::new();
+    for token in recent.iter().filter(|t| seen.insert(**t)) {
         if let Some(logit) = logits.get_mut(*token as usize) {
             *logit = if *logit >= 0.0 {
                 *logit / penalty

@@ -90,6 +90,11 @@ impl Session {
         self.preemptions += 1;
     }
 
+    /// Nothing is to be computed as it was: a preempted session begins anew.
+    pub(super) fn forget_steps(&mut self) {
+        self.history = History::default();
+    }
+
     /// Positions that had been computed before it was preempted.
     pub(super) fn computed_before(&self) -> usize {
         self.history.len()

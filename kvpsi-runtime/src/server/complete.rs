@@ -50,7 +50,7 @@ pub(super) struct Completer {
 }
 
 /// Seconds between comments that keep a silent stream open.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 impl Completer {
     /// Answers a request in OpenAI's shapes, whole or in pieces.

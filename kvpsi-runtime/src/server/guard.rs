@@ -81,7 +81,13 @@ impl Access {
             };
         }
         if self.loopback && self.api_key.is_none() && !self.admin_socket {
-            return self.is_from_here(headers);
+            // What pages of others may use is the model.
+            return Self {
+                origins: Vec::new(),
+                any_host: false,
+                ..self.clone()
+            }
+            .is_from_here(headers);
         }
         Err(ApiError::forbidden(
             "only the one who runs this server may ask for that: start it with --admin-key-file or KVPSI_ADMIN_KEY, or ask by --admin-socket",
@@ -267,6 +273,24 @@ mod tests {
 
         let local = with_keys(None, None);
         assert!(local.administer(&none, None).is_ok());
+        // Pages that may use the model may do no more.
+        let open = Access {
+            origins: vec!["*".into()],
+            any_host: true,
+            ..local.clone()
+        };
+        let page = headers(&[
+            (header::HOST, "127.0.0.1:8080"),
+            (header::ORIGIN, "http://evil.example"),
+        ]);
+        assert!(open.admit(&page, None).is_ok());
+        assert_eq!(status(open.administer(&page, None)), Some(403));
+        let rebound = headers(&[
+            (header::HOST, "evil.example"),
+            (header::ORIGIN, "http://evil.example"),
+        ]);
+        assert!(open.admit(&rebound, None).is_ok());
+        assert_eq!(status(open.administer(&rebound, None)), Some(403));
         let remote = Access {
             loopback: false,
             ..local.clone()

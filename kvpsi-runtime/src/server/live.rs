@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::monotonic_ns,
-    control::{TrimRecord, cgroup::MemoryCgroup, gauge::ResidentGauge, report},
+    control::{TrimRecord, WallReport, cgroup::MemoryCgroup, gauge::ResidentGauge, report},
     kv::{Profile, Step},
     trace,
     units::Bytes,
@@ -27,6 +27,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Samples between two looks at the limits: a second.
+const WALLS_EVERY: u64 = 1000 / SAMPLE_MS;
+
 /// A ready instance and its past.
 #[derive(Debug)]
 pub struct Live {
@@ -37,6 +40,7 @@ pub struct Live {
     statm: Option<ResidentGauge>,
     cgroup: Option<MemoryCgroup>,
     refused: AtomicU64,
+    walls: Mutex<Vec<WallReport>>,
     past: Mutex<Past>,
 }
 
@@ -69,6 +73,7 @@ impl Live {
             statm: ResidentGauge::open().ok(),
             cgroup: MemoryCgroup::of_self().ok(),
             refused: AtomicU64::new(0),
+            walls: Mutex::new(report::walls()),
             past: Mutex::default(),
         };
         let totals = new.totals();
@@ -132,6 +137,17 @@ impl Live {
         past.next += 1;
     }
 
+    /// The limits as they were last looked up.
+    fn walls(&self) -> Vec<WallReport> {
+        (self.walls.lock().unwrap_or_else(PoisonError::into_inner)).clone()
+    }
+
+    /// Looks them up: slow where the kernel is short of memory.
+    fn look_up_walls(&self) {
+        let walls = report::walls();
+        *self.walls.lock().unwrap_or_else(PoisonError::into_inner) = walls;
+    }
+
     /// Samples until the task is dropped.
     pub(super) async fn watch(self: Arc<Self>, metrics: Arc<Metrics>) {
         let mut tick = tokio::time::interval(Duration::from_millis(SAMPLE_MS));
@@ -143,6 +159,10 @@ impl Live {
             count += 1;
             if count.is_multiple_of(8) {
                 metrics.gather();
+            }
+            if count.is_multiple_of(WALLS_EVERY) {
+                let live = Arc::clone(&self);
+                let _ = tokio::task::spawn_blocking(move || live.look_up_walls()).await;
             }
         }
     }
@@ -228,7 +248,7 @@ impl Live {
             sequences: self.sequences(),
             rss: (self.statm.as_ref().and_then(ResidentGauge::read)).unwrap_or(Bytes::ZERO),
             limit: (self.cgroup.as_ref()).and_then(|c| c.tightest().map(|(_, limit)| limit)),
-            walls: report::walls(),
+            walls: self.walls(),
         }
     }
 

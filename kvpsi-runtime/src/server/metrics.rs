@@ -309,7 +309,11 @@ fn kernel(s: &Status, governor: &Governor) {
         counter!(names::STALLS_JUDGED.name, "wall" => wall, "verdict" => verdict).absolute(n);
     }
     for w in &s.walls {
-        let level = || w.level.clone();
+        // Not its path, which anybody could read here: names of units and containers.
+        let level = || {
+            w.depth
+                .map_or_else(|| "system".into(), |up| format!("cgroup-{up}"))
+        };
         gauge!(names::WALL_USAGE.name, "level" => level()).set(w.usage.0 as f64);
         gauge!(names::WALL_ROOM.name, "level" => level()).set(w.room.0 as f64);
         gauge!(names::WALL_MISSING.name, "level" => level()).set(w.missing.0 as f64);

@@ -30,6 +30,8 @@ use std::{
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken from a client.
 const LONGEST_ID: usize = 128;
+/// In the log where the client left before there was a response (nginx's code).
+const GONE: u16 = 499;
 /// Answered on reserved connections, and logged at a lower level.
 const LOOKS: [&str; 3] = ["/health", "/metrics", "/kvpsi/status"];
 
@@ -82,6 +84,16 @@ pub(super) async fn observe(
         Some(c) if c.is_reserved() => looks || !server.connections.settle(c).await,
         _ => false,
     };
+    // Until there is a response: a client may leave before.
+    let mut end = End {
+        note,
+        connection: connection.clone(),
+        id: id.clone(),
+        method,
+        path,
+        status: StatusCode::from_u16(GONE).unwrap_or_default(),
+        quiet: known.is_none_or(|p| LOOKS.contains(&p) || p == "/kvpsi/history"),
+    };
     let mut response = if reserved && !looks {
         ApiError::unavailable(
             "connections",
@@ -98,15 +110,7 @@ pub(super) async fn observe(
     if reserved {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let end = End {
-        note,
-        connection,
-        id,
-        method,
-        path,
-        status,
-        quiet: known.is_none_or(|p| LOOKS.contains(&p) || p == "/kvpsi/history"),
-    };
+    end.status = status;
     response.map(|body| {
         Body::new(body.map_err(move |e| {
             let _with_the_body = &end;

@@ -172,9 +172,15 @@ fn constraint(
     if grammars.is_empty() {
         return Ok(None);
     }
-    if request.sampling.min_tokens > 0 {
-        let why = "the answer ends where its schema or grammar does";
-        return Err(ApiError::unsupported("min_tokens", why));
+    let sampling = &request.sampling;
+    for (name, given) in [
+        ("min_tokens", sampling.min_tokens > 0),
+        ("ignore_eos", sampling.ignore_eos),
+    ] {
+        if given {
+            let why = "the answer ends where its schema or grammar does";
+            return Err(ApiError::unsupported(name, why));
+        }
     }
     let compiled = live
         .loaded

@@ -5,7 +5,7 @@
 //! bad. Out of scope: what frames are made of.
 
 use super::{
-    complete::Begun,
+    complete::{Begun, KEEP_ALIVE},
     error::ApiError,
     parts::{Parts, Told},
     sender::ChoiceEvent,
@@ -27,13 +27,18 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::{
+    sync::mpsc::UnboundedReceiver,
+    time::{Instant, Interval, interval_at},
+};
 use tokio_stream::Stream;
 
 /// What an API makes of an answer.
 pub(super) trait Wire: Send + Unpin + 'static {
     /// The type of a stream's body.
     const STREAM: &'static str;
+    /// What keeps a stream open while the model is silent; empty: nothing can.
+    const ALIVE: &'static str;
     /// What a stream begins with.
     fn begin(&mut self) -> Vec<String>;
     /// Parts of the answer.
@@ -70,6 +75,7 @@ impl Answering {
                 answering: self,
                 wire,
                 ready,
+                alive: interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE),
                 ended: false,
             };
             let headers = [
@@ -104,6 +110,7 @@ struct Frames<W> {
     answering: Answering,
     wire: W,
     ready: VecDeque<Bytes>,
+    alive: Interval,
     ended: bool,
 }
 
@@ -147,7 +154,11 @@ impl<W: Wire> Stream for Frames<W> {
             }
             match self.answering.events.poll_recv(cx) {
                 Poll::Ready(event) => self.take(ended(event)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending if W::ALIVE.is_empty() => return Poll::Pending,
+                Poll::Pending => {
+                    std::task::ready!(self.alive.poll_tick(cx));
+                    return Poll::Ready(Some(Ok(Bytes::from_static(W::ALIVE.as_bytes()))));
+                }
             }
         }
     }

@@ -160,6 +160,7 @@ pub fn status() -> Status {
         walls: vec![
             WallReport {
                 level: "/sys/fs/cgroup/robot/llm".into(),
+                depth: Some(0),
                 usage: Bytes::mib(170),
                 anonymous: Some(Bytes::mib(161)),
                 page_cache: Some(Bytes::mib(7)),

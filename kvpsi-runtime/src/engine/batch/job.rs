@@ -148,6 +148,8 @@ pub(super) struct Job {
     pub cached_tokens: usize,
     /// What was seen of the prompt.
     pub seen: Seen,
+    /// Told once its memory is free.
+    pub embedding: Option<Vec<f32>>,
 }
 
 impl Job {
@@ -157,6 +159,7 @@ impl Job {
             state: State::Waiting,
             session: None,
             answer: None,
+            embedding: None,
             hashes: Vec::new(),
             cached_tokens: 0,
             seen: Seen::default(),
@@ -194,6 +197,9 @@ impl Job {
         let (loss, preemptions) = (session.loss(), session.preemptions());
         // The client may ask again at once: its memory is free by then.
         drop(session);
+        if let Some(embedding) = self.embedding.take() {
+            self.ask.client.send(StreamEvent::Embedding(embedding));
+        }
         answer.stats.finish = finish;
         match answer.rest() {
             Ok(text) if text.is_empty() => {}

@@ -14,7 +14,6 @@ use crate::{
     engine::{
         Engine, Finish,
         sampling::{TokenLogprobs, logprobs_of},
-        session::CHUNK,
     },
     model::step::Step,
 };
@@ -70,9 +69,9 @@ impl Seen {
 
 impl Batch {
     /// Takes a chunk of a prompt through whose rows are looked at.
-    pub(super) fn look(&mut self, i: usize, look: Look) {
+    pub(super) fn look(&mut self, i: usize, look: Look, chunk: usize) {
         let mut plan = Plan::default();
-        self.plan(i, CHUNK, &mut plan);
+        self.plan(i, chunk, &mut plan);
         if plan.jobs.is_empty() {
             return;
         }
@@ -104,9 +103,8 @@ impl Batch {
                 self.next_token(i, rows.saturating_sub(1));
             }
             Look::Embedding => {
-                let embedding = job.seen.embedding();
-                job.ask.client.send(StreamEvent::Embedding(embedding));
-                job.finish(Finish::MaxTokens);
+                job.embedding = Some(job.seen.embedding());
+                job.finish(Finish::Eos);
                 self.account.finished.fetch_add(1, Relaxed);
             }
         }

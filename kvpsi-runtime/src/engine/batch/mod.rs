@@ -40,8 +40,6 @@ pub struct BatchConfig {
     pub patience: Duration,
     /// How long it is short before a request fails whose floor cannot be had.
     pub floor_patience: Duration,
-    /// Bytes that could be had if they must, whatever the budget is now.
-    pub obtainable: fn() -> Bytes,
 }
 
 impl Default for BatchConfig {
@@ -51,7 +49,6 @@ impl Default for BatchConfig {
             chunk_beside: 32,
             patience: Duration::from_secs(1),
             floor_patience: Duration::from_secs(5),
-            obtainable: || Bytes(u64::MAX),
         }
     }
 }
@@ -242,7 +239,7 @@ impl Batch {
         let in_use = self.engine.pool.account().in_use;
         self.most
             .saturating_sub(in_use)
-            .min((self.config.obtainable)())
+            .min((self.engine.obtainable)())
     }
 
     /// Shows what is in flight; not at every step unless it must.

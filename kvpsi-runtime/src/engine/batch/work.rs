@@ -104,19 +104,19 @@ impl Batch {
         }
         let prefill = self.next_prefill();
         let look = prefill.and_then(|i| Some((i, self.running[i].ask.look?)));
+        let chunk = if plan.spans.is_empty() {
+            CHUNK
+        } else {
+            self.config.chunk_beside
+        };
         if let Some(i) = prefill.filter(|_| look.is_none()) {
-            let chunk = if plan.spans.is_empty() {
-                CHUNK
-            } else {
-                self.config.chunk_beside
-            };
             self.plan(i, chunk, &mut plan);
         }
         if !plan.spans.is_empty() {
             self.run(&plan);
         }
         if let Some((i, look)) = look {
-            self.look(i, look);
+            self.look(i, look, chunk);
         }
         let worked = !plan.spans.is_empty() || look.is_some();
         self.leave();
@@ -229,10 +229,16 @@ impl Batch {
     pub(super) fn preempted(&mut self, i: usize) {
         self.account.preemptions.fetch_add(1, Relaxed);
         let job = &mut self.running[i];
-        job.state = State::Preempted;
         if let Some(session) = &mut job.session {
             session.note_preemption();
+            if job.ask.look.is_some() && job.state == State::Prefill {
+                // What was seen of the chunk that was taken means nothing, and the
+                // rest is to be seen: from the beginning.
+                job.seen = Default::default();
+                session.forget_steps();
+            }
         }
+        job.state = State::Preempted;
     }
 
     pub(super) fn fail(&mut self, i: usize, why: &str) {

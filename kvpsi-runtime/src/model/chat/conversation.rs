@@ -192,14 +192,20 @@ impl ChatTemplate {
         })?;
         guard(&mut variables, tokenizer, mark);
         variables["add_generation_prompt"] = json!(!goes_on && c.begin.unwrap_or(true));
-        let last = variables["messages"]
-            .as_array()
-            .and_then(|m| Some(m.last()?["content"].as_str()?.trim().to_owned()));
+        // Two marks side by side stand nowhere else: the answer goes on there.
+        let here = String::from_iter([mark, mark]);
+        if goes_on
+            && let Some(Value::String(begun)) = variables["messages"]
+                .as_array_mut()
+                .and_then(|m| m.last_mut())
+                .map(|m| &mut m["content"])
+        {
+            begun.truncate(begun.trim_end().len());
+            begun.push_str(&here);
+        }
         let mut text = self.render_value(&variables)?;
         if goes_on {
-            let last = last.unwrap_or_default();
-            let end = text.rfind(&last).map(|at| at + last.len());
-            text.truncate(end.ok_or_else(|| {
+            text.truncate(text.find(&here).ok_or_else(|| {
                 ModelError::Template(
                     "the last message is not in its text as it was sent: it cannot be gone on with"
                         .into(),

@@ -101,6 +101,7 @@ fn input(call: &Call) -> Result<Value, String> {
 
 impl Wire for Blocks {
     const STREAM: &'static str = "text/event-stream";
+    const ALIVE: &'static str = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
 
     fn begin(&mut self) -> Vec<String> {
         let message = self.message(json!([]));

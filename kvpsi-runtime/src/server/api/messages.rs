@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 /// Most messages of a conversation.
 pub(in crate::server) const MOST_MESSAGES: usize = 4096;
 /// Most calls of one message.
-const MOST_CALLS: usize = 128;
+pub(in crate::server) const MOST_CALLS: usize = 128;
 
 /// What is wrong with a message: which part, and why.
 type Wrong = (&'static str, &'static str);

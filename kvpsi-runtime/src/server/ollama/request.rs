@@ -256,7 +256,10 @@ fn message(m: &Value) -> Result<Message, &'static str> {
         .map(str::to_owned);
     message.call_id = text("tool_call_id").map(str::to_owned);
     if let Some(Value::Array(calls)) = m.get("tool_calls") {
-        for (i, call) in calls.iter().enumerate().take(128) {
+        if calls.len() > messages::MOST_CALLS {
+            return Err("has more than 128 tool calls");
+        }
+        for (i, call) in calls.iter().enumerate() {
             let function = call
                 .get("function")
                 .ok_or("has a tool call without `function`")?;

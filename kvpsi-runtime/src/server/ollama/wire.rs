@@ -88,6 +88,7 @@ impl Lines {
 
 impl Wire for Lines {
     const STREAM: &'static str = "application/x-ndjson";
+    const ALIVE: &'static str = "";
 
     fn begin(&mut self) -> Vec<String> {
         Vec::new()

@@ -62,6 +62,18 @@ pub fn parse(body: &[u8]) -> Result<(Request, Map<String, Value>), ApiError> {
     if fields.get("truncation").is_some_and(|t| t != "disabled") {
         return Err(ApiError::unsupported("truncation", "only `disabled`"));
     }
+    if let Some(metadata) = fields.get("metadata").filter(|m| !m.is_null()) {
+        let fits = metadata.as_object().is_some_and(|m| {
+            let short = |(k, v): (&String, &Value)| {
+                k.len() <= 64 && v.as_str().is_some_and(|v| v.len() <= 512)
+            };
+            m.len() <= 16 && m.iter().all(short)
+        });
+        if !fits {
+            let why = "`metadata` must be an object of at most 16 texts, keys of 64 and values of 512 bytes";
+            return Err(ApiError::param("metadata", why));
+        }
+    }
     let mut echo = repeated(&fields);
     let tools = tools(&fields)?;
     let mut conversation = Conversation::new(input(&fields)?);

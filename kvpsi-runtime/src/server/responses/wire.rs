@@ -242,6 +242,7 @@ impl Items {
 
 impl Wire for Items {
     const STREAM: &'static str = "text/event-stream";
+    const ALIVE: &'static str = ": keep-alive\n\n";
 
     fn begin(&mut self) -> Vec<String> {
         let response = self.response("in_progress");
