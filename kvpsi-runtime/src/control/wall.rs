@@ -77,6 +77,14 @@ impl CgroupLevel {
         self.usage.saturating_sub(self.file.unwrap_or(Bytes::ZERO))
     }
 
+    /// It is full of anonymous memory (and of what the kernel holds for it, which is
+    /// not counted here): without swap no reclaim helps.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        let all = self.limit.0 / 16 * 15;
+        self.anonymous.is_some_and(|a| a.0 >= all)
+    }
+
     /// What is to stay free at least: a 64th of the limit, at least 2 MiB (but a 16th at
     /// most, which counts for tests alone) and at most 8, beside the cushion. More follows from how fast usage grows, which is the
     /// controller's to see.

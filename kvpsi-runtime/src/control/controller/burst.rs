@@ -49,8 +49,9 @@ pub(super) struct Need {
     pub missing: Bytes,
     /// The kernel is about to kill: no time for slow steps.
     pub hard: bool,
-    /// Nearly all of the headroom is gone, or will be in a moment: the kernel kills
-    /// next, so the last running sequence may go too.
+    /// Nearly all of the headroom is gone: the kernel kills next, so the last running
+    /// sequence may go too. Growth to come does not count, nor do dirty pages, which
+    /// reclaim waits for: a sequence that went for these each time would never get on.
     pub last: bool,
     /// Only what is lossless.
     pub lossless: bool,
@@ -196,7 +197,7 @@ impl Controller {
         let owed = if b.stuck { Bytes::ZERO } else { self.owed.1 };
         let coming = Bytes(on_the_way.0.saturating_add(owed.0));
         let at = b.wall as usize;
-        let (hard_missing, headroom, wall) = match b.wall {
+        let (hard_missing, now_missing, headroom, wall) = match b.wall {
             Wall::Cgroup => {
                 let Some(c) = levels.cgroup else {
                     return Need::default();
@@ -208,13 +209,13 @@ impl Controller {
                 let ahead = self.usage.within(ahead);
                 let ahead = ahead.min(Bytes(c.limit.0 / 8));
                 let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
-                (Bytes(soon), c.headroom(), c.limit)
+                (Bytes(soon), c.missing(), c.headroom(), c.limit)
             }
             Wall::System => {
                 let Some(s) = levels.system else {
                     return Need::default();
                 };
-                (s.missing(), Bytes::ZERO, s.scale())
+                (s.missing(), Bytes::ZERO, Bytes::ZERO, s.scale())
             }
         };
         let spared_quick = Bytes(headroom.0 / 4);
@@ -268,7 +269,9 @@ impl Controller {
             all: all.max(if hard { near } else { Bytes::ZERO }),
             missing,
             hard,
-            last: hard && near.0 >= headroom.0 / 2,
+            last: hard
+                && now_missing.saturating_sub(on_the_way).0 >= headroom.0 / 4 * 3
+                && levels.cgroup.is_some_and(|c| c.is_anonymous()),
             lossless: false,
         }
     }

@@ -434,10 +434,18 @@ fn the_last_sequence_goes_only_where_nearly_all_headroom_is_gone() {
     let headroom = full(Bytes::ZERO).cgroup.unwrap().headroom();
     for (missing, last) in [(headroom.0 / 2, false), (headroom.0 / 4 * 3, true)] {
         c.observe(&event(Kind::MemcgReclaim, Phase::Onset, MS));
-        let d = c.decide(MS, short(Bytes(missing))).unwrap();
+        let mut levels = short(Bytes(missing));
+        levels.cgroup.as_mut().unwrap().anonymous = Some(LIMIT);
+        let d = c.decide(MS, levels).unwrap();
         let all = Profile::Latency.steps(true);
         let steps = if last { all.to_the_last() } else { all };
         assert_eq!(d.steps, steps, "{missing} missing");
+        c.trimmed(MS, &d, Gave::default());
+        // Dirty pages: reclaim waits for them, and nobody is killed.
+        levels.cgroup.as_mut().unwrap().anonymous = Some(Bytes(LIMIT.0 / 2));
+        c.observe(&event(Kind::MemcgReclaim, Phase::Summary, MS));
+        let d = c.decide(MS, levels).unwrap();
+        assert_eq!(d.steps, all);
         c.trimmed(MS, &d, Gave::default());
     }
 }
