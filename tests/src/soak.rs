@@ -21,7 +21,8 @@ pub struct Account {
     pub asked: AtomicU64,
     /// Good ones that were answered to the end.
     pub answered: AtomicU64,
-    /// Good ones that were told to come again (429 or 503).
+    /// Those that were told to come again (429 or 503): a full queue is said before
+    /// anybody looks at what was sent.
     pub put_off: AtomicU64,
     /// Bad ones that were refused as they must be.
     pub refused: AtomicU64,
@@ -237,6 +238,8 @@ fn bad(served: &Served, rng: &mut fastrand::Rng, account: &Account) {
     };
     if status == 400 && answer["error"]["param"] == field {
         account.refused.fetch_add(1, Relaxed);
+    } else if status == 429 {
+        put_off(status, &answer.to_string(), account);
     } else {
         account.note(format!("{field}: {value} got {status}: {answer}"));
     }
@@ -247,6 +250,7 @@ fn refused(served: &Served, bytes: &[u8], want: u16, account: &Account) {
         Ok((status, text)) if status == want && text.contains("\"error\"") => {
             account.refused.fetch_add(1, Relaxed);
         }
+        Ok((status @ 429, text)) => put_off(status, &text, account),
         other => account.note(format!("not refused with {want}: {other:?}")),
     }
 }
