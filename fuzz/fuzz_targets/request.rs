@@ -23,7 +23,7 @@ fn check(r: &Request) {
     let s = &r.sampling;
     assert!((0.0..=2.0).contains(&s.temperature), "{s:?}");
     assert!(s.top_p.is_none_or(|p| p > 0.0 && p <= 1.0), "{s:?}");
-    assert!(s.max_tokens > 0 && s.top_k != Some(0), "{s:?}");
+    assert!(s.top_k != Some(0) && r.choices > 0, "{s:?}");
     assert!(
         s.repeat_penalty > 0.0 && s.repeat_penalty.is_finite(),
         "{s:?}"
@@ -33,7 +33,7 @@ fn check(r: &Request) {
     }
     assert!(s.stops.iter().all(|t| !t.is_empty()), "{s:?}");
     assert!(r.stream || !r.include_usage, "{r:?}");
-    if let Prompt::Chat(messages) = &r.prompt {
-        assert!(!messages.is_empty());
+    if let Prompt::Chat(conversation) = &r.prompt {
+        assert!(!conversation.messages.is_empty());
     }
 }
