@@ -82,6 +82,15 @@ impl Args {
         self.admin_socket.as_deref()
     }
 
+    /// Removes a socket that was left behind: before the sandbox, which lets nobody
+    /// connect to one to see whether somebody listens.
+    ///
+    /// # Errors
+    /// Another program listens there, or it is no socket.
+    pub(super) fn clear_socket(&self) -> anyhow::Result<()> {
+        self.admin_socket.as_deref().map_or(Ok(()), clear)
+    }
+
     /// Makes the admin socket.
     pub(super) fn listen(&self) -> anyhow::Result<Option<Socket>> {
         self.admin_socket.as_deref().map(Socket::bind).transpose()
@@ -95,20 +104,24 @@ pub(super) struct Socket {
     path: PathBuf,
 }
 
+fn clear(path: &Path) -> anyhow::Result<()> {
+    let what = || format!("--admin-socket {}", path.display());
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            bail!("{}: there is a file that is no socket", what());
+        }
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            bail!("{}: another program listens there", what());
+        }
+        // One that was left behind.
+        Ok(_) => std::fs::remove_file(path).with_context(what),
+        Err(_) => Ok(()),
+    }
+}
+
 impl Socket {
     fn bind(path: &Path) -> anyhow::Result<Self> {
         let what = || format!("--admin-socket {}", path.display());
-        match std::fs::symlink_metadata(path) {
-            Ok(there) if !there.file_type().is_socket() => {
-                bail!("{}: there is a file that is no socket", what());
-            }
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                bail!("{}: another program listens there", what());
-            }
-            // One that was left behind.
-            Ok(_) => std::fs::remove_file(path).with_context(what)?,
-            Err(_) => {}
-        }
         // Nobody may connect before the mode is set.
         let before = rustix::process::umask(Mode::from_raw_mode(0o177));
         let made = std::os::unix::net::UnixListener::bind(path);
@@ -156,16 +169,17 @@ mod tests {
         let first = Socket::bind(&path).unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let e = Socket::bind(&path).unwrap_err().to_string();
+        let e = clear(&path).unwrap_err().to_string();
         assert!(e.contains("another program"), "{e}");
         // As after a crash: the file is there, and nobody listens.
         drop(first);
         assert!(!path.exists());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
+        clear(&path).unwrap();
         drop(Socket::bind(&path).unwrap());
         std::fs::write(&path, "text").unwrap();
-        let e = Socket::bind(&path).unwrap_err().to_string();
+        let e = clear(&path).unwrap_err().to_string();
         assert!(e.contains("no socket"), "{e}");
     }
 

@@ -190,6 +190,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .then(watermarks::tune)
         .transpose()
         .context("--tune-watermarks")?;
+    args.admin.clear_socket()?;
     let prepared = listen(&args, &path, &tap)?;
     let socket = bind(SocketAddr::new(args.host, args.port))?;
     let address = socket.local_addr()?;

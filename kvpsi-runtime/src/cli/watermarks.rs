@@ -5,7 +5,10 @@
 //! that ends: its standard input is then closed. What somebody else wrote meanwhile
 //! stays. Out of scope: which value ([`crate::control::early`]).
 
-use crate::control::early::{EarlyWarning, FACTOR};
+use crate::{
+    cli::tell::tell,
+    control::early::{EarlyWarning, FACTOR},
+};
 use anyhow::{Context, bail};
 use std::{
     fs,
@@ -40,7 +43,7 @@ impl Drop for Keeper {
 pub fn tune() -> anyhow::Result<Option<Keeper>> {
     let now = EarlyWarning::read().context("/proc/zoneinfo or the setting cannot be read")?;
     let Some(factor) = now.advice() else {
-        eprintln!("kvpsi: --tune-watermarks: nothing to do: {now}");
+        tell!("--tune-watermarks: nothing to do: {now}");
         return Ok(None);
     };
     let mut child = Command::new("/proc/self/exe")
@@ -58,8 +61,8 @@ pub fn tune() -> anyhow::Result<Option<Keeper>> {
     if line.trim() != "set" {
         bail!("vm.watermark_scale_factor stays {}", now.factor);
     }
-    eprintln!(
-        "kvpsi: vm.watermark_scale_factor: {} -> {factor} while this runs",
+    tell!(
+        "vm.watermark_scale_factor: {} -> {factor} while this runs",
         now.factor
     );
     Ok(Some(keeper))

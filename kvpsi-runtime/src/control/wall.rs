@@ -85,9 +85,9 @@ impl CgroupLevel {
         self.anonymous.is_some_and(|a| a.0 >= all)
     }
 
-    /// What is to stay free at least: a 64th of the limit, at least 2 MiB (but a 16th at
-    /// most, which counts for tests alone) and at most 8, beside the cushion. More follows from how fast usage grows, which is the
-    /// controller's to see.
+    /// What is to stay free at least, beside the cushion: a 64th of the limit, 2 to 8
+    /// MiB, and no more than a 16th. More follows from how fast usage grows, which is
+    /// the controller's to see.
     #[must_use]
     pub fn headroom(&self) -> Bytes {
         Bytes(

@@ -68,8 +68,7 @@ fn tried(c: &Confinement) -> Result<Part, landlock::RulesetError> {
         ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile
     });
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
-    // Whether one is left over is seen by connecting to it.
-    let socket = make_bitflags!(AccessFs::{ReadDir | MakeSock | RemoveFile | ResolveUnix});
+    let socket = make_bitflags!(AccessFs::{ReadDir | MakeSock | RemoveFile});
     let device = make_bitflags!(AccessFs::{ReadFile | WriteFile});
     let notify = Notify::of_environment();
     let program = env::current_exe();

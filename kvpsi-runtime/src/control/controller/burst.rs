@@ -123,24 +123,19 @@ impl Controller {
         }
         let need = self.need(&b, now_ns, levels);
         self.missing = need.missing;
-        if need.all == Bytes::ZERO {
-            if let Some(p) = p {
-                let v = &mut self.verdicts;
-                *match (b.wall, b.harmful) {
-                    // What it lacks is on its way.
-                    (Wall::Cgroup, true) => &mut v.answered_cgroup,
-                    (Wall::System, true) => &mut v.answered_system,
-                    (Wall::Cgroup, false) => &mut v.harmless_cgroup,
-                    (Wall::System, false) => &mut v.harmless_system,
-                } += p.count;
-            }
-            return None;
-        }
         if let Some(p) = p {
-            *match b.wall {
-                Wall::Cgroup => &mut self.verdicts.answered_cgroup,
-                Wall::System => &mut self.verdicts.answered_system,
+            // What a harmful burst lacks may be on its way.
+            let answered = need.all > Bytes::ZERO || b.harmful;
+            let v = &mut self.verdicts;
+            *match (b.wall, answered) {
+                (Wall::Cgroup, true) => &mut v.answered_cgroup,
+                (Wall::System, true) => &mut v.answered_system,
+                (Wall::Cgroup, false) => &mut v.harmless_cgroup,
+                (Wall::System, false) => &mut v.harmless_system,
             } += p.count;
+        }
+        if need.all == Bytes::ZERO {
+            return None;
         }
         b.active_ns = now_ns;
         if b.wall == Wall::Cgroup {
@@ -197,7 +192,7 @@ impl Controller {
         let owed = if b.stuck { Bytes::ZERO } else { self.owed.1 };
         let coming = Bytes(on_the_way.0.saturating_add(owed.0));
         let at = b.wall as usize;
-        let (hard_missing, now_missing, headroom, wall) = match b.wall {
+        let (hard_missing, spared_quick, wall) = match b.wall {
             Wall::Cgroup => {
                 let Some(c) = levels.cgroup else {
                     return Need::default();
@@ -209,16 +204,15 @@ impl Controller {
                 let ahead = self.usage.within(ahead);
                 let ahead = ahead.min(Bytes(c.limit.0 / 8));
                 let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
-                (Bytes(soon), c.missing(), c.headroom(), c.limit)
+                (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
             }
             Wall::System => {
                 let Some(s) = levels.system else {
                     return Need::default();
                 };
-                (s.missing(), Bytes::ZERO, Bytes::ZERO, s.scale())
+                (s.missing(), Bytes::ZERO, s.scale())
             }
         };
-        let spared_quick = Bytes(headroom.0 / 4);
         let spared = self.spared(wall);
         let restored = Bytes(self.restored[at].level(now_ns)).saturating_sub(spared);
         let too_long = self.stalled[at].level(now_ns) > ns(self.tuning.stall_time);
@@ -270,8 +264,10 @@ impl Controller {
             missing,
             hard,
             last: hard
-                && now_missing.saturating_sub(on_the_way).0 >= headroom.0 / 4 * 3
-                && levels.cgroup.is_some_and(|c| c.is_anonymous()),
+                && levels.cgroup.is_some_and(|c| {
+                    let missing = c.missing().saturating_sub(on_the_way);
+                    c.is_anonymous() && missing.0 >= c.headroom().0 / 4 * 3
+                }),
             lossless: false,
         }
     }

@@ -107,11 +107,7 @@ fn thinking(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
 }
 
 fn tools(fields: &Fields) -> Result<Tools, ApiError> {
-    let given: &[Value] = match fields.get("tools") {
-        None => &[],
-        Some(Value::Array(all)) => all,
-        Some(_) => return Err(ApiError::param("tools", "`tools` must be an array")),
-    };
+    let given = fields.list("tools")?;
     let mut functions: Vec<Map<String, Value>> = Vec::with_capacity(given.len());
     for tool in given {
         let kind = tool.get("type").and_then(Value::as_str);

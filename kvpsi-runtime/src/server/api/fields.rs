@@ -60,6 +60,15 @@ impl Fields {
         self.typed(name, "a string", |v| v.as_str().map(str::to_owned))
     }
 
+    /// An array; none is an empty one.
+    pub fn list(&self, name: &str) -> Result<&[Value], ApiError> {
+        match self.get(name) {
+            None => Ok(&[]),
+            Some(Value::Array(all)) => Ok(all),
+            Some(_) => Err(ApiError::param(name, format!("`{name}` must be an array"))),
+        }
+    }
+
     pub fn number(&self, name: &str, in_: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
         let what = format!("a number between {} and {}", in_.start(), in_.end());
         self.typed(name, what, |v| v.as_f64().filter(|n| in_.contains(n)))

@@ -130,11 +130,7 @@ impl Tools {
 
 /// `tools`, `tool_choice` and `parallel_tool_calls`.
 pub(super) fn tools(fields: &Fields) -> Result<Tools, ApiError> {
-    let given: &[Value] = match fields.get("tools") {
-        None => &[],
-        Some(Value::Array(all)) => all,
-        Some(_) => return Err(ApiError::param("tools", "`tools` must be an array")),
-    };
+    let given = fields.list("tools")?;
     let mut functions = Vec::with_capacity(given.len());
     for (i, tool) in given.iter().enumerate() {
         match (

@@ -214,11 +214,7 @@ fn thinking(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
 }
 
 fn tools(fields: &Fields) -> Result<Tools, ApiError> {
-    let given: &[Value] = match fields.get("tools") {
-        None => return Ok(Tools::default()),
-        Some(Value::Array(all)) => all,
-        Some(_) => return Err(ApiError::param("tools", "`tools` must be an array")),
-    };
+    let given = fields.list("tools")?;
     let functions = given
         .iter()
         .map(|t| t.get("function").and_then(Value::as_object));

@@ -135,11 +135,7 @@ fn repeated(fields: &Fields) -> Map<String, Value> {
 }
 
 fn tools(fields: &Fields) -> Result<Tools, ApiError> {
-    let given: &[Value] = match fields.get("tools") {
-        None => &[],
-        Some(Value::Array(all)) => all,
-        Some(_) => return Err(ApiError::param("tools", "`tools` must be an array")),
-    };
+    let given = fields.list("tools")?;
     let mut functions: Vec<Map<String, Value>> = Vec::with_capacity(given.len());
     for tool in given {
         let Some(function) = tool.as_object().filter(|_| tool["type"] == "function") else {
