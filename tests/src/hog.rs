@@ -42,7 +42,12 @@ impl Hog {
     /// Grows to so much, holds it for a while, and lets go; false if it was
     /// killed instead.
     pub fn grow(&mut self, bytes: u64) -> bool {
-        self.order("anon", bytes, 400)
+        self.grow_for(bytes, 400)
+    }
+
+    /// The same, held for so many milliseconds.
+    pub fn grow_for(&mut self, bytes: u64, ms: u64) -> bool {
+        self.order("anon", bytes, ms)
     }
 
     /// Reads a file of that size for a while: reclaim and refaults.

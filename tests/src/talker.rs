@@ -18,6 +18,9 @@ const LAYERS: usize = 8;
 const HEADS: usize = 8;
 const HEAD_DIM: usize = 64;
 
+/// Keys and values of a token in 16 bits: bytes.
+pub const TOKEN_BYTES: u64 = (2 * 2 * LAYERS * HEADS * HEAD_DIM) as u64;
+
 /// `tokenizer.ggml.token_type`, as llama.cpp numbers it.
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;

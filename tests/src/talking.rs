@@ -10,6 +10,12 @@ use std::{
     io::Read,
     path::PathBuf,
     process::{Child, ChildStderr, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 /// A model at work; killed and reaped on drop.
@@ -17,7 +23,8 @@ use std::{
 pub struct Talking {
     child: Child,
     err: Option<ChildStderr>,
-    out: Option<std::thread::JoinHandle<u64>>,
+    out: Option<JoinHandle<()>>,
+    bytes: Arc<AtomicU64>,
     _file: tempfile::TempDir,
 }
 
@@ -92,16 +99,39 @@ impl Talking {
             child,
             err,
             out: None,
+            bytes: Arc::default(),
             _file: dir,
         };
         if spoke.is_err() {
             let said = talking.end().said;
             panic!("the model said nothing: {said}");
         }
+        let bytes = talking.bytes.clone();
         talking.out = Some(std::thread::spawn(move || {
-            std::io::copy(&mut out, &mut std::io::sink()).unwrap_or(0)
+            let mut buf = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut buf) {
+                bytes.fetch_add(n as u64, Ordering::Relaxed);
+            }
         }));
         talking
+    }
+
+    /// How long it takes to say so many tokens, at the rate of the next 32, ms. A
+    /// token is a letter.
+    ///
+    /// # Panics
+    /// It ended.
+    #[must_use]
+    pub fn ms_for(&self, tokens: u64) -> u64 {
+        let said = || self.bytes.load(Ordering::Relaxed);
+        let (since, before) = (Instant::now(), said());
+        while said() < before + 32 {
+            let ended = self.out.as_ref().is_none_or(JoinHandle::is_finished);
+            assert!(!ended, "it came to its end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (ms, new) = (since.elapsed().as_millis(), said() - before);
+        u64::try_from(ms).unwrap_or(u64::MAX).saturating_mul(tokens) / new
     }
 
     /// Interrupts it: whether all went well, and what it reported.

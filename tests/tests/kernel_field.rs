@@ -16,6 +16,7 @@ use kvpsi_tests::{
     hog::Hog,
     skip,
     storm::{fill_page_cache, limited},
+    talker,
     talking::{Ended, Talking, within},
 };
 use rustix::fs::{Advice, fadvise};
@@ -46,15 +47,17 @@ fn above_use(cgroup: &OwnedCgroup, room: u64) -> Bytes {
     Bytes((used + room * MIB).next_multiple_of(MIB))
 }
 
-/// Grows so that half of what is to stay free below a limit is missing: it fits
-/// itself. That a race with the OOM killer is won is `field.rs`'s to show, with a
-/// cache of more than some MiB and on a machine that is not emulated.
+/// Grows up to 1 MiB above what is to stay free below a limit, and stays until the
+/// conversation has grown by 3 MiB: it fits if it gives some back for itself. That a
+/// race with the OOM killer is won is `field.rs`'s to show, on a machine that is not
+/// emulated.
 fn grow(hog: &mut Hog, cgroup: &OwnedCgroup, limit: Bytes, talking: &mut Talking) {
+    let ms = talking.ms_for(3 * MIB / talker::TOKEN_BYTES);
     // The kernel's own memory counts, clean page cache does not.
     let level = Walls::open(cgroup.memory()).each()[0];
     let kept = level.usage.saturating_sub(level.file.unwrap_or_default());
-    let fits = limit.0 - kept.0 - level.headroom().0 / 2;
-    if !hog.grow(fits) {
+    let fits = limit.0 - kept.0 - level.headroom().0 - MIB;
+    if !hog.grow_for(fits, ms) {
         let said = talking.end().said;
         panic!("{level:?}: the hog was killed: {said}");
     }

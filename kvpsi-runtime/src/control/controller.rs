@@ -335,8 +335,9 @@ impl Controller {
                 self.hit_ns = Some(now_ns);
             }
             self.add_restored(now_ns, Wall::Cgroup, c.restored);
-            let kept = c.usage.saturating_sub(c.file.unwrap_or(Bytes::ZERO));
-            self.usage.look(now_ns, kept);
+            if let Some(file) = c.file {
+                self.usage.look(now_ns, c.up, c.usage.saturating_sub(file));
+            }
         }
         if let Some(s) = &levels.system {
             self.add_restored(now_ns, Wall::System, s.restored);

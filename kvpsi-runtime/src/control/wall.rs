@@ -325,7 +325,8 @@ impl Level {
             up,
             ..CgroupLevel::default()
         };
-        let near = usage.saturating_add(limit / 16) >= limit;
+        let full = limit.saturating_sub(limit / 16);
+        let near = usage.saturating_add(now.headroom().0) >= full;
         if limit < NO_LIMIT
             && (depth == Depth::All || near || now.was_hit())
             && let Some(stat) = self.stat()

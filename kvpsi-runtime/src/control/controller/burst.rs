@@ -201,8 +201,11 @@ impl Controller {
                 // within 100 us where page cache ran out. What is taken under
                 // a guard comes later than that.
                 let ahead = ns(self.tuning.ahead) + self.deferral.latency_ns();
-                let ahead = self.usage.within(ahead);
-                let ahead = ahead.min(Bytes(c.limit.0 / 8));
+                // Growth of page cache is none, and not every reading has both.
+                let ahead = match c.file {
+                    Some(_) => self.usage.within(ahead).min(Bytes(c.limit.0 / 8)),
+                    None => Bytes::ZERO,
+                };
                 let soon = c.missing().0 + ahead.saturating_sub(c.room()).0;
                 (Bytes(soon), Bytes(c.headroom().0 / 4), c.limit)
             }

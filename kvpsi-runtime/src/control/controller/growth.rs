@@ -11,17 +11,17 @@ const MOST_NS: u64 = 100_000_000;
 /// Bytes a look apart, what was given back in between added.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Growth {
-    last: Option<(u64, Bytes)>,
+    last: Option<(u64, u32, Bytes)>,
     returned: Bytes,
     /// Bytes a millisecond.
     rate: u64,
 }
 
 impl Growth {
-    /// So much was in use then.
-    pub fn look(&mut self, now_ns: u64, used: Bytes) {
-        let Some((then_ns, before)) = self.last else {
-            self.last = Some((now_ns, used));
+    /// So much was in use then, of the cgroup so many levels up.
+    pub fn look(&mut self, now_ns: u64, up: u32, used: Bytes) {
+        let Some((then_ns, _, before)) = self.last.filter(|l| l.1 == up) else {
+            self.last = Some((now_ns, up, used));
             self.returned = Bytes::ZERO;
             return;
         };
@@ -36,7 +36,7 @@ impl Growth {
         } else {
             rate.max(self.rate / 2)
         };
-        self.last = Some((now_ns, used));
+        self.last = Some((now_ns, up, used));
         self.returned = Bytes::ZERO;
     }
 
@@ -59,17 +59,17 @@ mod tests {
     fn growth_is_what_came_beside_what_was_given_back() {
         let ms = 1_000_000;
         let mut g = Growth::default();
-        g.look(0, Bytes::mib(100));
+        g.look(0, 0, Bytes::mib(100));
         g.returned(Bytes::mib(3));
-        g.look(2 * ms, Bytes::mib(101));
+        g.look(2 * ms, 0, Bytes::mib(101));
         assert_eq!(g.within(2 * ms), Bytes::mib(4));
         // Too soon to say anything.
-        g.look(2 * ms + 10, Bytes::mib(150));
+        g.look(2 * ms + 10, 0, Bytes::mib(150));
         assert_eq!(g.within(2 * ms), Bytes::mib(4));
         // It slows down.
-        g.look(4 * ms, Bytes::mib(101));
+        g.look(4 * ms, 0, Bytes::mib(101));
         assert_eq!(g.within(2 * ms), Bytes::mib(2));
-        g.look(500 * ms, Bytes::mib(300));
+        g.look(500 * ms, 0, Bytes::mib(300));
         assert_eq!(g.within(2 * ms), Bytes::ZERO);
     }
 }

@@ -151,6 +151,25 @@ fn what_page_cache_covers_harms_nobody() {
     assert!(c.looks(1000 * MS) && !c.looks(1010 * MS));
 }
 
+/// A reading somewhat below the limit has no memory.stat, and one of another level
+/// has another usage: neither is growth of what reclaim cannot take.
+#[test]
+fn what_was_not_read_did_not_grow() {
+    let mut c = controller();
+    for t in 1..400 {
+        let mut levels = full(Bytes::mib(150));
+        let cgroup = levels.cgroup.as_mut().unwrap();
+        cgroup.usage = Bytes(LIMIT.0 - (5 << 20));
+        match t % 3 {
+            0 => cgroup.file = None,
+            1 => (cgroup.up, cgroup.file) = (1, Some(Bytes::mib(20))),
+            _ => {}
+        }
+        c.observe(&event(Kind::MemcgReclaim, Phase::Summary, 2 * t * MS));
+        assert_eq!(c.decide(2 * t * MS, levels), None, "reading {t}");
+    }
+}
+
 #[test]
 fn refaults_beyond_the_allowance_of_a_second_are_harm_and_no_more_is_given_than_they_were() {
     let mut c = controller();
