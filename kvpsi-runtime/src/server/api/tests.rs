@@ -66,7 +66,6 @@ fn what_cannot_be_obeyed_is_refused_by_name() {
         ("xtc_probability", json!(0.5)),
         ("length_penalty", json!(0.5)),
         ("response_format", json!({"type": "yaml"})),
-        ("grammar", json!("root ::= \"a\"")),
         ("modalities", json!(["audio"])),
         ("tool_choice", json!({"type": "allowed_tools"})),
     ] {
