@@ -24,7 +24,6 @@ pub(super) struct Answer {
     constraint: Option<Constraint>,
     stream: TextStream,
     stops: Stops,
-    stopped: bool,
     started: Instant,
     first: Option<Instant>,
     /// Tokens of the session before the answer.
@@ -45,6 +44,18 @@ pub(super) struct Taken {
     pub finish: Option<Finish>,
 }
 
+impl Taken {
+    /// The answer is over, and has no more text.
+    fn end() -> Self {
+        Self {
+            token: None,
+            text: String::new(),
+            logprobs: None,
+            finish: Some(Finish::Eos),
+        }
+    }
+}
+
 impl Answer {
     /// To a session that has `before` tokens, `waiting` of which must be
     /// computed first.
@@ -61,7 +72,6 @@ impl Answer {
             constraint: None,
             stream: tokenizer.stream(),
             stops: Stops::new(&sampling.stops),
-            stopped: false,
             started,
             first: None,
             before,
@@ -72,6 +82,7 @@ impl Answer {
                 decode: Duration::ZERO,
                 sampling: Duration::ZERO,
                 finish: Finish::Stopped,
+                stop: None,
             },
         }
     }
@@ -102,32 +113,31 @@ impl Answer {
         tokens: &mut Vec<u32>,
     ) -> Result<Taken, EngineError> {
         let since = Instant::now();
-        let (token, logprobs) = self.sample(logits, tokens)?;
+        let sampled = self.sample(logits, tokens)?;
         self.stats.sampling += since.elapsed();
         let first = *self.first.get_or_insert_with(|| {
             self.stats.ttft = self.started.elapsed();
             Instant::now()
         });
         self.stats.decode = first.elapsed();
+        // Where the client excludes all that its grammar allows, the answer is over.
+        let Some((token, logprobs)) = sampled else {
+            return Ok(Taken::end());
+        };
         let settings = self.sampler.settings();
         let stop = settings.stop_tokens.contains(&token);
         // The end of a grammar is an end.
         let go_on = settings.ignore_eos && self.constraint.is_none();
         let ends = self.tokenizer.ends(token) && !go_on;
         if ends || (stop && self.tokenizer.is_control(token)) {
-            return Ok(Taken {
-                token: None,
-                text: String::new(),
-                logprobs: None,
-                finish: Some(Finish::Eos),
-            });
+            return Ok(Taken::end());
         }
         tokens.push(token);
         self.stats.tokens += 1;
         let (text, hit) = self.stops.push(&self.stream.push(token)?);
-        self.stopped = hit;
+        self.stats.stop = hit;
         let most = self.sampler.settings().max_tokens;
-        let finish = if hit {
+        let finish = if hit.is_some() {
             Some(Finish::StopText)
         } else if self.follow(token)? || stop {
             Some(Finish::Eos)
@@ -142,22 +152,27 @@ impl Answer {
         })
     }
 
-    /// A token that is allowed to come next.
+    /// A token that is allowed to come next, if there is one.
     fn sample(
         &mut self,
         logits: &mut [f32],
         tokens: &[u32],
-    ) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
+    ) -> Result<Option<(u32, Option<TokenLogprobs>)>, EngineError> {
         let (before, ends) = (self.before, self.tokenizer.end_tokens());
-        let Some(constraint) = &mut self.constraint else {
-            return Ok(self.sampler.sample(logits, tokens, before, ends)?);
-        };
-        constraint.apply(logits)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.apply(logits)?;
+        }
+        if self.sampler.excludes_all(logits) {
+            return Ok(None);
+        }
         let (token, logprobs) = self.sampler.sample(logits, tokens, before, ends)?;
-        Ok((
-            constraint.allowed(token)?,
-            logprobs.map(TokenLogprobs::possible),
-        ))
+        Ok(Some(match &mut self.constraint {
+            Some(constraint) => (
+                constraint.allowed(token)?,
+                logprobs.map(TokenLogprobs::possible),
+            ),
+            None => (token, logprobs),
+        }))
     }
 
     /// Whether the grammar ends with this token.
@@ -170,11 +185,11 @@ impl Answer {
 
     /// The text that was held back, once the answer is over.
     pub fn rest(&mut self) -> Result<String, EngineError> {
-        if self.stopped {
+        if self.stats.stop.is_some() {
             return Ok(String::new());
         }
         let (mut text, hit) = self.stops.push(&self.stream.finish()?);
-        if !hit {
+        if hit.is_none() {
             text.push_str(&self.stops.finish());
         }
         Ok(text)

@@ -10,6 +10,7 @@
 mod answer;
 pub mod batch;
 mod constraint;
+pub mod gbnf;
 mod history;
 mod recompute;
 mod sampling;

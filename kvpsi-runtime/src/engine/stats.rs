@@ -50,6 +50,9 @@ pub struct GenStats {
     pub sampling: Duration,
     /// Why it ended.
     pub finish: Finish,
+    /// The stop text that ended it, by its place among those of the request.
+    #[serde(skip)]
+    pub stop: Option<usize>,
 }
 
 impl GenStats {

@@ -87,7 +87,7 @@ pub struct Args {
     #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS")]
     max_tokens: usize,
     /// 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f64,
     /// Choose among the likeliest tokens that together have this probability
     #[arg(long, default_value_t = 0.9)]
@@ -248,8 +248,9 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     if stats.trims > 0 {
         let steps = stats.by_step.iter().map(|(step, b)| format!("{step} {b}"));
         tell!(
-            "{} trims gave back {} ({}), {} tokens dropped (signal {}, {} stalls seen)",
+            "{} {} gave back {} ({}), {} tokens dropped (signal {}, {} stalls seen)",
             stats.trims,
+            if stats.trims == 1 { "trim" } else { "trims" },
             stats.trimmed_bytes,
             steps.collect::<Vec<_>>().join(", "),
             stats.dropped_tokens,
