@@ -112,9 +112,9 @@ impl Batch {
         let mut plan = Plan::default();
         let prefill = self.next_prefill();
         let drafts = self.drafts(prefill.is_none());
-        for i in 0..self.running.len() {
+        for (i, drafts) in drafts.into_iter().enumerate() {
             if self.running[i].state == State::Decode {
-                self.plan(i, 1, drafts[i], &mut plan);
+                self.plan(i, 1, drafts, &mut plan);
             }
         }
         let look = prefill.and_then(|i| Some((i, self.running[i].ask.look?)));
