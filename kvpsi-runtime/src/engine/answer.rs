@@ -5,8 +5,9 @@
 //! logits are made.
 
 use super::{
-    Constraint, EngineError, Finish, GenStats, SamplingConfig,
+    Constraint, EngineError, Finish, GenStats, SamplingConfig, Session,
     sampling::{Sampler, TokenLogprobs},
+    speculate::Drafts,
     stops::Stops,
 };
 use crate::model::tokenizer::{TextStream, Tokenizer};
@@ -28,6 +29,8 @@ pub(super) struct Answer {
     first: Option<Instant>,
     /// Tokens of the session before the answer.
     before: usize,
+    /// What is guessed to come next.
+    pub drafts: Drafts,
     pub stats: GenStats,
 }
 
@@ -75,11 +78,14 @@ impl Answer {
             started,
             first: None,
             before,
+            drafts: Drafts::default(),
             stats: GenStats {
                 prompt_tokens: waiting,
                 tokens: 0,
                 ttft: Duration::ZERO,
                 decode: Duration::ZERO,
+                drafted: 0,
+                accepted: 0,
                 sampling: Duration::ZERO,
                 finish: Finish::Stopped,
                 stop: None,
@@ -105,13 +111,39 @@ impl Answer {
         }
     }
 
-    /// Chooses the next token by the logits, which are changed, and appends it
-    /// to the session's.
-    pub fn take(
+    /// Tokens that may still follow the next one.
+    pub fn left_after_next(&self) -> usize {
+        let most = self.sampler.settings().max_tokens;
+        most.saturating_sub(self.stats.tokens + 1)
+    }
+
+    /// Chooses the next token by row `row` of a step whose first row was
+    /// certain and whose other ones were `drafts`, those before it right; says
+    /// whether the next row is one of this text, too. If not, the rows behind
+    /// this one are taken back.
+    pub fn take_row(
         &mut self,
         logits: &mut [f32],
-        tokens: &mut Vec<u32>,
-    ) -> Result<Taken, EngineError> {
+        session: &mut Session,
+        row: usize,
+        drafts: usize,
+    ) -> Result<(Taken, bool), EngineError> {
+        let computed = session.tokens.len();
+        let taken = self.take(logits, &mut session.tokens);
+        let right = (taken.as_ref()).is_ok_and(|t| self.drafts.judge(row, t.token));
+        let ended = !taken.as_ref().is_ok_and(|t| t.finish.is_none());
+        let goes_on = right && row < drafts && !ended;
+        if drafts > 0 && !goes_on {
+            self.stats.drafted += drafts;
+            self.stats.accepted += row;
+            session.settle(computed);
+        }
+        Ok((taken?, goes_on))
+    }
+
+    /// Chooses the next token by the logits, which are changed, and appends it
+    /// to the session's.
+    fn take(&mut self, logits: &mut [f32], tokens: &mut Vec<u32>) -> Result<Taken, EngineError> {
         let since = Instant::now();
         let sampled = self.sample(logits, tokens)?;
         self.stats.sampling += since.elapsed();

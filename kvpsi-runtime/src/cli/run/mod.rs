@@ -11,7 +11,7 @@ use crate::cli::tell::tell;
 use crate::{
     cli::governor::{self, HeldModel},
     control::{Governor, GovernorConfig, GovernorStats, Prepared, Tap},
-    engine::SamplingConfig,
+    engine::{SamplingConfig, Speculate},
     kv::{KvType, Profile, evict::Evict},
     model::{chat::ChatTemplate, default_model},
     pressure::{Choice, SignalError, privilege, programs::Rung},
@@ -119,6 +119,10 @@ pub struct Args {
     /// Most memory of keys and values, in MiB [default: all of --ctx]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_budget: Option<u32>,
+    /// Guess next tokens from words that prompt and answer repeat, and check several at once where
+    /// that is faster; the text is the same
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    speculate: Speculate,
     /// Instructions that come before the conversation
     #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
@@ -167,6 +171,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     config.profile = args.profile;
     config.evict = args.evict;
     config.floor_tokens = args.kv_floor;
+    config.speculate = args.speculate;
     config.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
     let caught = catch_signals(config.stop.clone(), turns.clone())?;
     let engine = reading::engine(&config)?;
