@@ -19,7 +19,7 @@ use kvpsi::{
     pressure::Choice,
 };
 use model::Model;
-use std::{io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf, sync::Arc};
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
     let prompt = args.next().ok_or_else(usage)?;
     let tokens: usize = args.next().map_or(Ok(100), |n| n.parse())?;
 
-    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path)?)?;
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&Gguf::open(&path)?)?);
     let model = Model::open(&path)?;
     let c = model.config;
     let cache = KvCache::new(CacheConfig::new(c.layers, c.heads, c.kv_heads, c.head_dim))?;
