@@ -257,6 +257,24 @@ impl Alloc {
         }
     }
 
+    /// Returns the pages of a retired block beside the guards that may read it, and
+    /// counts them as returned; how many they were. What is written to it under a
+    /// guard goes when the block is returned as a whole.
+    ///
+    /// # Safety
+    /// The block is the caller's alone among collectors, and what is computed of it
+    /// from now on is used for nothing.
+    pub unsafe fn revoke(&self, number: usize) -> usize {
+        // SAFETY: as the caller says; who collects it gives it back again.
+        if unsafe { self.arena.empty(number) }.is_err() {
+            self.madvise_errors.fetch_add(1, Relaxed);
+            return 0;
+        }
+        let held = self.blocks.emptied(number);
+        self.resident.fetch_sub(held, SeqCst);
+        held
+    }
+
     #[cfg(test)]
     pub fn free_blocks(&self) -> usize {
         self.slack.len() + self.returned.len()

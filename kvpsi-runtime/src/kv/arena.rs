@@ -150,6 +150,18 @@ impl Arena {
         Ok(())
     }
 
+    /// Gives the pages of block `i` back although it may be read and written to:
+    /// what is read is the old content or zeros.
+    ///
+    /// # Safety
+    /// What is read of it from now on is used for nothing, and it is given back once
+    /// more before it is handed out again.
+    pub unsafe fn empty(&self, i: usize) -> Result<(), rustix::io::Errno> {
+        let at = self.block(i).as_ptr().cast();
+        // SAFETY: our own mapping, whole pages; readers go on as said above.
+        unsafe { mm::madvise(at, self.block_bytes, Advice::LinuxDontNeed) }
+    }
+
     /// Gives back the pages of block `i` behind its first `bytes`.
     ///
     /// # Safety

@@ -180,6 +180,31 @@ fn a_block_seen_under_a_guard_keeps_its_pages_and_is_returned_when_it_is_closed(
     });
 }
 
+/// Nobody needs its content any more, and its pages go beside the guard.
+#[test]
+#[cfg(feature = "trim")]
+fn a_block_that_was_emptied_under_a_guard_is_handed_on_once_and_never_lost() {
+    model(3, || {
+        let (w, generation) = begun(1);
+        let other = w.clone();
+        let reader = thread::spawn(move || {
+            let w = other;
+            let place = w.guards.enter();
+            w.guards.leave(place);
+            w.collect();
+        });
+        assert!(w.trim());
+        w.retired.each_to_kernel(&mut |i| {
+            assert_eq!(w.blocks.emptied(i), 1);
+            assert!(w.there[i].swap(false, SeqCst), "it was handed on meanwhile");
+        });
+        w.collect();
+        reader.join().expect("no panic");
+        assert_eq!(w.free.len(), BLOCKS, "a block is lost");
+        w.end(generation);
+    });
+}
+
 #[test]
 fn a_cached_block_is_shared_or_evicted_and_never_both() {
     model(3, || {

@@ -2,7 +2,7 @@
 //! as the behaviour that is right.
 
 use super::{
-    tests::{SHAPE, fill, pool},
+    tests::{SHAPE, fill, pool, smaps_rss},
     *,
 };
 use crate::units::Bytes;
@@ -194,6 +194,44 @@ mod with_trims {
         assert_eq!((a.retired, a.deferred_returned), (Bytes::ZERO, want));
         assert_eq!(a.resident.0, before.resident.0 - want.0);
         drop(later);
+    }
+
+    /// The kernel is about to kill, and who holds the guard is descheduled.
+    #[test]
+    fn pages_under_a_guard_go_at_once_where_no_sequence_is_left_to_read_them() {
+        let p = pool(1600, 3);
+        let [a, b] = [(); 2].map(|()| p.open().unwrap());
+        grow(&p, 0, a, 640);
+        grow(&p, 1, b, 320);
+        let (guard, before) = (p.layer(), p.account().resident);
+        let mut views = vec![];
+        guard.blocks(a, 0, &mut views);
+        let some = p.trim(Bytes(4 * SHAPE.block_bytes().0), Steps::WINDOW);
+        assert_eq!(some.bytes, Bytes::ZERO);
+        // One goes on: what it reads stays.
+        let preempt = Steps::NONE.with(Step::Preempt);
+        let t = p.trim(Bytes(u64::MAX), preempt);
+        assert_eq!((t.preempted, t.bytes), (1, Bytes::ZERO));
+        let t = p.trim(Bytes(1), preempt.to_the_last());
+        assert_eq!((t.preempted, t.bytes, t.deferred), (1, before, Bytes::ZERO));
+        let gone = p.account();
+        assert_eq!((gone.resident, gone.retired), (Bytes::ZERO, Bytes::ZERO));
+        // A row that is still being computed may be written to: into nobody's block.
+        for view in &views {
+            // SAFETY: the guard is open; its pages are there as zeros.
+            unsafe { view.k.cast_mut().write_volatile(1) };
+        }
+        let c = p.open().unwrap();
+        p.append(c, 320).unwrap();
+        let mut others = vec![];
+        guard.blocks(c, 0, &mut others);
+        assert!(others.iter().all(|v| views.iter().all(|w| w.k != v.k)));
+        p.close(c);
+        drop((views, others));
+        drop(guard);
+        p.trim(Bytes(u64::MAX), Steps::FREE);
+        assert_eq!(p.account().resident, Bytes::ZERO);
+        assert_eq!(smaps_rss(&p.alloc.range()), 0);
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn sequences_opened_and_ended_by_several_threads_never_share_a_slot() {
 }
 
 /// Resident bytes of an address range, by smaps (proc(5)).
-fn smaps_rss(range: &std::ops::Range<usize>) -> u64 {
+pub(super) fn smaps_rss(range: &std::ops::Range<usize>) -> u64 {
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut inside, mut kib) = (false, 0);
     for line in text.lines() {

@@ -5,7 +5,11 @@
 //! stalls they are ([`super`]).
 
 use super::{Controller, Decision, Levels, Pending, Trigger, ns};
-use crate::{kv::Steps, units::Bytes};
+use crate::{
+    control::wall::CgroupLevel,
+    kv::{Step, Steps},
+    units::Bytes,
+};
 use kvpsi_common::Kind;
 
 /// Where a burst presses.
@@ -70,6 +74,11 @@ pub(super) const fn weight(kind: Kind) -> u8 {
         Kind::Memstall | Kind::NodeReclaim => 2,
         _ => 1,
     }
+}
+
+/// Nearly all of the headroom is gone.
+fn is_last(missing: Bytes, c: CgroupLevel) -> bool {
+    missing.0 >= c.headroom().0 / 4 * 3
 }
 
 impl Controller {
@@ -172,6 +181,10 @@ impl Controller {
             missing: if first { want } else { need.all },
             steps: match self.profile.steps(urgent) {
                 _ if need.lossless => Steps::FREE,
+                // More of what the same guard keeps would come no sooner.
+                _ if need.last && self.deferral.overdue(now_ns) => {
+                    Steps::FREE.with(Step::Preempt).to_the_last()
+                }
                 steps if need.last => steps.to_the_last(),
                 steps => steps,
             },
@@ -187,8 +200,18 @@ impl Controller {
         b.stuck || b.ordered_ns.is_some_and(late)
     }
 
+    /// What is on its way to the kernel and comes before it kills.
+    fn on_the_way(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Bytes {
+        let kills = |c: CgroupLevel| c.is_anonymous() && is_last(c.missing(), c);
+        let cgroup = levels.cgroup.filter(|_| b.wall == Wall::Cgroup);
+        if self.deferral.overdue(now_ns) && cgroup.is_some_and(kills) {
+            return Bytes::ZERO;
+        }
+        self.deferral.bytes
+    }
+
     fn need(&self, b: &Burst, now_ns: u64, levels: &Levels) -> Need {
-        let on_the_way = self.deferral.bytes;
+        let on_the_way = self.on_the_way(b, now_ns, levels);
         let owed = if b.stuck { Bytes::ZERO } else { self.owed.1 };
         let coming = Bytes(on_the_way.0.saturating_add(owed.0));
         let at = b.wall as usize;
@@ -268,8 +291,7 @@ impl Controller {
             hard,
             last: hard
                 && levels.cgroup.is_some_and(|c| {
-                    let missing = c.missing().saturating_sub(on_the_way);
-                    c.is_anonymous() && missing.0 >= c.headroom().0 / 4 * 3
+                    c.is_anonymous() && is_last(c.missing().saturating_sub(on_the_way), c)
                 }),
             lossless: false,
         }

@@ -9,6 +9,8 @@ use crate::units::Bytes;
 /// More is not provided for: two slices of a busy neighbour (Linux's default is
 /// 3 to 4 ms).
 const MOST_NS: u64 = 8_000_000;
+/// A layer is over within this, unless who holds its guard is descheduled.
+const OVERDUE_NS: u64 = 1_000_000;
 /// What was seen counts half after so long.
 const HALVES_NS: u64 = 1_000_000_000;
 
@@ -39,6 +41,12 @@ impl Deferral {
         self.worst_ns = self.worst_ns.max(took.min(MOST_NS));
     }
 
+    /// What is on its way is kept by a thread that does not run.
+    pub fn overdue(&self, now_ns: u64) -> bool {
+        let late = |since| now_ns.saturating_sub(since) >= OVERDUE_NS;
+        self.since_ns.is_some_and(late)
+    }
+
     /// How long it took lately at worst, ns.
     pub fn latency_ns(&self) -> u64 {
         self.worst_ns
@@ -55,9 +63,10 @@ mod tests {
         let some = Bytes::mib(1);
         let mut d = Deferral::default();
         d.look(5000 * ms, some);
+        assert!(!d.overdue(5000 * ms) && d.overdue(5001 * ms));
         d.look(5003 * ms, some);
         d.look(5004 * ms, Bytes::ZERO);
-        assert_eq!(d.latency_ns(), 3 * ms);
+        assert_eq!((d.latency_ns(), d.overdue(5005 * ms)), (3 * ms, false));
         d.look(5005 * ms, some);
         d.look(5006 * ms, some);
         assert_eq!(d.latency_ns(), 3 * ms);

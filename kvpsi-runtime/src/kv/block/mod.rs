@@ -275,6 +275,11 @@ impl Blocks {
         self.at(block.id()).held.store(pages(held), Relaxed);
     }
 
+    /// A block lost its pages where it stands: how many it had.
+    pub fn emptied(&self, number: usize) -> usize {
+        self.blocks[number].held.swap(0, Relaxed) as usize
+    }
+
     pub fn rows(&self, id: BlockId) -> Option<usize> {
         let rows = self.at(id).rows.load(Relaxed);
         (rows != 0).then_some(rows as usize)

@@ -84,6 +84,18 @@ impl Retired {
         }
     }
 
+    /// Tells the number of each block whose pages go to the kernel; no other thread
+    /// has it meanwhile. Collect afterwards: who closed the last guard may have found
+    /// it taken.
+    pub fn each_to_kernel(&self, tell: &mut dyn FnMut(usize)) {
+        for i in self.to_kernel.iter() {
+            if self.to_kernel.remove(i) {
+                tell(i);
+                self.to_kernel.insert(i);
+            }
+        }
+    }
+
     /// Takes member `i` out, unless another thread did. It may have been
     /// collected and retired again since its epoch was read: then it goes back,
     /// and the guards are looked at again, for one that closed meanwhile did

@@ -21,7 +21,7 @@ use crate::{
 pub struct Trimmed {
     /// Bytes whose pages the kernel had again when the trim returned.
     pub bytes: Bytes,
-    /// Bytes that an open guard may still read: they are returned when the last
+    /// Bytes that an open guard may still read, and whose content counts: they are returned when the last
     /// such guard is closed, within a layer, and counted in
     /// [`super::super::Account::deferred_returned`].
     pub deferred: Bytes,
@@ -119,6 +119,9 @@ impl KvPool {
             }
             while p.short() && steps.has(Step::Preempt) && self.preempt_last(&mut p, steps.spared())
             {
+            }
+            if steps.has(Step::Preempt) && steps.spared() == 0 {
+                self.revoke(&mut p);
             }
         }
         p.done.contended &= p.short();
@@ -305,14 +308,10 @@ impl KvPool {
     /// Takes everything of the sequence that ranks last; false when only those
     /// that are spared are left, which may go on.
     fn preempt_last(&self, p: &mut Progress, spared: usize) -> bool {
-        let running = || {
-            let all = self.tables.iter();
-            all.filter(|s| s.is_open() && !s.preempted() && s.live() > 0)
-        };
-        if running().count() <= spared {
+        if self.running().count() <= spared {
             return false;
         }
-        let Some(last) = running().min_by_key(|s| s.rank()) else {
+        let Some(last) = self.running().min_by_key(|s| s.rank()) else {
             return false;
         };
         let table = match last.try_lock() {
@@ -346,6 +345,31 @@ impl KvPool {
         p.done.deepest = Some(Step::Preempt);
         self.give(&mut victims, Step::Preempt, p);
         true
+    }
+
+    /// Returns what is retired beside the guards that hold it back, where no sequence
+    /// is left that goes on: whoever reads those blocks computes for one that was
+    /// preempted or closed, and what comes of it is dropped. A thread that is
+    /// descheduled under its guard, beside busy neighbours for milliseconds, would
+    /// else hold everything while the kernel kills.
+    fn revoke(&self, p: &mut Progress) {
+        if self.running().next().is_some() {
+            return;
+        }
+        let mut pages = 0;
+        // SAFETY: as said above; a worker that copies rows finds its entries gone.
+        let mut take = |number| pages += unsafe { self.alloc.revoke(number) };
+        self.reclaim.retired.each_to_kernel(&mut take);
+        let bytes = self.bytes(pages);
+        p.done.add(Step::Preempt, bytes);
+        p.done.deferred = p.done.deferred.saturating_sub(bytes);
+        self.collect();
+    }
+
+    /// Tables of sequences that have tokens and go on.
+    fn running(&self) -> impl Iterator<Item = &Table> {
+        let all = self.tables.iter();
+        all.filter(|s| s.is_open() && !s.preempted() && s.live() > 0)
     }
 
     fn give(&self, victims: &mut Batch<Unlinked>, step: Step, p: &mut Progress) {
