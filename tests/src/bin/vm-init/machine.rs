@@ -33,7 +33,9 @@ pub fn mount_system() -> Result<()> {
     put("tracefs", "/sys/kernel/tracing")?;
     put("bpf", "/sys/fs/bpf")?;
     put("tmpfs", "/run")?;
-    put("tmpfs", "/tmp")?;
+    // Not mounted over: the root is memory too, and has the programs of a clone below
+    // /tmp there.
+    fs::create_dir_all("/tmp")?;
     fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777))?;
     fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")
         .context("no memory controller")?;
