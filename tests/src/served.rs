@@ -87,6 +87,9 @@ impl Served {
         }
         c.arg("--").arg(kvpsi_binary());
         c.args(["serve", "--port", "0", "-m"]).arg(model).args(args);
+        // Tests of memory count what this process alone has, and none writes
+        // into the user's cache. A flag among `args` wins.
+        c.env("KVPSI_WEIGHTS_CACHE", "off");
         let mut child = c
             .stdin(Stdio::null())
             .stdout(Stdio::null())

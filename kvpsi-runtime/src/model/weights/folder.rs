@@ -127,8 +127,7 @@ impl Folder {
     #[must_use]
     pub fn unsuited(&self) -> Option<&'static str> {
         let kind = rustix::fs::fstatfs(&self.fd).ok()?.f_type;
-        // Some machines have it as a signed number of 32 bits.
-        let kind = u64::try_from(kind).ok()? & 0xffff_ffff;
+        let kind = u64::try_from(kind).ok()?;
         let found = UNSUITED.iter().find(|(magic, _)| *magic == kind);
         found.map(|(_, name)| *name)
     }

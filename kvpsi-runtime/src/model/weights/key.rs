@@ -3,8 +3,7 @@
 //! Owns the digest: the model's stamps, a digest of its first and last bytes,
 //! and the layout of tiles. It can be had without reading the model's header,
 //! so before a process has given up its privileges. Not all of the model is
-//! digested: that would read the file that the cache is there to not read
-//! (0.4 s of a 1B model with SHA instructions, minutes from a card).
+//! digested: that would read the file that the cache is there to not read.
 
 use super::file;
 use crate::model::{gguf::Stamp, linear::fingerprint};

@@ -192,12 +192,13 @@ impl Weights {
         held.found.is_none().then(|| held.folder.path())
     }
 
-    /// The file that was found, checked as [`Cached::open`] does.
+    /// The file that was found, checked as [`Cached::open`] does. Of a model
+    /// that was replaced meanwhile there is none, and [`Weights::begin`] says so.
     pub(super) fn found(&self, gguf: &Gguf) -> Option<Result<Cached, WeightsError>> {
         let held = &*self.0;
         let file = held.found.as_ref()?;
         if !gguf.stamps().eq(held.stamps.iter().copied()) {
-            return Some(Err(WeightsError::Replaced(held.model.clone())));
+            return None;
         }
         let opened = Cached::open(file, &held.key, &self.path());
         if opened.is_ok() {
