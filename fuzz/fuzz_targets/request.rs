@@ -2,7 +2,10 @@
 
 #![no_main]
 
-use kvpsi::server::api::{Prompt, Request, parse_chat, parse_completion};
+use kvpsi::{
+    engine::{Grammar, gbnf},
+    server::api::{Prompt, Request, parse_chat, parse_completion},
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {
@@ -33,6 +36,11 @@ fn check(r: &Request) {
     }
     assert!(s.stops.iter().all(|t| !t.is_empty()), "{s:?}");
     assert!(r.stream || !r.include_usage, "{r:?}");
+    if let Some((_, Grammar::Gbnf(text))) = &r.grammar
+        && let Err(why) = gbnf::to_lark(text)
+    {
+        assert!(!why.is_empty() && why.len() < 1000, "{why}");
+    }
     if let Prompt::Chat(conversation) = &r.prompt {
         assert!(!conversation.messages.is_empty());
     }

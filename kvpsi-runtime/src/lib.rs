@@ -1,12 +1,26 @@
 //! kvpsi: an LLM runtime that gives KV-cache pages back to the kernel the
 //! moment the kernel stalls on memory.
 //!
+//! Where to begin:
+//!
+//! - A program of candle's that brings its own model: [`cache`], keys, values and
+//!   attention on tensors, trimmed by a governor that two lines start. The
+//!   example `candle_model` is a whole model on it.
+//! - A program that wants text: [`engine::Engine`] for one conversation after
+//!   another, [`engine::batch::Batch`] for many at once.
+//! - A cache of another kind that is to follow memory pressure: [`pressure`] has
+//!   the events, [`control`] what they mean in bytes, [`kv`] blocks that can be
+//!   returned.
+//! - The server and the command line: [`server`], [`cli`].
+//!
 //! Data goes one way: [`pressure`] -> [`control`] -> [`kv`] <- [`attention`] <-
 //! [`model`] <- [`engine`] <- [`cli`]. `pressure` knows nothing of KV blocks,
 //! `kv` nothing of pressure; [`control`] alone knows both.
 
 #[cfg(feature = "llm")]
 pub mod attention;
+#[cfg(feature = "llm")]
+pub mod cache;
 #[cfg(feature = "llm")]
 pub mod cli;
 pub mod clock;

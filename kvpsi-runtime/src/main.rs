@@ -19,13 +19,25 @@ fn main() -> ExitCode {
         Err(e) => {
             // Who reads JSON reads this, too, unless he wants no logs at all.
             if format == LogFormat::Json && tracing::enabled!(tracing::Level::ERROR) {
-                tracing::error!("{e:#}");
+                tracing::error!("{}", line(&e));
             } else {
-                eprintln!("kvpsi: {e:#}");
+                eprintln!("kvpsi: {}", line(&e));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, but those that it has already said.
+fn line(e: &anyhow::Error) -> String {
+    e.chain().fold(String::new(), |line, cause| {
+        let cause = cause.to_string();
+        match line.is_empty() {
+            true => cause,
+            false if line.contains(&cause) => line,
+            false => format!("{line}: {cause}"),
+        }
+    })
 }
 
 /// What is logged unless KVPSI_LOG says otherwise: what is wrong, and requests.

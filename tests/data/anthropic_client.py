@@ -24,6 +24,8 @@ assert counted == used.input_tokens + used.cache_read_input_tokens, (counted, us
 on = make(messages=asked + [{"role": "assistant", "content": "A river is the"}], **ask)
 assert not on.content[0].text.startswith("A river is the"), on
 stopped = make(messages=asked, system="Be brief.", stop_sequences=[text.split()[1]], **ask)
+which = make(messages=asked, system="Be brief.", stop_sequences=["xyzzy", text.split()[1], text], **ask)
+assert which.stop_sequence == text.split()[1], which
 assert stopped.stop_reason == "stop_sequence" and stopped.stop_sequence == text.split()[1], stopped
 
 tool = {
@@ -66,4 +68,5 @@ try:
     raise SystemExit("a wrong key was let in")
 except anthropic.AuthenticationError as e:
     assert e.body["error"]["type"] == "authentication_error", e
+print("works: chat, streamed, tools, errors")
 print("all is well")

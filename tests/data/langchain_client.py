@@ -51,4 +51,5 @@ assert responses.invoke("Name a river.").text
 called = responses.bind_tools([weather], tool_choice="any").invoke("Weather in Oslo?")
 assert called.tool_calls[0]["name"] == "weather", called
 assert isinstance(responses.with_structured_output(River).invoke("Describe a river."), River)
+print("works: chat, streamed, tools, schemas, responses")
 print("all is well")

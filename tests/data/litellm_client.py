@@ -34,4 +34,5 @@ for model, at in (
     ).choices[0]
     arguments = json.loads(called.message.tool_calls[0].function.arguments)
     assert called.finish_reason == "tool_calls" and arguments["city"] in ("Oslo", "Rome"), (model, called)
+print("works: chat, streamed, tools")
 print("all is well")

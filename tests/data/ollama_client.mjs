@@ -72,4 +72,5 @@ for await (const _ of left) {
   left.abort();
   break;
 }
+console.log("works: chat, streamed, tools, schemas, embeddings, errors");
 console.log("all is well");

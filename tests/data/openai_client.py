@@ -84,4 +84,8 @@ async def together():
 
 
 asyncio.run(together())
+embedded = client.embeddings.create(model="smol", input=["a river", "a stream"])
+assert len(embedded.data) == 2 and abs(sum(x * x for x in embedded.data[1].embedding) - 1) < 1e-3
+
+print("works: chat, streamed, embeddings, errors")
 print("all is well")

@@ -68,4 +68,5 @@ for wrong, name in (
         raise SystemExit(f"not refused: {wrong}")
     except (openai.BadRequestError, openai.NotFoundError) as e:
         assert name in e.body["message"], (wrong, e)
+print("works: responses")
 print("all is well")

@@ -87,6 +87,11 @@ impl Served {
         }
         c.arg("--").arg(kvpsi_binary());
         c.args(["serve", "--port", "0", "-m"]).arg(model).args(args);
+        // The tests' own.
+        let names = std::env::vars_os().map(|(name, _)| name);
+        for name in names.filter(|n| n.as_encoded_bytes().starts_with(b"KVPSI_")) {
+            c.env_remove(name);
+        }
         // Tests of memory count what this process alone has, and none writes
         // into the user's cache. A flag among `args` wins.
         c.env("KVPSI_WEIGHTS_CACHE", "off");

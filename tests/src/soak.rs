@@ -3,6 +3,8 @@
 //! Owns what a client may do and what a server must answer to it. Everything
 //! that is not as it must be is written down, nothing is let pass.
 
+mod apis;
+
 use crate::served::{Served, request};
 use serde_json::{Value, json};
 use std::{
@@ -67,7 +69,7 @@ pub fn soak(served: &Served, clients: u64, time: Duration, seed: u64, account: &
 }
 
 fn one(served: &Served, rng: &mut fastrand::Rng, account: &Account) {
-    match rng.u32(0..20) {
+    match rng.u32(0..28) {
         0..=7 => whole(served, &chat(rng, true), account),
         8 | 9 => at_once(served, rng, account),
         10 => {
@@ -90,7 +92,8 @@ fn one(served: &Served, rng: &mut fastrand::Rng, account: &Account) {
             account,
         ),
         18 => too_large(served, account),
-        _ => half_a_head(served, account),
+        19 => half_a_head(served, account),
+        _ => apis::one(served, rng, account),
     }
 }
 
@@ -139,6 +142,7 @@ fn streamed(served: &Served, path: &str, body: &Value, account: &Account) {
     }
 }
 
+/// A request that may be told to come again.
 fn put_off(status: u16, body: &str, account: &Account) {
     if matches!(status, 429 | 503) && body.contains("\"error\"") {
         account.put_off.fetch_add(1, Relaxed);

@@ -5,7 +5,7 @@
 
 use kvpsi_tests::kvpsi_binary;
 use proptest::prelude::*;
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 /// Exit code, stdout, stderr of `kvpsi ARGS` with nothing of ours in the
 /// environment but `env`.
@@ -155,4 +155,65 @@ fn logs_are_json_where_that_is_asked_for() {
     assert!(line["message"].as_str().unwrap().contains("/nonexistent"));
     let (_, _, human) = kvpsi(&["replay", "/nonexistent"], &[]);
     assert!(human.starts_with("kvpsi: "), "{human}");
+}
+
+#[test]
+fn a_misspelt_variable_is_named_and_another_commands_key_is_in_nobodys_way() {
+    let (code, _, err) = kvpsi(&["config"], &[("KVPSI_PROT", "1"), ("KVPSI_PORT", "1")]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains(": KVPSI_PROT\n"), "{err}");
+    let args = [
+        "trace-dump",
+        "--signal",
+        "vmstat",
+        "--duration",
+        "1",
+        "--summary",
+    ];
+    let (code, _, err) = kvpsi(&args, &[("KVPSI_API_KEY", "k")]);
+    assert_eq!(code, Some(0), "{err}");
+}
+
+#[test]
+fn an_error_is_said_once_and_names_what_was_given() {
+    let (code, _, err) = kvpsi(&["replay", "/nonexistent"], &[]);
+    assert_eq!(code, Some(1), "{err}");
+    assert_eq!(err.matches("No such file").count(), 1, "{err}");
+    let dir = tempfile::tempdir().unwrap();
+    let recording = dir.path().join("x.rec");
+    let record = ["--record", recording.to_str().unwrap()];
+    let run = ["run", "-m", "/nonexistent", "-p", "x", record[0], record[1]];
+    let (code, _, err) = kvpsi(&run, &[]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(!recording.exists(), "an empty recording is left");
+    assert_eq!(err.matches("No such file").count(), 1, "{err}");
+    let (_, _, err) = kvpsi(&["run", "-p", "x", "--temperature", "-1"], &[]);
+    assert!(err.contains("temperature must be between"), "{err}");
+
+    let test = "an_error_is_said_once_and_names_what_was_given";
+    if !rustix::process::geteuid().is_root() {
+        return kvpsi_tests::skip(test, "needs root to become another user");
+    }
+    let Some(model) = kvpsi_tests::model(test) else {
+        return;
+    };
+    let private = dir.path().join("private.gguf");
+    fs::copy(model, &private).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).unwrap();
+    let private = private.to_str().unwrap();
+    let args = [
+        "serve",
+        "--user",
+        "65534:65534",
+        "--port",
+        "0",
+        "-m",
+        private,
+    ];
+    let (code, _, err) = kvpsi(&args, &[]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(
+        err.contains(&format!("{private}: Permission denied")),
+        "{err}"
+    );
 }

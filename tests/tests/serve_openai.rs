@@ -1,13 +1,19 @@
-//! The clients that people have: OpenAI's, Anthropic's, LangChain and litellm
-//! from PyPI, Ollama's from npm.
+//! The clients that people have: OpenAI's, Anthropic's, LangChain, litellm and
+//! LlamaIndex from PyPI, OpenAI's, Ollama's and the AI SDK from npm.
+//!
+//! A script that came to its end says what works; docs/CLIENTS.md must say the
+//! same of it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi_tests::{model, openai_client, package, served::Served};
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
 };
+
+const CLIENTS: &str = include_str!("../../docs/CLIENTS.md");
 
 #[test]
 fn openais_python_client_is_at_home_here() {
@@ -49,25 +55,33 @@ fn litellm_finds_openais_ollamas_and_anthropics_api() {
 }
 
 #[test]
+fn llamaindex_chats_and_calls_tools() {
+    let find = |test: &str| package(test, "KVPSI_LLAMAINDEX", "llama_index");
+    python(
+        "llamaindex_chats_and_calls_tools",
+        find,
+        "llamaindex_client.py",
+    );
+}
+
+#[test]
 fn ollamas_client_from_npm_is_at_home_here() {
-    let test = "ollamas_client_from_npm_is_at_home_here";
     let find = |test: &str| package(test, "KVPSI_OLLAMA", "node_modules/ollama");
-    let (Some(file), Some(client)) = (model(test), find(test)) else {
-        return;
-    };
-    let mut s = Served::start(&file, &["--alias", "smol"], None);
-    // Node looks for packages beside the script.
-    let dir = tempfile::tempdir().unwrap();
-    let script = dir.path().join("client.mjs");
-    std::fs::copy(data("ollama_client.mjs"), &script).unwrap();
-    let modules = dir.path().join("node_modules");
-    std::os::unix::fs::symlink(client.join("node_modules"), modules).unwrap();
-    let mut node = Command::new("node");
-    node.arg(script)
-        .env("OLLAMA_HOST", format!("http://127.0.0.1:{}", s.port));
-    well(&mut node);
-    let (status, said) = s.stop();
-    assert!(status.success(), "{said}");
+    let test = "ollamas_client_from_npm_is_at_home_here";
+    node(test, find, "ollama_client.mjs");
+}
+
+#[test]
+fn openais_client_from_npm_is_at_home_here() {
+    let find = |test: &str| package(test, "KVPSI_OPENAI_NPM", "node_modules/openai");
+    let test = "openais_client_from_npm_is_at_home_here";
+    node(test, find, "openai_client.mjs");
+}
+
+#[test]
+fn the_ai_sdk_is_at_home_here() {
+    let find = |test: &str| package(test, "KVPSI_OPENAI_NPM", "node_modules/ai");
+    node("the_ai_sdk_is_at_home_here", find, "ai_client.mjs");
 }
 
 fn data(name: &str) -> PathBuf {
@@ -76,36 +90,84 @@ fn data(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Runs a script by a client against a server with a key.
+/// Runs a script by a client from PyPI against a server with a key.
 fn python(test: &str, client: impl Fn(&str) -> Option<PathBuf>, script: &str) {
     let (Some(file), Some(client)) = (model(test), client(test)) else {
         return;
     };
+    let mut python = Command::new("python3");
+    python.arg(data(script)).env("PYTHONPATH", client);
+    well(&file, &mut python, script);
+}
+
+/// The same by one from npm.
+fn node(test: &str, client: impl Fn(&str) -> Option<PathBuf>, script: &str) {
+    let (Some(file), Some(client)) = (model(test), client(test)) else {
+        return;
+    };
+    // Node looks for packages beside the script.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(script);
+    std::fs::copy(data(script), &path).unwrap();
+    let modules = dir.path().join("node_modules");
+    std::os::unix::fs::symlink(client.join("node_modules"), modules).unwrap();
+    well(&file, Command::new("node").arg(path), script);
+}
+
+fn well(file: &Path, command: &mut Command, script: &str) {
     let dir = tempfile::tempdir().unwrap();
     let key = dir.path().join("key");
     std::fs::write(&key, "k-123").unwrap();
-    let key = key.to_str().unwrap();
-    let mut s = Served::start(&file, &["--alias", "smol", "--api-key-file", key], None);
+    // Ollama's client has no key.
+    let key = match script.starts_with("ollama") {
+        true => vec![],
+        false => vec!["--api-key-file", key.to_str().unwrap()],
+    };
+    let mut s = Served::start(file, &[&["--alias", "smol"], &key[..]].concat(), None);
     let base = format!("http://127.0.0.1:{}", s.port);
-    let mut python = Command::new("python3");
-    python
-        .arg(data(script))
-        .env("PYTHONPATH", client)
+    let out = command
         .env("OPENAI_BASE_URL", format!("{base}/v1"))
         .env("OPENAI_API_KEY", "k-123")
-        .env("ANTHROPIC_BASE_URL", base)
+        .env("ANTHROPIC_BASE_URL", &base)
         .env("ANTHROPIC_API_KEY", "k-123")
+        .env("OLLAMA_HOST", base)
         // Prices are not asked for over the network.
-        .env("LITELLM_LOCAL_MODEL_COST_MAP", "True");
-    well(&mut python);
-    let (status, said) = s.stop();
-    assert!(status.success(), "{said}");
-}
-
-fn well(command: &mut Command) {
-    let out = command.output().unwrap();
+        .env("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{said}");
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(text.trim_end().ends_with("all is well"), "{text}\n{said}");
+    let works = text.lines().find_map(|l| l.strip_prefix("works: "));
+    let works: BTreeSet<&str> = works.unwrap().split(", ").collect();
+    assert_eq!(documented(script), works, "docs/CLIENTS.md on {script}");
+    let (status, said) = s.stop();
+    assert!(status.success(), "{said}");
+}
+
+/// What docs/CLIENTS.md has in the row of a script: the columns with a yes.
+fn documented(script: &str) -> BTreeSet<&'static str> {
+    let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim);
+    let mut rows = CLIENTS.lines().filter(|l| l.starts_with('|'));
+    let head = rows.next().unwrap();
+    let row = rows.find(|r| r.contains(&format!("`{script}`")));
+    let row = row.unwrap_or_else(|| panic!("docs/CLIENTS.md has no row of `{script}`"));
+    let marks = cells(head).zip(cells(row));
+    marks
+        .filter(|(_, mark)| *mark == "yes")
+        .map(|(name, _)| name)
+        .collect()
+}
+
+#[test]
+fn every_row_of_the_table_of_clients_is_a_script() {
+    let rows = CLIENTS.lines().filter(|l| l.contains("| `"));
+    let mut count = 0;
+    for row in rows {
+        let script = row.split('`').nth(1).unwrap();
+        assert!(data(script).is_file(), "{row}");
+        count += 1;
+    }
+    assert_eq!(count, 10);
 }

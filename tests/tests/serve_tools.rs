@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use std::{path::Path, process::Command};
 
 /// Templates as short as the family's form of calls allows.
-const FAMILIES: [(&str, &str); 6] = [
+const FAMILIES: [(&str, &str); 7] = [
     ("hermes", "<tool_call>"),
+    ("xml", "<tool_call> <function=f> <parameter=p>"),
     ("llama3", "<|python_tag|>"),
     ("mistral", "[TOOL_CALLS]"),
     ("mistral_args", "[TOOL_CALLS] [ARGS]"),
@@ -41,6 +42,7 @@ fn tools() -> Value {
             "find",
             json!({"at": {"type": "integer", "minimum": 0, "maximum": 9}})
         ),
+        function("say", json!({"at": {"type": "string", "maxLength": 20}})),
     ])
 }
 
@@ -74,6 +76,7 @@ fn every_familys_calls_are_forced_told_and_taken_back() {
             let right = match call["function"]["name"].as_str() {
                 Some("look") => at == "sea" || at == "sky",
                 Some("find") => at.as_u64().is_some_and(|n| n < 10),
+                Some("say") => at.as_str().is_some_and(|t| t.chars().count() <= 20),
                 _ => false,
             };
             assert!(
@@ -81,6 +84,16 @@ fn every_familys_calls_are_forced_told_and_taken_back() {
                 "{family}: {call}"
             );
         }
+        // A text, too.
+        let mut said = body.clone();
+        said["tool_choice"] = json!({"type": "function", "function": {"name": "say"}});
+        let (status, said) = s.post("/v1/chat/completions", &said);
+        assert_eq!(status, 200, "{family}: {said}");
+        let call = &said["choices"][0]["message"]["tool_calls"][0]["function"];
+        let arguments = call["arguments"].as_str().unwrap_or_default();
+        let arguments: Value = serde_json::from_str(arguments).unwrap();
+        let text = arguments["at"].as_str().unwrap();
+        assert!(text.chars().count() <= 20, "{family}: {said}");
         // Back again, with a result.
         let messages = body["messages"].as_array_mut().unwrap();
         messages.push(choice["message"].clone());
@@ -116,6 +129,95 @@ fn answers_are_valid_by_the_jsonschema_package_and_what_cannot_be_is_refused_by_
     let text = String::from_utf8_lossy(&out.stdout);
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(text.ends_with("all is well\n"), "{text}\n{said}");
+    let (status, said) = s.stop();
+    assert!(status.success(), "{said}");
+}
+
+/// Grammars as llama.cpp's users write them, and whether a text follows one.
+type Followed = fn(&str) -> bool;
+const GRAMMARS: [(&str, &str, Followed); 4] = [
+    ("json", include_str!("../data/gbnf/json.gbnf"), |text| {
+        serde_json::from_str::<Value>(text).is_ok_and(|v| v.is_object())
+    }),
+    ("list", include_str!("../data/gbnf/list.gbnf"), |text| {
+        text.ends_with('\n') && text.lines().all(|l| l.starts_with("- ") && l.len() > 2)
+    }),
+    ("chess", include_str!("../data/gbnf/chess.gbnf"), |text| {
+        text.starts_with("1. ")
+            && text.ends_with('\n')
+            && text.lines().all(|l| l.split(' ').count() == 3)
+    }),
+    ("sums", include_str!("../data/gbnf/sums.gbnf"), |text| {
+        let open = text.matches('(').count();
+        text.ends_with('\n') && text.contains('=') && open == text.matches(')').count()
+    }),
+];
+
+#[test]
+fn answers_follow_grammars_in_gbnf_and_a_wrong_line_is_named() {
+    let test = "answers_follow_grammars_in_gbnf_and_a_wrong_line_is_named";
+    let Some(file) = model(test) else { return };
+    let mut s = Served::start(&file, &[], None);
+    for (name, grammar, follows) in GRAMMARS {
+        let mut whole = 0;
+        for seed in 0..4 {
+            let body = json!({
+                "prompt": "An example:\n", "grammar": grammar, "max_tokens": 120, "seed": seed,
+                "temperature": 0.8,
+            });
+            let (status, answer) = s.post("/v1/completions", &body);
+            assert_eq!(status, 200, "{name}: {answer}");
+            let choice = &answer["choices"][0];
+            if choice["finish_reason"] == "stop" {
+                let text = choice["text"].as_str().unwrap();
+                assert!(follows(text), "{name}: {text:?}");
+                whole += 1;
+            }
+        }
+        println!("{name}: {whole} of 4 came to their end");
+        assert!(whole > 0, "{name}");
+    }
+    let chat = json!({
+        "messages": [{"role": "user", "content": "Yes or no?"}], "max_tokens": 20,
+        "guided_grammar": "# GBNF\nroot ::= (\"yes\" | \"no\") \".\"",
+    });
+    let (status, answer) = s.post("/v1/chat/completions", &chat);
+    assert_eq!(status, 200, "{answer}");
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(["yes.", "no."].contains(&text), "{answer}");
+    // All that the grammar allows is excluded: the answer ends, and is empty.
+    let (_, told) = s.post("/tokenize", &json!({"content": "a"}));
+    let token = &told["tokens"][0];
+    for temperature in [0, 1] {
+        let body = json!({
+            "prompt": "x", "grammar": "root ::= \"a\"", "logit_bias": [[token, false]],
+            "temperature": temperature,
+        });
+        let (status, answer) = s.post("/v1/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        let choice = &answer["choices"][0];
+        assert_eq!(
+            (&choice["text"], &choice["finish_reason"]),
+            (&json!(""), &json!("stop")),
+            "{answer}"
+        );
+    }
+    for (grammar, why) in [
+        (
+            "root ::= a\n\na ::= \"x\" %",
+            "line 3: `%` is not understood here",
+        ),
+        ("root ::= root", "no text follows it"),
+    ] {
+        let body = json!({"prompt": "x", "grammar": grammar});
+        let (status, answer) = s.post("/v1/completions", &body);
+        assert_eq!(status, 400, "{answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("`grammar`") && message.contains(why),
+            "{answer}"
+        );
+    }
     let (status, said) = s.stop();
     assert!(status.success(), "{said}");
 }

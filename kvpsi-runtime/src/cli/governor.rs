@@ -121,8 +121,20 @@ const MOST: u64 = 256 << 20;
 #[derive(Debug)]
 pub struct Kept {
     path: PathBuf,
-    file: File,
+    /// None once it is written to.
+    file: Option<File>,
     tap: Arc<Tap>,
+}
+
+/// What failed before it began leaves no empty file.
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let unused = self.file.as_ref().and_then(|f| f.metadata().ok());
+        if unused.is_some_and(|m| m.is_file() && m.len() == 0) {
+            // Where it cannot be removed, it stays.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Kept {
@@ -136,7 +148,7 @@ impl Kept {
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Some(Self {
             path: path.to_path_buf(),
-            file,
+            file: Some(file),
             tap: Arc::new(Tap::new(TAP)),
         }))
     }
@@ -163,8 +175,10 @@ impl Kept {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn sink(self, signal: &str) -> io::Result<Box<dyn Sink>> {
-        let recorder = Recorder::over(&self.path, self.file, Head::here(signal), MOST)?;
+    pub fn sink(mut self, signal: &str) -> io::Result<Box<dyn Sink>> {
+        let file = self.file.take();
+        let file = file.ok_or_else(|| io::Error::other("the recording has begun"))?;
+        let recorder = Recorder::over(&self.path, file, Head::here(signal), MOST)?;
         Ok(Box::new(recorder))
     }
 }
@@ -221,14 +235,15 @@ impl HeldFile {
     }
 
     /// The path, or where the open file can be reached if the path no longer
-    /// can.
+    /// can; the path, too, where this user may not read the file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        match &self.file {
-            Some(f) if File::open(&self.path).is_err() => {
-                format!("/proc/self/fd/{}", f.as_raw_fd()).into()
-            }
-            _ => self.path.clone(),
-        }
+        let open = self
+            .file
+            .as_ref()
+            .filter(|_| File::open(&self.path).is_err());
+        open.map(|f| PathBuf::from(format!("/proc/self/fd/{}", f.as_raw_fd())))
+            .filter(|held| File::open(held).is_ok())
+            .unwrap_or_else(|| self.path.clone())
     }
 }

@@ -50,6 +50,8 @@ pub struct Cli {
     settings: Vec<config::Setting>,
     #[arg(skip)]
     file: Option<std::path::PathBuf>,
+    #[arg(skip)]
+    unknown: Vec<String>,
 }
 
 /// How logs are written.
@@ -115,6 +117,7 @@ impl Cli {
         let mut cli = Self::from_arg_matches(&loaded.matches).map_err(config::Refused::Usage)?;
         cli.settings = loaded.settings;
         cli.file = loaded.file;
+        cli.unknown = loaded.unknown;
         Ok(cli)
     }
 
@@ -129,6 +132,12 @@ impl Cli {
     /// # Errors
     /// Whatever the subcommand could not do, as one line for the user.
     pub fn run(self) -> anyhow::Result<()> {
+        if !self.unknown.is_empty() {
+            let names = self.unknown.join(", ");
+            tell::line(format_args!(
+                "no option has this variable, it has no effect: {names}"
+            ));
+        }
         match self.command {
             Command::Run(a) => run::run(a),
             Command::Serve(a) => serve::run(a),

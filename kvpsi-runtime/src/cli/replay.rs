@@ -23,7 +23,7 @@ use std::{
 Examples:
   kvpsi replay box.rec                                 every profile, side by side
   kvpsi replay box.rec --profile balanced --trims      one of them, trim by trim
-  kvpsi replay box.rec --policy keydiff,expected --budget 128
+  kvpsi replay box.rec --evict keydiff,expected --kv-budget 128
   kvpsi replay box.rec --profile latency --speed 1     as it happened, in its own time
 
 The rule that decides is the runtime's; the cache is only counted. Where the recording is of a
@@ -37,11 +37,11 @@ pub struct Args {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Profile::Lossless, Profile::Balanced, Profile::Latency])]
     profile: Vec<Profile>,
     /// How tokens are chosen: what thinning takes of time; several are compared
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Evict::default()])]
-    policy: Vec<Evict>,
+    #[arg(long, alias = "policy", value_enum, value_delimiter = ',', default_values_t = [Evict::default()])]
+    evict: Vec<Evict>,
     /// Most that the cache takes [default: as recorded, else 64]
-    #[arg(long, value_name = "MIB")]
-    budget: Option<u64>,
+    #[arg(long, alias = "budget", value_name = "MIB")]
+    kv_budget: Option<u64>,
     /// How fast the cache grows where the recording does not say [default: 20]
     #[arg(long, value_name = "TOKENS_PER_SECOND")]
     rate: Option<u32>,
@@ -73,17 +73,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .profile
         .iter()
         .flat_map(|profile| {
-            args.policy.iter().map(|evict| Setup {
+            args.evict.iter().map(|evict| Setup {
                 profile: *profile,
                 evict: *evict,
-                budget: args.budget.map(Bytes::mib),
+                budget: args.kv_budget.map(Bytes::mib),
                 tokens_per_s: args.rate.unwrap_or(Setup::default().tokens_per_s),
                 ..Setup::default()
             })
         })
         .collect();
     if args.speed.is_some() && setups.len() > 1 {
-        bail!("--speed plays one setup: name one --profile and one --policy");
+        bail!("--speed plays one setup: name one --profile and one --evict");
     }
     match play(args, &recording, &setups) {
         // The reader closed the pipe.

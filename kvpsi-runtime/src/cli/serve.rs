@@ -14,7 +14,7 @@ use super::{
 use crate::cli::tell::tell;
 use crate::{
     control::{GovernorConfig, Prepared, Tap},
-    engine::batch::BatchConfig,
+    engine::{Speculate, batch::BatchConfig},
     kv::{KvType, Profile, evict::Evict},
     model::{chat::ChatTemplate, default_model, gguf::files, ollama, weights::Weights},
     pressure::{
@@ -135,6 +135,10 @@ pub struct Args {
     /// Most memory of keys and values, in MiB [default: all of --parallel times --ctx]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_budget: Option<u32>,
+    /// Guess next tokens from words that prompt and answer repeat, and check several at once where
+    /// that is faster; the text is the same
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    speculate: Speculate,
     /// Record pressure, cache and trims to this file, for `kvpsi replay`
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -209,6 +213,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     engine.profile = args.profile;
     engine.evict = args.evict;
     engine.floor_tokens = args.kv_floor;
+    engine.speculate = args.speculate;
     engine.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
     engine.parallel = usize::from(args.parallel);
     engine.max_sequences = engine.parallel + 2;

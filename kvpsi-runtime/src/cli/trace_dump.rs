@@ -97,8 +97,7 @@ pub struct Args {
         long,
         value_name = "KEY",
         env = "KVPSI_API_KEY",
-        hide_env_values = true,
-        requires = "attach"
+        hide_env_values = true
     )]
     api_key: Option<String>,
     /// The running server's admin key, where it has one

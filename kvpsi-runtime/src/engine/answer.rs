@@ -5,8 +5,9 @@
 //! logits are made.
 
 use super::{
-    Constraint, EngineError, Finish, GenStats, SamplingConfig,
+    Constraint, EngineError, Finish, GenStats, SamplingConfig, Session,
     sampling::{Sampler, TokenLogprobs},
+    speculate::Drafts,
     stops::Stops,
 };
 use crate::model::tokenizer::{TextStream, Tokenizer};
@@ -24,11 +25,12 @@ pub(super) struct Answer {
     constraint: Option<Constraint>,
     stream: TextStream,
     stops: Stops,
-    stopped: bool,
     started: Instant,
     first: Option<Instant>,
     /// Tokens of the session before the answer.
     before: usize,
+    /// What is guessed to come next.
+    pub drafts: Drafts,
     pub stats: GenStats,
 }
 
@@ -43,6 +45,18 @@ pub(super) struct Taken {
     pub logprobs: Option<TokenLogprobs>,
     /// The answer is over.
     pub finish: Option<Finish>,
+}
+
+impl Taken {
+    /// The answer is over, and has no more text.
+    fn end() -> Self {
+        Self {
+            token: None,
+            text: String::new(),
+            logprobs: None,
+            finish: Some(Finish::Eos),
+        }
+    }
 }
 
 impl Answer {
@@ -61,17 +75,20 @@ impl Answer {
             constraint: None,
             stream: tokenizer.stream(),
             stops: Stops::new(&sampling.stops),
-            stopped: false,
             started,
             first: None,
             before,
+            drafts: Drafts::default(),
             stats: GenStats {
                 prompt_tokens: waiting,
                 tokens: 0,
                 ttft: Duration::ZERO,
                 decode: Duration::ZERO,
+                drafted: 0,
+                accepted: 0,
                 sampling: Duration::ZERO,
                 finish: Finish::Stopped,
+                stop: None,
             },
         }
     }
@@ -94,40 +111,65 @@ impl Answer {
         }
     }
 
-    /// Chooses the next token by the logits, which are changed, and appends it
-    /// to the session's.
-    pub fn take(
+    /// Tokens that may still follow the next one.
+    pub fn left_after_next(&self) -> usize {
+        let most = self.sampler.settings().max_tokens;
+        most.saturating_sub(self.stats.tokens + 1)
+    }
+
+    /// Chooses the next token by row `row` of a step whose first row was
+    /// certain and whose other ones were `drafts`, those before it right; says
+    /// whether the next row is one of this text, too. If not, the rows behind
+    /// this one are taken back.
+    pub fn take_row(
         &mut self,
         logits: &mut [f32],
-        tokens: &mut Vec<u32>,
-    ) -> Result<Taken, EngineError> {
+        session: &mut Session,
+        row: usize,
+        drafts: usize,
+    ) -> Result<(Taken, bool), EngineError> {
+        let computed = session.tokens.len();
+        let taken = self.take(logits, &mut session.tokens);
+        let right = (taken.as_ref()).is_ok_and(|t| self.drafts.judge(row, t.token));
+        let ended = !taken.as_ref().is_ok_and(|t| t.finish.is_none());
+        let goes_on = right && row < drafts && !ended;
+        if drafts > 0 && !goes_on {
+            self.stats.drafted += drafts;
+            self.stats.accepted += row;
+            session.settle(computed);
+        }
+        Ok((taken?, goes_on))
+    }
+
+    /// Chooses the next token by the logits, which are changed, and appends it
+    /// to the session's.
+    fn take(&mut self, logits: &mut [f32], tokens: &mut Vec<u32>) -> Result<Taken, EngineError> {
         let since = Instant::now();
-        let (token, logprobs) = self.sample(logits, tokens)?;
+        let sampled = self.sample(logits, tokens)?;
         self.stats.sampling += since.elapsed();
         let first = *self.first.get_or_insert_with(|| {
             self.stats.ttft = self.started.elapsed();
             Instant::now()
         });
         self.stats.decode = first.elapsed();
+        // Where the client excludes all that its grammar allows, the answer is over.
+        let Some((token, logprobs)) = sampled else {
+            return Ok(Taken::end());
+        };
         let settings = self.sampler.settings();
         let stop = settings.stop_tokens.contains(&token);
         // The end of a grammar is an end.
         let go_on = settings.ignore_eos && self.constraint.is_none();
         let ends = self.tokenizer.ends(token) && !go_on;
         if ends || (stop && self.tokenizer.is_control(token)) {
-            return Ok(Taken {
-                token: None,
-                text: String::new(),
-                logprobs: None,
-                finish: Some(Finish::Eos),
-            });
+            return Ok(Taken::end());
         }
         tokens.push(token);
         self.stats.tokens += 1;
         let (text, hit) = self.stops.push(&self.stream.push(token)?);
-        self.stopped = hit;
+        self.stats.stop = hit;
         let most = self.sampler.settings().max_tokens;
-        let finish = if hit {
+        let finish = if hit.is_some() {
             Some(Finish::StopText)
         } else if self.follow(token)? || stop {
             Some(Finish::Eos)
@@ -142,22 +184,27 @@ impl Answer {
         })
     }
 
-    /// A token that is allowed to come next.
+    /// A token that is allowed to come next, if there is one.
     fn sample(
         &mut self,
         logits: &mut [f32],
         tokens: &[u32],
-    ) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
+    ) -> Result<Option<(u32, Option<TokenLogprobs>)>, EngineError> {
         let (before, ends) = (self.before, self.tokenizer.end_tokens());
-        let Some(constraint) = &mut self.constraint else {
-            return Ok(self.sampler.sample(logits, tokens, before, ends)?);
-        };
-        constraint.apply(logits)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.apply(logits)?;
+        }
+        if self.sampler.excludes_all(logits) {
+            return Ok(None);
+        }
         let (token, logprobs) = self.sampler.sample(logits, tokens, before, ends)?;
-        Ok((
-            constraint.allowed(token)?,
-            logprobs.map(TokenLogprobs::possible),
-        ))
+        Ok(Some(match &mut self.constraint {
+            Some(constraint) => (
+                constraint.allowed(token)?,
+                logprobs.map(TokenLogprobs::possible),
+            ),
+            None => (token, logprobs),
+        }))
     }
 
     /// Whether the grammar ends with this token.
@@ -170,11 +217,11 @@ impl Answer {
 
     /// The text that was held back, once the answer is over.
     pub fn rest(&mut self) -> Result<String, EngineError> {
-        if self.stopped {
+        if self.stats.stop.is_some() {
             return Ok(String::new());
         }
         let (mut text, hit) = self.stops.push(&self.stream.finish()?);
-        if !hit {
+        if hit.is_none() {
             text.push_str(&self.stops.finish());
         }
         Ok(text)

@@ -1,13 +1,14 @@
 //! Answers that follow a grammar: which tokens may come next.
 //!
 //! Owns what a grammar may be (a JSON schema, a regular expression, a choice, a
-//! Lark grammar), its bounds, and the set of tokens that it allows at each step
+//! grammar in Lark or GBNF), its bounds, and the set of tokens that it allows at each step
 //! (llguidance's). Invariants: the state follows the tokens of the answer and
 //! knows no KV cache, so preemption and trims do not touch it; the next set is
 //! computed on a thread of its own while the model computes the next logits;
 //! what cannot be enforced is refused before the answer begins. Out of scope:
 //! how a token is chosen among those that are allowed.
 
+use super::gbnf;
 use crate::model::tokenizer::{TokenBytes, Tokenizer};
 use llguidance::{
     Matcher, ParserFactory,
@@ -46,6 +47,8 @@ pub enum Grammar {
     Choice(Vec<String>),
     /// What a Lark grammar produces, as llguidance reads them.
     Lark(String),
+    /// What a GBNF grammar produces, as llama.cpp reads them.
+    Gbnf(String),
 }
 
 /// Why an answer cannot follow a grammar.
@@ -74,7 +77,7 @@ impl Grammar {
             Self::Schema(schema) => (schema.to_string().len(), MOST_GRAMMAR),
             Self::Regex(regex) => (regex.len(), MOST_REGEX),
             Self::Choice(all) => (all.iter().map(String::len).sum(), MOST_GRAMMAR),
-            Self::Lark(text) => (text.len(), MOST_GRAMMAR),
+            Self::Lark(text) | Self::Gbnf(text) => (text.len(), MOST_GRAMMAR),
         }
     }
 
@@ -102,6 +105,9 @@ impl Grammar {
                 return Err(GrammarError(format!("it has more than {MOST_LINES} lines")));
             }
             Self::Lark(text) => GrammarWithLexer::from_lark(text),
+            Self::Gbnf(text) => {
+                GrammarWithLexer::from_lark(gbnf::to_lark(&text).map_err(GrammarError::new)?)
+            }
         })
     }
 }
@@ -178,6 +184,9 @@ impl Grammars {
         *factory.quiet().limits_mut() = ParserLimits {
             // Of 1 to 2 KiB each.
             max_lexer_states: 16_000,
+            // Of which 20 000 take a millisecond: a grammar that is followed
+            // character by character has many.
+            step_max_items: 400_000,
             verbose_errors: false,
             ..ParserLimits::default()
         };
@@ -238,10 +247,11 @@ impl Grammars {
                 .map_err(GrammarError::new)
         })?;
         let mut matcher = Box::new(Matcher::new(Ok(parser)));
-        let mask = matcher.compute_mask_or_eos().map_err(GrammarError::new)?;
-        if mask.is_zero() {
-            return Err(GrammarError("no text follows it".into()));
-        }
+        let mask = match matcher.compute_mask_or_eos() {
+            Ok(mask) if !mask.is_zero() => mask,
+            Err(e) if !e.to_string().contains("NoExtension") => return Err(GrammarError::new(e)),
+            _ => return Err(GrammarError("no text follows it".into())),
+        };
         Ok(Constraint {
             state: State::Here(matcher, mask),
             worker: self.worker.clone(),

@@ -10,10 +10,12 @@
 mod answer;
 pub mod batch;
 mod constraint;
+pub mod gbnf;
 mod history;
 mod recompute;
 mod sampling;
 mod session;
+mod speculate;
 mod stats;
 mod stops;
 
@@ -21,6 +23,7 @@ pub use constraint::{Constraint, Grammar, GrammarError, Grammars};
 pub use recompute::Recomputed;
 pub use sampling::{MAX_LOGPROBS, SamplingConfig, TokenLogprobs};
 pub use session::Session;
+pub use speculate::Speculate;
 pub use stats::{Finish, GenStats};
 
 use crate::{
@@ -36,6 +39,7 @@ use crate::{
     },
     units::Bytes,
 };
+use speculate::StepCosts;
 use std::{
     ops::ControlFlow,
     path::PathBuf,
@@ -130,13 +134,19 @@ pub struct EngineConfig {
     pub evict: Evict,
     /// Tokens below which a session's KV does not go, but all at once.
     pub floor_tokens: usize,
+    /// Whether next tokens are guessed and checked together.
+    pub speculate: Speculate,
+    /// What a row more costs, as a share of a step of one row; `None`: as it is
+    /// measured. Given, the same request computes the same drafts however busy
+    /// the machine is.
+    pub row_cost: Option<f64>,
     /// Set it to true, from any thread, to end the running generation within
     /// one prefill chunk or token. It stays set.
     pub stop: Arc<AtomicBool>,
 }
 
 impl EngineConfig {
-    /// The defaults for a model.
+    /// The defaults for a model; without speculation, so that a step is a token.
     #[must_use]
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
@@ -155,6 +165,8 @@ impl EngineConfig {
             profile: Profile::default(),
             evict: Evict::default(),
             floor_tokens: 0,
+            speculate: Speculate::Off,
+            row_cost: None,
             stop: Arc::default(),
         }
     }
@@ -180,6 +192,8 @@ pub struct Engine {
     ladder: Arc<Ladder>,
     context: usize,
     obtainable: fn() -> Bytes,
+    speculate: Speculate,
+    costs: StepCosts,
     stop: Arc<AtomicBool>,
 }
 
@@ -258,6 +272,8 @@ impl Engine {
             pool,
             context,
             obtainable: config.obtainable,
+            speculate: config.speculate,
+            costs: StepCosts::new(config.row_cost),
             stop: config.stop.clone(),
         })
     }

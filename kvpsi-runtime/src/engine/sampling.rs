@@ -172,6 +172,22 @@ impl Sampler {
         }
     }
 
+    /// Whether the client's biases exclude every token that may come.
+    pub(super) fn excludes_all(&self, logits: &[f32]) -> bool {
+        let biases = self.settings.logit_bias.iter();
+        let mut never: Vec<u32> = (biases.filter(|(_, b)| *b == f32::NEG_INFINITY))
+            .map(|(token, _)| *token)
+            .collect();
+        if never.is_empty() {
+            return false;
+        }
+        never.sort_unstable();
+        never.dedup();
+        let possible = |l: &f32| *l > f32::NEG_INFINITY;
+        let excluded = never.iter().filter_map(|t| logits.get(*t as usize));
+        excluded.filter(|l| possible(l)).count() == logits.iter().filter(|l| possible(l)).count()
+    }
+
     pub(super) fn settings(&self) -> &SamplingConfig {
         &self.settings
     }

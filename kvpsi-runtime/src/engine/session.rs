@@ -1,7 +1,8 @@
 //! One sequence and how it goes on.
 
 use super::{
-    Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, answer::Answer, history::History,
+    Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, Speculate, answer::Answer,
+    history::History, speculate::choose,
 };
 use crate::{
     attention::RowSpan,
@@ -9,7 +10,7 @@ use crate::{
     units::Bytes,
 };
 use std::{
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -107,9 +108,22 @@ impl Session {
         self.pool.preempted(seq)
     }
 
-    /// Positions that the pool has handed out.
+    /// Of a step with drafts, the rows up to `computed` are this text's: the
+    /// others are taken back. Twice is nothing.
+    pub(super) fn settle(&mut self, computed: usize) {
+        for _ in self.history.len()..computed {
+            self.history.push(1);
+        }
+        if let Some(seq) = self.seq {
+            self.pool.take_back(seq, computed);
+            self.pool.written(seq);
+        }
+    }
+
+    /// Positions that the pool has handed out; drafts are none of them.
     fn computed(&self) -> usize {
-        self.seq.map_or(0, |seq| self.pool.len(seq))
+        let len = self.seq.map_or(0, |seq| self.pool.len(seq));
+        len.min(self.tokens.len())
     }
 
     /// Tokens whose rows are not computed yet.
@@ -171,6 +185,16 @@ impl Drop for Session {
     }
 }
 
+/// A span for each position: rows get the bits that they would get in steps of
+/// their own.
+pub(super) fn one_by_one(seq: SeqId, at: Range<usize>) -> impl Iterator<Item = RowSpan> {
+    at.map(move |first_pos| RowSpan {
+        seq,
+        first_pos,
+        rows: 1,
+    })
+}
+
 /// What came of a step.
 enum Went {
     On,
@@ -220,24 +244,38 @@ impl Engine {
             answer.unanswered();
             return Ok(answer.stats);
         }
+        let vocab = self.decoder.config().vocab;
+        let (mut row, mut drafts) = (0, 0);
         answer.stats.finish = loop {
-            if let Some(finish) = answer.at_end(session.tokens.len(), self.context) {
+            let computed = session.tokens.len();
+            if let Some(finish) = answer.at_end(computed, self.context) {
                 break finish;
             }
-            let taken = answer.take(self.step.logits(), &mut session.tokens)?;
+            let logits = &mut self.step.logits()[row * vocab..][..vocab];
+            let (taken, goes_on) = answer.take_row(logits, session, row, drafts)?;
             if taken.token.is_some() {
                 let piece = Piece {
                     token: taken.token,
                     text: &taken.text,
                 };
                 if sink(piece).is_break() || self.stop.load(Ordering::Relaxed) {
+                    if goes_on {
+                        session.settle(computed);
+                    }
                     break Finish::Stopped;
                 }
             }
             if let Some(finish) = taken.finish {
                 break finish;
             }
-            match self.advance(session, 1)? {
+            if goes_on {
+                row += 1;
+                continue;
+            }
+            row = 0;
+            let went;
+            (went, drafts) = self.next_rows(session, &mut answer)?;
+            match went {
                 Went::On => {}
                 Went::NoRoom => break Finish::Exhausted,
                 Went::Preempted => break Finish::Stopped,
@@ -364,10 +402,61 @@ impl Engine {
         }
     }
 
+    /// Computes the row of an answer's last token, and drafts behind it where
+    /// that is worth it; how many those were.
+    fn next_rows(
+        &mut self,
+        session: &mut Session,
+        answer: &mut Answer,
+    ) -> Result<(Went, usize), EngineError> {
+        let chances = [self.look_up(session, answer)];
+        let drafts = choose(&self.costs, &chances, self.step.most_rows())[0];
+        let since = Instant::now();
+        let next = &answer.drafts.next()[..drafts];
+        match self.go_on(session, 1, next)? {
+            Went::On => {
+                self.costs.note(1 + drafts, since.elapsed());
+                Ok((Went::On, drafts))
+            }
+            Went::NoRoom if drafts > 0 => Ok((self.advance(session, 1)?, 0)),
+            went => Ok((self.regain(session, 1, went)?, 0)),
+        }
+    }
+
+    /// What may follow an answer, and how probable it is: nothing where guesses
+    /// are not wanted. Of context, answer and free memory there is enough for it.
+    pub(super) fn look_up(&self, session: &Session, answer: &mut Answer) -> Vec<f32> {
+        if self.speculate == Speculate::Off {
+            answer.drafts.clear();
+            return Vec::new();
+        }
+        let (pool, len) = (&self.pool, session.tokens.len());
+        let block = pool.shape().block_tokens;
+        let free = pool.budget().saturating_sub(pool.account().in_use);
+        let room = if free < pool.shape().block_bytes() {
+            // A guess takes no memory from what is known.
+            len.next_multiple_of(block)
+        } else {
+            self.context
+        };
+        let most = answer.left_after_next().min(room.min(self.context) - len);
+        answer.drafts.look_up(&session.tokens, most)
+    }
+
     /// [`Engine::go_on`], and again after every preemption, as soon as there is
     /// memory; [`Went::Preempted`] only when a stop was asked for meanwhile.
     fn advance(&mut self, session: &mut Session, rows: usize) -> Result<Went, EngineError> {
-        let mut went = self.go_on(session, rows)?;
+        let went = self.go_on(session, rows, &[])?;
+        self.regain(session, rows, went)
+    }
+
+    /// What [`Engine::advance`] does after a step that went so.
+    fn regain(
+        &mut self,
+        session: &mut Session,
+        rows: usize,
+        mut went: Went,
+    ) -> Result<Went, EngineError> {
         while matches!(went, Went::Preempted) {
             session.note_preemption();
             tracing::info!(
@@ -383,32 +472,51 @@ impl Engine {
             // The step that was lost may have been among them.
             went = match session.waiting() {
                 0 => Went::On,
-                left => self.go_on(session, left.min(rows))?,
+                left => self.go_on(session, left.min(rows), &[])?,
             };
         }
         Ok(went)
     }
 
     /// Computes the next `rows` waiting rows; the logits of the last one are
-    /// then the step's.
-    fn go_on(&mut self, session: &mut Session, rows: usize) -> Result<Went, EngineError> {
+    /// then the step's. Or one such row and `drafts` behind it, and the logits
+    /// of all of these: [`Session::settle`] says which ones stay.
+    fn go_on(
+        &mut self,
+        session: &mut Session,
+        rows: usize,
+        drafts: &[u32],
+    ) -> Result<Went, EngineError> {
         let Some(seq) = session.seq else {
             return Ok(Went::NoRoom);
         };
-        self.make_room(rows);
-        let at = match session.pool.append(seq, rows) {
+        self.make_room(rows + drafts.len());
+        let at = match session.pool.append_drafts(seq, rows, drafts.len()) {
             Ok(at) => at,
             Err(KvError::Exhausted { .. }) => return Ok(Went::NoRoom),
             Err(KvError::Preempted) => return Ok(Went::Preempted),
             Err(e) => return Err(e.into()),
         };
+        session.history.push(rows);
+        let (decoder, step) = (&self.decoder, &mut self.step);
+        if !drafts.is_empty() {
+            let tokens = [&session.tokens[at.start..], drafts].concat();
+            let spans: Vec<_> = one_by_one(seq, at.clone()).collect();
+            if let Err(e) = decoder.step(&tokens, &spans, &session.pool, step) {
+                session.settle(at.start + rows);
+                return Err(e.into());
+            }
+            return Ok(if session.pool.preempted(seq) {
+                Went::Preempted
+            } else {
+                Went::On
+            });
+        }
         let span = RowSpan {
             seq,
             first_pos: at.start,
             rows,
         };
-        session.history.push(rows);
-        let (decoder, step) = (&self.decoder, &mut self.step);
         decoder.step(&session.tokens[at], &[span], &session.pool, step)?;
         Ok(if session.written() {
             Went::Preempted

@@ -46,10 +46,17 @@ pub struct GenStats {
     pub ttft: Duration,
     /// From the first to the last token.
     pub decode: Duration,
+    /// Tokens that were guessed and computed before they were chosen.
+    pub drafted: usize,
+    /// Of these, those that were chosen.
+    pub accepted: usize,
     /// Choosing tokens, part of both.
     pub sampling: Duration,
     /// Why it ended.
     pub finish: Finish,
+    /// The stop text that ended it, by its place among those of the request.
+    #[serde(skip)]
+    pub stop: Option<usize>,
 }
 
 impl GenStats {
@@ -90,14 +97,18 @@ impl fmt::Display for GenStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "prompt {} tokens, {:.1} tokens/s; first token after {:.0} ms; {} tokens, {:.1} tokens/s, {:.1} % of it sampling; {}",
+            "prompt {} tokens, {:.1} tokens/s; first token after {:.0} ms; {} tokens, {:.1} tokens/s, {:.1} % of it sampling",
             self.prompt_tokens,
             self.prefill_rate(),
             self.ttft.as_secs_f64() * 1e3,
             self.tokens,
             self.decode_rate(),
             self.sampling_share() * 1e2,
-            self.finish
-        )
+        )?;
+        if self.drafted > 0 {
+            let (accepted, drafted) = (self.accepted, self.drafted);
+            write!(f, "; {accepted} of {drafted} drafts accepted")?;
+        }
+        write!(f, "; {}", self.finish)
     }
 }

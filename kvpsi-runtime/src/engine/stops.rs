@@ -12,30 +12,31 @@ pub(super) struct Stops {
 }
 
 impl Stops {
-    /// Empty texts would end everything, and are left out.
+    /// Empty texts would end everything, and are never looked for.
     pub fn new(stops: &[String]) -> Self {
-        let stops = stops.iter().filter(|s| !s.is_empty());
         Self {
-            stops: stops.cloned().collect(),
+            stops: stops.to_vec(),
             held: String::new(),
         }
     }
 
-    /// Takes a piece: what can be shown now, and whether a stop text came.
-    pub fn push(&mut self, piece: &str) -> (String, bool) {
+    /// Takes a piece: what can be shown now, and which stop text came, by its
+    /// place; of several at one place the longest.
+    pub fn push(&mut self, piece: &str) -> (String, Option<usize>) {
         if self.stops.is_empty() {
-            return (piece.to_owned(), false);
+            return (piece.to_owned(), None);
         }
         self.held.push_str(piece);
-        let first = self.stops.iter().filter_map(|s| self.held.find(s));
-        if let Some(at) = first.min() {
+        let stops = self.stops.iter().enumerate().filter(|(_, s)| !s.is_empty());
+        let found = stops.filter_map(|(i, s)| Some((self.held.find(s)?, s.len(), i)));
+        if let Some((at, _, which)) = found.min_by_key(|(at, len, _)| (*at, usize::MAX - len)) {
             let shown = self.held[..at].to_owned();
             self.held.clear();
-            return (shown, true);
+            return (shown, Some(which));
         }
         let held = self.begins();
         let rest = self.held.split_off(self.held.len() - held);
-        (std::mem::replace(&mut self.held, rest), false)
+        (std::mem::replace(&mut self.held, rest), None)
     }
 
     /// What was held back, once no more comes.
@@ -65,7 +66,9 @@ mod tests {
         for piece in pieces {
             let (more, hit) = s.push(piece);
             shown.push_str(&more);
-            if hit {
+            if let Some(which) = hit {
+                // What ends it is what came.
+                assert!(pieces.concat()[shown.len()..].starts_with(&stops[which]));
                 return (shown, true);
             }
         }
@@ -101,9 +104,9 @@ mod tests {
     #[test]
     fn only_what_may_begin_a_stop_text_is_held() {
         let mut s = Stops::new(&["\n\nUser:".into()]);
-        assert_eq!(s.push("one\n"), ("one".into(), false));
-        assert_eq!(s.push("two\n\nUs"), ("\ntwo".into(), false));
-        assert_eq!(s.push("ed"), ("\n\nUsed".into(), false));
-        assert_eq!(s.push("x\n\nUser: y"), ("x".into(), true));
+        assert_eq!(s.push("one\n"), ("one".into(), None));
+        assert_eq!(s.push("two\n\nUs"), ("\ntwo".into(), None));
+        assert_eq!(s.push("ed"), ("\n\nUsed".into(), None));
+        assert_eq!(s.push("x\n\nUser: y"), ("x".into(), Some(0)));
     }
 }

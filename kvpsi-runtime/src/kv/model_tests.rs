@@ -92,6 +92,7 @@ fn read(p: &KvPool, tag: usize, seq: SeqId) -> usize {
 enum Op {
     Open,
     Append(usize, usize),
+    Draft(usize, usize, usize, usize),
     Fork(usize),
     Adopt(usize),
     Publish(usize),
@@ -109,6 +110,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         2 => Just(Op::Open),
         6 => (seq.clone(), 1usize..120).prop_map(|(s, n)| Op::Append(s, n)),
+        4 => (seq.clone(), 1usize..20, 0usize..40, 0usize..40)
+            .prop_map(|(s, n, drafts, kept)| Op::Draft(s, n, drafts, kept)),
         1 => seq.clone().prop_map(Op::Fork),
         1 => seq.clone().prop_map(Op::Adopt),
         2 => seq.clone().prop_map(Op::Publish),
@@ -180,6 +183,29 @@ impl Model {
         }
     }
 
+    /// Drafts are written like all rows, and those that are not kept are as if
+    /// they had never been appended: neither there nor lost.
+    fn draft(&mut self, s: usize, n: usize, drafts: usize, kept: usize) {
+        let Some(Known { tag, seq }) = self.seqs[s] else {
+            return;
+        };
+        let Ok(r) = self.p.append_drafts(seq, n, drafts) else {
+            return;
+        };
+        assert_eq!(r.len(), n + drafts);
+        let (live, lost) = (self.p.live_tokens(seq), self.p.lost_tokens(seq));
+        fill(&self.p, tag, seq, r.clone());
+        let len = r.start + n + kept.min(drafts);
+        self.p.take_back(seq, len);
+        assert_eq!(self.p.len(seq), len);
+        assert_eq!(self.p.live_tokens(seq), live - (r.end - len));
+        assert_eq!(self.p.lost_tokens(seq), lost);
+        // What is written stays.
+        self.p.written(seq);
+        self.p.take_back(seq, r.start);
+        assert_eq!(self.p.len(seq), len);
+    }
+
     /// What recomputing does: a fork up to the loss, the rest anew, the old one
     /// goes.
     fn recompute(&mut self, s: usize) {
@@ -243,6 +269,7 @@ impl Model {
                 }
             }
             Op::Append(s, n) => self.append(s, n),
+            Op::Draft(s, n, drafts, kept) => self.draft(s, n, drafts, kept),
             Op::Fork(s) => {
                 if let (Some(to), Some(from)) = (self.place(), self.seqs[s]) {
                     let seq = self.p.open().unwrap();
@@ -366,11 +393,14 @@ fn trims_beside_requantizing_evicting_sharing_and_recomputing_keep_every_page_co
                         let seq = p.open().unwrap();
                         let mut at = p.adopt(seq, &hashes[..20], false);
                         while at < 800 {
-                            let Ok(r) = p.append(seq, (800 - at).min(33)) else {
+                            let rows = (800 - at).min(33);
+                            let Ok(r) = p.append_drafts(seq, 1, rows - 1) else {
                                 break;
                             };
-                            at = r.end;
+                            at = r.end - rows / 5;
                             fill(p, tag, seq, r);
+                            sound(p, tag, seq);
+                            p.take_back(seq, at);
                             sound(p, tag, seq);
                         }
                         p.publish(seq, &hashes);

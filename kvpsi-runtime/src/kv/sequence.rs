@@ -75,7 +75,24 @@ impl KvPool {
     /// Beyond the context, closed, preempted, appended to by another thread, or
     /// no block is left within the limit; then nothing changed.
     pub fn append(&self, seq: SeqId, tokens: usize) -> Result<Range<usize>, KvError> {
+        self.append_drafts(seq, tokens, 0)
+    }
+
+    /// [`KvPool::append`] of `tokens` positions and `drafts` more behind them
+    /// that may be taken back ([`KvPool::take_back`]). The recent window is
+    /// counted without the drafts: they take nothing out of it.
+    ///
+    /// # Errors
+    /// As [`KvPool::append`].
+    pub fn append_drafts(
+        &self,
+        seq: SeqId,
+        tokens: usize,
+        drafts: usize,
+    ) -> Result<Range<usize>, KvError> {
         let n = self.config.shape.block_tokens;
+        let certain = tokens;
+        let tokens = certain.saturating_add(drafts);
         let start = self.tables.get(seq).ok_or(KvError::Closed)?.len();
         let end = start.saturating_add(tokens);
         {
@@ -87,7 +104,7 @@ impl KvPool {
                 });
             }
             table.set_written(start);
-            self.protect(&table, start, end);
+            self.protect(&table, start, start + certain);
         }
         let (first, last) = (start.div_ceil(n), end.div_ceil(n));
         for i in first..last {
@@ -102,6 +119,31 @@ impl KvPool {
         table.gain(tokens);
         table.set_len(end);
         Ok(start..end)
+    }
+
+    /// Takes the last positions back: the sequence has `len` then. What they
+    /// had counts as never appended, not as lost. Positions that are written
+    /// ([`KvPool::written`], [`KvPool::append`]) stay: others may share them; so
+    /// do all of a preempted or closed sequence, which has none.
+    pub fn take_back(&self, seq: SeqId, len: usize) {
+        let n = self.config.shape.block_tokens;
+        let Some(table) = self.tables.lock(seq) else {
+            return;
+        };
+        let (len, end) = (len.max(table.written()), table.len());
+        if table.preempted() || len >= end {
+            return;
+        }
+        // Shorter first: who reads on finds no position without a block.
+        table.set_len(len);
+        table.take_back(end - len);
+        self.counters.live_tokens.sub((end - len) as u64);
+        for i in len.div_ceil(n)..end.div_ceil(n) {
+            table.set_mass(i, 0.0);
+            if let Some(block) = table.unlink(i) {
+                self.put_back(block);
+            }
+        }
     }
 
     /// The lock of a sequence that goes on behind `start`.

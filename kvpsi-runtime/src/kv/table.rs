@@ -373,6 +373,11 @@ impl TableLock<'_> {
         self.table.live.fetch_add(tokens, SeqCst);
     }
 
+    /// Takes positions off that were never written.
+    pub fn take_back(&self, tokens: usize) {
+        self.table.live.fetch_sub(tokens, SeqCst);
+    }
+
     /// Takes positions off; `from` is the first of them.
     pub fn lose(&self, from: usize, tokens: usize) {
         if tokens > 0 {

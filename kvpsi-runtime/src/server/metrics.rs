@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     control::Governor,
-    engine::{Finish, batch::Failure},
+    engine::{
+        Finish,
+        batch::{BatchAccount, Failure},
+    },
     kv::KvPool,
 };
 use ::metrics::{
@@ -206,22 +209,25 @@ impl Metrics {
     pub fn render(
         &self,
         of: Option<(&Status, &KvPool, Option<&Governor>)>,
-        preemptions: u64,
+        account: Option<&BatchAccount>,
     ) -> String {
         with_local_recorder(&self.recorder, || {
             if let Some((status, pool, governor)) = of {
-                self.requests(status, preemptions);
+                self.requests(status);
                 memory(status, pool);
                 if let Some(governor) = governor {
                     kernel(status, governor);
                 }
+            }
+            if let Some(account) = account {
+                self.steps(account);
             }
         });
         counters(self.recorder.handle().render())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are f64")]
-    fn requests(&self, s: &Status, preemptions: u64) {
+    fn requests(&self, s: &Status) {
         let model = || self.model.clone();
         let r = &s.requests;
         gauge!(names::REQUESTS_RUNNING.name, "model_name" => model()).set(r.running as f64);
@@ -232,11 +238,23 @@ impl Metrics {
             (names::PROMPT_TOKENS.name, r.prompt_tokens),
             (names::PREFIX_CACHE_QUERIES.name, r.prompt_tokens),
             (names::GENERATION_TOKENS.name, r.tokens),
-            (names::PREEMPTIONS.name, preemptions),
         ] {
             counter!(name, "model_name" => model()).absolute(n);
         }
         counter!(names::REQUESTS_CANCELLED.name).absolute(r.cancelled);
+    }
+
+    fn steps(&self, account: &BatchAccount) {
+        for (name, n) in [
+            (names::PREEMPTIONS.name, &account.preemptions),
+            (names::DRAFTS.name, &account.drafts),
+            (names::DRAFT_TOKENS.name, &account.draft_tokens),
+            (names::ACCEPTED_TOKENS.name, &account.accepted_tokens),
+        ] {
+            counter!(name, "model_name" => self.model.clone()).absolute(n.load(Relaxed));
+        }
+        let row_cost = f64::from_bits(account.row_cost.load(Relaxed));
+        gauge!(names::ROW_COST.name).set(row_cost);
     }
 }
 
@@ -356,7 +374,7 @@ mod tests {
         with_local_recorder(&metrics.recorder, || {
             gauge!(names::STALL_SECONDS.name, "kind" => "reclaim", "scope" => "system").set(1.5);
         });
-        let text = metrics.render(None, 0);
+        let text = metrics.render(None, None);
         // As `promtool check metrics`: help and type for each, counters and
         // nothing else end in _total.
         let mut types: BTreeMap<&str, &str> = BTreeMap::new();

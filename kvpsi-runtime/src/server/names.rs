@@ -85,6 +85,10 @@ table! {
     GENERATION_TOKENS: Counter, "vllm:generation_tokens_total", [MODEL], "Tokens generated.";
     REQUEST_SUCCESS: Counter, "vllm:request_success_total", [MODEL, "finished_reason"], "Requests answered to their end, by finish reason.";
     PREEMPTIONS: Counter, "vllm:num_preemptions_total", [MODEL], "Requests that were preempted and recomputed.";
+    DRAFTS: Counter, "vllm:spec_decode_num_drafts_total", [MODEL], "Steps of a request that checked guesses.";
+    DRAFT_TOKENS: Counter, "vllm:spec_decode_num_draft_tokens_total", [MODEL], "Guessed tokens that were checked.";
+    ACCEPTED_TOKENS: Counter, "vllm:spec_decode_num_accepted_tokens_total", [MODEL], "Guessed tokens that were right.";
+    ROW_COST: Gauge, "kvpsi_spec_decode_row_cost_ratio", [], "Seconds that checking one more token takes, as a share of a step of one token.";
     PREFIX_CACHE_QUERIES: Counter, "vllm:prefix_cache_queries_total", [MODEL], "Tokens of prompts that were looked for in the cache.";
     PREFIX_CACHE_HITS: Counter, "vllm:prefix_cache_hits_total", [MODEL], "Tokens of prompts that were found in the cache.";
     KV_BYTES: Gauge, "kvpsi_kv_bytes", ["state"], "Bytes of keys and values: resident, in_use, cached, slack, floor, budget, capacity.";

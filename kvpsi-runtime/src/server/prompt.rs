@@ -62,7 +62,7 @@ pub(super) fn prepare(
     let tokens = chat_tokens(live, &text, most)?;
     drop(text);
     let format = style.format.unwrap_or(ToolFormat::Hermes);
-    let (grammars, before) = answers(live, request, format);
+    let (grammars, before) = answers(live, request, format).map_err(|e| cannot("tools", e))?;
     let before = match thinking {
         true => Some(REST_OF_THOUGHT.to_owned()),
         false => before,
@@ -147,20 +147,30 @@ pub(super) fn tokens(live: &Live, prompt: Prompt, most: usize) -> Result<Vec<u32
 }
 
 /// What the answer must be one of, and what comes before it.
-fn answers(live: &Live, request: &Request, format: ToolFormat) -> (Vec<Grammar>, Option<String>) {
+fn answers(
+    live: &Live,
+    request: &Request,
+    format: ToolFormat,
+) -> Result<(Vec<Grammar>, Option<String>), String> {
     let tokenizer = &live.loaded.tokenizer;
-    let calls =
-        |tools: &[_]| Grammar::Lark(format.grammar(tools, !request.tools.one_call, tokenizer));
+    let calls = |tools: &[_]| {
+        let lark = format.grammar(tools, !request.tools.one_call, tokenizer);
+        lark.map(Grammar::Lark)
+    };
     if let Some(forced) = request.tools.forced() {
-        return (vec![calls(&forced)], None);
+        return Ok((vec![calls(&forced)?], None));
     }
     let Some((_, grammar)) = request.grammar.clone() else {
-        return (Vec::new(), None);
+        return Ok((Vec::new(), None));
     };
-    match request.tools.told() {
+    Ok(match request.tools.told() {
         [] => (vec![grammar], format.before_text(tokenizer)),
-        told => (vec![grammar, calls(told)], None),
-    }
+        told => (vec![grammar, calls(told)?], None),
+    })
+}
+
+fn cannot(field: &str, why: impl std::fmt::Display) -> ApiError {
+    ApiError::param(field, format!("`{field}` cannot be obeyed: {why}"))
 }
 
 fn constraint(
@@ -188,6 +198,6 @@ fn constraint(
         .and_then(|g| g.compile(grammars, before));
     compiled.map(Some).map_err(|e| {
         let field = request.grammar.as_ref().map_or("tools", |(field, _)| field);
-        ApiError::param(field, format!("`{field}` cannot be obeyed: {e}"))
+        cannot(field, e)
     })
 }

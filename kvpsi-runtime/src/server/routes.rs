@@ -346,11 +346,9 @@ async fn metrics(State(server): App) -> Response {
         let loaded = &live.loaded;
         (status, &*loaded.pool, loaded.governor.as_ref())
     });
-    let preemptions = live
-        .as_ref()
-        .map_or(0, |l| l.loaded.account.preemptions.load(Relaxed));
+    let account = live.as_ref().map(|l| &*l.loaded.account);
     server.metrics.edge(&server.connections, &server.inbound);
-    let text = server.metrics.render(of, preemptions);
+    let text = server.metrics.render(of, account);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(CONTENT_TYPE, kind)], text).into_response()
 }

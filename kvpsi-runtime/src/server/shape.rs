@@ -322,6 +322,8 @@ impl Shape {
                 "trims": outcomes().map(|o| o.loss.trims).sum::<u64>(),
                 "tokens_dropped": outcomes().map(|o| o.loss.tokens).sum::<u64>(),
                 "attention_mass_dropped": mass,
+                "draft_tokens": outcomes().map(|o| o.stats.drafted).sum::<usize>(),
+                "accepted_draft_tokens": outcomes().map(|o| o.stats.accepted).sum::<usize>(),
                 "preemptions": outcomes().map(|o| o.preemptions).sum::<u64>(),
             },
         })

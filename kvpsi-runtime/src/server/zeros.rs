@@ -27,6 +27,9 @@ pub(super) fn begin(model: &str) {
         names::PROMPT_TOKENS,
         names::GENERATION_TOKENS,
         names::PREEMPTIONS,
+        names::DRAFTS,
+        names::DRAFT_TOKENS,
+        names::ACCEPTED_TOKENS,
         names::PREFIX_CACHE_QUERIES,
         names::PREFIX_CACHE_HITS,
     ] {

@@ -315,3 +315,18 @@ proptest! {
         prop_assert_eq!(again, flags, "{}", text);
     }
 }
+
+#[test]
+fn a_variable_that_is_no_options_is_named() {
+    let root = Cli::prepared();
+    let names = [
+        "KVPSI_PORT",
+        "KVPSI_PROT",
+        "KVPSI_LOG",
+        "KVPSI_MODEL",
+        "HOME",
+        "KVPSI_A",
+    ];
+    let unknown = unknown(&root, names.into_iter().map(OsString::from));
+    assert_eq!(unknown, ["KVPSI_A", "KVPSI_PROT"]);
+}

@@ -11,7 +11,7 @@ use crate::cli::tell::tell;
 use crate::{
     cli::governor::{self, HeldModel},
     control::{Governor, GovernorConfig, GovernorStats, Prepared, Tap},
-    engine::SamplingConfig,
+    engine::{SamplingConfig, Speculate},
     kv::{KvType, Profile, evict::Evict},
     model::{chat::ChatTemplate, default_model},
     pressure::{Choice, SignalError, privilege, programs::Rung},
@@ -87,7 +87,7 @@ pub struct Args {
     #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS")]
     max_tokens: usize,
     /// 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f64,
     /// Choose among the likeliest tokens that together have this probability
     #[arg(long, default_value_t = 0.9)]
@@ -119,6 +119,10 @@ pub struct Args {
     /// Most memory of keys and values, in MiB [default: all of --ctx]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_budget: Option<u32>,
+    /// Guess next tokens from words that prompt and answer repeat, and check several at once where
+    /// that is faster; the text is the same
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    speculate: Speculate,
     /// Instructions that come before the conversation
     #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
@@ -171,6 +175,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     config.profile = args.profile;
     config.evict = args.evict;
     config.floor_tokens = args.kv_floor;
+    config.speculate = args.speculate;
     config.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
     let caught = catch_signals(config.stop.clone(), turns.clone())?;
     let engine = reading::engine(&config)?;
@@ -252,8 +257,9 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     if stats.trims > 0 {
         let steps = stats.by_step.iter().map(|(step, b)| format!("{step} {b}"));
         tell!(
-            "{} trims gave back {} ({}), {} tokens dropped (signal {}, {} stalls seen)",
+            "{} {} gave back {} ({}), {} tokens dropped (signal {}, {} stalls seen)",
             stats.trims,
+            if stats.trims == 1 { "trim" } else { "trims" },
             stats.trimmed_bytes,
             steps.collect::<Vec<_>>().join(", "),
             stats.dropped_tokens,

@@ -286,9 +286,10 @@ fn figures(frame: &mut Frame<'_>, area: Rect, data: &Data, s: &Status) {
     let dropped = Span::from(format!("{} dropped", count(s.stalls.dropped)));
     let failed = Span::from(format!("{} failed", count(s.requests.failed)));
     let lost = Span::from(format!(
-        "{} lost in {} trims",
+        "{} lost in {} {}",
         count(s.trims.tokens),
-        count(s.trims.count)
+        count(s.trims.count),
+        if s.trims.count == 1 { "trim" } else { "trims" }
     ));
     let red_if = |span: Span<'static>, n: u64| if n > 0 { span.style(alarm()) } else { span };
     let said = |n: u64, what: &str| Span::from(format!("{} {what}", count(n)));

@@ -29,8 +29,16 @@ pub struct BatchAccount {
     pub prompt_tokens: AtomicU64,
     /// Tokens generated.
     pub tokens: AtomicU64,
+    /// Steps of a request that computed drafts.
+    pub drafts: AtomicU64,
+    /// Drafts that were computed.
+    pub draft_tokens: AtomicU64,
+    /// Of these, those that were right.
+    pub accepted_tokens: AtomicU64,
     /// Times that a request lost all its memory.
     pub preemptions: AtomicU64,
+    /// What a second row of a step costs, as a share of the first; f64 bits.
+    pub row_cost: AtomicU64,
     /// Requests being computed.
     pub running: AtomicU64,
     /// Requests that wait for a place.

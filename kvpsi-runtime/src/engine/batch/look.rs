@@ -71,7 +71,7 @@ impl Batch {
     /// Takes a chunk of a prompt through whose rows are looked at.
     pub(super) fn look(&mut self, i: usize, look: Look, chunk: usize) {
         let mut plan = Plan::default();
-        self.plan(i, chunk, &mut plan);
+        self.plan(i, chunk, 0, &mut plan);
         if plan.jobs.is_empty() {
             return;
         }
@@ -100,7 +100,7 @@ impl Batch {
                 let logprobs = std::mem::take(&mut job.seen.logprobs);
                 job.ask.client.send(StreamEvent::Prompt(logprobs));
                 job.state = State::Decode;
-                self.next_token(i, rows.saturating_sub(1));
+                self.next_tokens(i, rows.saturating_sub(1), 0);
             }
             Look::Embedding => {
                 job.embedding = Some(job.seen.embedding());

@@ -244,6 +244,8 @@ impl Batch {
 
     /// Shows what is in flight; not at every step unless it must.
     fn show(&self, must: bool) {
+        let row_cost = self.engine.costs.of_a_row().to_bits();
+        self.account.row_cost.store(row_cost, Relaxed);
         self.account.show(must, &self.running, &self.waiting);
     }
 }

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     attention::RowSpan,
-    engine::session::{CHUNK, SMALL_CHUNK},
+    engine::{
+        session::{CHUNK, SMALL_CHUNK, one_by_one},
+        speculate::choose,
+    },
     kv::KvError,
 };
 use std::{sync::atomic::Ordering::Relaxed, time::Instant};
@@ -17,8 +20,18 @@ use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 pub(super) struct Plan {
     pub tokens: Vec<u32>,
     pub spans: Vec<RowSpan>,
-    /// Index of the job of each span.
-    pub jobs: Vec<usize>,
+    /// Whose they are, in order.
+    pub jobs: Vec<Planned>,
+}
+
+/// A job of a plan: a span of rows, or of each row one.
+pub(super) struct Planned {
+    /// Its index.
+    pub job: usize,
+    /// Its first span, whose row is certain.
+    pub span: usize,
+    /// Spans behind it that are drafts.
+    pub drafts: usize,
 }
 
 /// What came of asking the pool for a job's next rows.
@@ -67,7 +80,7 @@ impl Batch {
                     job.state = State::Prefill;
                 } else {
                     job.state = State::Decode;
-                    self.next_token(i, 0);
+                    self.next_tokens(i, 0, 0);
                 }
             }
             // It lost what it had so far, or there is no place for more.
@@ -97,12 +110,13 @@ impl Batch {
     /// if there was something to compute.
     pub(super) fn compute(&mut self) -> bool {
         let mut plan = Plan::default();
-        for i in 0..self.running.len() {
+        let prefill = self.next_prefill();
+        let drafts = self.drafts(prefill.is_none());
+        for (i, drafts) in drafts.into_iter().enumerate() {
             if self.running[i].state == State::Decode {
-                self.plan(i, 1, &mut plan);
+                self.plan(i, 1, drafts, &mut plan);
             }
         }
-        let prefill = self.next_prefill();
         let look = prefill.and_then(|i| Some((i, self.running[i].ask.look?)));
         let chunk = if plan.spans.is_empty() {
             CHUNK
@@ -110,10 +124,14 @@ impl Batch {
             self.config.chunk_beside
         };
         if let Some(i) = prefill.filter(|_| look.is_none()) {
-            self.plan(i, chunk, &mut plan);
+            self.plan(i, chunk, 0, &mut plan);
         }
         if !plan.spans.is_empty() {
-            self.run(&plan);
+            let since = Instant::now();
+            let rows = plan.tokens.len();
+            if self.run(&plan) && prefill.is_none() {
+                self.engine.costs.note(rows, since.elapsed());
+            }
         }
         if let Some((i, look)) = look {
             self.look(i, look, chunk);
@@ -121,6 +139,29 @@ impl Batch {
         let worked = !plan.spans.is_empty() || look.is_some();
         self.leave();
         worked
+    }
+
+    /// How many drafts of each job are worth a row in the next step; none beside
+    /// a prompt, whose step costs other than those that are measured.
+    fn drafts(&mut self, alone: bool) -> Vec<usize> {
+        let Self {
+            engine, running, ..
+        } = self;
+        let decoding = |job: &Job| job.state == State::Decode;
+        let mut chances = Vec::new();
+        for job in running.iter_mut().filter(|job| decoding(job)) {
+            let (Some(answer), Some(session)) = (&mut job.answer, &job.session) else {
+                continue;
+            };
+            chances.push(engine.look_up(session, answer));
+        }
+        let most = if alone { engine.step.most_rows() } else { 0 };
+        let mut chosen = choose(&engine.costs, &chances, most).into_iter();
+        let of_job = |job: &Job| {
+            let its = decoding(job) && job.answer.is_some() && job.session.is_some();
+            its.then(|| chosen.next()).flatten().unwrap_or(0)
+        };
+        running.iter().map(of_job).collect()
     }
 
     /// Who was answered or failed is gone: memory first, then the place.
@@ -139,15 +180,24 @@ impl Batch {
     }
 
     /// Asks the pool for up to `most` of a job's waiting rows and puts them
-    /// into the step.
-    pub(super) fn plan(&mut self, i: usize, most: usize, plan: &mut Plan) {
+    /// into the step; or for one and so many drafts.
+    pub(super) fn plan(&mut self, i: usize, most: usize, mut drafts: usize, plan: &mut Plan) {
         let (job, engine) = (&mut self.running[i], &mut self.engine);
-        let mut rows = engine.rows_of(job, most, plan);
+        let span = plan.spans.len();
+        let mut rows = engine.rows_of(job, most, drafts, plan);
         if matches!(rows, Ok(Rows::NoRoom)) && most > SMALL_CHUNK {
-            rows = engine.rows_of(job, SMALL_CHUNK, plan);
+            rows = engine.rows_of(job, SMALL_CHUNK, 0, plan);
+        }
+        if matches!(rows, Ok(Rows::NoRoom)) && drafts > 0 {
+            drafts = 0;
+            rows = engine.rows_of(job, most, drafts, plan);
         }
         match rows {
-            Ok(Rows::Planned) => plan.jobs.push(i),
+            Ok(Rows::Planned) => plan.jobs.push(Planned {
+                job: i,
+                span,
+                drafts,
+            }),
             Ok(Rows::Preempted) => self.preempted(i),
             Ok(Rows::NoRoom) => {
                 let pool = &self.engine.pool;
@@ -159,7 +209,8 @@ impl Batch {
         }
     }
 
-    fn run(&mut self, plan: &Plan) {
+    /// Computes a plan and takes its logits; false if it failed.
+    fn run(&mut self, plan: &Plan) -> bool {
         let Engine {
             decoder,
             pool,
@@ -168,44 +219,72 @@ impl Batch {
         } = &mut self.engine;
         if let Err(e) = decoder.step(&plan.tokens, &plan.spans, pool, step) {
             let why = EngineError::from(e).to_string();
-            for i in &plan.jobs {
-                self.fail(*i, &why);
+            for planned in &plan.jobs {
+                self.fail(planned.job, &why);
             }
-            return;
+            return false;
         }
-        for (row, i) in plan.jobs.iter().enumerate() {
-            let job = &mut self.running[*i];
+        for &Planned {
+            job: i,
+            span,
+            drafts,
+        } in &plan.jobs
+        {
+            let job = &mut self.running[i];
             let Some(session) = &mut job.session else {
                 continue;
             };
-            if session.written() {
-                self.preempted(*i);
+            if drafts > 0 {
+                self.account.drafts.fetch_add(1, Relaxed);
+                self.account.draft_tokens.fetch_add(drafts as u64, Relaxed);
+                // Which of its rows are written for good is not known yet.
+                if session
+                    .seq()
+                    .is_none_or(|seq| self.engine.pool.preempted(seq))
+                {
+                    self.preempted(i);
+                } else {
+                    self.next_tokens(i, span, drafts);
+                }
+            } else if session.written() {
+                self.preempted(i);
             } else if session.waiting() == 0 {
                 if job.state == State::Prefill {
                     session.publish();
                     job.state = State::Decode;
                 }
-                self.next_token(*i, row);
+                self.next_tokens(i, span, 0);
             }
+        }
+        true
+    }
+
+    /// Chooses a job's next token by row `first` of the step's logits, and more
+    /// by the rows of its drafts as long as they are right.
+    pub(super) fn next_tokens(&mut self, i: usize, first: usize, drafts: usize) {
+        let mut row = 0;
+        while self.next_token(i, first, row, drafts) {
+            self.account.accepted_tokens.fetch_add(1, Relaxed);
+            row += 1;
         }
     }
 
-    /// Chooses a job's next token by row `row` of the step's logits.
-    pub(super) fn next_token(&mut self, i: usize, row: usize) {
+    /// One of them; whether the row after it is this text's, too.
+    fn next_token(&mut self, i: usize, first: usize, row: usize, drafts: usize) -> bool {
         let vocab = self.engine.decoder.config().vocab;
         let context = self.engine.context;
         let job = &mut self.running[i];
         let (Some(answer), Some(session)) = (&mut job.answer, &mut job.session) else {
-            return;
+            return false;
         };
         if let Some(finish) = answer.at_end(session.tokens.len(), context) {
             job.finish(finish);
             self.account.finished.fetch_add(1, Relaxed);
-            return;
+            return false;
         }
-        let logits = &mut self.engine.step.logits()[row * vocab..][..vocab];
-        match answer.take(logits, &mut session.tokens) {
-            Ok(taken) => {
+        let logits = &mut self.engine.step.logits()[(first + row) * vocab..][..vocab];
+        match answer.take_row(logits, session, row, drafts) {
+            Ok((taken, goes_on)) => {
                 if taken.token.is_some() {
                     self.account.tokens.fetch_add(1, Relaxed);
                     job.ask.client.send(StreamEvent::Piece {
@@ -218,12 +297,14 @@ impl Batch {
                     job.finish(finish);
                     self.account.finished.fetch_add(1, Relaxed);
                 }
+                return goes_on;
             }
             Err(e @ EngineError::Grammar(_)) => {
                 self.end_with(i, Failure::Grammar(e.to_string()));
             }
             Err(e) => self.fail(i, &e.to_string()),
         }
+        false
     }
 
     pub(super) fn preempted(&mut self, i: usize) {
@@ -252,11 +333,13 @@ impl Batch {
 }
 
 impl Engine {
-    /// Positions for up to `most` of a job's waiting rows, put into the plan.
+    /// Positions for up to `most` of a job's waiting rows, put into the plan;
+    /// those of drafts each as a span of its own.
     fn rows_of(
         &mut self,
         job: &mut Job,
         most: usize,
+        drafts: usize,
         plan: &mut Plan,
     ) -> Result<Rows, EngineError> {
         let Some(session) = &mut job.session else {
@@ -266,14 +349,21 @@ impl Engine {
             return Ok(Rows::NoRoom);
         };
         let rows = session.waiting().min(most);
-        self.make_room(rows);
-        let at = match self.pool.append(seq, rows) {
+        self.make_room(rows + drafts);
+        let at = match self.pool.append_drafts(seq, rows, drafts) {
             Ok(at) => at,
             Err(KvError::Exhausted(_)) => return Ok(Rows::NoRoom),
             Err(KvError::Preempted) => return Ok(Rows::Preempted),
             Err(e) => return Err(e.into()),
         };
         session.history.push(rows);
+        if drafts > 0 {
+            let next = job.answer.iter().flat_map(|a| a.drafts.next());
+            plan.tokens.push(session.tokens[at.start]);
+            plan.tokens.extend(next.take(drafts));
+            plan.spans.extend(one_by_one(seq, at));
+            return Ok(Rows::Planned);
+        }
         plan.spans.push(RowSpan {
             seq,
             first_pos: at.start,

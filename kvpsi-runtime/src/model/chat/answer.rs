@@ -6,7 +6,7 @@
 //! be part of a call; a call leaves when it is whole, or cut off at the end.
 //! Out of scope: the shapes that clients want.
 
-use super::{Style, Tool, ToolFormat, harmony::Harmony};
+use super::{Style, Tool, ToolFormat, harmony::Harmony, xml};
 use serde_json::Value;
 
 /// A part of an answer.
@@ -32,7 +32,7 @@ const THINK: (&str, &str) = ("<think>", "</think>");
 pub struct AnswerParser {
     /// How calls are written, where functions may be called.
     format: Option<ToolFormat>,
-    names: Vec<String>,
+    tools: Vec<Tool>,
     thinks: bool,
     state: State,
     held: String,
@@ -63,7 +63,7 @@ impl AnswerParser {
         let plain = format.is_none() && !style.thinks && !thinking && !harmony;
         (!plain).then(|| Self {
             format,
-            names: tools.iter().map(|t| t.name.clone()).collect(),
+            tools: tools.to_vec(),
             thinks: style.thinks || thinking,
             state: if thinking {
                 State::Thought
@@ -123,7 +123,7 @@ impl AnswerParser {
     /// The mark that calls begin with.
     fn open(&self) -> Option<&'static str> {
         Some(match self.format? {
-            ToolFormat::Hermes => "<tool_call>",
+            ToolFormat::Hermes | ToolFormat::Xml => "<tool_call>",
             ToolFormat::Llama3 => "<|python_tag|>",
             ToolFormat::Mistral | ToolFormat::MistralArgs => "[TOOL_CALLS]",
             ToolFormat::Marked => "<|tool_call|>",
@@ -219,9 +219,10 @@ impl AnswerParser {
                 return false;
             }
         }
+        use ToolFormat::{Harmony, Mistral, MistralArgs, Xml};
         let bare = !matches!(
             self.format,
-            None | Some(ToolFormat::Mistral | ToolFormat::MistralArgs | ToolFormat::Harmony)
+            None | Some(Mistral | MistralArgs | Harmony | Xml)
         );
         self.state = if bare && begun.starts_with(['{', '[']) {
             State::Calls
@@ -233,7 +234,7 @@ impl AnswerParser {
 
     fn call_state(&self) -> State {
         match self.format {
-            Some(ToolFormat::Hermes) => State::Call,
+            Some(ToolFormat::Hermes | ToolFormat::Xml) => State::Call,
             _ => State::Calls,
         }
     }
@@ -250,9 +251,13 @@ impl AnswerParser {
     fn calls<'a>(&self, text: &'a str) -> (Vec<Part>, &'a str) {
         match self.format {
             Some(ToolFormat::MistralArgs) => named_calls(text),
+            Some(ToolFormat::Xml) => match xml::call(text, &self.tools) {
+                Some((call, rest)) => (vec![call], rest),
+                None => (Vec::new(), text),
+            },
             _ => {
                 let bare = self.state == State::Calls && !self.marked(text);
-                let known = |name: &str| !bare || self.names.iter().any(|n| n == name);
+                let known = |name: &str| !bare || self.tools.iter().any(|t| t.name == name);
                 json_calls(text, &known)
             }
         }

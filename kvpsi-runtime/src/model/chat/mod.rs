@@ -11,6 +11,7 @@ mod conversation;
 mod harmony;
 mod python;
 mod style;
+mod xml;
 
 pub use answer::{AnswerParser, Part};
 pub use builtin::NAMES;

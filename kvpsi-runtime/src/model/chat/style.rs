@@ -5,6 +5,7 @@
 //! Each family is as its model's card and template have it. Out of scope: how
 //! an answer is taken apart.
 
+use super::xml;
 use crate::model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
@@ -14,6 +15,8 @@ pub enum ToolFormat {
     /// `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes, Qwen,
     /// SmolLM3, Granite 4, and every model whose template knows no tools.
     Hermes,
+    /// `<tool_call><function=NAME><parameter=KEY>...`: Qwen-Coder.
+    Xml,
     /// `{"name": ..., "parameters": {...}}`: Llama 3.
     Llama3,
     /// `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`: Mistral.
@@ -73,8 +76,10 @@ impl Style {
             Some(ToolFormat::MistralArgs)
         } else if has("[TOOL_CALLS]") {
             Some(ToolFormat::Mistral)
-        } else if has("<parameter=") || has("<start_function_call>") || has("<|tool_call>") {
+        } else if has("<start_function_call>") || has("<|tool_call>") {
             None
+        } else if has("<parameter=") && has("<tool_call>") {
+            Some(ToolFormat::Xml)
         } else if has("<tool_call>") {
             Some(ToolFormat::Hermes)
         } else if has("<|tool_call|>") {
@@ -102,13 +107,25 @@ fn has_word(text: &str, word: &str) -> bool {
 impl ToolFormat {
     /// A Lark grammar of calls that must come: one, or with `parallel` up to
     /// eight, of any of `tools`, each with arguments that its schema takes.
-    #[must_use]
-    pub fn grammar(self, tools: &[Tool], parallel: bool, tokenizer: &Tokenizer) -> String {
+    ///
+    /// # Errors
+    /// A schema asks for what this form of calls cannot enforce.
+    pub fn grammar(
+        self,
+        tools: &[Tool],
+        parallel: bool,
+        tokenizer: &Tokenizer,
+    ) -> Result<String, String> {
         let special = |name: &str| special(tokenizer, name);
         let text = |text: &str| json!(text).to_string();
         let mut rules = String::new();
         let mut bodies = Vec::new();
         for (i, tool) in tools.iter().enumerate() {
+            if self == Self::Xml {
+                bodies.push(format!("t{i}"));
+                rules.push_str(&xml::rules(tool, &format!("t{i}"))?);
+                continue;
+            }
             let key = match self {
                 Self::Llama3 => "parameters",
                 _ => "arguments",
@@ -149,7 +166,7 @@ impl ToolFormat {
             false => "call".to_owned(),
         };
         let (start, call) = match self {
-            Self::Hermes => {
+            Self::Hermes | Self::Xml => {
                 let (open, close) = (special("<tool_call>"), special("</tool_call>"));
                 (
                     more("\"\\n\""),
@@ -174,7 +191,9 @@ impl ToolFormat {
             // One at a time: that is how they are written.
             Self::Llama3 | Self::Harmony | Self::Json => ("call".into(), "body".into()),
         };
-        format!("start: {start}\ncall: {call}\nbody: {body}\n{rules}")
+        Ok(format!(
+            "start: {start}\ncall: {call}\nbody: {body}\n{rules}"
+        ))
     }
 
     /// What an answer of this family has before its text, for a grammar of the
@@ -195,7 +214,7 @@ impl ToolFormat {
 /// A schema whose objects have no properties but those that it names, where it
 /// does not say: a function has no use for others. Parts of an `allOf` stay open:
 /// they name what others of them have.
-fn closed(mut schema: Value) -> Value {
+pub(super) fn closed(mut schema: Value) -> Value {
     let Some(fields) = schema.as_object_mut() else {
         return schema;
     };
@@ -254,7 +273,11 @@ mod tests {
             ("{{ tools }}<|python_tag|>", Some(ToolFormat::Llama3)),
             ("{{ tools }}<|tool_call|>", Some(ToolFormat::Marked)),
             ("{{ tools }}<|channel|>", Some(ToolFormat::Harmony)),
-            ("{{ tools }}<tool_call><function=f><parameter=x>", None),
+            (
+                "{{ tools }}<tool_call><function=f><parameter=x>",
+                Some(ToolFormat::Xml),
+            ),
+            ("{{ tools }}<start_function_call>call:f{}", None),
             ("{{ tools }}", Some(ToolFormat::Json)),
         ] {
             assert_eq!(of(source), want, "{source}");

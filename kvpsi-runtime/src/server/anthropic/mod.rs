@@ -37,13 +37,9 @@ fn error_body(e: &ApiError) -> Value {
 /// Answers `/v1/messages`.
 pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response, ApiError> {
     let begun = completer.begin(body, |body| Ok((parse(body)?, ()))).await?;
-    // Which of several it was is not known.
-    let stop = match begun.request.sampling.stops.as_slice() {
-        [only] => Some(only.clone()),
-        _ => None,
-    };
+    let stops = begun.request.sampling.stops.clone();
     let (id, model) = (format!("msg_{:016x}", begun.id), begun.model.clone());
-    let wire = wire::Blocks::new(id, model, begun.prompt_tokens, stop);
+    let wire = wire::Blocks::new(id, model, begun.prompt_tokens, stops);
     let stream = begun.request.stream;
     Answering::of(begun).respond(wire, stream).await
 }

@@ -15,8 +15,8 @@ pub(super) struct Blocks {
     id: String,
     model: String,
     prompt_tokens: usize,
-    /// The only text that stops it, if there is one.
-    stop: Option<String>,
+    /// Texts that stop it.
+    stops: Vec<String>,
     /// Blocks so far.
     index: usize,
     /// The kind of the one that is open.
@@ -25,12 +25,12 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    pub fn new(id: String, model: String, prompt_tokens: usize, stop: Option<String>) -> Self {
+    pub fn new(id: String, model: String, prompt_tokens: usize, stops: Vec<String>) -> Self {
         Self {
             id,
             model,
             prompt_tokens,
-            stop,
+            stops,
             index: 0,
             open: None,
             called: false,
@@ -78,7 +78,10 @@ impl Blocks {
     fn reason(&self, outcome: &Outcome) -> (&'static str, Value) {
         match outcome.stats.finish {
             Finish::MaxTokens | Finish::Length | Finish::Exhausted => ("max_tokens", Value::Null),
-            Finish::StopText => ("stop_sequence", json!(self.stop)),
+            Finish::StopText => {
+                let stop = outcome.stats.stop.and_then(|i| self.stops.get(i));
+                ("stop_sequence", json!(stop))
+            }
             Finish::Eos | Finish::Stopped if self.called => ("tool_use", Value::Null),
             Finish::Eos | Finish::Stopped => ("end_turn", Value::Null),
         }

@@ -24,7 +24,7 @@ pub(super) const MOST_CHOICES: u64 = 128;
 
 /// Refused whatever the endpoint, and why. Null, false, 0 and what is empty ask
 /// for nothing.
-const REFUSED: [(&str, &str); 39] = [
+pub(super) const REFUSED: [(&str, &str); 39] = [
     ("functions", "use tools"),
     ("function_call", "use tool_choice"),
     // OpenAI.

@@ -66,7 +66,6 @@ fn what_cannot_be_obeyed_is_refused_by_name() {
         ("xtc_probability", json!(0.5)),
         ("length_penalty", json!(0.5)),
         ("response_format", json!({"type": "yaml"})),
-        ("grammar", json!("root ::= \"a\"")),
         ("modalities", json!(["audio"])),
         ("tool_choice", json!({"type": "allowed_tools"})),
     ] {
@@ -360,4 +359,14 @@ fn several_answers_and_the_prompt_itself_can_be_asked_for() {
     ] {
         assert_eq!(get(bad).unwrap_err().param.as_deref(), Some(field));
     }
+}
+
+#[test]
+fn the_document_names_every_field_that_is_refused() {
+    let document = include_str!("../../../../docs/CLIENTS.md");
+    let (_, table) = document.split_once("## Fields that are refused").unwrap();
+    let told: Vec<&str> = table.lines().filter(|l| l.starts_with("| `")).collect();
+    let all = sampling::REFUSED.iter().chain(&REFUSED);
+    let want: Vec<String> = all.map(|(n, why)| format!("| `{n}` | {why} |")).collect();
+    assert_eq!(told, want);
 }

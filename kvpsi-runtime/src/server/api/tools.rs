@@ -5,7 +5,11 @@
 //! whether a grammar compiles.
 
 use super::fields::Fields;
-use crate::{engine::Grammar, model::chat::Tool, server::error::ApiError};
+use crate::{
+    engine::{Grammar, gbnf},
+    model::chat::Tool,
+    server::error::ApiError,
+};
 use serde_json::{Map, Value, json};
 
 /// Most functions.
@@ -291,10 +295,7 @@ fn guided(name: &str, kind: &str, value: &Value) -> Result<Grammar, ApiError> {
             let text = value.as_str().ok_or_else(|| bad("a string"))?.to_owned();
             match kind {
                 "regex" => Ok(Grammar::Regex(text)),
-                _ if text.contains("::=") => Err(ApiError::unsupported(
-                    name,
-                    "it is in GBNF: write it in Lark, as llguidance reads it",
-                )),
+                _ if gbnf::is(&text) => Ok(Grammar::Gbnf(text)),
                 _ => Ok(Grammar::Lark(text)),
             }
         }

@@ -110,6 +110,30 @@ fn answers() -> Vec<(Style, bool, &'static str, Vec<Part>)> {
             vec![thought("Hm, cut")],
         ),
         (
+            style(Xml, false),
+            false,
+            "I look.\n<tool_call>\n<function=look>\n<parameter=at>\nx\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=find>\n</function>\n</tool_call>",
+            vec![text("I look."), look(), find()],
+        ),
+        (
+            style(Xml, false),
+            false,
+            "<tool_call>\n<function=look>\n<parameter=at>\na \"b\"\nc\n</parameter>\n<parameter=far>\n12",
+            vec![call("look", r#"{"at":"a \"b\"\nc","far":"12"#)],
+        ),
+        (
+            style(Xml, false),
+            false,
+            "<tool_call>\n<function=find>\n<para",
+            vec![call("find", "{")],
+        ),
+        (
+            style(Xml, false),
+            false,
+            "<tool_call>{\"name\": \"find\"}</tool_call>.",
+            vec![text("<tool_call>{\"name\": \"find\"}</tool_call>.")],
+        ),
+        (
             style(Llama3, false),
             false,
             "{\"name\": \"look\", \"parameters\": {\"at\": \"x\"}}",
@@ -205,11 +229,12 @@ proptest! {
         pieces in prop::collection::vec(prop::sample::select(vec![
             "<tool_call>", "</tool_call>", "{\"name\": \"look\"", ", \"arguments\": {}}", "}", " ",
             "\n", "words", "<think>", "</think>", "[TOOL_CALLS]", "[ARGS]", "<|channel|>", "final",
-            "<|message|>", "<|end|>", "<|python_tag|>", "<", "ä",
+            "<|message|>", "<|end|>", "<|python_tag|>", "<function=look>", "<parameter=at>",
+            "</parameter>", "</function>", "<", "ä",
         ]), 0..12),
         format in prop::sample::select(vec![
             ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral, ToolFormat::MistralArgs,
-            ToolFormat::Marked, ToolFormat::Json, ToolFormat::Harmony,
+            ToolFormat::Marked, ToolFormat::Json, ToolFormat::Harmony, ToolFormat::Xml,
         ]),
         thinking: bool,
     ) {

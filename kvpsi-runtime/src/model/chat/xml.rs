@@ -1,0 +1,199 @@
+//! Calls as Qwen-Coder writes them: each argument between tags of its own.
+//!
+//! ```text
+//! <function=NAME>
+//! <parameter=KEY>
+//! VALUE
+//! </parameter>
+//! </function>
+//! ```
+//!
+//! Owns the way from such a call to JSON arguments, and the grammar of a call that
+//! must come. A value is a text where its schema takes texts (but `null`, where it
+//! takes that, too), and JSON everywhere else. Out of scope: the marks around it.
+
+use super::answer::Part;
+use super::style::{Tool, closed};
+use serde_json::{Map, Value, json};
+
+/// The call of `text`, and what comes after it; `None` where it is none. A call
+/// without its end was cut off: its arguments are a JSON text's beginning.
+pub(super) fn call<'a>(text: &'a str, tools: &[Tool]) -> Option<(Part, &'a str)> {
+    let (name, mut rest) = text
+        .trim_start()
+        .strip_prefix("<function=")?
+        .split_once('>')?;
+    let schema = tools.iter().find(|t| t.name == name).map(Tool::parameters);
+    let schema = schema.unwrap_or_default();
+    let mut arguments = Map::new();
+    let told = |arguments: String| Part::Call {
+        name: name.to_owned(),
+        arguments,
+    };
+    loop {
+        let next = rest.trim_start();
+        if let Some(after) = next.strip_prefix("</function>") {
+            return Some((told(Value::Object(arguments).to_string()), after));
+        }
+        let parameter = next
+            .strip_prefix("<parameter=")
+            .and_then(|p| p.split_once('>'));
+        let Some((key, value)) = parameter else {
+            // What is no parameter and none that was begun is no call.
+            let begun = "<parameter=".starts_with(next) || next.starts_with("<parameter=");
+            let ended = "</function>".starts_with(next);
+            return (begun || ended).then(|| (told(open(arguments)), ""));
+        };
+        let Some((value, after)) = value.split_once("</parameter>") else {
+            let mut begun = open(arguments);
+            if begun.len() > 1 {
+                begun.push(',');
+            }
+            begun.push_str(&format!("{}:", json!(key)));
+            let value = value.strip_prefix('\n').unwrap_or(value);
+            match texts(&schema, key) {
+                true => {
+                    begun.push_str(&json!(value).to_string());
+                    begun.pop();
+                }
+                false => begun.push_str(value),
+            }
+            return Some((told(begun), ""));
+        };
+        arguments.insert(key.to_owned(), read(value, &schema, key));
+        rest = after;
+    }
+}
+
+/// An object without its end.
+fn open(arguments: Map<String, Value>) -> String {
+    let mut text = Value::Object(arguments).to_string();
+    text.pop();
+    text
+}
+
+fn read(value: &str, schema: &Value, key: &str) -> Value {
+    let value = value.strip_prefix('\n').unwrap_or(value);
+    let value = value.strip_suffix('\n').unwrap_or(value);
+    let parsed = serde_json::from_str::<Value>(value).ok();
+    let keep = |v: &Value| match texts(schema, key) {
+        true => v.is_null() && takes(property(schema, key), schema, "null", 0),
+        false => true,
+    };
+    parsed
+        .filter(keep)
+        .unwrap_or_else(|| Value::String(value.to_owned()))
+}
+
+fn property<'a>(schema: &'a Value, key: &str) -> &'a Value {
+    &schema["properties"][key]
+}
+
+/// Whether an argument may be a text. One that the schema does not know is.
+fn texts(schema: &Value, key: &str) -> bool {
+    takes(property(schema, key), schema, "string", 0)
+}
+
+/// Whether a part of `whole` takes values of a kind, as far as its keywords say.
+fn takes(part: &Value, whole: &Value, kind: &str, depth: usize) -> bool {
+    let inner = |part: &Value| depth < 8 && takes(part, whole, kind, depth + 1);
+    let is_kind = |v: &Value| match kind {
+        "null" => v.is_null(),
+        _ => v.is_string(),
+    };
+    if let Some(reference) = part["$ref"].as_str() {
+        let target = reference.strip_prefix('#').and_then(|p| whole.pointer(p));
+        return target.is_some_and(inner);
+    }
+    if let Some(value) = part.get("const") {
+        return is_kind(value);
+    }
+    if let Some(values) = part["enum"].as_array() {
+        return values.iter().any(is_kind);
+    }
+    for key in ["anyOf", "oneOf", "allOf"] {
+        if let Some(parts) = part[key].as_array() {
+            return match key {
+                "allOf" => parts.iter().all(inner),
+                _ => parts.iter().any(inner),
+            };
+        }
+    }
+    match &part["type"] {
+        Value::String(one) => one == kind,
+        Value::Array(all) => all.iter().any(|one| one == kind),
+        _ => true,
+    }
+}
+
+/// Lark rules of a call of `tool`; their names begin with `rule`.
+///
+/// # Errors
+/// A text must be as a keyword says that cannot be enforced here.
+pub(super) fn rules(tool: &Tool, rule: &str) -> Result<String, String> {
+    let schema = closed(tool.parameters());
+    let none = Map::new();
+    let properties = schema["properties"].as_object().unwrap_or(&none);
+    let required = schema["required"].as_array();
+    let text = |text: &str| json!(text).to_string();
+    let mut call = text(&format!("<function={}>\n", tool.name));
+    let mut all = String::new();
+    for (i, (key, part)) in properties.iter().enumerate() {
+        if key.contains(['>', '<', '\n']) {
+            return Err(format!("the property `{key}` has a name that is no tag"));
+        }
+        let (name, tag) = (format!("{rule}p{i}"), text(&format!("<parameter={key}>\n")));
+        let end = text("\n</parameter>\n");
+        let mark = match required.is_some_and(|r| r.iter().any(|k| k == key)) {
+            true => "",
+            false => "?",
+        };
+        call.push_str(&format!(" {name}{mark}"));
+        if !texts(&schema, key) {
+            let mut value = part.clone();
+            if let Some(fields) = value.as_object_mut() {
+                for shared in ["$defs", "definitions"] {
+                    if let Some(defs) = schema.get(shared) {
+                        fields.entry(shared).or_insert_with(|| defs.clone());
+                    }
+                }
+                fields.insert(
+                    "x-guidance".into(),
+                    json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
+                );
+            }
+            all.push_str(&format!(
+                "{name}: {tag} {name}v {end}\n{name}v: %json {value}\n"
+            ));
+            continue;
+        }
+        let fixed = part["enum"].as_array().cloned();
+        let fixed = fixed.or_else(|| Some(vec![part.get("const")?.clone()]));
+        if let Some(values) = fixed {
+            let values = values.iter().map(|v| match v {
+                Value::String(v) => text(v),
+                other => text(&other.to_string()),
+            });
+            let values = values.collect::<Vec<_>>().join(" | ");
+            all.push_str(&format!("{name}: {tag} ({values}) {end}\n"));
+            continue;
+        }
+        let least = part["minLength"].as_u64().unwrap_or(0);
+        let most = part["maxLength"].as_u64();
+        if let Some(keyword) = ["pattern", "format", "allOf"]
+            .into_iter()
+            .find(|k| part.get(*k).is_some())
+        {
+            return Err(format!(
+                "`{keyword}` of `{key}` cannot be enforced in the form of this model's calls"
+            ));
+        }
+        let most = most.map_or(String::new(), |n| n.to_string());
+        // A text with the tag that ends it would not come back whole.
+        all.push_str(&format!(
+            "{name}: {tag} {name}v \"\\n\"\n{name}v[suffix=\"</parameter>\"]: \
+             /(?s:.{{{least},{most}}})\\n/ & ~/(?s:.*)<\\/parameter>(?s:.*)/\n"
+        ));
+    }
+    Ok(format!("{rule}: {call} {}\n{all}", text("</function>")))
+}
