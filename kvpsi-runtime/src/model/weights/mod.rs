@@ -80,11 +80,11 @@ pub enum WeightsError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum When {
     /// Where the cache is on a disk of this machine
-    #[default]
     Auto,
     /// Wherever the cache is
     On,
     /// Never: weights are in memory that only this process has
+    #[default]
     Off,
 }
 
