@@ -1,7 +1,7 @@
 //! How fast a model runs here: prefill, decode, and the memory limit.
 //!
 //! Owns the method. A prompt of random tokens is taken through the decoder in
-//! steps of [`BATCH`] rows; then every sequence decodes token after token at
+//! steps of `BATCH` rows; then every sequence decodes token after token at
 //! that depth. Each repetition starts from an empty cache. Tokens are drawn, not
 //! sampled: the time of a step does not depend on them. Decode reads every
 //! weight and the whole cache once a step, which is set beside a loop that

@@ -2,6 +2,7 @@
 //! is trimmed.
 //!
 //! `cargo run --release --example candle_model -- MODEL.gguf 'Once upon a time' 200`;
+//! `candle` behind it takes candle's own cache, which is not trimmed, to compare;
 //! a model of the llama family, such as that of `cargo xtask model`.
 
 #![expect(
@@ -18,12 +19,12 @@ use kvpsi::{
     model::{gguf::Gguf, tokenizer::Tokenizer},
     pressure::Choice,
 };
-use model::Model;
+use model::{Candle, Model};
 use std::{io::Write, path::PathBuf, sync::Arc};
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
-    let usage = || anyhow::anyhow!("usage: candle_model MODEL.gguf PROMPT [TOKENS]");
+    let usage = || anyhow::anyhow!("usage: candle_model MODEL.gguf PROMPT [TOKENS] [candle]");
     let path = PathBuf::from(args.next().ok_or_else(usage)?);
     let prompt = args.next().ok_or_else(usage)?;
     let tokens: usize = args.next().map_or(Ok(100), |n| n.parse())?;
@@ -34,12 +35,17 @@ fn main() -> anyhow::Result<()> {
     let cache = KvCache::new(CacheConfig::new(c.layers, c.heads, c.kv_heads, c.head_dim))?;
     let governor = cache.govern(Choice::Auto)?;
 
+    let own = args.next().is_some_and(|which| which == "candle");
+    let mut own = own.then(|| Candle::new(c));
     let mut sequence = cache.sequence()?;
     let mut sampler = LogitsProcessor::new(0, Some(0.7), Some(0.9));
     let mut text = tokenizer.stream();
     let mut next = tokenizer.encode(&prompt, true)?;
     for _ in 0..tokens {
-        let logits = model.forward(&next, &mut sequence.step(next.len())?)?;
+        let logits = match &mut own {
+            Some(own) => model.forward(&next, own)?,
+            None => model.forward(&next, &mut sequence.step(next.len())?)?,
+        };
         next = vec![sampler.sample(&logits)?];
         if tokenizer.ends(next[0]) {
             break;

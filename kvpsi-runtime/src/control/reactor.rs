@@ -3,8 +3,8 @@
 //! Owns the source, the gauges and the controller while it runs. On its path
 //! it does not allocate, block, log or take a lock: it polls, drains, reads
 //! the walls, trims, and leaves a [`TrimRecord`] in a preallocated queue. It
-//! never ends unseen: [`Shared::alive`] falls whichever way its thread leaves.
-//! Out of scope: everything slow; that is for readers of [`Shared`].
+//! never ends unseen: `Shared::alive` falls whichever way its thread leaves.
+//! Out of scope: everything slow; that is for readers of `Shared`.
 
 use super::{
     controller::{Controller, Decision, Gave},

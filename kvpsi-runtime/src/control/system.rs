@@ -2,7 +2,7 @@
 //!
 //! Owns what the zones keep free, free memory, page cache and PSI's total. What
 //! zones keep follows `vm.min_free_kbytes`, `vm.watermark_scale_factor` and
-//! hotplug: [`super::survey`] looks it up anew ([`Marks::refresh`]).
+//! hotplug: `survey` looks it up anew ([`Marks::refresh`]).
 //! Out of scope: whose stall it is and what is done ([`super::controller`]).
 
 use super::{

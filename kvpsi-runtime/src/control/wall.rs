@@ -9,7 +9,7 @@
 //! stalled itself; so each file is read once when it is opened. A file that
 //! vanished or holds nonsense makes its number absent, never the reading fail.
 //! Finding that the process was moved, or that a level came or went, is
-//! [`super::survey`]'s.
+//! `survey`'s.
 //! Out of scope: what a number means for a trim ([`super::controller`]).
 //!
 //! Sources: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst;
@@ -58,7 +58,7 @@ pub struct CgroupLevel {
     /// Times it was hit since the last reading; `None`: not known.
     pub hits: Option<u64>,
     /// Bytes read again since the last reading that had been evicted while they
-    /// were in use ([`super::counters`]).
+    /// were in use (`counters`).
     pub restored: Option<Bytes>,
     /// Levels above ours.
     pub up: u32,

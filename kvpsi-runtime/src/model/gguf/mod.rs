@@ -1,7 +1,7 @@
 //! Opens a GGUF file without believing it.
 //!
 //! Owns the mapping of the file, the parsed header and the path in every
-//! error. Invariants: the header was walked ([`scan`]) before candle parses it,
+//! error. Invariants: the header was walked (`scan`) before candle parses it,
 //! each tensor lies inside the file, and all tensors together are no larger
 //! than the file, so that nothing is allocated from a number that the file's
 //! own size does not back. A file that is cut short while it is read ends the

@@ -7,7 +7,7 @@
 //! number is refused here, at load. Out of scope: what a layer is for.
 //!
 //! Invariant: every family of kernels gives the same bits as the scalar
-//! reference (see [`format::Layout::reference`]).
+//! reference (see `format::Layout::reference`).
 //!
 //! A format is a file in `format`, a processor family one in `cpu`; [`table`]
 //! brings them together.

@@ -1,8 +1,8 @@
 //! The one table of formats and families.
 //!
 //! Owns [`Format`], a format as a value, and which kernel runs a format on a
-//! family. A new format is a file in `format` and a line in [`FORMATS`]; a new
-//! family is a file in `cpu`, a line in [`kernels`] and one in `isa`.
+//! family. A new format is a file in `format` and a line in `FORMATS`; a new
+//! family is a file in `cpu`, a line in `kernels` and one in `isa`.
 
 use super::acts::{ActBlock, ActKind, quantize_scalar};
 use super::cpu;
