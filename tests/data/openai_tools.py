@@ -141,7 +141,7 @@ for wrong, name in (
     (dict(extra_body={"guided_regex": "("}), "guided_regex"),
     (dict(extra_body={"guided_regex": "(?=x)y"}), "guided_regex"),
     (dict(extra_body={"guided_regex": "x" * 9000}), "guided_regex"),
-    (dict(extra_body={"grammar": 'root ::= "a"'}), "grammar"),
+    (dict(extra_body={"grammar": 'root ::= a'}), "grammar"),
     (dict(extra_body={"grammar": "start: nobody"}), "nobody"),
     (dict(extra_body={"guided_choice": []}), "guided_choice"),
     (dict(extra_body={"guided_choice": ["a"], "guided_regex": "b"}), "guided_choice"),

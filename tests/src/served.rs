@@ -92,6 +92,9 @@ impl Served {
         for name in names.filter(|n| n.as_encoded_bytes().starts_with(b"KVPSI_")) {
             c.env_remove(name);
         }
+        // Tests of memory count what this process alone has, and none writes
+        // into the user's cache. A flag among `args` wins.
+        c.env("KVPSI_WEIGHTS_CACHE", "off");
         let mut child = c
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -78,7 +78,9 @@ impl Talking {
         let prompt = "it was a dark and stormy night ".repeat(12);
         let mut command = Command::new(kvpsi_binary());
         command
-            .args(["run", "--raw", "--temperature", "1", "--top-k", "0"])
+            // Tests of memory count what this process alone has.
+            .args(["run", "--weights-cache", "off"])
+            .args(["--raw", "--temperature", "1", "--top-k", "0"])
             .args(["--ctx", &talker::CONTEXT.to_string(), "-n", "1400"])
             .args(["-p", &prompt, "-m"])
             .arg(&model)

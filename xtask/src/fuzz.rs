@@ -28,13 +28,14 @@ struct Target {
     allocation_mb: u32,
 }
 
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 6] = [
     target("request", 16 << 10, 16),
     target("gguf", 16 << 10, 64),
     // Every trim of a replay is kept to be told.
     target("recording", 4 << 10, 512),
     target("proc_text", 4 << 10, 16),
     target("chat_template", 4 << 10, 256),
+    target("weights", 4 << 10, 16),
 ];
 
 const fn target(name: &'static str, longest: u32, allocation_mb: u32) -> Target {
@@ -52,7 +53,7 @@ const MEMORY_MB: u32 = 1024;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// One of request, gguf, recording, proc_text, chat_template [default: all, in turn]
+    /// One of request, gguf, recording, proc_text, chat_template, weights [default: all, in turn]
     target: Option<String>,
     /// How long each target runs
     #[arg(long, value_name = "N", default_value_t = 60)]

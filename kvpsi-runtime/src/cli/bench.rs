@@ -1,6 +1,6 @@
 //! `kvpsi bench`: how fast a model runs on this machine.
 
-use super::reading;
+use super::{governor::HeldModel, reading, weights};
 use crate::{
     control::gauge::ResidentGauge,
     kv::KvType,
@@ -50,6 +50,8 @@ pub struct Args {
     /// How often each is measured
     #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     repetitions: u16,
+    #[command(flatten)]
+    weights: weights::Args,
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -74,7 +76,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let gauge = ResidentGauge::open()?;
     let before = gauge.read().unwrap_or_default();
-    let decoder = reading::decoder(&gguf)?;
+    let weights = args.weights.hold(&path, &HeldModel::open(&path));
+    let decoder = reading::decoder(&gguf, weights.as_ref())?;
     let resident = gauge.read().unwrap_or_default();
     let plan = Plan {
         prompt: args.pp,
@@ -105,6 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "kernels": isa.name(),
             "kernels_why": choose::reason(isa),
             "weights_bytes": decoder.weights().0,
+            "weights_are": decoder.place().to_string(),
             "resident_before_bytes": before.0,
             "resident_bytes": resident.0,
             "pp": plan.prompt,
@@ -135,10 +139,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     )?;
     writeln!(
         out,
-        "memory    {} resident once loaded, {} before; the file's weights are {}",
+        "memory    {} resident once loaded, {} before; the file's weights are {}, {}",
         resident,
         before,
-        decoder.weights()
+        decoder.weights(),
+        decoder.place()
     )?;
     let at = format!("depth {}, kv {}", plan.depth, plan.kv_type.name());
     if plan.prompt > 0 {

@@ -87,6 +87,7 @@ fn report() -> Value {
             .map_or_else(|| "not known: /proc/zoneinfo does not say".into(), |e| e.to_string()),
         "memlock": memlock(),
         "capabilities": privilege::held(),
+        "weights_cache": super::cache::summary(),
         "programs": programs,
         "source": chosen,
         "notes": notes,
@@ -205,6 +206,7 @@ fn as_text(report: &Value) -> String {
     line("early warning", &report["early_warning"]);
     line("memlock", &report["memlock"]);
     line("capabilities", &report["capabilities"]);
+    line("weights cache", &report["weights_cache"]);
     for p in report["programs"].as_array().into_iter().flatten() {
         let state = match (p["state"].as_str(), p["why"].as_str()) {
             (Some(state), Some(why)) => format!("{state}: {why}"),
@@ -234,7 +236,9 @@ mod tests {
         let report = report();
         assert!(report["source"].is_string());
         let text = as_text(&report);
-        assert!(text.contains("kernel") && text.contains("source"));
+        assert!(
+            text.contains("kernel") && text.contains("source") && text.contains("weights cache")
+        );
     }
 
     #[test]

@@ -203,6 +203,16 @@ impl HeldModel {
         Self(parts.iter().map(|part| HeldFile::open(part)).collect())
     }
 
+    /// The open files of all parts; `None` where one is not open.
+    #[must_use]
+    pub fn files(&self) -> Option<Vec<File>> {
+        let files = self
+            .0
+            .iter()
+            .map(|held| held.file.as_ref()?.try_clone().ok());
+        files.collect()
+    }
+
     /// What an engine is started with, by the paths that can be reached.
     #[must_use]
     pub fn config(&self) -> EngineConfig {

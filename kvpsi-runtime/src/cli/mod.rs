@@ -6,6 +6,7 @@ mod admin;
 mod arrivals;
 mod attach;
 pub mod bench;
+pub mod cache;
 pub mod config;
 pub mod doctor;
 pub mod governor;
@@ -20,6 +21,7 @@ pub mod tell;
 pub mod top;
 pub mod trace_dump;
 pub mod watermarks;
+mod weights;
 
 use crate::demo;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -86,6 +88,8 @@ enum Command {
     Replay(replay::Args),
     /// Say what this kernel offers and what kvpsi would use
     Doctor(doctor::Args),
+    /// List or remove the files that repacked weights are kept in
+    Cache(cache::Args),
     /// Of `serve --tune-watermarks`: sets the factor, and puts it back when its input ends
     #[command(hide = true)]
     WatermarkKeeper(watermarks::Args),
@@ -148,6 +152,7 @@ impl Cli {
             Command::Record(a) => record::run(&a),
             Command::Replay(a) => replay::run(&a),
             Command::Doctor(a) => doctor::run(a),
+            Command::Cache(a) => cache::run(&a),
             Command::WatermarkKeeper(a) => watermarks::keep(&a),
             Command::Completions(a) => manual::completions(&a, Self::prepared()),
             Command::Man(a) => manual::man(&a, Self::prepared()),

@@ -137,7 +137,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         // What the tokenizer puts in front of nothing is the start token.
         start: tokenizer.encode("", true)?.first().copied(),
         tokens: tokenizer.encode(&text, false)?,
-        decoder: reading::decoder(&gguf)?,
+        decoder: reading::decoder(&gguf, None)?,
     };
     let mut rows = Vec::new();
     let mut full = None;

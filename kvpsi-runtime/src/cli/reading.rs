@@ -7,6 +7,7 @@ use crate::{
         decoder::Decoder,
         gguf::{Gguf, ModelError},
         load::Progress,
+        weights::Weights,
     },
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,20 +23,25 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub fn engine(config: &EngineConfig) -> Result<Engine, EngineError> {
     let started = Instant::now();
     let engine = with_bar(|progress| Engine::load_with(config, progress))?;
+    let decoder = engine.decoder();
     tell!(
-        "read {} of weights in {:.2} s",
-        engine.decoder().weights(),
-        started.elapsed().as_secs_f64()
+        "read {} of weights in {:.2} s, {}",
+        decoder.weights(),
+        started.elapsed().as_secs_f64(),
+        decoder.place()
     );
     Ok(engine)
 }
 
-/// Reads the weights alone.
+/// Reads the weights alone, from the cache where one is given.
 ///
 /// # Errors
 /// As [`Decoder::load`].
-pub fn decoder(gguf: &Gguf) -> Result<Decoder, ModelError> {
-    with_bar(|progress| Decoder::load_with(gguf, progress))
+pub fn decoder(gguf: &Gguf, weights: Option<&Weights>) -> Result<Decoder, ModelError> {
+    with_bar(|progress| match weights {
+        Some(weights) => Decoder::load_kept(gguf, weights, progress),
+        None => Decoder::load_with(gguf, progress),
+    })
 }
 
 fn with_bar<T>(read: impl FnOnce(Progress<'_>) -> T) -> T {

@@ -9,14 +9,14 @@ use super::{
     governor::{self, HeldModel},
     reading,
     run::Signal,
-    watermarks,
+    watermarks, weights,
 };
 use crate::cli::tell::tell;
 use crate::{
     control::{GovernorConfig, Prepared, Tap},
     engine::{Speculate, batch::BatchConfig},
     kv::{KvType, Profile, evict::Evict},
-    model::{chat::ChatTemplate, default_model, gguf::files, ollama},
+    model::{chat::ChatTemplate, default_model, gguf::files, ollama, weights::Weights},
     pressure::{
         SignalError,
         programs::{self, Rung},
@@ -60,6 +60,8 @@ pub struct Args {
     /// GGUF file, or ollama:NAME [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    weights: weights::Args,
     /// Chat template to use in place of the file's: a file with a Jinja template, or chatml,
     /// llama3, gemma, mistral or deepseek
     #[arg(long, value_name = "FILE|NAME")]
@@ -178,6 +180,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldModel::open(&path);
+    let weights = args.weights.hold(&path, &held);
     let watchers = Watchers::default();
     let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept
@@ -195,13 +198,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .transpose()
         .context("--tune-watermarks")?;
     args.admin.clear_socket()?;
-    let prepared = listen(&args, &path, &tap)?;
+    let confinement = args.confinement(&path, weights.as_ref());
+    let prepared = listen(&args, &confinement, &tap)?;
     let socket = bind(SocketAddr::new(args.host, args.port))?;
     let address = socket.local_addr()?;
     let admin = args.admin.listen()?;
 
     let server = Server::new(config, watchers.clone())?;
     let mut engine = held.config();
+    engine.weights = weights;
     engine.chat_template = template;
     engine.context = args.ctx;
     engine.kv_type = args.kv_type;
@@ -318,8 +323,11 @@ async fn life(server: Arc<Server>) {
 
 /// Opens the signal and drops privileges; `None` for `--signal none`, and
 /// where the service manager turned watching off.
-fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Prepared>> {
-    let confinement = args.confinement(model);
+fn listen(
+    args: &Args,
+    confinement: &Confinement,
+    tap: &Arc<Tap>,
+) -> anyhow::Result<Option<Prepared>> {
     let Some(choice) = args.signal.choice() else {
         let report = confinement.confine().context("cannot drop privileges")?;
         tell(&report);
@@ -329,7 +337,7 @@ fn listen(args: &Args, model: &Path, tap: &Arc<Tap>) -> anyhow::Result<Option<Pr
         tap: Some(tap.clone()),
         ..GovernorConfig::default()
     };
-    match governor::listen_confined(choice, args.rung, config, &confinement) {
+    match governor::listen_confined(choice, args.rung, config, confinement) {
         Ok((listening, report)) => {
             tell(&report);
             for note in &listening.notes {
@@ -385,7 +393,7 @@ fn host(text: &str) -> Result<IpAddr, String> {
 }
 
 impl Args {
-    fn confinement(&self, model: &Path) -> Confinement {
+    fn confinement(&self, model: &Path, weights: Option<&Weights>) -> Confinement {
         // The next file of a recording is made beside the first.
         let folder = |f: &Path| {
             let parent = f.parent().filter(|p| !p.as_os_str().is_empty());
@@ -394,7 +402,9 @@ impl Args {
         Confinement {
             user: self.user.clone(),
             read: files::parts(model).unwrap_or_else(|_| vec![model.to_path_buf()]),
-            write: self.record.iter().map(|f| folder(f)).collect(),
+            write: (self.record.iter().map(|f| folder(f)))
+                .chain(weights.and_then(Weights::to_write).map(Path::to_path_buf))
+                .collect(),
             sockets: self.admin.socket_path().map(folder).into_iter().collect(),
             port: Some(self.port),
             landlock: self.landlock,

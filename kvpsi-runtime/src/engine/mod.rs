@@ -35,6 +35,7 @@ use crate::{
         load::Progress,
         step::{MOST_ROWS, Step},
         tokenizer::Tokenizer,
+        weights::Weights,
     },
     units::Bytes,
 };
@@ -106,6 +107,8 @@ pub struct EngineConfig {
     /// The other parts of a split model, where they cannot be found by the name
     /// of `model`: one that is held open, for one.
     pub more_parts: Vec<PathBuf>,
+    /// Where repacked weights are kept; `None`: in private memory.
+    pub weights: Option<Weights>,
     /// Source of the chat template to use in place of the file's.
     pub chat_template: Option<String>,
     /// Positions of a session; `None`: the model's, up to 8192.
@@ -149,6 +152,7 @@ impl EngineConfig {
         Self {
             model: model.into(),
             more_parts: Vec::new(),
+            weights: None,
             chat_template: None,
             context: None,
             kv_type: KvType::F16,
@@ -234,7 +238,10 @@ impl Engine {
             );
         }
         let chat = chat.map(Arc::new);
-        let decoder = Decoder::load_with(&gguf, progress)?;
+        let decoder = match &config.weights {
+            Some(weights) => Decoder::load_kept(&gguf, weights, progress)?,
+            None => Decoder::load_with(&gguf, progress)?,
+        };
         let mut shape = decoder.kv_shape(config.kv_type);
         shape.row_mass = config.evict.needs_row_mass();
         let pool = KvPool::new(PoolConfig {

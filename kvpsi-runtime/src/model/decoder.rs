@@ -1,12 +1,12 @@
 //! The decoder: RMS norm, rotary embedding, grouped-query attention, gated
 //! feed-forward.
 //!
-//! Owns the weights, kept quantized in anonymous memory. `load` reads them,
+//! Owns the weights, kept quantized in anonymous memory or in a mapped file. `load` reads them,
 //! `step` takes rows through them. Invariants: one decoder for all families,
 //! which differ by what [`Config`] and the layers hold; nothing here is sized
 //! by the context. Refuses to know where KV lives.
 
-use super::{gguf::Config, linear::Linear, rope::Rope, step::ops::RopePairs};
+use super::{gguf::Config, linear::Linear, rope::Rope, step::ops::RopePairs, weights::Place};
 use crate::{
     attention::AttnConfig,
     kv::{
@@ -33,6 +33,7 @@ pub struct Decoder {
     /// that of those without positions: the first, and those that there are.
     pub(super) ropes: Vec<Rope>,
     pub(super) weights: Bytes,
+    pub(super) place: Place,
 }
 
 #[derive(Debug)]
@@ -153,6 +154,12 @@ impl Decoder {
     #[must_use]
     pub fn weights(&self) -> Bytes {
         self.weights
+    }
+
+    /// Where the matrices are.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// Bytes of weights that a step of one token reads: all matrices, but of

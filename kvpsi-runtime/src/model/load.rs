@@ -2,15 +2,17 @@
 //!
 //! Owns names and shapes of the tensors of each layer. Matrices are repacked
 //! straight from the mapped file, whose pages are let go as soon as they were
-//! read, so that weights are resident once. Invariants: a tensor has
+//! read, so that weights are resident once; or they come from the cache of
+//! repacked ones ([`super::weights`]). Invariants: a tensor has
 //! the shape that the metadata asks for and holds finite numbers; none that
 //! belongs to the model is left out in silence. Errors name the tensor.
 
 use super::{
     decoder::{Decoder, Experts, FeedForward, Gated, Layer, PerLayer, Told},
     gguf::{Config, Gguf, ModelError, QkNorm, RopeConfig, TensorData},
-    linear::Linear,
+    linear::{Linear, Packed, choose},
     rope::{Factors, Rope},
+    weights::{Place, Writer, file::Cached},
 };
 use crate::units::Bytes;
 use std::collections::HashSet;
@@ -24,18 +26,31 @@ const REDUNDANT: [&str; 2] = ["attn_rot_embd.weight", "rotary_emb.inv_freq"];
 /// of Ollama hold them, and text does not need them.
 const OTHER_SENSES: [&str; 3] = ["v.", "mm.", "a."];
 
+mod kept;
+
 /// Told after each tensor: bytes read so far, and bytes of all tensors.
 pub type Progress<'a> = &'a mut dyn FnMut(Bytes, Bytes);
 
+/// Where matrices come from, or go to.
+enum Matrices<'a, 'w> {
+    /// Repacked, into memory of this process.
+    Private,
+    /// Repacked into a file of the cache: the decoder gets none.
+    Written(&'a mut Writer<'w>),
+    /// Mapped; the number of the next one.
+    Mapped(&'a Cached, usize),
+}
+
 /// Reads tensors, counts their bytes and remembers which they were.
-struct Reader<'a> {
+struct Reader<'a, 'w> {
     gguf: &'a Gguf,
+    matrices: Matrices<'a, 'w>,
     read: HashSet<String>,
     bytes: u64,
     progress: Progress<'a>,
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
     fn bad(&self, name: &str, what: impl Into<String>) -> ModelError {
         ModelError::Tensor {
             path: self.gguf.path().into(),
@@ -85,20 +100,41 @@ impl Reader<'_> {
 
     /// A matrix of the next rows of a tensor.
     fn take(
-        &self,
+        &mut self,
         name: &str,
         data: &mut TensorData<'_>,
-        (out, from): (usize, usize),
+        shape: (usize, usize),
     ) -> Result<Linear> {
-        let bytes = data.format.matrix_bytes(out, from);
+        let bytes = data.format.matrix_bytes(shape.0, shape.1);
         let split = bytes.and_then(|bytes| data.bytes.split_at_checked(bytes));
         let (rows, rest) = split.ok_or_else(|| self.bad(name, "ends within a row"))?;
         data.bytes = rest;
-        Linear::from_rows(name, data.format, (out, from), rows).map_err(|e| {
-            let message = e.to_string();
-            let what = message.strip_prefix(&format!("tensor {name}: "));
-            self.bad(name, what.unwrap_or(&message))
-        })
+        let isa = choose::active();
+        let packed = |rows| Packed::new(name, data.format, shape, rows);
+        let linear = isa.and_then(|isa| {
+            Ok(match &mut self.matrices {
+                Matrices::Private => Some(Linear::over(isa, packed(rows)?)),
+                Matrices::Written(writer) => {
+                    let packed = packed(rows)?;
+                    writer.add(name, &packed);
+                    (!writer.has_failed()).then(|| Linear::over(isa, packed.emptied()))
+                }
+                Matrices::Mapped(cached, next) => {
+                    let mapped = cached.matrix(*next, name, data.format, shape);
+                    *next += 1;
+                    mapped.map(|mapped| Linear::over(isa, mapped))
+                }
+            })
+        });
+        match linear {
+            Ok(Some(linear)) => Ok(linear),
+            Ok(None) => Err(self.bad(name, "differs in the cached weights")),
+            Err(e) => {
+                let message = e.to_string();
+                let what = message.strip_prefix(&format!("tensor {name}: "));
+                Err(self.bad(name, what.unwrap_or(&message)))
+            }
+        }
     }
 
     /// A vector, widened to f32.
@@ -356,9 +392,14 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn load_with(gguf: &Gguf, progress: Progress<'_>) -> Result<Self> {
+        Self::read(gguf, Matrices::Private, progress)
+    }
+
+    fn read(gguf: &Gguf, matrices: Matrices<'_, '_>, progress: Progress<'_>) -> Result<Self> {
         let c = gguf.config().clone();
         let mut from = Reader {
             gguf,
+            matrices,
             read: HashSet::new(),
             bytes: 0,
             progress,
@@ -387,6 +428,7 @@ impl Decoder {
         Ok(Self {
             ropes,
             weights: Bytes(from.bytes),
+            place: Place::Private,
             config: c,
             embedding,
             per_layer,

@@ -15,3 +15,4 @@ pub mod ollama;
 pub mod rope;
 pub mod step;
 pub mod tokenizer;
+pub mod weights;

@@ -6,7 +6,7 @@
 
 mod talk;
 
-use super::reading;
+use super::{reading, weights};
 use crate::cli::tell::tell;
 use crate::{
     cli::governor::{self, HeldModel},
@@ -133,6 +133,8 @@ pub struct Args {
     /// Send the prompt as it is, without the model's chat template
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    weights: weights::Args,
     /// Record pressure, cache and trims to this file, for `kvpsi replay`
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -160,11 +162,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldModel::open(&model);
+    let weights = args.weights.hold(&model, &held);
     let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept.as_ref().map(governor::Kept::tap);
     let prepared = listen(args.signal, args.rung, tap)?;
     let (turns, inbox) = mpsc::channel();
     let mut config = held.config();
+    config.weights = weights;
     config.chat_template = template;
     config.context = args.ctx;
     config.kv_type = args.kv_type;

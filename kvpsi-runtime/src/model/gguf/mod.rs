@@ -28,9 +28,10 @@ use crate::units::Bytes;
 use candle_core::quantized::gguf_file::{Content, Value};
 use memmap2::{Mmap, UncheckedAdvice};
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io::Cursor,
     ops::Range,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -108,7 +109,36 @@ pub struct Gguf {
 #[derive(Debug)]
 struct Part {
     map: Mmap,
+    stamp: Stamp,
     tensors: Tensors,
+}
+
+/// What changes when a file is replaced or written to: its inode, its length
+/// and its times. Nobody sets the time of change (`ctime`), so a file whose
+/// time of modification was put back differs, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Its number in the file system.
+    pub inode: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Of modification, in seconds and nanoseconds since 1970.
+    pub modified: (i64, i64),
+    /// Of change, likewise.
+    pub changed: (i64, i64),
+}
+
+impl Stamp {
+    /// What the system says of an open file.
+    #[must_use]
+    pub fn of(meta: &Metadata) -> Self {
+        Self {
+            inode: meta.ino(),
+            len: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
 }
 
 /// A tensor as the file has it.
@@ -162,6 +192,11 @@ impl Gguf {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which files these are, in the order of the parts.
+    pub fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        self.parts.iter().map(|part| part.stamp)
     }
 
     /// The model's shape.
@@ -299,7 +334,13 @@ fn open_part(path: &Path) -> Result<(Part, Content), ModelError> {
     let mut header = WithoutTensors(Cursor::new(&map[..]));
     let content = Content::read(&mut header).map_err(|e| bad(one_line(&e)))?;
     check_tensors(path, &tensors, meta.len())?;
-    Ok((Part { map, tensors }, content))
+    let stamp = Stamp::of(&meta);
+    let part = Part {
+        map,
+        stamp,
+        tensors,
+    };
+    Ok((part, content))
 }
 
 /// Bytes of a tensor whose rows are whole blocks.

@@ -74,9 +74,13 @@ pub fn reason(isa: Isa) -> &'static str {
 const K: usize = 512;
 
 /// Numbers in no order, the same each time (Knuth's MMIX generator).
-struct Noise(u64);
+pub(super) struct Noise(u64);
 
 impl Noise {
+    pub(super) fn new() -> Self {
+        Self(1)
+    }
+
     fn byte(&mut self) -> u8 {
         self.0 = self
             .0
@@ -86,7 +90,7 @@ impl Noise {
     }
 
     /// Codes of all values; every float among them is a number below 2.
-    fn tile(&mut self, format: &Format) -> Vec<u8> {
+    pub(super) fn tile(&mut self, format: &Format) -> Vec<u8> {
         let blocks = K / format.block;
         let mut rows: Vec<u8> = std::iter::repeat_with(|| self.byte())
             .take(TILE_ROWS * blocks * format.file_bytes)
@@ -107,7 +111,7 @@ impl Noise {
 
 /// The family computes what the scalar reference does.
 fn agrees(isa: Isa) -> bool {
-    let mut noise = Noise(1);
+    let mut noise = Noise::new();
     let x = noise.rows();
     Format::all().all(|format| {
         let tile = noise.tile(format);
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn products_of_other_activations_are_not_the_same() {
-        let mut noise = Noise(1);
+        let mut noise = Noise::new();
         let (x, y) = (noise.rows(), noise.rows());
         for format in Format::all() {
             let tile = noise.tile(format);

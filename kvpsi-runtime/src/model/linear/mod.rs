@@ -2,7 +2,8 @@
 //!
 //! Owns the matrix kernels and which one a weight gets. Weights are repacked
 //! once into tiles and the file's copy is let go, so that a weight is resident
-//! once, in as many bits as in the file. A scale that is infinite or not a
+//! once, in as many bits as in the file; or were repacked by another process
+//! and are mapped ([`Packed::mapped`]). A scale that is infinite or not a
 //! number is refused here, at load. Out of scope: what a layer is for.
 //!
 //! Invariant: every family of kernels gives the same bits as the scalar
@@ -18,6 +19,7 @@ mod error;
 mod format;
 mod into;
 pub mod isa;
+mod layout;
 mod matmul;
 pub mod packed;
 mod rows;
@@ -30,6 +32,7 @@ mod tests;
 pub use error::LinearError;
 pub use into::products_into;
 pub use isa::Isa;
+pub use layout::fingerprint;
 pub use packed::Packed;
 pub use rows::QuantizedRows;
 pub use table::Format;
@@ -70,8 +73,14 @@ impl Linear {
         (n, k): (usize, usize),
         rows: &[u8],
     ) -> Result<Self, LinearError> {
-        let packed = Arc::new(Packed::new(tensor, format, (n, k), rows)?);
-        Ok(Self { isa, packed })
+        let packed = Packed::new(tensor, format, (n, k), rows)?;
+        Ok(Self::over(isa, packed))
+    }
+
+    /// A weight that is packed already.
+    pub fn over(isa: Isa, packed: Packed) -> Self {
+        let packed = Arc::new(packed);
+        Self { isa, packed }
     }
 
     /// The weight.

@@ -1,13 +1,16 @@
 //! Weights repacked into tiles of 16 rows.
 //!
-//! Owns the memory of a matrix. A tile holds, for 16 consecutive output rows,
-//! one block of inputs after the other, as the format lays it out. Sizes stay
+//! Owns the memory of a matrix: its own, or a part of a mapped file. A tile
+//! holds, for 16 consecutive output rows, one block of inputs after the other,
+//! as the format lays it out, whatever family of kernels reads it. Sizes stay
 //! within a twentieth of the file's, plus at most 15 rows of zeros that fill
-//! the last tile. Out of scope: activations, threads.
+//! the last tile. Out of scope: activations, threads, what file is mapped.
 
 use super::error::LinearError;
 use super::simd::TILE_ROWS;
 use super::table::Format;
+use memmap2::Mmap;
+use std::{ops::Range, sync::Arc};
 
 /// A cache line: what tiles are allocated in, so that loads of 64 bytes of a
 /// layout whose blocks are multiples of 64 never cross one.
@@ -20,7 +23,15 @@ pub struct Packed {
     format: &'static Format,
     n: usize,
     k: usize,
-    lines: Vec<Line>,
+    tiles: Tiles,
+}
+
+/// Where tiles are.
+enum Tiles {
+    /// In anonymous memory.
+    Own(Vec<Line>),
+    /// In a mapped file; the range lies within it.
+    Mapped(Arc<Mmap>, Range<usize>),
 }
 
 impl std::fmt::Debug for Packed {
@@ -68,8 +79,45 @@ impl Packed {
             format,
             n,
             k,
-            lines,
+            tiles: Tiles::Own(lines),
         })
+    }
+
+    /// Bytes that an `[n, k]` matrix has in tiles, if its rows are whole blocks.
+    pub fn bytes_of(format: &Format, n: usize, k: usize) -> Option<usize> {
+        format.matrix_bytes(n, k)?;
+        let tile_bytes = (k / format.block).checked_mul(format.tile_bytes)?;
+        let bytes = n.div_ceil(TILE_ROWS).checked_mul(tile_bytes)?;
+        bytes.checked_next_multiple_of(64)
+    }
+
+    /// A matrix whose tiles begin at byte `at` of a mapping. `None` where they
+    /// do not lie in it, are not aligned to a cache line, or the rows are no
+    /// whole blocks. That the tiles were packed by this layout and hold finite
+    /// scales is the caller's promise.
+    pub fn mapped(
+        format: &'static Format,
+        (n, k): (usize, usize),
+        map: &Arc<Mmap>,
+        at: usize,
+    ) -> Option<Packed> {
+        let end = at.checked_add(Self::bytes_of(format, n, k)?)?;
+        let fits = at.is_multiple_of(64) && end <= map.len();
+        fits.then(|| Packed {
+            format,
+            n,
+            k,
+            tiles: Tiles::Mapped(map.clone(), at..end),
+        })
+    }
+
+    /// The same shape without any weights: for a decoder that is made only to
+    /// see what there is, and never run.
+    pub(in crate::model) fn emptied(self) -> Packed {
+        Packed {
+            tiles: Tiles::Own(Vec::new()),
+            ..self
+        }
     }
 
     /// The format.
@@ -89,7 +137,15 @@ impl Packed {
 
     /// Bytes held, the fill of the last tile included.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * 64
+        self.as_bytes().len()
+    }
+
+    /// All tiles.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.tiles {
+            Tiles::Own(lines) => bytemuck::cast_slice(lines),
+            Tiles::Mapped(map, range) => &map[range.clone()],
+        }
     }
 
     /// Tiles, the last one perhaps not full.
@@ -100,7 +156,7 @@ impl Packed {
     /// The blocks of one tile, one after the other.
     pub fn tile(&self, tile: usize) -> &[u8] {
         let bytes = self.k / self.format.block * self.format.tile_bytes;
-        &bytemuck::cast_slice(&self.lines)[tile * bytes..(tile + 1) * bytes]
+        &self.as_bytes()[tile * bytes..(tile + 1) * bytes]
     }
 
     /// Writes row `row` as f32, by ggml's own arithmetic. `out` has `k`

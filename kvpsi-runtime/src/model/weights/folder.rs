@@ -1,0 +1,336 @@
+//! The folder of the cache.
+//!
+//! Owns where it is, who may have written in it, how full it may be, and what
+//! goes first. Invariants: everything is opened relative to one open folder, so
+//! that nobody can put another in its place; a link is never followed; a file
+//! belongs to us or to root, and no other user may write to it or to the
+//! folder. Out of scope: what files hold.
+
+use super::{
+    Key, WeightsError,
+    file::{self, ENDING, Table},
+};
+use crate::units::Bytes;
+use rustix::{
+    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags},
+    process::geteuid,
+};
+use std::{
+    fs::{DirBuilder, File, Metadata},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// Who may write but the owner: group and others.
+const OTHERS_WRITE: u32 = 0o022;
+/// Stays free on the file system: a full one breaks other programs.
+const STAYS_FREE: Bytes = Bytes::mib(256);
+/// How the names of files that are being written end.
+const TEMPORARY: &str = ".tmp";
+/// File systems that are memory, and those that another machine may change or
+/// take away: linux/magic.h.
+const UNSUITED: [(u64, &str); 7] = [
+    (0x0102_1994, "tmpfs"),
+    (0x8584_58f6, "ramfs"),
+    (0x6969, "NFS"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB"),
+    (0x0102_1997, "9p"),
+    (0x6573_5546, "FUSE"),
+];
+
+/// An open folder whose files may be used.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    fd: File,
+}
+
+/// A file of the folder.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// On disk.
+    pub bytes: Bytes,
+    /// When a process last mapped it.
+    pub used: SystemTime,
+    /// The model, or what is wrong with the file.
+    pub model: Result<String, String>,
+}
+
+impl Folder {
+    /// Where the cache is: `weights` in systemd's `CACHE_DIRECTORY`, else in
+    /// `kvpsi` below `XDG_CACHE_HOME` or `~/.cache`.
+    ///
+    /// # Errors
+    /// There is no home directory.
+    pub fn usual() -> Result<PathBuf, WeightsError> {
+        let set = |name| std::env::var_os(name).filter(|d| !d.is_empty());
+        // Several are separated by colons.
+        let service = set("CACHE_DIRECTORY").and_then(|all| std::env::split_paths(&all).next());
+        let users = || {
+            let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+            let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?;
+            Some(cache.join("kvpsi"))
+        };
+        let folder = service.or_else(users).filter(|f| f.is_absolute());
+        Ok(folder.ok_or(WeightsError::NoFolder)?.join("weights"))
+    }
+
+    /// Opens the folder, and makes it where it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made or opened, or others could write in it.
+    pub fn make(path: &Path) -> Result<Self, WeightsError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|source| WeightsError::Io {
+            path: path.into(),
+            what: "cannot be made",
+            source,
+        })?;
+        Self::open(path)
+    }
+
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// It is not there or cannot be opened, or others could write in it.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let io = |source| WeightsError::Io {
+            path: path.into(),
+            what: "cannot be opened",
+            source,
+        };
+        let fd = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(io)?;
+        trusted(path, &fd.metadata().map_err(io)?)?;
+        Ok(Self {
+            path: path.into(),
+            fd,
+        })
+    }
+
+    /// The folder's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file system on which a mapped file would not be what it should, by
+    /// its name: memory, or another machine's disk.
+    #[must_use]
+    pub fn unsuited(&self) -> Option<&'static str> {
+        let kind = rustix::fs::fstatfs(&self.fd).ok()?.f_type;
+        let kind = u64::try_from(kind).ok()?;
+        let found = UNSUITED.iter().find(|(magic, _)| *magic == kind);
+        found.map(|(_, name)| *name)
+    }
+
+    fn bad(&self, name: &str, what: &'static str, source: impl Into<io::Error>) -> WeightsError {
+        WeightsError::Io {
+            path: self.path.join(name),
+            what,
+            source: source.into(),
+        }
+    }
+
+    /// Opens a file of the folder to read.
+    ///
+    /// # Errors
+    /// It is not there, or others could have written it.
+    pub fn open_file(&self, name: &str) -> Result<File, WeightsError> {
+        let io = |source| self.bad(name, "cannot be opened", source);
+        // A pipe of that name would wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty());
+        let file = File::from(fd.map_err(|e| io(e.into()))?);
+        let meta = file.metadata().map_err(io)?;
+        let path = self.path.join(name);
+        if !meta.is_file() {
+            return Err(WeightsError::Trust {
+                path,
+                what: "is no regular file".into(),
+            });
+        }
+        trusted(&path, &meta)?;
+        Ok(file)
+    }
+
+    /// Remembers that a file was used now; in vain where it is root's.
+    pub(super) fn used(&self, file: &File) {
+        if let Err(e) = file.set_modified(SystemTime::now()) {
+            tracing::debug!(%e, "a file of weights keeps the time of its last use");
+        }
+    }
+
+    /// A new file that nobody reads, and its name.
+    pub(super) fn temporary(&self, key: &Key) -> Result<(File, String), WeightsError> {
+        let name = format!(".{}.{}{TEMPORARY}", key.file_name(), std::process::id());
+        let io = |source| self.bad("", "cannot be written to", source);
+        // Of an earlier process of the same number, or of a crash.
+        self.remove(&name);
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, &name, flags, Mode::RUSR | Mode::WUSR);
+        let fd = fd.map_err(io)?;
+        // So that `clean` of another process leaves it alone.
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(io)?;
+        Ok((File::from(fd), name))
+    }
+
+    pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        rustix::fs::renameat(&self.fd, from, &self.fd, to)?;
+        self.fd.sync_all()
+    }
+
+    /// Removes a file, if it is there. Who has it mapped keeps it.
+    pub(super) fn remove(&self, name: &str) -> bool {
+        let removed = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
+        if let Err(e) = removed
+            && e != rustix::io::Errno::NOENT
+        {
+            tracing::debug!(%e, name, "a file of weights stays");
+        }
+        removed.is_ok()
+    }
+
+    /// Names of all files of the cache, and of those that are being written.
+    fn names(&self) -> Vec<String> {
+        let Ok(all) = Dir::read_from(&self.fd) else {
+            return Vec::new();
+        };
+        let names = all.filter_map(Result::ok);
+        let names = names.filter_map(|e| e.file_name().to_str().ok().map(str::to_owned));
+        let ours = |n: &String| n.ends_with(ENDING) || n.ends_with(TEMPORARY);
+        names.filter(ours).collect()
+    }
+
+    /// All files, those used last first. Files that may not be trusted are
+    /// among them, and say so.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        let names = self.names().into_iter().filter(|n| n.ends_with(ENDING));
+        let mut all: Vec<_> = names.filter_map(|name| self.entry(name)).collect();
+        all.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+        all
+    }
+
+    fn entry(&self, name: String) -> Option<Entry> {
+        let (meta, model) = match self.open_file(&name) {
+            Ok(file) => {
+                let model = file::describe(&file).map(|(_, table)| table.model);
+                (file.metadata().ok()?, model.map_err(|e| e.to_string()))
+            }
+            Err(e) => {
+                let meta = std::fs::symlink_metadata(self.path.join(&name)).ok()?;
+                (meta, Err(e.to_string()))
+            }
+        };
+        Some(Entry {
+            name,
+            bytes: Bytes(meta.blocks() * 512),
+            used: meta.modified().ok()?,
+            model,
+        })
+    }
+
+    /// Removes every file, also such as a crash has left. Returns how many, and
+    /// their bytes.
+    pub fn clear(&self) -> (usize, Bytes) {
+        let entries = self.entries();
+        let removed = entries.iter().filter(|e| self.remove(&e.name));
+        let (count, bytes) = removed.fold((0, 0), |(n, sum), e| (n + 1, sum + e.bytes.0));
+        self.clean_temporary();
+        (count, Bytes(bytes))
+    }
+
+    /// Removes what a crash has left, and the weights of what `model` was
+    /// before it was replaced.
+    pub(super) fn clean(&self, model: &Path, key: &Key) {
+        self.clean_temporary();
+        for name in self.names() {
+            if !name.ends_with(ENDING) || name == key.file_name() {
+                continue;
+            }
+            let described = self.open_file(&name).ok();
+            let described = described.and_then(|file| file::describe(&file).ok());
+            let of = |(_, table): (Key, Table)| table.model;
+            if described.map(of).as_deref() == model.to_str() {
+                self.remove(&name);
+            }
+        }
+    }
+
+    fn clean_temporary(&self) {
+        let names = self.names().into_iter();
+        for name in names.filter(|n| n.ends_with(TEMPORARY)) {
+            let Ok(file) = self.open_file(&name) else {
+                continue;
+            };
+            // Who writes it holds a lock.
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                self.remove(&name);
+            }
+        }
+    }
+
+    /// Removes files, those first that were not used for longest, until `more`
+    /// bytes fit below `most`.
+    pub(super) fn make_room(&self, more: Bytes, most: Bytes) -> Result<(), WeightsError> {
+        if more > most {
+            return Err(WeightsError::Room {
+                path: self.path.clone(),
+                what: format!(
+                    "the weights would take {more}, and --weights-cache-size allows {most}"
+                ),
+            });
+        }
+        let mut entries = self.entries();
+        let mut sum: u64 = entries.iter().map(|e| e.bytes.0).sum();
+        while sum > most.0 - more.0
+            && let Some(oldest) = entries.pop()
+        {
+            if self.remove(&oldest.name) {
+                tracing::info!("{}: removed, to make room", oldest.name);
+            }
+            sum -= oldest.bytes.0;
+        }
+        Ok(())
+    }
+
+    /// Whether the disk has room for so many bytes.
+    pub(super) fn has_room(&self, bytes: Bytes) -> Result<(), WeightsError> {
+        let disk = rustix::fs::fstatvfs(&self.fd).map_err(|e| self.bad("", "is not told of", e))?;
+        let free = Bytes(disk.f_bavail.saturating_mul(disk.f_frsize));
+        if free.saturating_sub(STAYS_FREE) >= bytes {
+            return Ok(());
+        }
+        Err(WeightsError::Room {
+            path: self.path.clone(),
+            what: format!(
+                "the weights would take {bytes} and the disk has {free}, of which {STAYS_FREE} stay free"
+            ),
+        })
+    }
+}
+
+/// Whether nobody but our user and root can have written it.
+fn trusted(path: &Path, meta: &Metadata) -> Result<(), WeightsError> {
+    let what = if ![0, geteuid().as_raw()].contains(&meta.uid()) {
+        format!("belongs to user {}, who could change it", meta.uid())
+    } else if meta.mode() & OTHERS_WRITE != 0 {
+        format!("may be written by others (mode {:o})", meta.mode() & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(WeightsError::Trust {
+        path: path.into(),
+        what,
+    })
+}

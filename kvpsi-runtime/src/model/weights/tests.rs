@@ -1,0 +1,54 @@
+//! Tables that say what cannot be, behind right checksums.
+
+use super::file::{HEAD_BYTES, Matrix, Table, framed, parse};
+use crate::model::linear::Format;
+
+/// A table of one matrix of `Q8_0`, `[16, 32]`, whose tiles have 544 bytes, so
+/// nine lines.
+fn one(change: impl FnOnce(&mut Matrix)) -> Vec<u8> {
+    let q8 = Format::all().find(|f| f.name == "Q8_0").map_or(0, |f| f.id);
+    let mut matrix = Matrix {
+        tensor: "w".into(),
+        format: q8,
+        shape: (16, 32),
+        at: HEAD_BYTES as u64,
+        crc: 0,
+    };
+    change(&mut matrix);
+    let table = Table {
+        matrices: vec![matrix],
+        ..Table::default()
+    };
+    framed(9 * 64, &postcard::to_stdvec(&table).unwrap_or_default())
+}
+
+#[test]
+fn a_matrix_that_does_not_lie_in_its_file_is_refused() {
+    assert!(parse(&one(|_| ())).is_ok());
+    let wrong: [fn(&mut Matrix); 10] = [
+        |m| m.shape.0 = 17,
+        |m| m.shape.0 = 0,
+        |m| m.shape.0 = u64::MAX,
+        |m| m.shape.1 = 64,
+        |m| m.shape.1 = 31,
+        |m| m.shape = (1 << 31, 1 << 31),
+        |m| m.at = 0,
+        |m| m.at += 64,
+        |m| m.at += 1,
+        |m| m.format = 9999,
+    ];
+    for (i, change) in wrong.into_iter().enumerate() {
+        let error = parse(&one(change)).err();
+        let error = error.unwrap_or_else(|| panic!("{i}"));
+        assert!(error.contains("does not lie in it"), "{i}: {error}");
+    }
+    let far = parse(&one(|m| m.at = u64::MAX - 63));
+    assert!(far.is_err());
+}
+
+#[test]
+fn a_table_that_is_none_is_refused() {
+    assert!(parse(&framed(64, b"")).is_err());
+    // A list that says it is long, and is not.
+    assert!(parse(&framed(64, &[0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f])).is_err());
+}
