@@ -83,10 +83,11 @@ fn talks_when_told_to() {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let (mut told, mut fell) = (0, 0);
+    let (mut told, mut deferred, mut fell) = (0, 0, 0);
     while let Some(trim) = governor.next_trim() {
         if let (Some(before), Some(after)) = (trim.rss_before, trim.rss_after) {
-            told += trim.trimmed.given().0;
+            told += trim.trimmed.bytes.0;
+            deferred += trim.trimmed.deferred.0;
             fell += before.0.saturating_sub(after.0);
         }
     }
@@ -95,7 +96,7 @@ fn talks_when_told_to() {
         "{}",
         json!({
             "signal": stats.signal, "trims": stats.trims, "trimmed_bytes": stats.trimmed_bytes.0,
-            "told": told, "rss_fell": fell, "lost_tokens": sequence.lost_tokens(),
+            "told": told, "deferred": deferred, "rss_fell": fell, "lost_tokens": sequence.lost_tokens(),
             "said": said, "said_before_trim": said_before_trim,
         })
     );
@@ -147,9 +148,10 @@ fn a_program_of_candle_gives_some_back_and_goes_on() {
     let n = |key: &str| told[key].as_u64().unwrap_or(0);
     assert!(n("trims") >= 1 && n("trimmed_bytes") > 0, "{told}");
     // What was told left the resident set, within a tenth: the model allocates
-    // beside the reactor.
-    let (told_bytes, fell) = (n("told") as f64, n("rss_fell") as f64);
-    assert!(told_bytes > 0.0, "{told}");
-    assert!((fell / told_bytes - 1.0).abs() < 0.1, "{told}");
+    // beside the reactor. What a guard deferred may have left by then, too.
+    let (least, fell) = (n("told"), n("rss_fell"));
+    assert!(least > 0, "{told}");
+    assert!(fell >= least / 10 * 9, "{told}");
+    assert!(fell <= (least + n("deferred")) / 10 * 11, "{told}");
     assert!(n("said") > n("said_before_trim"), "it went silent: {told}");
 }

@@ -175,6 +175,7 @@ pub struct Args {
 /// The model, the address or a setting cannot be used.
 pub fn run(args: Args) -> anyhow::Result<()> {
     super::run::restart_with_threads(args.threads)?;
+    server::share_one_arena();
     let path = default_model::named(args.model.as_deref())?;
     let config = args.server_config(&path)?;
     let template = args.chat_template.as_deref();

@@ -40,6 +40,7 @@ mod zeros;
 
 pub use error::ApiError;
 pub use guard::Access;
+pub use heap::share_one_arena;
 pub use live::Live;
 pub use model::{Loaded, ModelThread};
 pub use serve::Listeners;
