@@ -50,6 +50,11 @@ impl Hog {
         self.order("anon", bytes, ms)
     }
 
+    /// Grows by so many MiB a second at most.
+    pub fn grow_at(&mut self, bytes: u64, mib_per_second: u64) -> bool {
+        self.ordered(&format!("anon {bytes} 400 {mib_per_second}"))
+    }
+
     /// Reads a file of that size for a while: reclaim and refaults.
     pub fn read(&mut self, bytes: u64) -> bool {
         self.read_for(bytes, 400)
@@ -61,8 +66,12 @@ impl Hog {
     }
 
     fn order(&mut self, what: &str, bytes: u64, ms: u64) -> bool {
+        self.ordered(&format!("{what} {bytes} {ms}"))
+    }
+
+    fn ordered(&mut self, order: &str) -> bool {
         let mut answer = String::new();
-        writeln!(self.orders, "{what} {bytes} {ms}").is_ok()
+        writeln!(self.orders, "{order}").is_ok()
             && self.answers.read_line(&mut answer).is_ok()
             && answer.starts_with("done ")
     }

@@ -2,8 +2,9 @@
 //!
 //! Orders come on stdin, one a line: `file BYTES MS` reads a mapped file of
 //! that size for that long (reclaim and refaults), `anon BYTES MS` reads a
-//! little, then grows anonymous memory to that size and holds it. Each is answered on stdout
-//! with `done US`. Ends with its input.
+//! little, then grows anonymous memory to that size and holds it; a fourth word
+//! is the most MiB a second that it grows by. Each is answered on stdout with
+//! `done US`. Ends with its input.
 
 use anyhow::{Context, Result, bail};
 use memmap2::{Mmap, MmapMut};
@@ -27,10 +28,12 @@ pub(super) fn run(procs: &[PathBuf]) -> Result<()> {
         };
         let bytes: usize = bytes.parse().with_context(|| format!("hog: `{line}`"))?;
         let time = Duration::from_millis(ms.parse().with_context(|| format!("hog: `{line}`"))?);
+        let rate = words.next().map(str::parse::<u64>).transpose();
+        let rate = rate.with_context(|| format!("hog: `{line}`"))?;
         let start = Instant::now();
         match what {
             "file" => read_file(bytes, time)?,
-            "anon" => grow(bytes, time)?,
+            "anon" => grow(bytes, time, rate.map_or(u64::MAX, |mib| mib << 20))?,
             _ => bail!("hog: `{line}` is no order"),
         }
         writeln!(out, "done {}", start.elapsed().as_micros())?;
@@ -87,15 +90,24 @@ fn tempfile_in(dir: &std::path::Path, bytes: usize) -> Result<std::fs::File> {
 /// killer comes some 100 us after the first stall.
 const READ_BEFORE: usize = 16 << 20;
 
-/// Touches `bytes` of anonymous memory page by page, holds them, lets go.
-fn grow(bytes: usize, hold: Duration) -> Result<()> {
+/// Pages that are touched between two looks at the clock.
+const BETWEEN: usize = 16;
+
+/// Touches `bytes` of anonymous memory page by page, no more than `rate` of them a
+/// second, holds them, lets go.
+fn grow(bytes: usize, hold: Duration, rate: u64) -> Result<()> {
     let file = tempfile_in(&PathBuf::from("/var/tmp"), READ_BEFORE)?;
     // SAFETY: as in `read_file`.
     let cached = unsafe { Mmap::map(&file)? };
     black_box(cached.chunks(PAGE).map(|p| u64::from(p[0])).sum::<u64>());
     let mut map = MmapMut::map_anon(bytes).context("hog: cannot map memory")?;
-    for page in map.chunks_mut(PAGE) {
+    let start = Instant::now();
+    for (i, page) in map.chunks_mut(PAGE).enumerate() {
         page[0] = 1;
+        if i % BETWEEN == 0 {
+            let due = Duration::from_secs_f64((i * PAGE) as f64 / rate as f64);
+            std::thread::sleep(due.saturating_sub(start.elapsed()));
+        }
     }
     std::thread::sleep(hold);
     black_box(map[0]);
