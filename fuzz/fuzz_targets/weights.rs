@@ -12,7 +12,9 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     // The first byte says how many lines of tiles there are.
-    let (tiles, table) = bytes.split_first().map_or((0, bytes), |(n, rest)| (*n, rest));
+    let (tiles, table) = bytes
+        .split_first()
+        .map_or((0, bytes), |(n, rest)| (*n, rest));
     let framed = framed(usize::from(tiles) * 64, table);
     for file in [bytes, &framed] {
         let Ok((_, table)) = parse(file) else {
