@@ -2,7 +2,7 @@
 //! as the behaviour that is right.
 
 use super::{
-    tests::{SHAPE, fill, pool, smaps_rss},
+    tests::{SHAPE, fill, pool},
     *,
 };
 use crate::units::Bytes;
@@ -136,7 +136,10 @@ fn a_closed_sequence_leaves_no_more_than_the_budget() {
 
 #[cfg(feature = "trim")]
 mod with_trims {
-    use super::{super::tests::grow, *};
+    use super::{
+        super::tests::{grow, smaps_rss},
+        *,
+    };
 
     #[test]
     fn a_trim_beside_a_locked_table_takes_what_others_have_and_says_so() {
