@@ -1,8 +1,7 @@
 //! One sequence and how it goes on.
 
 use super::{
-    Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, Speculate, answer::Answer,
-    history::History, speculate::choose,
+    Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, answer::Answer, history::History,
 };
 use crate::{
     attention::RowSpan,
@@ -18,6 +17,8 @@ use std::{
 /// Rows of one prefill step: large enough for the matrix kernels, small
 /// enough that a stop request is obeyed soon.
 pub(super) const CHUNK: usize = 256;
+mod drafts;
+
 /// Time between two tries to compute a preempted session anew.
 const RESUME_EVERY: Duration = Duration::from_millis(5);
 /// How long memory for all of a session is waited for; then its floor will do.
@@ -400,47 +401,6 @@ impl Engine {
                 Went::Preempted => return Ok(Err(Finish::Stopped)),
             }
         }
-    }
-
-    /// Computes the row of an answer's last token, and drafts behind it where
-    /// that is worth it; how many those were.
-    fn next_rows(
-        &mut self,
-        session: &mut Session,
-        answer: &mut Answer,
-    ) -> Result<(Went, usize), EngineError> {
-        let chances = [self.look_up(session, answer)];
-        let drafts = choose(&self.costs, &chances, self.step.most_rows())[0];
-        let since = Instant::now();
-        let next = &answer.drafts.next()[..drafts];
-        match self.go_on(session, 1, next)? {
-            Went::On => {
-                self.costs.note(1 + drafts, since.elapsed());
-                Ok((Went::On, drafts))
-            }
-            Went::NoRoom if drafts > 0 => Ok((self.advance(session, 1)?, 0)),
-            went => Ok((self.regain(session, 1, went)?, 0)),
-        }
-    }
-
-    /// What may follow an answer, and how probable it is: nothing where guesses
-    /// are not wanted. Of context, answer and free memory there is enough for it.
-    pub(super) fn look_up(&self, session: &Session, answer: &mut Answer) -> Vec<f32> {
-        if self.speculate == Speculate::Off {
-            answer.drafts.clear();
-            return Vec::new();
-        }
-        let (pool, len) = (&self.pool, session.tokens.len());
-        let block = pool.shape().block_tokens;
-        let free = pool.budget().saturating_sub(pool.account().in_use);
-        let room = if free < pool.shape().block_bytes() {
-            // A guess takes no memory from what is known.
-            len.next_multiple_of(block)
-        } else {
-            self.context
-        };
-        let most = answer.left_after_next().min(room.min(self.context) - len);
-        answer.drafts.look_up(&session.tokens, most)
     }
 
     /// [`Engine::go_on`], and again after every preemption, as soon as there is
