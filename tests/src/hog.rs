@@ -1,10 +1,11 @@
 //! A process that takes memory on order.
 
 use crate::kvpsi_binary;
-use kvpsi::control::cgroup::OwnedCgroup;
+use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 /// The demo's hog; killed and reaped on drop.
@@ -48,6 +49,24 @@ impl Hog {
     /// The same, held for so many milliseconds.
     pub fn grow_for(&mut self, bytes: u64, ms: u64) -> bool {
         self.order("anon", bytes, ms)
+    }
+
+    /// Sets a cgroup's limit 40 MiB above what is used and grows three times almost
+    /// up to it: it fits, but for what is to stay free below the limit. Page cache
+    /// alone would be no harm, and that the race with the OOM killer is won is the
+    /// demo's to show, for a machine that is emulated may lose it.
+    ///
+    /// # Panics
+    /// The cgroup cannot be read or limited.
+    pub fn press(&mut self, cgroup: &OwnedCgroup) -> bool {
+        let used = || cgroup.memory().anonymous().expect("memory.stat is there").0;
+        let limit = (used() + (40 << 20)).next_multiple_of(1 << 20);
+        cgroup.set_limit(Bytes(limit)).expect("it takes a limit");
+        (0..3).all(|_| {
+            let lives = self.grow(limit.saturating_sub(used() + (4 << 20)));
+            std::thread::sleep(Duration::from_millis(300));
+            lives
+        })
     }
 
     /// Grows by so many MiB a second at most.

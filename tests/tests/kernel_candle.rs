@@ -14,11 +14,10 @@ mod model;
 
 use kvpsi::{
     cache::{CacheConfig, KvCache},
-    control::{GovernorConfig, cgroup::OwnedCgroup},
+    control::GovernorConfig,
     pressure::Choice,
-    units::Bytes,
 };
-use kvpsi_tests::{hog::Hog, skip, talker, talking::within};
+use kvpsi_tests::{hog::Hog, storm::limited, talker, talking::within};
 use model::Model;
 use serde_json::{Value, json};
 use std::{
@@ -104,12 +103,8 @@ fn talks_when_told_to() {
 
 #[test]
 fn a_program_of_candle_gives_some_back_and_goes_on() {
-    let test = "a_program_of_candle_gives_some_back_and_goes_on";
-    let made = OwnedCgroup::create(&format!("kvpsi-test-candle-{}", std::process::id()))
-        .and_then(|c| c.set_limit(Bytes::mib(512)).map(|()| c));
-    let cgroup = match made {
-        Ok(c) => c,
-        Err(why) => return skip(test, why),
+    let Some(cgroup) = limited("candle", 512 << 20) else {
+        return;
     };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("talker.gguf");
@@ -126,16 +121,7 @@ fn a_program_of_candle_gives_some_back_and_goes_on() {
     let mut next = |what: &dyn Fn(&str) -> bool| lines.by_ref().flatten().find(|l| what(l));
     let ready = next(&|l| l.ends_with("ready"));
     let mut hog = Hog::start(Some(&cgroup));
-    let used = cgroup.memory().anonymous().unwrap();
-    let limit = Bytes((used.0 + (40 << 20)).next_multiple_of(1 << 20));
-    cgroup.set_limit(limit).unwrap();
-    let mut lives = true;
-    for _ in 0..3 {
-        let used = cgroup.memory().anonymous().unwrap();
-        let room = limit.0.saturating_sub(used.0);
-        lives &= hog.grow(room.saturating_sub(4 << 20));
-        std::thread::sleep(Duration::from_millis(300));
-    }
+    let lives = hog.press(&cgroup);
     drop(child.stdin.take());
     let told = next(&|l| l.starts_with('{'));
     let ended = child.wait().unwrap();

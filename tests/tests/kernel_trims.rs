@@ -3,13 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi::control::cgroup::{MemoryCgroup, OwnedCgroup};
-use kvpsi::units::Bytes;
+use kvpsi::control::cgroup::MemoryCgroup;
 use kvpsi_tests::{
     emulated, figure,
     hog::Hog,
     skip,
-    storm::{fill_page_cache, meminfo},
+    storm::{fill_page_cache, limited, meminfo},
     talking::{Ended, Talking},
 };
 use serde_json::json;
@@ -27,28 +26,12 @@ fn check(scope: &str, ended: &Ended) {
 
 #[test]
 fn a_model_in_a_cgroup_gives_some_back_to_a_neighbour_in_it() {
-    let test = "a_model_in_a_cgroup_gives_some_back_to_a_neighbour_in_it";
-    let made = OwnedCgroup::create(&format!("kvpsi-test-trims-{}", std::process::id()))
-        .and_then(|c| c.set_limit(Bytes::mib(512)).map(|()| c));
-    let cgroup = match made {
-        Ok(c) => c,
-        Err(why) => return skip(test, why),
+    let Some(cgroup) = limited("trims", 512 << 20) else {
+        return;
     };
     let mut talking = Talking::start(Some(&cgroup));
     let mut hog = Hog::start(Some(&cgroup));
-    let used = cgroup.memory().anonymous().unwrap();
-    let limit = Bytes((used.0 + (40 << 20)).next_multiple_of(1 << 20));
-    cgroup.set_limit(limit).unwrap();
-    let mut lives = true;
-    for _ in 0..3 {
-        let used = cgroup.memory().anonymous().unwrap();
-        // It fits, but for what is to stay free below the limit: page cache
-        // alone would be no harm, and that the race with the OOM killer is won
-        // is the demo's to show, for a machine that is emulated may lose it.
-        let room = limit.0.saturating_sub(used.0);
-        lives &= hog.grow(room.saturating_sub(4 << 20));
-        std::thread::sleep(Duration::from_millis(300));
-    }
+    let lives = hog.press(&cgroup);
     let ended = talking.end();
     let said = &ended.said;
     drop(hog);
