@@ -12,7 +12,7 @@ use super::{
 };
 use crate::units::Bytes;
 use rustix::{
-    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags},
+    fs::{AtFlags, Dir, Mode, OFlags},
     process::geteuid,
 };
 use std::{
@@ -171,17 +171,38 @@ impl Folder {
 
     /// A new file that nobody reads, and its name.
     pub(super) fn temporary(&self, key: &Key) -> Result<(File, String), WeightsError> {
-        let name = format!(".{}.{}{TEMPORARY}", key.file_name(), std::process::id());
         let io = |source| self.bad("", "cannot be written to", source);
-        // Of an earlier process of the same number, or of a crash.
-        self.remove(&name);
+        let _alone = self.alone().map_err(io)?;
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, &name, flags, Mode::RUSR | Mode::WUSR);
-        let fd = fd.map_err(io)?;
-        // So that `clean` of another process leaves it alone.
-        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(io)?;
-        Ok((File::from(fd), name))
+        let mut n = 0;
+        loop {
+            let name = format!(".{}.{n}{TEMPORARY}", key.file_name());
+            match rustix::fs::openat(&self.fd, &name, flags, Mode::RUSR | Mode::WUSR) {
+                // Another process makes the same file, or has died over it.
+                Err(rustix::io::Errno::EXIST) => n += 1,
+                made => {
+                    let file = File::from(made.map_err(|e| io(e.into()))?);
+                    file.lock().map_err(io)?;
+                    return Ok((file, name));
+                }
+            }
+        }
+    }
+
+    /// Until the guard goes no other process begins a file or removes one that
+    /// was left: between its making and its lock a file looks like one of the
+    /// dead. Held for microseconds.
+    fn alone(&self) -> io::Result<impl Drop> {
+        struct Alone<'a>(&'a File);
+        impl Drop for Alone<'_> {
+            fn drop(&mut self) {
+                // Only a file that is not open cannot be unlocked.
+                let _ = self.0.unlock();
+            }
+        }
+        self.fd.lock()?;
+        Ok(Alone(&self.fd))
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -267,14 +288,15 @@ impl Folder {
         }
     }
 
-    fn clean_temporary(&self) {
+    pub(super) fn clean_temporary(&self) {
+        let Ok(_alone) = self.alone() else { return };
         let names = self.names().into_iter();
         for name in names.filter(|n| n.ends_with(TEMPORARY)) {
             let Ok(file) = self.open_file(&name) else {
                 continue;
             };
             // Who writes it holds a lock.
-            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if file.try_lock().is_ok() {
                 self.remove(&name);
             }
         }

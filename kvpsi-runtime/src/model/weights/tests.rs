@@ -1,6 +1,10 @@
-//! Tables that say what cannot be, behind right checksums.
+//! Tables that say what cannot be, behind right checksums; writers beside
+//! each other.
 
-use super::file::{HEAD_BYTES, Matrix, Table, framed, parse};
+use super::{
+    Folder, Key,
+    file::{HEAD_BYTES, Matrix, Table, framed, parse},
+};
 use crate::model::linear::Format;
 
 /// A table of one matrix of `Q8_0`, `[16, 32]`, whose tiles have 544 bytes, so
@@ -51,4 +55,24 @@ fn a_table_that_is_none_is_refused() {
     assert!(parse(&framed(64, b"")).is_err());
     // A list that says it is long, and is not.
     assert!(parse(&framed(64, &[0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f])).is_err());
+}
+
+#[test]
+fn nobody_takes_a_file_that_was_just_begun_for_one_that_a_crash_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = || {
+        let folder = Folder::open(dir.path()).unwrap();
+        for _ in 0..500 {
+            folder.clean_temporary();
+            let (_file, name) = folder.temporary(&Key([0; 32])).unwrap();
+            folder.rename(&name, "done").unwrap();
+        }
+    };
+    // Threads stand for containers that share a cache: of one process number.
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(write);
+        }
+    });
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
