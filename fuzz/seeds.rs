@@ -26,6 +26,8 @@ fn main() -> io::Result<()> {
             write(&format!("gguf/{arch}-{kind}"), &model(arch, kind))?;
         }
     }
+    // Nine lines of tiles, and a table of one matrix `w` of Q8_0, [16, 32], at 128.
+    write("weights/one", &[9, 0, 1, 1, b'w', 8, 16, 32, 128, 1, 0])?;
     let entries = entries();
     let mut file = prefix();
     entries.iter().for_each(|e| e.write(&mut file));

@@ -220,7 +220,7 @@ impl<'a> Demo<'a> {
             room
         ));
         self.busy = true;
-        let order = format!("{what} {bytes} {}\n", BURST.as_millis());
+        let order = format!("{what} {bytes} {} {}\n", BURST.as_millis(), self.args.rate);
         // A hog that was killed shows as the end of its answers.
         let _ = self.orders.write_all(order.as_bytes()).await;
         Ok(())

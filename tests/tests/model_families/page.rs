@@ -26,7 +26,12 @@ with MXFP4 that of activations to 8 bits. This page is written by
 
 const BELOW: &str = "
 llama, qwen2, qwen3 and gemma3 are also compared with candle-transformers (`tests/tests/model_arch.rs`), SmolLM2's own
-file too (`model_logits.rs`).
+file too, and its ten greedy answers with llama.cpp's (`model_logits.rs`).
+
+Tokenizers are those of the file, whatever its family: BPE by the 91 names that `tokenizer.ggml.pre` has in llama.cpp
+(another or none is a warning, and the default), SentencePiece, and Gemma 4's. Their ids are compared with Hugging
+Face's tokenizers on the vocabularies of Qwen 3, Llama 3.1, gpt-oss, DeepSeek V3 and Gemma 3, on 46 texts in twenty
+scripts (`model_vocabularies.rs`). Unigram and WordPiece are refused by name: no family here has them.
 
 What differs from llama.cpp, where transformers and llama.cpp do: the ramp of gpt-oss's YaRN lies between whole
 dimensions (its configuration says `truncate: false`, which no key of the file holds), the window of Phi 3 is
@@ -52,10 +57,13 @@ fn page() -> String {
         let family = Gguf::open(&path).unwrap().config().family;
         let [decoded, filled, _] = compare(&name);
         compared.insert(family.name);
+        // None where the name says it.
+        let models = [family.models, family.name];
+        let models = models.into_iter().find(|m| !m.is_empty()).unwrap();
         let at = FAMILIES.iter().position(|f| f == family);
         let row = format!(
             "| {} | {} | transformers {} {} | {name} | {decoded:.4} | {filled:.4} |",
-            family.name, family.models, text.transformers, text.class
+            family.name, models, text.transformers, text.class
         );
         rows.push((at, row));
     }

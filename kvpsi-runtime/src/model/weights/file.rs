@@ -46,8 +46,6 @@ const PIECE: usize = 4 << 20;
 pub struct Table {
     /// The model's path, for people.
     pub model: String,
-    /// The version of kvpsi that wrote it, for people.
-    pub by: String,
     /// In the order in which a decoder asks for them.
     pub matrices: Vec<Matrix>,
 }

@@ -51,6 +51,14 @@ fn a_matrix_that_does_not_lie_in_its_file_is_refused() {
 }
 
 #[test]
+fn the_seed_of_the_fuzz_target_is_a_table() {
+    let seed = include_bytes!("../../../../fuzz/seeds/weights/one");
+    let (tiles, table) = seed.split_first().unwrap();
+    let (_, table) = parse(&framed(usize::from(*tiles) * 64, table)).unwrap();
+    assert_eq!(table.matrices[0].tensor, "w");
+}
+
+#[test]
 fn a_table_that_is_none_is_refused() {
     assert!(parse(&framed(64, b"")).is_err());
     // A list that says it is long, and is not.

@@ -52,7 +52,6 @@ impl<'a> Writer<'a> {
             limit: getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX),
             table: Table {
                 model: model.to_string_lossy().into_owned(),
-                by: env!("CARGO_PKG_VERSION").into(),
                 matrices: Vec::new(),
             },
             failed: None,
