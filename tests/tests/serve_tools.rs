@@ -216,15 +216,23 @@ fn answers_are_valid_by_the_jsonschema_package_and_what_cannot_be_is_refused_by_
         return;
     };
     let mut s = Served::start(&file, &[], None);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/schemas.py");
-    let out = Command::new("python3")
-        .args([script, &format!("http://127.0.0.1:{}", s.port)])
-        .env("PYTHONPATH", validator)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&out.stdout);
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(text.ends_with("all is well\n"), "{text}\n{said}");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    // Drawn ones: one for each keyword, or as many as are asked for.
+    let drawn = std::env::var("KVPSI_SCHEMAS").unwrap_or_else(|_| "44".into());
+    let all: [(&str, &[&str]); 2] = [("schemas.py", &[]), ("schemas_drawn.py", &[&drawn, "1"])];
+    for (script, more) in all {
+        let out = Command::new("python3")
+            .arg(data.join(script))
+            .arg(format!("http://127.0.0.1:{}", s.port))
+            .args(more)
+            .env("PYTHONPATH", &validator)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(text.ends_with("all is well\n"), "{text}\n{said}");
+        println!("{text}");
+    }
     let (status, said) = s.stop();
     assert!(status.success(), "{said}");
 }
