@@ -56,7 +56,10 @@ use crate::{
     units::Bytes,
 };
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// Tokens of a block: what is returned at once, for all layers.
 const BLOCK_TOKENS: usize = 32;
@@ -141,8 +144,8 @@ impl KvCache {
     /// Reserves address space for the context; no page of it is resident yet.
     ///
     /// # Errors
-    /// A dimension is zero or does not fit the encoding, or the kernel refused
-    /// the address space.
+    /// A dimension is zero or does not fit the encoding, attention cannot be
+    /// computed by these numbers, or the kernel refused the address space.
     pub fn new(config: CacheConfig) -> std::result::Result<Self, KvError> {
         let CacheConfig {
             heads,
@@ -153,6 +156,13 @@ impl KvCache {
             softcap,
             ..
         } = config;
+        let finite = scale.is_finite() && softcap.is_none_or(|cap| cap.is_finite() && cap > 0.0);
+        let groups = heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads);
+        if !finite || !groups || window == Some(0) {
+            return Err(KvError::Attention(format!(
+                "{heads} heads over {kv_heads}, scale {scale}, window {window:?}, softcap {softcap:?}"
+            )));
+        }
         let pool = KvPool::new(PoolConfig {
             shape: KvShape {
                 layers: config.layers,
@@ -290,7 +300,8 @@ impl Sequence<'_> {
     }
 
     /// Hands out the next `rows` positions. Each layer attends once, then the
-    /// step is dropped and its rows are part of the sequence.
+    /// step is dropped and its rows are part of the sequence; of a step that
+    /// ended before its last layer none are.
     ///
     /// # Errors
     /// Beyond the context, preempted, or no memory is left within the budget;
@@ -304,6 +315,7 @@ impl Sequence<'_> {
                 rows,
             },
             cache: self.cache,
+            stored: AtomicUsize::new(0),
         })
     }
 }
@@ -319,6 +331,8 @@ impl Drop for Sequence<'_> {
 pub struct Step<'a> {
     cache: &'a KvCache,
     span: RowSpan,
+    /// Layers that stored their rows.
+    stored: AtomicUsize,
 }
 
 impl Step<'_> {
@@ -339,6 +353,7 @@ impl Step<'_> {
     /// step computed means nothing then.
     pub fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let seen = q.apply_op3_no_bwd(k, v, &Attend { step: self, layer })?;
+        self.stored.fetch_add(1, Relaxed);
         if self.cache.pool.preempted(self.span.seq) {
             return Err(candle_core::Error::wrap(KvError::Preempted));
         }
@@ -348,12 +363,16 @@ impl Step<'_> {
 
 impl Drop for Step<'_> {
     fn drop(&mut self) {
-        self.cache.pool.written(self.span.seq);
+        let (pool, RowSpan { seq, first_pos, .. }) = (&self.cache.pool, self.span);
+        if self.stored.load(Relaxed) < pool.shape().layers {
+            pool.take_back(seq, first_pos);
+        }
+        pool.written(seq);
     }
 }
 
-/// The operation that candle calls: tensors come as storage, so that views
-/// need no copy first, and a device that has no kernel is refused by name.
+/// The operation that candle calls: tensors come as storage, of any strides, and
+/// a device that has no kernel is refused by name.
 struct Attend<'a> {
     step: &'a Step<'a>,
     layer: usize,
@@ -373,7 +392,7 @@ impl CustomOp3 for Attend<'_> {
         v: &CpuStorage,
         of_v: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Step { cache, span } = self.step;
+        let Step { cache, span, .. } = self.step;
         let AttnConfig {
             heads,
             kv_heads,

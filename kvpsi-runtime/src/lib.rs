@@ -36,6 +36,11 @@ pub mod eval;
 #[cfg(all(fuzzing, feature = "llm"))]
 pub mod fuzzing;
 pub mod kv;
+#[cfg_attr(
+    not(feature = "llm"),
+    expect(dead_code, reason = "weights come with models")
+)]
+mod mapped;
 #[cfg(feature = "llm")]
 pub mod model;
 pub mod pressure;

@@ -22,7 +22,7 @@ use kvpsi_tests::{
 use std::{
     fs::{self, File, FileTimes, Permissions},
     io::{BufRead, BufReader},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, SystemTime},
@@ -70,12 +70,15 @@ impl Home {
 
     /// Loads as the binary does, by the library.
     fn load(&self, model: &Path, most: Bytes) -> Place {
-        let folder = Folder::make(&self.folder()).unwrap();
+        self.decoder(model, most).place()
+    }
+
+    fn decoder(&self, model: &Path, most: Bytes) -> Decoder {
+        let folder = Folder::make(&self.folder(), None).unwrap();
         let files = vec![File::open(model).unwrap()];
         let weights = Weights::hold(folder, most, model, files).unwrap();
         let gguf = Gguf::open(model).unwrap();
-        let decoder = Decoder::load_kept(&gguf, &weights, &mut |_, _| ()).unwrap();
-        decoder.place()
+        Decoder::load_kept(&gguf, &weights, &mut |_, _| ()).unwrap()
     }
 
     /// The cache's files by their suffix.
@@ -179,8 +182,7 @@ fn a_bit_that_flipped_anywhere_is_noticed() {
     home.load(&home.model, PLENTY);
     let file = home.only_file();
     let whole = fs::read(&file).unwrap();
-    // All of head and table are checked by themselves, too.
-    for at in (0..HEAD_BYTES).chain(HEAD_BYTES..whole.len()).step_by(97) {
+    for at in (0..HEAD_BYTES).chain((HEAD_BYTES..whole.len()).step_by(97)) {
         let mut flipped = whole.clone();
         flipped[at] ^= 1 << (at % 8);
         fs::write(&file, &flipped).unwrap();
@@ -235,6 +237,25 @@ fn processes_that_start_at_once_all_answer_and_leave_one_file() {
     home.only_file();
     let (_, err) = said(&mut home.run_command());
     assert!(err.contains("mapped from the weights cache\n"), "{err}");
+}
+
+#[test]
+fn all_who_make_a_file_at_once_map_the_same_pages() {
+    let home = Home::new();
+    let decoders: Vec<_> = std::thread::scope(|s| {
+        let load = || home.decoder(&home.model, PLENTY);
+        let all: Vec<_> = (0..6).map(|_| s.spawn(load)).collect();
+        all.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(decoders.iter().all(|d| d.place() != Place::Private));
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let folder = home.folder();
+    let ours = maps
+        .lines()
+        .filter(|l| l.contains(folder.to_str().unwrap()));
+    let inodes: Vec<_> = ours.map(|l| l.split_whitespace().nth(4)).collect();
+    assert_eq!(inodes.len(), 6, "{maps}");
+    assert!(inodes.iter().all(|i| *i == inodes[0]), "{inodes:?}");
 }
 
 #[test]
@@ -387,13 +408,38 @@ fn the_command_lists_and_clears_and_doctor_says_how_much_there_is() {
     assert!(command(&["cache", "clear"]).starts_with("0 files"));
 }
 
+#[test]
+fn files_that_cannot_be_removed_are_an_error() {
+    let test = "files_that_cannot_be_removed_are_an_error";
+    let home = Home::new();
+    let Some(mount) = Mount::new(test, "size=9m") else {
+        return;
+    };
+    let at = mount.0.path();
+    fs::create_dir_all(at.join("kvpsi/weights")).unwrap();
+    home.load(&home.model, PLENTY);
+    fs::copy(home.only_file(), at.join("kvpsi/weights/a.weights")).unwrap();
+    let mut mounts = Command::new("mount");
+    said(mounts.args(["-o", "remount,ro"]).arg(at));
+    let mut clear = home.command(&["cache", "clear"]);
+    let out = clear.env("XDG_CACHE_HOME", at).output().unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success());
+    assert!(
+        err.contains("a.weights: cannot be removed: Read-only"),
+        "{err}"
+    );
+}
+
 /// A server that is ready.
 struct Server(Child);
 
 impl Server {
-    fn start(home: &Home, model: &Path) -> (Self, String) {
+    fn start(home: &Home, model: &Path, more: &[&str]) -> (Self, String) {
         let mut c = home.command(&["serve", "--port", "0", "--signal", "none"]);
-        c.args(["--weights-cache", "on", "-m"]).arg(model);
+        c.args(["--weights-cache", "on", "-m"])
+            .arg(model)
+            .args(more);
         let mut server = Self(c.stderr(Stdio::piped()).spawn().unwrap());
         let mut said = String::new();
         for line in BufReader::new(server.0.stderr.take().unwrap()).lines() {
@@ -430,14 +476,33 @@ fn a_confined_server_makes_the_file_and_two_processes_share_its_pages() {
     let test = "a_confined_server_makes_the_file_and_two_processes_share_its_pages";
     let Some(model) = model(test) else { return };
     let home = Home::new();
-    let (first, said) = Server::start(&home, &model);
+    let (first, said) = Server::start(&home, &model, &[]);
     assert!(said.contains("to write, once"), "{said}");
     let (rss, alone) = first.weights();
     assert!(rss > 50 << 10 && alone > rss * 9 / 10, "{rss} {alone}");
-    let (second, said) = Server::start(&home, &model);
+    let (second, said) = Server::start(&home, &model, &[]);
     assert!(said.contains("mapped from the weights cache\n"), "{said}");
     for server in [&first, &second] {
         let (rss, share) = server.weights();
         assert!(rss > 50 << 10 && share < rss * 11 / 20, "{rss} {share}");
     }
+}
+
+#[test]
+fn a_server_that_becomes_another_user_makes_the_file_and_finds_it_again() {
+    let test = "a_server_that_becomes_another_user_makes_the_file_and_finds_it_again";
+    if !rustix::process::geteuid().is_root() {
+        return skip(test, "run it as root");
+    }
+    let Some(model) = model(test) else { return };
+    let home = Home::new();
+    let other = ["--user", "65534:65534"];
+    let (_first, said) = Server::start(&home, &model, &other);
+    assert!(said.contains("to write, once"), "{said}");
+    assert_eq!(fs::metadata(home.only_file()).unwrap().uid(), 65534);
+    let (_second, said) = Server::start(&home, &model, &other);
+    assert!(said.contains("mapped from the weights cache\n"), "{said}");
+    // Root itself does not map what another user could have written.
+    let (_third, said) = Server::start(&home, &model, &[]);
+    assert!(complaint(&said).contains("belongs to user 65534"), "{said}");
 }

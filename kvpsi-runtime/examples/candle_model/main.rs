@@ -40,17 +40,34 @@ fn main() -> anyhow::Result<()> {
     let mut sequence = cache.sequence()?;
     let mut sampler = LogitsProcessor::new(0, Some(0.7), Some(0.9));
     let mut text = tokenizer.stream();
-    let mut next = tokenizer.encode(&prompt, true)?;
+    let mut all = tokenizer.encode(&prompt, true)?;
+    let mut waiting = all.len();
     for _ in 0..tokens {
         let logits = match &mut own {
-            Some(own) => model.forward(&next, own)?,
-            None => model.forward(&next, &mut sequence.step(next.len())?)?,
+            Some(own) => model.forward(&all[all.len() - waiting..], own)?,
+            None => loop {
+                // A preempted sequence has lost all: its tokens are computed anew.
+                if sequence.preempted() {
+                    sequence.restart()?;
+                }
+                let next = &all[sequence.len()..];
+                let step = sequence.step(next.len());
+                match step.map_err(anyhow::Error::from).and_then(|mut step| {
+                    let logits = model.forward(next, &mut step)?;
+                    Ok(logits)
+                }) {
+                    Err(_) if sequence.preempted() => {}
+                    done => break done?,
+                }
+            },
         };
-        next = vec![sampler.sample(&logits)?];
-        if tokenizer.ends(next[0]) {
+        waiting = 1;
+        all.push(sampler.sample(&logits)?);
+        let said = all[all.len() - 1];
+        if tokenizer.ends(said) {
             break;
         }
-        print!("{}", text.push(next[0])?);
+        print!("{}", text.push(said)?);
         std::io::stdout().flush()?;
     }
     println!("{}", text.finish()?);

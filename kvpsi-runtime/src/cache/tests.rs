@@ -77,8 +77,42 @@ fn rows_see_all_before_them_in_every_layer_as_plain_tensors_do() {
 }
 
 #[test]
+fn a_step_that_ended_early_leaves_no_row() {
+    let cache = KvCache::new(config()).unwrap();
+    let mut sequence = cache.sequence().unwrap();
+    let mut layers = |rows: usize, layers: usize| {
+        let step = sequence.step(rows).unwrap();
+        let (q, k) = (tensor(HEADS, rows, 0.0), tensor(KV_HEADS, rows, 1.0));
+        for layer in 0..layers {
+            step.attend(layer, &q, &k, &k).unwrap();
+        }
+        drop(step);
+        sequence.len()
+    };
+    assert_eq!(layers(40, LAYERS), 40);
+    assert_eq!(layers(40, LAYERS - 1), 40);
+    assert_eq!(layers(1, 0), 40);
+    assert_eq!(layers(2, LAYERS), 42);
+}
+
+#[test]
 fn what_does_not_fit_is_refused_by_name() {
     assert!(KvCache::new(CacheConfig::new(0, 4, 2, 32)).is_err());
+    let wrong: [fn(&mut CacheConfig); 5] = [
+        |c| c.heads = 0,
+        |c| c.heads = 3,
+        |c| c.window = Some(0),
+        |c| c.scale = f32::NAN,
+        |c| c.softcap = Some(0.0),
+    ];
+    for change in wrong {
+        let mut c = config();
+        change(&mut c);
+        assert!(
+            matches!(KvCache::new(c), Err(KvError::Attention { .. })),
+            "{c:?}"
+        );
+    }
     let cache = KvCache::new(config()).unwrap();
     let mut sequence = cache.sequence().unwrap();
     assert!(matches!(sequence.step(513), Err(KvError::Context { .. })));

@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let gauge = ResidentGauge::open()?;
     let before = gauge.read().unwrap_or_default();
-    let weights = args.weights.hold(&path, &HeldModel::open(&path));
+    let weights = args.weights.hold(&path, &HeldModel::open(&path), None);
     let decoder = reading::decoder(&gguf, weights.as_ref())?;
     let resident = gauge.read().unwrap_or_default();
     let plan = Plan {

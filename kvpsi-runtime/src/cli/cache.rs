@@ -49,6 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Err(WeightsError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => None,
         other => Some(other?),
     };
+    let mut stays = None;
     let text = match args.action {
         Action::List => {
             let entries = folder.map(|f| f.entries()).unwrap_or_default();
@@ -59,7 +60,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
         Action::Clear => {
-            let (files, bytes) = folder.map_or((0, Bytes::ZERO), |f| f.clear());
+            let (files, bytes, failed) = folder.map_or((0, Bytes::ZERO, None), |f| f.clear());
+            stays = failed;
             match args.json {
                 true => format!("{:#}\n", json!({ "removed": files, "bytes": bytes })),
                 false => format!("{files} files removed, {bytes}\n"),
@@ -68,9 +70,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
+        other => other?,
     }
+    stays.map_or(Ok(()), |e| Err(e.into()))
 }
 
 /// One line on the folder, for `kvpsi doctor`.

@@ -181,7 +181,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldModel::open(&path);
-    let weights = args.weights.hold(&path, &held);
+    let user = args.user.as_ref().map(|user| user.ids().uid);
+    let weights = args.weights.hold(&path, &held, user);
     let watchers = Watchers::default();
     let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept

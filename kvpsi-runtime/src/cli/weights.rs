@@ -25,12 +25,13 @@ pub struct Args {
 }
 
 impl Args {
-    /// Opens the cache for a model. Call it while there is the privilege to.
-    pub fn hold(&self, model: &Path, held: &HeldModel) -> Option<Weights> {
+    /// Opens the cache for a model, of the user that this process will run as.
+    /// Call it while there is the privilege to.
+    pub fn hold(&self, model: &Path, held: &HeldModel, user: Option<u32>) -> Option<Weights> {
         if self.weights_cache == When::Off {
             return None;
         }
-        match self.tried(model, held) {
+        match self.tried(model, held, user) {
             Ok(weights) => weights,
             Err(e) => {
                 tell!("weights cache: {e}; --weights-cache off does without");
@@ -39,7 +40,12 @@ impl Args {
         }
     }
 
-    fn tried(&self, model: &Path, held: &HeldModel) -> Result<Option<Weights>, WeightsError> {
+    fn tried(
+        &self,
+        model: &Path,
+        held: &HeldModel,
+        user: Option<u32>,
+    ) -> Result<Option<Weights>, WeightsError> {
         // That the model cannot be opened is told when it is read.
         let Some(files) = held.files() else {
             return Ok(None);
@@ -49,7 +55,7 @@ impl Args {
             Err(WeightsError::NoFolder) if self.weights_cache == When::Auto => return Ok(None),
             path => path?,
         };
-        let folder = Folder::make(&path)?;
+        let folder = Folder::make(&path, user)?;
         if let (When::Auto, Some(kind)) = (self.weights_cache, folder.unsuited()) {
             tracing::info!("no weights cache: {} is on {kind}", folder.path().display());
             return Ok(None);

@@ -9,6 +9,7 @@
 //! Out of scope: what a number means for a trim ([`super::controller`]).
 
 use super::cgroup::Version;
+use crate::units::Bytes;
 use rustix::io::pread;
 use std::fs::File;
 
@@ -20,6 +21,8 @@ const TEXT_BYTES: usize = 8 << 10;
 pub(crate) struct MemStat {
     pub file: u64,
     pub dirty: u64,
+    /// Page cache that some process has mapped.
+    pub mapped: u64,
     pub anonymous: u64,
     /// Evicted pages that were read again.
     pub refaults: u64,
@@ -32,6 +35,8 @@ pub(crate) struct MemStat {
 pub(crate) struct VmStat {
     pub file: u64,
     pub dirty: u64,
+    /// Page cache that some process has mapped.
+    pub mapped: u64,
     /// Pages read again that had been in use; all refaults before Linux 4.20.
     pub restored: u64,
     /// Pages that kswapd looked at.
@@ -43,7 +48,19 @@ pub(crate) struct VmStat {
     pub cma_free: u64,
 }
 
+/// What the kernel drops without anybody missing it: clean page cache that is
+/// none of our `weights`. Of mapped pages it is not known whose they are.
+fn spare(file: u64, dirty: u64, mapped: u64, weights: u64) -> u64 {
+    file.saturating_sub(dirty)
+        .saturating_sub(mapped.min(weights))
+}
+
 impl MemStat {
+    /// Page cache that reclaim can give while we have so much of `weights` mapped.
+    pub(super) fn spare(self, weights: Bytes) -> Bytes {
+        Bytes(spare(self.file, self.dirty, self.mapped, weights.0))
+    }
+
     /// Pages read again that may have been in use.
     pub(super) fn again(self) -> u64 {
         self.restored.unwrap_or(self.refaults)
@@ -73,6 +90,7 @@ impl MemStat {
                     &mut sum.file
                 }
                 b"dirty" | b"writeback" | b"file_dirty" | b"file_writeback" => &mut sum.dirty,
+                b"mapped_file" | b"file_mapped" => &mut sum.mapped,
                 b"rss" | b"anon" => &mut sum.anonymous,
                 // Until 5.8 one counter, then one each.
                 b"workingset_refault" | b"workingset_refault_file" | b"workingset_refault_anon" => {
@@ -90,6 +108,12 @@ impl MemStat {
 }
 
 impl VmStat {
+    /// Pages of page cache that reclaim can give while we have so many of weights
+    /// mapped.
+    pub(super) fn spare(self, weights: u64) -> u64 {
+        spare(self.file, self.dirty, self.mapped, weights)
+    }
+
     pub(super) fn read(file: &File) -> Option<Self> {
         let mut buf = [0u8; TEXT_BYTES];
         Self::parse(read_text(file, &mut buf)?)
@@ -106,6 +130,7 @@ impl VmStat {
                     &mut sum.file
                 }
                 b"nr_dirty" | b"nr_writeback" => &mut sum.dirty,
+                b"nr_mapped" => &mut sum.mapped,
                 b"nr_free_cma" => &mut sum.cma_free,
                 b"pgsteal_kswapd" | b"pgsteal_direct" => &mut sum.stolen,
                 b"pgscan_kswapd" => &mut sum.kswapd_scanned,
@@ -186,11 +211,12 @@ mod tests {
     #[test]
     fn v1_counts_what_is_below_too_and_has_neither_high_nor_restored() {
         let text = b"cache 5\nrss 6\ninactive_file 7\nactive_file 8\ntotal_rss 60\n\
-            total_dirty 2\ntotal_writeback 1\ntotal_inactive_file 70\ntotal_active_file 80\n\
+            total_dirty 2\ntotal_writeback 1\nmapped_file 9\ntotal_mapped_file 90\ntotal_inactive_file 70\ntotal_active_file 80\n\
             total_workingset_refault_file 4\n";
         let want = MemStat {
             file: 150,
             dirty: 3,
+            mapped: 90,
             anonymous: 60,
             refaults: 4,
             restored: None,
@@ -202,6 +228,21 @@ mod tests {
             workingset_restore_file 3\n";
         let v2 = MemStat::parse(text, Version::V2).unwrap();
         assert_eq!((v2.refaults, v2.restored), (9, Some(5)));
+    }
+
+    #[test]
+    fn weights_that_we_have_mapped_are_not_spare() {
+        let stat = MemStat::parse(
+            b"inactive_file 70\nactive_file 80\nfile_dirty 10\nfile_mapped 60\n",
+            Version::V2,
+        );
+        let spare = |weights| stat.unwrap().spare(Bytes(weights)).0;
+        assert_eq!((spare(0), spare(50)), (140, 90));
+        // Some of them are not in memory, or charged to another cgroup.
+        assert_eq!(spare(1000), 80);
+        let text = b"nr_inactive_file 7\nnr_active_file 8\nnr_mapped 20\nnr_dirty 1\n";
+        let stat = VmStat::parse(text).unwrap();
+        assert_eq!((stat.spare(0), stat.spare(4), stat.spare(99)), (14, 10, 0));
     }
 
     #[test]

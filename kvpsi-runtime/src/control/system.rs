@@ -10,7 +10,7 @@ use super::{
     counters::{VmStat, number, since},
     wall::Depth,
 };
-use crate::{clock::monotonic_ns, units::Bytes};
+use crate::{clock::monotonic_ns, mapped, units::Bytes};
 use rustix::io::pread;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -118,8 +118,9 @@ impl Marks {
 #[derive(Debug)]
 pub struct SystemGauge {
     marks: Arc<Marks>,
-    /// Page cache that is taken for somebody's working set, an eighth of all
-    /// memory: mapped weights and programs, which are clean and not spare.
+    /// Page cache that is taken for somebody's working set beside our weights, an
+    /// eighth of all memory: programs and others' weights, which are clean and not
+    /// spare.
     reserve: Bytes,
     vmstat: Option<File>,
     pressure: Option<File>,
@@ -183,8 +184,8 @@ impl SystemGauge {
             && let Some(stat) = self.vmstat.as_ref().and_then(VmStat::read)
         {
             self.cma_free = bytes(stat.cma_free);
-            let file = bytes(stat.file.saturating_sub(stat.dirty));
-            now.file = Some(file.saturating_sub(self.reserve));
+            let weights = mapped::weights().0 / rustix::param::page_size() as u64;
+            now.file = Some(bytes(stat.spare(weights)).saturating_sub(self.reserve));
             now.restored = self.restored(monotonic_ns(), &stat).map(bytes);
             let scanned = since(&mut self.last_scanned, Some(stat.kswapd_scanned));
             self.kswapd = scanned.is_some_and(|n| n > 0);

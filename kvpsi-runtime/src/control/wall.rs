@@ -19,7 +19,7 @@ use super::{
     cgroup::{MemoryCgroup, Version},
     counters::{MemStat, VmStat, lines, read_number, since},
 };
-use crate::units::Bytes;
+use crate::{mapped, units::Bytes};
 use rustix::io::pread;
 use serde::{Deserialize, Serialize};
 use std::{fs::File, path::PathBuf};
@@ -51,7 +51,8 @@ pub struct CgroupLevel {
     pub usage: Bytes,
     /// What may be: the lower of limit and `memory.high`.
     pub limit: Bytes,
-    /// Of the usage: clean page cache, which the kernel drops by itself.
+    /// Of the usage: clean page cache, which the kernel drops by itself, but for
+    /// weights that this process has mapped.
     pub file: Option<Bytes>,
     /// Of the usage: anonymous memory.
     pub anonymous: Option<Bytes>,
@@ -331,7 +332,7 @@ impl Level {
             && (depth == Depth::All || near || now.was_hit())
             && let Some(stat) = self.stat()
         {
-            now.file = Some(Bytes(stat.file.saturating_sub(stat.dirty)));
+            now.file = Some(stat.spare(mapped::weights()));
             now.anonymous = Some(Bytes(stat.anonymous));
             now.restored = since(&mut self.last_restored, Some(stat.again())).map(bytes);
         }

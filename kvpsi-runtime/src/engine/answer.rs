@@ -134,11 +134,16 @@ impl Answer {
         let ended = !taken.as_ref().is_ok_and(|t| t.finish.is_none());
         let goes_on = right && row < drafts && !ended;
         if drafts > 0 && !goes_on {
-            self.stats.drafted += drafts;
-            self.stats.accepted += row;
-            session.settle(computed);
+            self.settle(session, computed, row, drafts);
         }
         Ok((taken?, goes_on))
+    }
+
+    /// Of a step's drafts as many were right as make `computed` tokens: `row`.
+    pub fn settle(&mut self, session: &mut Session, computed: usize, row: usize, drafts: usize) {
+        self.stats.drafted += drafts;
+        self.stats.accepted += row;
+        session.settle(computed);
     }
 
     /// Chooses the next token by the logits, which are changed, and appends it

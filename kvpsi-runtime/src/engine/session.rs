@@ -1,5 +1,7 @@
 //! One sequence and how it goes on.
 
+mod drafts;
+
 use super::{
     Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, answer::Answer, history::History,
 };
@@ -17,8 +19,6 @@ use std::{
 /// Rows of one prefill step: large enough for the matrix kernels, small
 /// enough that a stop request is obeyed soon.
 pub(super) const CHUNK: usize = 256;
-mod drafts;
-
 /// Time between two tries to compute a preempted session anew.
 const RESUME_EVERY: Duration = Duration::from_millis(5);
 /// How long memory for all of a session is waited for; then its floor will do.
@@ -196,8 +196,15 @@ pub(super) fn one_by_one(seq: SeqId, at: Range<usize>) -> impl Iterator<Item = R
     })
 }
 
-/// What came of a step.
-enum Went {
+/// Rows of a step in the making.
+#[derive(Default)]
+pub(super) struct StepRows {
+    pub tokens: Vec<u32>,
+    pub spans: Vec<RowSpan>,
+}
+
+/// What came of a step, or of asking the pool for its rows.
+pub(super) enum Went {
     On,
     NoRoom,
     /// The sequence lost all its memory: what was computed means nothing.
@@ -261,7 +268,7 @@ impl Engine {
                 };
                 if sink(piece).is_break() || self.stop.load(Ordering::Relaxed) {
                     if goes_on {
-                        session.settle(computed);
+                        answer.settle(session, computed, row, drafts);
                     }
                     break Finish::Stopped;
                 }
@@ -447,42 +454,61 @@ impl Engine {
         rows: usize,
         drafts: &[u32],
     ) -> Result<Went, EngineError> {
+        let mut rows_of_step = StepRows::default();
+        match self.hand_out(session, rows, drafts, &mut rows_of_step)? {
+            Went::On => {}
+            other => return Ok(other),
+        }
+        let (decoder, step) = (&self.decoder, &mut self.step);
+        let StepRows { tokens, spans } = rows_of_step;
+        if let Err(e) = decoder.step(&tokens, &spans, &session.pool, step) {
+            if !drafts.is_empty() {
+                session.settle(session.tokens.len());
+            }
+            return Err(e.into());
+        }
+        // Which drafts are written for good is not known yet.
+        let preempted = if drafts.is_empty() {
+            session.written()
+        } else {
+            (session.seq).is_none_or(|seq| session.pool.preempted(seq))
+        };
+        Ok(if preempted { Went::Preempted } else { Went::On })
+    }
+
+    /// Positions for the next `rows` waiting rows, put into a step; or for one
+    /// and drafts behind it, each as a span of its own.
+    pub(super) fn hand_out(
+        &mut self,
+        session: &mut Session,
+        rows: usize,
+        drafts: &[u32],
+        step: &mut StepRows,
+    ) -> Result<Went, EngineError> {
         let Some(seq) = session.seq else {
             return Ok(Went::NoRoom);
         };
         self.make_room(rows + drafts.len());
         let at = match session.pool.append_drafts(seq, rows, drafts.len()) {
             Ok(at) => at,
-            Err(KvError::Exhausted { .. }) => return Ok(Went::NoRoom),
+            Err(KvError::Exhausted(_)) => return Ok(Went::NoRoom),
             Err(KvError::Preempted) => return Ok(Went::Preempted),
             Err(e) => return Err(e.into()),
         };
         session.history.push(rows);
-        let (decoder, step) = (&self.decoder, &mut self.step);
-        if !drafts.is_empty() {
-            let tokens = [&session.tokens[at.start..], drafts].concat();
-            let spans: Vec<_> = one_by_one(seq, at.clone()).collect();
-            if let Err(e) = decoder.step(&tokens, &spans, &session.pool, step) {
-                session.settle(at.start + rows);
-                return Err(e.into());
-            }
-            return Ok(if session.pool.preempted(seq) {
-                Went::Preempted
-            } else {
-                Went::On
+        let (first_pos, certain) = (at.start, at.start..at.start + rows);
+        step.tokens.extend_from_slice(&session.tokens[certain]);
+        step.tokens.extend_from_slice(drafts);
+        if drafts.is_empty() {
+            step.spans.push(RowSpan {
+                seq,
+                first_pos,
+                rows,
             });
-        }
-        let span = RowSpan {
-            seq,
-            first_pos: at.start,
-            rows,
-        };
-        decoder.step(&session.tokens[at], &[span], &session.pool, step)?;
-        Ok(if session.written() {
-            Went::Preempted
         } else {
-            Went::On
-        })
+            step.spans.extend(one_by_one(seq, at));
+        }
+        Ok(Went::On)
     }
 
     /// Before new rows go beyond the budget, the ladder's slow steps: better

@@ -188,6 +188,11 @@ pub enum KvError {
         .0.head_dim, .0.kind, .0.kind.group()
     )]
     Encoding(KvShape),
+    /// Numbers that attention cannot be computed by.
+    #[error(
+        "attention of {0}: take a multiple of the key heads, finite numbers, and no empty window"
+    )]
+    Attention(String),
     /// A floor that no context can hold.
     #[error("--kv-floor {floor}: more than the context of {context} tokens")]
     Floor {

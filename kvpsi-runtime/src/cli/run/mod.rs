@@ -165,7 +165,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldModel::open(&model);
-    let weights = args.weights.hold(&model, &held);
+    let weights = args.weights.hold(&model, &held, None);
     let kept = governor::Kept::open(args.record.as_deref())?;
     let tap = kept.as_ref().map(governor::Kept::tap);
     let prepared = listen(args.signal, args.rung, tap)?;

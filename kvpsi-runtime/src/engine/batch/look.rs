@@ -114,7 +114,7 @@ impl Batch {
 impl Engine {
     /// Computes the one span of a plan, and notes what is wanted of its rows.
     fn see(&mut self, job: &mut Job, look: Look, plan: &Plan) -> Result<()> {
-        let (Some(span), Some(session)) = (plan.spans.first(), &job.session) else {
+        let (Some(span), Some(session)) = (plan.rows.spans.first(), &job.session) else {
             return Ok(());
         };
         let Self {
@@ -132,12 +132,12 @@ impl Engine {
                     let at = first + row;
                     seen.logits(at, logits, next.get(at + 1), n);
                 };
-                let all = 0..plan.tokens.len();
-                decoder.step_through(&plan.tokens, *span, pool, step, all, &mut tell)
+                let all = 0..plan.rows.tokens.len();
+                decoder.step_through(&plan.rows.tokens, *span, pool, step, all, &mut tell)
             }
             Look::Embedding => {
                 let mut tell = |row: usize, hidden: &[f32]| seen.hidden(first + row, hidden);
-                decoder.hidden_through(&plan.tokens, *span, pool, step, &mut tell)
+                decoder.hidden_through(&plan.rows.tokens, *span, pool, step, &mut tell)
             }
         }
     }

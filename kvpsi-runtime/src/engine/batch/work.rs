@@ -5,21 +5,16 @@ use super::{
     Batch, is,
     job::{Failure, Job, State, StreamEvent},
 };
-use crate::{
-    attention::RowSpan,
-    engine::{
-        session::{CHUNK, SMALL_CHUNK, one_by_one},
-        speculate::choose,
-    },
-    kv::KvError,
+use crate::engine::{
+    session::{CHUNK, SMALL_CHUNK, StepRows, Went},
+    speculate::choose,
 };
 use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 /// A step in the making: whose rows, and which.
 #[derive(Default)]
 pub(super) struct Plan {
-    pub tokens: Vec<u32>,
-    pub spans: Vec<RowSpan>,
+    pub rows: StepRows,
     /// Whose they are, in order.
     pub jobs: Vec<Planned>,
 }
@@ -32,13 +27,6 @@ pub(super) struct Planned {
     pub span: usize,
     /// Spans behind it that are drafts.
     pub drafts: usize,
-}
-
-/// What came of asking the pool for a job's next rows.
-enum Rows {
-    Planned,
-    NoRoom,
-    Preempted,
 }
 
 impl Batch {
@@ -118,7 +106,7 @@ impl Batch {
             }
         }
         let look = prefill.and_then(|i| Some((i, self.running[i].ask.look?)));
-        let chunk = if plan.spans.is_empty() {
+        let chunk = if plan.rows.spans.is_empty() {
             CHUNK
         } else {
             self.config.chunk_beside
@@ -126,9 +114,9 @@ impl Batch {
         if let Some(i) = prefill.filter(|_| look.is_none()) {
             self.plan(i, chunk, 0, &mut plan);
         }
-        if !plan.spans.is_empty() {
+        if !plan.rows.spans.is_empty() {
             let since = Instant::now();
-            let rows = plan.tokens.len();
+            let rows = plan.rows.tokens.len();
             if self.run(&plan) && prefill.is_none() {
                 self.engine.costs.note(rows, since.elapsed());
             }
@@ -136,7 +124,7 @@ impl Batch {
         if let Some((i, look)) = look {
             self.look(i, look, chunk);
         }
-        let worked = !plan.spans.is_empty() || look.is_some();
+        let worked = !plan.rows.spans.is_empty() || look.is_some();
         self.leave();
         worked
     }
@@ -147,21 +135,23 @@ impl Batch {
         let Self {
             engine, running, ..
         } = self;
-        let decoding = |job: &Job| job.state == State::Decode;
-        let mut chances = Vec::new();
-        for job in running.iter_mut().filter(|job| decoding(job)) {
-            let (Some(answer), Some(session)) = (&mut job.answer, &job.session) else {
-                continue;
-            };
-            chances.push(engine.look_up(session, answer));
+        let decoding = running.iter().filter(|job| job.state == State::Decode);
+        let sharing = decoding.count();
+        let (mut at, mut chances) = (Vec::new(), Vec::new());
+        for (i, job) in running.iter_mut().enumerate() {
+            if job.state == State::Decode
+                && let (Some(answer), Some(session)) = (&mut job.answer, &job.session)
+            {
+                at.push(i);
+                chances.push(engine.look_up(session, answer, sharing));
+            }
         }
         let most = if alone { engine.step.most_rows() } else { 0 };
-        let mut chosen = choose(&engine.costs, &chances, most).into_iter();
-        let of_job = |job: &Job| {
-            let its = decoding(job) && job.answer.is_some() && job.session.is_some();
-            its.then(|| chosen.next()).flatten().unwrap_or(0)
-        };
-        running.iter().map(of_job).collect()
+        let mut drafts = vec![0; running.len()];
+        for (i, its) in at.into_iter().zip(choose(&engine.costs, &chances, most)) {
+            drafts[i] = its;
+        }
+        drafts
     }
 
     /// Who was answered or failed is gone: memory first, then the place.
@@ -183,23 +173,31 @@ impl Batch {
     /// into the step; or for one and so many drafts.
     pub(super) fn plan(&mut self, i: usize, most: usize, mut drafts: usize, plan: &mut Plan) {
         let (job, engine) = (&mut self.running[i], &mut self.engine);
-        let span = plan.spans.len();
-        let mut rows = engine.rows_of(job, most, drafts, plan);
-        if matches!(rows, Ok(Rows::NoRoom)) && most > SMALL_CHUNK {
-            rows = engine.rows_of(job, SMALL_CHUNK, 0, plan);
+        let span = plan.rows.spans.len();
+        let next = job.answer.as_ref().map_or(&[][..], |a| a.drafts.next());
+        let mut ask = |most: usize, drafts| match &mut job.session {
+            Some(session) => {
+                let rows = session.waiting().min(most);
+                engine.hand_out(session, rows, &next[..drafts], &mut plan.rows)
+            }
+            None => Ok(Went::NoRoom),
+        };
+        let mut went = ask(most, drafts);
+        if matches!(went, Ok(Went::NoRoom)) && most > SMALL_CHUNK {
+            went = ask(SMALL_CHUNK, 0);
         }
-        if matches!(rows, Ok(Rows::NoRoom)) && drafts > 0 {
+        if matches!(went, Ok(Went::NoRoom)) && drafts > 0 {
             drafts = 0;
-            rows = engine.rows_of(job, most, drafts, plan);
+            went = ask(most, 0);
         }
-        match rows {
-            Ok(Rows::Planned) => plan.jobs.push(Planned {
+        match went {
+            Ok(Went::On) => plan.jobs.push(Planned {
                 job: i,
                 span,
                 drafts,
             }),
-            Ok(Rows::Preempted) => self.preempted(i),
-            Ok(Rows::NoRoom) => {
+            Ok(Went::Preempted) => self.preempted(i),
+            Ok(Went::NoRoom) => {
                 let pool = &self.engine.pool;
                 let block = pool.shape().block_bytes();
                 let free = pool.budget().saturating_sub(pool.account().in_use);
@@ -217,7 +215,7 @@ impl Batch {
             step,
             ..
         } = &mut self.engine;
-        if let Err(e) = decoder.step(&plan.tokens, &plan.spans, pool, step) {
+        if let Err(e) = decoder.step(&plan.rows.tokens, &plan.rows.spans, pool, step) {
             let why = EngineError::from(e).to_string();
             for planned in &plan.jobs {
                 self.fail(planned.job, &why);
@@ -329,47 +327,5 @@ impl Batch {
     fn end_with(&mut self, i: usize, failure: Failure) {
         self.account.failed.fetch_add(1, Relaxed);
         self.running[i].fail(failure);
-    }
-}
-
-impl Engine {
-    /// Positions for up to `most` of a job's waiting rows, put into the plan;
-    /// those of drafts each as a span of its own.
-    fn rows_of(
-        &mut self,
-        job: &mut Job,
-        most: usize,
-        drafts: usize,
-        plan: &mut Plan,
-    ) -> Result<Rows, EngineError> {
-        let Some(session) = &mut job.session else {
-            return Ok(Rows::NoRoom);
-        };
-        let Some(seq) = session.seq() else {
-            return Ok(Rows::NoRoom);
-        };
-        let rows = session.waiting().min(most);
-        self.make_room(rows + drafts);
-        let at = match self.pool.append_drafts(seq, rows, drafts) {
-            Ok(at) => at,
-            Err(KvError::Exhausted(_)) => return Ok(Rows::NoRoom),
-            Err(KvError::Preempted) => return Ok(Rows::Preempted),
-            Err(e) => return Err(e.into()),
-        };
-        session.history.push(rows);
-        if drafts > 0 {
-            let next = job.answer.iter().flat_map(|a| a.drafts.next());
-            plan.tokens.push(session.tokens[at.start]);
-            plan.tokens.extend(next.take(drafts));
-            plan.spans.extend(one_by_one(seq, at));
-            return Ok(Rows::Planned);
-        }
-        plan.spans.push(RowSpan {
-            seq,
-            first_pos: at.start,
-            rows,
-        });
-        plan.tokens.extend_from_slice(&session.tokens[at]);
-        Ok(Rows::Planned)
     }
 }

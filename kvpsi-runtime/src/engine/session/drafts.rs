@@ -15,7 +15,7 @@ impl Engine {
         session: &mut Session,
         answer: &mut Answer,
     ) -> Result<(Went, usize), EngineError> {
-        let chances = [self.look_up(session, answer)];
+        let chances = [self.look_up(session, answer, 1)];
         let drafts = choose(&self.costs, &chances, self.step.most_rows())[0];
         let since = Instant::now();
         let next = &answer.drafts.next()[..drafts];
@@ -30,8 +30,14 @@ impl Engine {
     }
 
     /// What may follow an answer, and how probable it is: nothing where guesses
-    /// are not wanted. Of context, answer and free memory there is enough for it.
-    pub(in crate::engine) fn look_up(&self, session: &Session, answer: &mut Answer) -> Vec<f32> {
+    /// are not wanted. Of context, answer and free memory there is enough for it,
+    /// also where `sharing` sequences draft at once.
+    pub(in crate::engine) fn look_up(
+        &self,
+        session: &Session,
+        answer: &mut Answer,
+        sharing: usize,
+    ) -> Vec<f32> {
         if self.speculate == Speculate::Off {
             answer.drafts.clear();
             return Vec::new();
@@ -39,13 +45,16 @@ impl Engine {
         let (pool, len) = (&self.pool, session.tokens.len());
         let block = pool.shape().block_tokens;
         let free = pool.budget().saturating_sub(pool.account().in_use);
-        let room = if free < pool.shape().block_bytes() {
+        // Drafts of one are fewer than a block's tokens.
+        let room = if free.0 / pool.shape().block_bytes().0 < sharing as u64 {
             // A guess takes no memory from what is known.
             len.next_multiple_of(block)
         } else {
             self.context
         };
-        let most = answer.left_after_next().min(room.min(self.context) - len);
+        // The row behind the last draft has a place, too.
+        let room = room.min(self.context.saturating_sub(1));
+        let most = answer.left_after_next().min(room.saturating_sub(len));
         answer.drafts.look_up(&session.tokens, most)
     }
 }

@@ -77,7 +77,7 @@ fn read(value: &str, schema: &Value, key: &str) -> Value {
     let value = value.strip_suffix('\n').unwrap_or(value);
     let parsed = serde_json::from_str::<Value>(value).ok();
     let keep = |v: &Value| match texts(schema, key) {
-        true => v.is_null() && takes(property(schema, key), schema, "null", 0),
+        true => v.is_null() && allows(schema, key, "null"),
         false => true,
     };
     parsed
@@ -89,14 +89,26 @@ fn property<'a>(schema: &'a Value, key: &str) -> &'a Value {
     &schema["properties"][key]
 }
 
+/// Parts of a schema that are looked at for one argument.
+const MOST_PARTS: usize = 64;
+
 /// Whether an argument may be a text. One that the schema does not know is.
 fn texts(schema: &Value, key: &str) -> bool {
-    takes(property(schema, key), schema, "string", 0)
+    allows(schema, key, "string")
 }
 
-/// Whether a part of `whole` takes values of a kind, as far as its keywords say.
-fn takes(part: &Value, whole: &Value, kind: &str, depth: usize) -> bool {
-    let inner = |part: &Value| depth < 8 && takes(part, whole, kind, depth + 1);
+fn allows(schema: &Value, key: &str, kind: &str) -> bool {
+    takes(property(schema, key), schema, kind, &mut 0)
+}
+
+/// Whether a part of `whole` takes values of a kind, as far as its keywords say,
+/// and as far as a look at `MOST_PARTS` tells: references may go in circles.
+fn takes(part: &Value, whole: &Value, kind: &str, looked: &mut usize) -> bool {
+    *looked += 1;
+    if *looked > MOST_PARTS {
+        return false;
+    }
+    let inner = |part: &Value| takes(part, whole, kind, looked);
     let is_kind = |v: &Value| match kind {
         "null" => v.is_null(),
         _ => v.is_string(),
@@ -196,4 +208,18 @@ pub(super) fn rules(tool: &Tool, rule: &str) -> Result<String, String> {
         ));
     }
     Ok(format!("{rule}: {call} {}\n{all}", text("</function>")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schema_that_refers_to_itself_is_looked_at_for_a_while_only() {
+        let again = json!({"$ref": "#/properties/a"});
+        let all = vec![again; 100];
+        let schema = json!({"properties": {"a": {"anyOf": all}, "b": {"type": "string"}}});
+        assert!(!texts(&schema, "a"));
+        assert!(texts(&schema, "b"));
+    }
 }

@@ -9,7 +9,7 @@
 use super::error::LinearError;
 use super::simd::TILE_ROWS;
 use super::table::Format;
-use memmap2::Mmap;
+use crate::mapped::MappedWeights;
 use std::{ops::Range, sync::Arc};
 
 /// A cache line: what tiles are allocated in, so that loads of 64 bytes of a
@@ -31,7 +31,7 @@ enum Tiles {
     /// In anonymous memory.
     Own(Vec<Line>),
     /// In a mapped file; the range lies within it.
-    Mapped(Arc<Mmap>, Range<usize>),
+    Mapped(Arc<MappedWeights>, Range<usize>),
 }
 
 impl std::fmt::Debug for Packed {
@@ -98,7 +98,7 @@ impl Packed {
     pub fn mapped(
         format: &'static Format,
         (n, k): (usize, usize),
-        map: &Arc<Mmap>,
+        map: &Arc<MappedWeights>,
         at: usize,
     ) -> Option<Packed> {
         let end = at.checked_add(Self::bytes_of(format, n, k)?)?;

@@ -24,37 +24,39 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`]; none for what is wrong with the cache.
     pub fn load_kept(gguf: &Gguf, weights: &Weights, progress: Progress<'_>) -> Result<Self> {
-        let because = |e: &dyn std::fmt::Display| {
-            tracing::warn!("weights cache: {e}; --weights-cache off does without");
-        };
-        match weights.found(gguf) {
-            Some(Ok(cached)) => match Self::mapped(gguf, &cached, Place::Mapped, progress) {
+        let mut because = Vec::new();
+        if let Some(found) = weights.found(gguf) {
+            match Self::mapped(gguf, found, Place::Mapped, progress) {
                 Ok(decoder) => return Ok(decoder),
-                Err(e) => because(&e),
-            },
-            Some(Err(e)) => because(&e),
-            None => {}
+                Err(e) => because.push(e),
+            }
         }
         let started = Instant::now();
-        match Self::write(gguf, weights, progress) {
-            // The model's own error comes again below.
-            Ok(None) => {}
-            Ok(Some(cached)) => {
-                let place = Place::Made(started.elapsed());
-                match Self::mapped(gguf, &cached, place, progress) {
-                    Ok(decoder) => return Ok(decoder),
-                    Err(e) => because(&e),
-                }
+        // What is wrong with the model itself is told below.
+        if let Some(made) = Self::write(gguf, weights, progress).transpose() {
+            match Self::mapped(gguf, made, Place::Made(started.elapsed()), progress) {
+                Ok(decoder) => return Ok(decoder),
+                Err(e) => because.push(e),
             }
-            Err(e) => because(&e),
+        }
+        if !because.is_empty() {
+            let because = because.join("; ");
+            tracing::warn!("weights cache: {because}; --weights-cache off does without");
         }
         Self::load_with(gguf, progress)
     }
 
-    fn mapped(gguf: &Gguf, cached: &Cached, place: Place, progress: Progress<'_>) -> Result<Self> {
-        let mut decoder = Self::read(gguf, Matrices::Mapped(cached, 0), progress)?;
-        decoder.place = place;
-        Ok(decoder)
+    /// Why not, in words.
+    fn mapped(
+        gguf: &Gguf,
+        cached: std::result::Result<Cached, WeightsError>,
+        place: Place,
+        progress: Progress<'_>,
+    ) -> std::result::Result<Self, String> {
+        let cached = cached.map_err(|e| e.to_string())?;
+        let read = Self::read(gguf, Matrices::Mapped(&cached, 0), progress);
+        let decoder = read.map_err(|e| e.to_string())?;
+        Ok(Self { place, ..decoder })
     }
 
     /// Makes a file of the cache; `None` where the model itself is wrong.

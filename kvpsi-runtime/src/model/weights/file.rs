@@ -13,10 +13,11 @@
 
 use super::{Key, WeightsError};
 use crate::{
+    mapped::MappedWeights,
     model::linear::{Format, Packed},
     thread_pool::thread_pool,
 };
-use memmap2::{Advice, Mmap};
+use memmap2::Advice;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -199,7 +200,7 @@ pub(super) fn describe(file: &File) -> io::Result<(Key, Table)> {
 /// A checked file, mapped.
 #[derive(Debug)]
 pub struct Cached {
-    map: Arc<Mmap>,
+    map: Arc<MappedWeights>,
     table: Table,
 }
 
@@ -212,7 +213,7 @@ impl Cached {
         // SAFETY: the mapping is only read. Nobody but our user can write to the
         // file (`Folder::open_file`), and kvpsi never writes to one that has
         // its name: it makes a new one and renames it.
-        let map = unsafe { Mmap::map(file) }.map_err(|source| WeightsError::Io {
+        let map = unsafe { MappedWeights::new(file) }.map_err(|source| WeightsError::Io {
             path: path.into(),
             what: "cannot be mapped",
             source,

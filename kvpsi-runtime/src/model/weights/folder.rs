@@ -8,19 +8,20 @@
 
 use super::{
     Key, WeightsError,
-    file::{self, ENDING, Table},
+    file::{self, ENDING},
 };
 use crate::units::Bytes;
 use rustix::{
-    fs::{AtFlags, Dir, Mode, OFlags},
+    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags},
+    io::Errno,
     process::geteuid,
 };
 use std::{
-    fs::{DirBuilder, File, Metadata},
+    fs::{DirBuilder, File, Metadata, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 /// Who may write but the owner: group and others.
@@ -31,7 +32,7 @@ const STAYS_FREE: Bytes = Bytes::mib(256);
 const TEMPORARY: &str = ".tmp";
 /// File systems that are memory, and those that another machine may change or
 /// take away: linux/magic.h.
-const UNSUITED: [(u64, &str); 7] = [
+const UNSUITED: [(u64, &str); 12] = [
     (0x0102_1994, "tmpfs"),
     (0x8584_58f6, "ramfs"),
     (0x6969, "NFS"),
@@ -39,13 +40,24 @@ const UNSUITED: [(u64, &str); 7] = [
     (0xfe53_4d42, "SMB"),
     (0x0102_1997, "9p"),
     (0x6573_5546, "FUSE"),
+    (0x00c3_6400, "Ceph"),
+    (0x5346_414f, "AFS"),
+    (0x6b41_4653, "AFS"),
+    (0x7461_636f, "OCFS2"),
+    (0x786f_4256, "a shared folder of VirtualBox"),
 ];
 
-/// An open folder whose files may be used.
+/// Between two tries for the folder's lock, and how many there are.
+const TRY_EVERY: Duration = Duration::from_millis(10);
+const TRIES: u32 = 200;
+
+/// An open folder of files of weights.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
     fd: File,
+    /// Who may have written its files, beside root and us.
+    owner: u32,
 }
 
 /// A file of the folder.
@@ -80,24 +92,36 @@ impl Folder {
         Ok(folder.ok_or(WeightsError::NoFolder)?.join("weights"))
     }
 
-    /// Opens the folder, and makes it where it is not there.
+    /// Opens the folder to use its files, and makes it where it is not there. It
+    /// is of the user that this process will run as: `user`, or the one that it
+    /// runs as now.
     ///
     /// # Errors
     /// It cannot be made or opened, or others could write in it.
-    pub fn make(path: &Path) -> Result<Self, WeightsError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|source| WeightsError::Io {
+    pub fn make(path: &Path, user: Option<u32>) -> Result<Self, WeightsError> {
+        let io = |source| WeightsError::Io {
             path: path.into(),
             what: "cannot be made",
             source,
-        })?;
-        Self::open(path)
+        };
+        let is_new = !path.exists();
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(io)?;
+        let folder = Self::open(path)?;
+        if is_new && user.is_some() {
+            fchown(&folder.fd, user, None).map_err(io)?;
+        }
+        let owner = user.unwrap_or_else(|| geteuid().as_raw());
+        let folder = Self { owner, ..folder };
+        let meta = folder.fd.metadata().map_err(io)?;
+        folder.trusted(path, &meta)?;
+        Ok(folder)
     }
 
-    /// Opens the folder.
+    /// Opens the folder to list or remove its files, whoever it belongs to.
     ///
     /// # Errors
-    /// It is not there or cannot be opened, or others could write in it.
+    /// It is not there or cannot be opened.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let io = |source| WeightsError::Io {
             path: path.into(),
@@ -109,10 +133,11 @@ impl Folder {
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
             .open(path)
             .map_err(io)?;
-        trusted(path, &fd.metadata().map_err(io)?)?;
+        let owner = fd.metadata().map_err(io)?.uid();
         Ok(Self {
             path: path.into(),
             fd,
+            owner,
         })
     }
 
@@ -158,7 +183,7 @@ impl Folder {
                 what: "is no regular file".into(),
             });
         }
-        trusted(&path, &meta)?;
+        self.trusted(&path, &meta)?;
         Ok(file)
     }
 
@@ -180,7 +205,7 @@ impl Folder {
             let name = format!(".{}.{n}{TEMPORARY}", key.file_name());
             match rustix::fs::openat(&self.fd, &name, flags, Mode::RUSR | Mode::WUSR) {
                 // Another process makes the same file, or has died over it.
-                Err(rustix::io::Errno::EXIST) => n += 1,
+                Err(Errno::EXIST) => n += 1,
                 made => {
                     let file = File::from(made.map_err(|e| io(e.into()))?);
                     file.lock().map_err(io)?;
@@ -201,8 +226,15 @@ impl Folder {
                 let _ = self.0.unlock();
             }
         }
-        self.fd.lock()?;
-        Ok(Alone(&self.fd))
+        for _ in 0..TRIES {
+            match self.fd.try_lock() {
+                Ok(()) => return Ok(Alone(&self.fd)),
+                Err(TryLockError::Error(e)) => return Err(e),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(TRY_EVERY),
+            }
+        }
+        let held = "another process holds the folder's lock";
+        Err(io::Error::new(io::ErrorKind::TimedOut, held))
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -210,15 +242,27 @@ impl Folder {
         self.fd.sync_all()
     }
 
-    /// Removes a file, if it is there. Who has it mapped keeps it.
-    pub(super) fn remove(&self, name: &str) -> bool {
-        let removed = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
-        if let Err(e) = removed
-            && e != rustix::io::Errno::NOENT
-        {
-            tracing::debug!(%e, name, "a file of weights stays");
+    /// The same where there is no file of that name yet. False where there is
+    /// one, or the file system cannot tell.
+    pub(super) fn rename_to_new(&self, from: &str, to: &str) -> io::Result<bool> {
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(&self.fd, from, &self.fd, to, flags) {
+            Ok(()) => self.fd.sync_all().map(|()| true),
+            Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => Ok(false),
+            Err(e) => Err(e.into()),
         }
-        removed.is_ok()
+    }
+
+    /// Removes a file. Who has it mapped keeps it. One that is not there is
+    /// removed.
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => {
+                tracing::debug!(%e, name, "a file of weights stays");
+                Err(e.into())
+            }
+        }
     }
 
     /// Names of all files of the cache, and of those that are being written.
@@ -262,13 +306,20 @@ impl Folder {
     }
 
     /// Removes every file, also such as a crash has left. Returns how many, and
-    /// their bytes.
-    pub fn clear(&self) -> (usize, Bytes) {
-        let entries = self.entries();
-        let removed = entries.iter().filter(|e| self.remove(&e.name));
-        let (count, bytes) = removed.fold((0, 0), |(n, sum), e| (n + 1, sum + e.bytes.0));
+    /// their bytes, and why others stay.
+    pub fn clear(&self) -> (usize, Bytes, Option<WeightsError>) {
+        let (mut count, mut bytes, mut failed) = (0, Bytes::ZERO, None);
+        for entry in self.entries() {
+            match self.remove(&entry.name) {
+                Ok(()) => {
+                    count += 1;
+                    bytes.0 += entry.bytes.0;
+                }
+                Err(e) => failed = Some(self.bad(&entry.name, "cannot be removed", e)),
+            }
+        }
         self.clean_temporary();
-        (count, Bytes(bytes))
+        (count, bytes, failed)
     }
 
     /// Removes what a crash has left, and the weights of what `model` was
@@ -281,9 +332,9 @@ impl Folder {
             }
             let described = self.open_file(&name).ok();
             let described = described.and_then(|file| file::describe(&file).ok());
-            let of = |(_, table): (Key, Table)| table.model;
-            if described.map(of).as_deref() == model.to_str() {
-                self.remove(&name);
+            if described.is_some_and(|(_, table)| table.model == model.to_string_lossy()) {
+                // One that stays is only not used.
+                let _ = self.remove(&name);
             }
         }
     }
@@ -297,7 +348,7 @@ impl Folder {
             };
             // Who writes it holds a lock.
             if file.try_lock().is_ok() {
-                self.remove(&name);
+                let _ = self.remove(&name);
             }
         }
     }
@@ -318,12 +369,29 @@ impl Folder {
         while sum > most.0 - more.0
             && let Some(oldest) = entries.pop()
         {
-            if self.remove(&oldest.name) {
+            if self.remove(&oldest.name).is_ok() {
                 tracing::info!("{}: removed, to make room", oldest.name);
             }
             sum -= oldest.bytes.0;
         }
         Ok(())
+    }
+
+    /// Whether nobody but the folder's user, ours and root can have written it.
+    fn trusted(&self, path: &Path, meta: &Metadata) -> Result<(), WeightsError> {
+        let what = if ![0, geteuid().as_raw(), self.owner].contains(&meta.uid()) {
+            let uid = meta.uid();
+            format!("belongs to user {uid}, who could change it; `chown` or remove it")
+        } else if meta.mode() & OTHERS_WRITE != 0 {
+            let mode = meta.mode() & 0o7777;
+            format!("may be written by others (mode {mode:o}); `chmod go-w` it")
+        } else {
+            return Ok(());
+        };
+        Err(WeightsError::Trust {
+            path: path.into(),
+            what,
+        })
     }
 
     /// Whether the disk has room for so many bytes.
@@ -340,19 +408,4 @@ impl Folder {
             ),
         })
     }
-}
-
-/// Whether nobody but our user and root can have written it.
-fn trusted(path: &Path, meta: &Metadata) -> Result<(), WeightsError> {
-    let what = if ![0, geteuid().as_raw()].contains(&meta.uid()) {
-        format!("belongs to user {}, who could change it", meta.uid())
-    } else if meta.mode() & OTHERS_WRITE != 0 {
-        format!("may be written by others (mode {:o})", meta.mode() & 0o7777)
-    } else {
-        return Ok(());
-    };
-    Err(WeightsError::Trust {
-        path: path.into(),
-        what,
-    })
 }

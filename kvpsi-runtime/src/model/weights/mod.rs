@@ -29,6 +29,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use write::Finished;
 pub(super) use write::Writer;
 
 /// Why the cache is not used. One line each, with what to do.
@@ -48,11 +49,11 @@ pub enum WeightsError {
         source: io::Error,
     },
     /// Others could have written what would be mapped.
-    #[error("{}: {what}; `chmod -R go-w` it, or remove it", path.display())]
+    #[error("{}: {what}", path.display())]
     Trust {
         /// The file or folder.
         path: PathBuf,
-        /// Who could.
+        /// Who could, and what to do.
         what: String,
     },
     /// A file that is not what was written.
@@ -80,11 +81,11 @@ pub enum WeightsError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum When {
     /// Where the cache is on a disk of this machine
+    #[default]
     Auto,
     /// Wherever the cache is
     On,
     /// Never: weights are in memory that only this process has
-    #[default]
     Off,
 }
 
@@ -170,7 +171,7 @@ impl Weights {
             Ok(_) => true,
             Err(e) => {
                 tracing::warn!("weights cache: {name}: {e}; it is made anew");
-                !folder.remove(&name)
+                folder.remove(&name).is_err()
             }
         });
         Ok(Self(Arc::new(Held {
@@ -228,8 +229,12 @@ impl Weights {
                 return Err(WeightsError::Replaced(held.model.clone()));
             }
         }
-        let file = writer.finish()?;
-        Cached::open(&file, &held.key, &self.path())
+        let open = |file| Cached::open(&file, &held.key, &self.path());
+        let name = held.key.file_name();
+        match writer.finish(|| open(held.folder.open_file(&name)?))? {
+            Finished::Ours(file) => open(file),
+            Finished::Others(cached) => Ok(cached),
+        }
     }
 
     fn path(&self) -> PathBuf {

@@ -3,11 +3,11 @@
 //! Owns the steps: a temporary file in the folder, locked while it is written;
 //! tiles, table, head; fsync; rename; fsync of the folder. Invariant: a writer
 //! that is dropped, or a process that dies, leaves no file under a name that
-//! is read. Of two that write the same file the last one's stays, and both are
-//! the same. Out of scope: what is packed.
+//! is read. Of two that write the same file the first one's stays, so that both
+//! map the same pages. Out of scope: what is packed.
 
 use super::{
-    Folder, Key, WeightsError,
+    Cached, Folder, Key, WeightsError,
     file::{HEAD_BYTES, Head, Matrix, Table},
 };
 use crate::{model::linear::Packed, units::Bytes};
@@ -26,6 +26,12 @@ pub(in crate::model) struct Writer<'a> {
     limit: u64,
     table: Table,
     failed: Option<io::Error>,
+}
+
+/// Whose file has the name.
+pub(super) enum Finished {
+    Ours(File),
+    Others(Cached),
 }
 
 impl<'a> Writer<'a> {
@@ -88,25 +94,35 @@ impl<'a> Writer<'a> {
         self.file.write_all_at(bytes, at)
     }
 
-    /// Gives the file its name.
-    pub(super) fn finish(mut self) -> Result<File, WeightsError> {
-        let failed = match self.failed.take() {
-            Some(failed) => Err(failed),
-            None => self.close(),
-        };
-        let renamed = failed.and_then(|()| {
-            self.folder.rename(&self.temporary, &self.key.file_name())?;
-            self.temporary.clear();
-            self.file.try_clone()
-        });
-        renamed.map_err(|source| WeightsError::Io {
+    /// Gives the file its name, but where another process was first and
+    /// `others` finds its file whole.
+    pub(super) fn finish(
+        mut self,
+        others: impl FnOnce() -> Result<Cached, WeightsError>,
+    ) -> Result<Finished, WeightsError> {
+        let io = |source| WeightsError::Io {
             path: self.folder.path().into(),
             what: "the weights cannot be written",
             source,
-        })
+        };
+        match self.failed.take() {
+            Some(failed) => return Err(io(failed)),
+            None => self.close().map_err(io)?,
+        }
+        let name = self.key.file_name();
+        let named = self.folder.rename_to_new(&self.temporary, &name);
+        if !named.map_err(io)? {
+            if let Ok(cached) = others() {
+                return Ok(Finished::Others(cached));
+            }
+            self.folder.rename(&self.temporary, &name).map_err(io)?;
+        }
+        let file = self.file.try_clone().map_err(io)?;
+        self.temporary.clear();
+        Ok(Finished::Ours(file))
     }
 
-    fn close(&mut self) -> io::Result<()> {
+    fn close(&self) -> io::Result<()> {
         let table = postcard::to_stdvec(&self.table).map_err(io::Error::other)?;
         self.write_at(&table, self.at)?;
         let head = Head {
@@ -124,7 +140,8 @@ impl<'a> Writer<'a> {
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
         if !self.temporary.is_empty() {
-            self.folder.remove(&self.temporary);
+            // Who begins the next file removes it, if this cannot.
+            let _ = self.folder.remove(&self.temporary);
         }
     }
 }
