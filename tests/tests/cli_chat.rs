@@ -211,6 +211,30 @@ fn a_pasted_text_is_one_turn_and_a_conversation_is_saved_and_loaded() {
 }
 
 #[test]
+fn a_turn_that_is_too_long_is_refused_and_the_conversation_stays_as_it_was() {
+    let name = "a_turn_that_is_too_long_is_refused_and_the_conversation_stays_as_it_was";
+    let Some(mut t) = talk(name, "-n 4 --ctx 128") else {
+        return;
+    };
+    t.type_in("My name is Ada.\r");
+    t.until("tokens/s");
+    t.until("> ");
+    let long = "one two three four five ".repeat(40);
+    t.type_in(&format!("\u{1b}[200~{long}\u{1b}[201~\r"));
+    t.until("the context 128");
+    t.until("not kept");
+    t.until("> ");
+    t.type_in("And you?\r");
+    // Of the first turn all whole blocks are there, so less than both is computed.
+    t.until("prompt ");
+    let shown = t.until("tokens/s").to_owned();
+    assert!(!shown.contains("does not see"), "{shown:?}");
+    t.until("> ");
+    t.type_in("\u{4}");
+    given_back(&t.end());
+}
+
+#[test]
 fn a_signal_at_the_prompt_ends_it_and_the_terminal_is_given_back() {
     let name = "a_signal_at_the_prompt_ends_it_and_the_terminal_is_given_back";
     let dir = tempfile::tempdir().unwrap();

@@ -76,6 +76,16 @@ impl Dialogue {
         self.system.iter().chain(turns).cloned().collect()
     }
 
+    /// The first turn that the model sees, for [`Dialogue::see_from`].
+    pub fn first_seen(&self) -> usize {
+        self.from
+    }
+
+    /// The model sees the turns from this one on.
+    pub fn see_from(&mut self, first: usize) {
+        self.from = first.min(self.turns.len());
+    }
+
     /// Leaves out the oldest question that the model sees, and its answer; false
     /// if it is the only one.
     pub fn leave_out(&mut self) -> bool {
@@ -198,6 +208,8 @@ mod tests {
         assert!(d.leave_out() && !d.leave_out());
         d.pop();
         assert_eq!(d.seen().len(), 1);
+        d.see_from(2);
+        assert_eq!(d.seen().len(), 5);
     }
 
     #[test]

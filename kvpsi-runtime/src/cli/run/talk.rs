@@ -96,12 +96,15 @@ impl Talk {
                 }
                 continue;
             }
+            let before = said.first_seen();
             said.push(Message::new(Role::User, line));
             let (text, tokens) = match self.prompt(&mut said, &mut held) {
                 Ok(prompt) => prompt,
                 // Who types can say it in another way; a pipe cannot.
                 Err(e) if inbox.typed() => {
                     said.pop();
+                    // What was left out for it is seen again.
+                    said.see_from(before);
                     tell!("{e:#}; this turn is not kept");
                     continue;
                 }
