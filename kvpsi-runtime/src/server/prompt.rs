@@ -66,7 +66,7 @@ pub(super) fn prepare(
     } = answers(live, request, style, thinking).map_err(|e| cannot("tools", e))?;
     let parser = AnswerParser::new(style, tools, thinking);
     let before = match thinking {
-        true => Some(chat::REST_OF_THOUGHT.to_owned()),
+        true => Some(chat::rest_of_thought(&live.loaded.tokenizer)),
         false => before,
     };
     Ok(Prepared {

@@ -10,10 +10,18 @@ use crate::model::tokenizer::Tokenizer;
 use serde_json::json;
 
 /// A thought that the template began, and white space after it: what comes before
-/// the answer, for [`crate::engine::Grammars::compile`]. Lazy: its first end ends it.
-pub const REST_OF_THOUGHT: &str = "rest_of_thought blank?
-rest_of_thought[suffix=\"</think>\"]: /(?s:.*)/
-blank: /\\s{1,2}/";
+/// the answer, for [`crate::engine::Grammars::compile`]. Its first end ends it,
+/// whether that is a control token or a text.
+#[must_use]
+pub fn rest_of_thought(tokenizer: &Tokenizer) -> String {
+    let close = special(tokenizer, "</think>");
+    let thought = match close.starts_with('<') {
+        true => format!("thinking? {close} blank?\nthinking: /(?s:.+)/"),
+        // Lazy: nothing behind the mark is part of it.
+        false => format!("thinking blank?\nthinking[suffix={close}]: /(?s:.*)/"),
+    };
+    format!("{thought}\nblank: /\\s{{1,2}}/")
+}
 
 impl ToolFormat {
     /// A Lark grammar of calls that must come: one, or with `parallel` up to

@@ -17,7 +17,7 @@ mod xml;
 
 pub use answer::{AnswerParser, Part};
 pub use builtin::NAMES;
-pub use calls::REST_OF_THOUGHT;
+pub use calls::rest_of_thought;
 pub use conversation::{ChatText, Conversation, Message, Role, ToolCall};
 pub use schema::decoded;
 pub use style::{Style, Tool, ToolFormat};
