@@ -30,14 +30,15 @@ fn main() -> ExitCode {
 
 /// An error with its causes, but those that it has already said.
 fn line(e: &anyhow::Error) -> String {
-    e.chain().fold(String::new(), |line, cause| {
+    let line = e.chain().fold(String::new(), |line, cause| {
         let cause = cause.to_string();
         match line.is_empty() {
             true => cause,
             false if line.contains(&cause) => line,
             false => format!("{line}: {cause}"),
         }
-    })
+    });
+    tell::printable(&line).into_owned()
 }
 
 /// What is logged unless KVPSI_LOG says otherwise: what is wrong, and requests.

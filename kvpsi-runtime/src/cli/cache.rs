@@ -106,7 +106,7 @@ fn list(path: &str, entries: &[Entry]) -> String {
         let days = SystemTime::now().duration_since(e.used).unwrap_or_default();
         let model = match &e.model {
             Ok(model) => model.clone(),
-            Err(why) => format!("not used: {why}"),
+            Err(why) => format!("{}: not used: {why}", e.name),
         };
         // Writing to a string does not fail.
         let _ = writeln!(

@@ -5,7 +5,7 @@ use crate::{
     control::{Governor, GovernorConfig, Prepared, Tap, gauge},
     engine::EngineConfig,
     kv::KvPool,
-    model::gguf::files,
+    model::{gguf::files, open_regular},
     pressure::{self, Choice, PressureSource, SourceConfig, privilege, programs::Rung},
     sandbox::{Confinement, Report},
     trace::{
@@ -230,7 +230,7 @@ impl HeldFile {
     pub fn open(path: &Path) -> Self {
         Self {
             path: path.to_path_buf(),
-            file: File::open(path).ok(),
+            file: open_regular(path).ok(),
         }
     }
 

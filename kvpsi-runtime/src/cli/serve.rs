@@ -208,6 +208,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let server = Server::new(config, watchers.clone())?;
     let mut engine = held.config();
+    let unfinished = weights.clone();
     engine.weights = weights;
     engine.chat_template = template;
     engine.context = args.ctx;
@@ -240,12 +241,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             _watching: watching,
         })
     };
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("cannot start the server's threads")?
-        .block_on(serve(server, (socket, admin), address, load))
+        .context("cannot start the server's threads")?;
+    let ended = runtime.block_on(serve(server, (socket, admin), address, load));
+    // A template that does not end is not waited for.
+    runtime.shutdown_background();
+    if let Some(weights) = unfinished {
+        weights.abandon();
+    }
+    ended
 }
 
 /// What ends with the server: the model's thread first.

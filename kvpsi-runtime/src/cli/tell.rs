@@ -5,6 +5,7 @@
 //! said, and logs.
 
 use std::{
+    borrow::Cow,
     fmt::Arguments,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
@@ -24,7 +25,43 @@ pub fn line(text: Arguments<'_>) {
     if JSON.load(Relaxed) {
         tracing::info!(target: TARGET, "{text}");
     } else {
-        eprintln!("kvpsi: {text}");
+        eprintln!("kvpsi: {}", printable(&text.to_string()));
+    }
+}
+
+/// Most bytes of a line; a file may hold a name of megabytes.
+const MOST: usize = 2000;
+
+/// As one line of a terminal: what a file or a client wrote moves no cursor.
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if text.len() <= MOST && !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut line = String::new();
+    for c in text.chars() {
+        if line.len() > MOST {
+            line.push_str(" ...");
+            break;
+        }
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    Cow::Owned(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_one_and_is_no_command_to_the_terminal() {
+        assert_eq!(printable("tensor é"), "tensor é");
+        assert_eq!(printable("a\u{1b}]0;x\u{7}\nb"), "a\\u{1b}]0;x\\u{7}\\nb");
+        let long = printable(&"x".repeat(1 << 20)).len();
+        assert!((MOST..MOST + 16).contains(&long), "{long}");
     }
 }
 

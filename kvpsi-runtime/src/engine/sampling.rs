@@ -202,6 +202,9 @@ impl Sampler {
         answer: usize,
         ends: &[u32],
     ) -> candle_core::Result<(u32, Option<TokenLogprobs>)> {
+        if logits.iter().any(|logit| logit.is_nan()) {
+            return Err(candle_core::Error::Msg("a logit is not a number".into()));
+        }
         // Before anything is changed; which one is chosen is not known yet.
         let before = self.settings.logprobs.map(|n| {
             let mut top = Vec::new();

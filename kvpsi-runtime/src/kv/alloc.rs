@@ -112,6 +112,21 @@ impl Alloc {
     /// its pages are there. Not to be called under a guard: a fault may wait for
     /// memory.
     pub fn take(&self, kind: KvType, most: usize) -> Option<OwnedBlock> {
+        loop {
+            let block = self.take_any(kind, most);
+            if block.is_some() {
+                return block;
+            }
+            // Free blocks of an encoding of fewer pages: several make one.
+            let mut batch = Batch::new();
+            batch.push(self.take_slack()?);
+            if self.return_pages(&mut batch).pages == 0 {
+                return None;
+            }
+        }
+    }
+
+    fn take_any(&self, kind: KvType, most: usize) -> Option<OwnedBlock> {
         if self.slack.len() > self.cushion.load(Relaxed) {
             let block = self.take_resident(kind, most);
             return block.or_else(|| self.take_returned(kind, most));

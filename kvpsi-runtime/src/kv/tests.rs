@@ -338,6 +338,25 @@ fn rows_of_every_encoding_are_read_back_where_they_were_written() {
 }
 
 #[test]
+fn free_blocks_of_few_pages_give_way_to_blocks_of_more() {
+    let p = pool(640, 1);
+    let most = 8 * p.alloc.pages(KvType::F16);
+    let fill = |kind| -> Vec<_> { std::iter::from_fn(|| p.alloc.take(kind, most)).collect() };
+    let filled = |kind| {
+        let blocks = fill(kind);
+        let (count, resident) = (blocks.len(), p.alloc.resident());
+        for block in blocks {
+            p.alloc.abandon(block);
+        }
+        (count, resident)
+    };
+    assert!(filled(KvType::Q8_0).0 > 8);
+    // A server refused every prompt here, with its whole budget free.
+    assert_eq!(filled(KvType::F16), (8, most));
+    assert!(filled(KvType::Q8_0).0 > 8);
+}
+
+#[test]
 fn an_encoding_that_a_head_is_no_multiple_of_is_refused() {
     for kind in [KvType::Q8_0, KvType::Q4_0] {
         let shape = KvShape {

@@ -23,7 +23,11 @@ pub fn named(given: Option<&Path>) -> Result<PathBuf, ModelError> {
     let Some(path) = given else {
         return find();
     };
-    match path.to_str().and_then(|p| p.strip_prefix(ollama::PREFIX)) {
+    let text = path.to_str().unwrap_or_default();
+    if text.starts_with("http://") || text.starts_with("https://") {
+        return Err(ModelError::Url(text.to_owned()));
+    }
+    match text.strip_prefix(ollama::PREFIX) {
         Some(name) => ollama::find(name),
         None => Ok(path.to_owned()),
     }

@@ -16,3 +16,22 @@ pub mod rope;
 pub mod step;
 pub mod tokenizer;
 pub mod weights;
+
+use std::{fs::File, io, os::unix::fs::OpenOptionsExt, path::Path};
+
+/// Opens a file to be read as a whole: one that has an end. A pipe would wait for
+/// its writer, a device go on for ever.
+///
+/// # Errors
+/// It cannot be opened, or is no regular file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("is not a regular file")),
+    }
+}

@@ -9,7 +9,7 @@
 //! is an OCI manifest in JSON, and a layer `sha256:HEX` lies in
 //! `blobs/sha256-HEX`.
 
-use super::gguf::ModelError;
+use super::{gguf::ModelError, open_regular};
 use std::{
     io::Read,
     path::{Path, PathBuf},
@@ -99,7 +99,7 @@ fn weights(store: &Path, manifest: &Path) -> Result<PathBuf, ModelError> {
         what,
     };
     let mut text = String::new();
-    let file = std::fs::File::open(manifest).map_err(open)?;
+    let file = open_regular(manifest).map_err(open)?;
     file.take(MOST_MANIFEST)
         .read_to_string(&mut text)
         .map_err(open)?;

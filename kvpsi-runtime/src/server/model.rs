@@ -136,7 +136,10 @@ impl ModelThread {
         let beating = alive.clone();
         let thread = std::thread::Builder::new()
             .name("kvpsi-model".into())
-            .spawn(move || run(batch, &asked, &beating))?;
+            .spawn(move || {
+                let _ends = EndsOnPanic;
+                run(batch, &asked, &beating);
+            })?;
         let loaded = Loaded {
             asks: asks.clone(),
             account,
@@ -164,10 +167,22 @@ impl Drop for ModelThread {
     /// Ends what is in flight, within a step.
     fn drop(&mut self) {
         let _ = self.asks.send(Message::End);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the model's thread panicked");
+        if let Some(thread) = self.thread.take() {
+            // A panic has ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A server without its model's thread would refuse every request and look
+/// well: it ends, and whoever started it may start it again.
+struct EndsOnPanic;
+
+impl Drop for EndsOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the model's thread panicked: the server ends");
+            std::process::exit(101);
         }
     }
 }

@@ -150,13 +150,25 @@ fn chances_are_those_before_penalties_and_add_up() {
 
 #[test]
 fn a_logit_that_is_no_number_is_an_error_and_not_a_token() {
-    let mut logits = vec![0.0; 100];
-    logits[70] = f32::NAN;
-    let c = SamplingConfig {
-        top_k: Some(5),
-        ..config()
-    };
-    assert!(Sampler::new(&c).sample(&mut logits, &[], 0, &[]).is_err());
+    let mut one = vec![0.0; 100];
+    one[70] = f32::NAN;
+    let all = vec![f32::NAN; 100];
+    let ways: [fn(&mut SamplingConfig); 6] = [
+        |c| c.top_k = Some(5),
+        |c| c.top_p = Some(0.5),
+        |c| c.min_p = Some(0.1),
+        |c| c.typical_p = Some(0.5),
+        |c| c.temperature = 0.0,
+        |c| c.logprobs = Some(3),
+    ];
+    for change in ways {
+        let mut c = config();
+        change(&mut c);
+        for logits in [&one, &all] {
+            let mut sampler = Sampler::new(&c);
+            assert!(sampler.sample(&mut logits.clone(), &[], 0, &[]).is_err());
+        }
+    }
 }
 
 #[test]

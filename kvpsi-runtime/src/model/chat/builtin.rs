@@ -3,9 +3,12 @@
 //! Owns the formats of families that many models share, each as its model's
 //! card describes it. Out of scope: tools, and what only one model has.
 
-use super::ChatTemplate;
-use crate::model::gguf::ModelError;
-use std::path::Path;
+use super::{ChatTemplate, MOST_SOURCE};
+use crate::model::{gguf::ModelError, open_regular};
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 /// Names that `--chat-template` takes.
 pub const NAMES: &[&str] = &["chatml", "llama3", "gemma", "mistral", "deepseek"];
@@ -54,7 +57,7 @@ impl ChatTemplate {
     pub fn source_of(file_or_name: &str) -> Result<String, ModelError> {
         let source = match source(file_or_name) {
             Some(source) => source.to_owned(),
-            None => std::fs::read_to_string(Path::new(file_or_name)).map_err(|e| {
+            None => read(Path::new(file_or_name)).map_err(|e| {
                 ModelError::Template(format!(
                     "--chat-template {file_or_name}: {e}; give a file, or one of {}",
                     NAMES.join(", ")
@@ -64,6 +67,13 @@ impl ChatTemplate {
         Self::compile(&source, String::new(), String::new())?;
         Ok(source)
     }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let most = MOST_SOURCE as u64 + 1;
+    open_regular(path)?.take(most).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -25,12 +25,19 @@ pub use style::{Style, Tool, ToolFormat};
 use super::gguf::{Gguf, ModelError};
 use candle_core::quantized::gguf_file::Value;
 use minijinja::{Environment, context};
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 const KEY: &str = "tokenizer.chat_template";
 /// Instructions a template may take; real ones need some dozens for each
 /// message and a few thousand at most.
 const FUEL: u64 = 2_000_000;
+/// Most bytes of a template; those of models have up to 20 KiB.
+const MOST_SOURCE: usize = 256 << 10;
+/// Of the thread that compiles, and touched only as deep as it goes.
+const STACK: usize = 256 << 20;
 
 /// A chat template. One of a model file that does not compile is kept with
 /// what is wrong with it: the model is of use without.
@@ -126,8 +133,12 @@ impl ChatTemplate {
         let env = self.env.as_ref();
         let env = env.map_err(|e| ModelError::Template(e.clone()))?;
         let mut out = Bounded(Vec::new());
-        env.get_template("chat")
-            .and_then(|t| t.render_captured_to(variables, &mut out).map(|_| ()))
+        let rendered = catch_unwind(AssertUnwindSafe(|| {
+            let template = env.get_template("chat")?;
+            template.render_captured_to(variables, &mut out).map(|_| ())
+        }));
+        rendered
+            .map_err(|_| ModelError::Template("minijinja panicked over it".into()))?
             .map_err(|e| ModelError::Template(one_line(&e)))?;
         String::from_utf8(out.0).map_err(|e| ModelError::Template(e.to_string()))
     }
@@ -153,8 +164,23 @@ impl std::io::Write for Bounded {
     }
 }
 
-/// As transformers compiles them.
+/// As transformers compiles them, on a stack that is deep enough for an expression
+/// as long as [`MOST_SOURCE`]: the parser is recursive.
 fn environment(source: &str) -> Result<Environment<'static>, String> {
+    if source.len() > MOST_SOURCE {
+        return Err(format!("is longer than {} KiB", MOST_SOURCE >> 10));
+    }
+    std::thread::scope(|s| {
+        let deep = std::thread::Builder::new().stack_size(STACK);
+        let compiled = deep.spawn_scoped(s, || compiled(source));
+        let compiled = compiled.map_err(|e| format!("no thread to compile it: {e}"))?;
+        compiled
+            .join()
+            .unwrap_or_else(|_| Err("minijinja panicked over it".into()))
+    })
+}
+
+fn compiled(source: &str) -> Result<Environment<'static>, String> {
     let mut env = Environment::new();
     env.set_fuel(Some(FUEL));
     env.set_trim_blocks(true);
@@ -194,6 +220,35 @@ mod tests {
             "<s>[system] be brief</s>\n[user] hi</s>\n[assistant]"
         );
         assert!(!t.render(&messages, false).unwrap().contains("[assistant]"));
+    }
+
+    #[test]
+    fn no_expression_overflows_the_stack_or_takes_the_program_with_it() {
+        for (part, end) in [
+            ("1+", "1"),
+            ("not ", "1"),
+            ("[", ""),
+            ("a.", "a"),
+            ("1|string|", "upper"),
+        ] {
+            let most = MOST_SOURCE / part.len() - 10;
+            let source = format!("{{{{ {}{end} }}}}", part.repeat(most));
+            let compiled = ChatTemplate::compile(&source, String::new(), String::new());
+            // It compiles or does not: either is an answer.
+            if let Err(e) = compiled {
+                assert!(e.to_string().len() < 400, "{e}");
+            }
+        }
+        let longer = " ".repeat(MOST_SOURCE + 1);
+        let error = ChatTemplate::compile(&longer, String::new(), String::new());
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("longer than 256 KiB")
+        );
+        let panics = template("{{ '%.1000000000f'|format(1.0) }}");
+        assert!(panics.render(&[], true).is_err());
     }
 
     #[test]

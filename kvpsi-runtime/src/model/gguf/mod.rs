@@ -23,12 +23,12 @@ pub use experts::Experts;
 pub use family::{FAMILIES, Family, HasExperts, QkNorm};
 pub use positions::{Layers, RopeConfig, Sliding, Temperature};
 
-use super::linear::Format;
+use super::{linear::Format, open_regular};
 use crate::units::Bytes;
 use candle_core::quantized::gguf_file::{Content, Value};
 use memmap2::{Mmap, UncheckedAdvice};
 use std::{
-    fs::{File, Metadata},
+    fs::Metadata,
     io::Cursor,
     ops::Range,
     os::unix::fs::MetadataExt,
@@ -43,6 +43,9 @@ pub enum ModelError {
         "no model: give -m FILE, set KVPSI_MODEL, or fetch the default one by `cargo xtask model`"
     )]
     NoDefault,
+    /// An address.
+    #[error("{0}: addresses are not fetched; download the file and give its path")]
+    Url(String),
     /// The file cannot be opened or read.
     #[error("{}: {source}; `cargo xtask model` fetches the default model", path.display())]
     Open {
@@ -322,11 +325,8 @@ fn open_part(path: &Path) -> Result<(Part, Content), ModelError> {
         path: path.into(),
         what,
     };
-    let file = File::open(path).map_err(io)?;
+    let file = open_regular(path).map_err(io)?;
     let meta = file.metadata().map_err(io)?;
-    if !meta.is_file() {
-        return Err(bad("is not a regular file".into()));
-    }
     // SAFETY: the mapping is private and only read; that others do not
     // write to a model that is being loaded is asked of the user.
     let map = unsafe { Mmap::map(&file) }.map_err(io)?;

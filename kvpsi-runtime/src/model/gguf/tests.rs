@@ -82,8 +82,14 @@ fn a_missing_an_empty_and_a_foreign_file_are_distinguished() {
     );
     assert!(error(b"").contains("empty"));
     assert!(error(b"PK\x03\x04 a zip file, not a model").contains("not a GGUF file"));
-    let e = Gguf::open(Path::new("/")).unwrap_err().to_string();
-    assert!(e.contains("not a regular file"), "{e}");
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("m.gguf");
+    let mkfifo = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(mkfifo.unwrap().success());
+    for path in [Path::new("/"), Path::new("/dev/zero"), &pipe] {
+        let e = Gguf::open(path).unwrap_err().to_string();
+        assert!(e.contains("not a regular file"), "{e}");
+    }
 }
 
 #[test]

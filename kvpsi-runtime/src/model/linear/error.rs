@@ -5,7 +5,7 @@
 pub enum LinearError {
     /// A block scale or minimum, or a float, is infinite or not a number.
     #[error(
-        "tensor {tensor}: row {row} holds a scale that is not finite; the file is damaged, fetch it again"
+        "tensor {tensor}: row {row} holds a number that is not finite; the file is damaged, fetch it again"
     )]
     NonFiniteScale {
         /// The tensor's name in the file.

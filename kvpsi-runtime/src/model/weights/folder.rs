@@ -125,7 +125,7 @@ impl Folder {
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let io = |source| WeightsError::Io {
             path: path.into(),
-            what: "cannot be opened",
+            what: "cannot be opened as a folder (links are not followed)",
             source,
         };
         let fd = File::options()
@@ -276,11 +276,11 @@ impl Folder {
         names.filter(ours).collect()
     }
 
-    /// All files, those used last first. Files that may not be trusted are
-    /// among them, and say so.
+    /// All files, those used last first. Files that may not be trusted or are not
+    /// finished are among them, and say so.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
-        let names = self.names().into_iter().filter(|n| n.ends_with(ENDING));
+        let names = self.names().into_iter();
         let mut all: Vec<_> = names.filter_map(|name| self.entry(name)).collect();
         all.sort_by_key(|entry| std::cmp::Reverse(entry.used));
         all
@@ -288,6 +288,10 @@ impl Folder {
 
     fn entry(&self, name: String) -> Option<Entry> {
         let (meta, model) = match self.open_file(&name) {
+            Ok(file) if name.ends_with(TEMPORARY) => {
+                let why = "not finished: it is being written, or the next start removes it";
+                (file.metadata().ok()?, Err(why.to_owned()))
+            }
             Ok(file) => {
                 let model = file::describe(&file).map(|(_, table)| table.model);
                 (file.metadata().ok()?, model.map_err(|e| e.to_string()))
@@ -310,6 +314,9 @@ impl Folder {
     pub fn clear(&self) -> (usize, Bytes, Option<WeightsError>) {
         let (mut count, mut bytes, mut failed) = (0, Bytes::ZERO, None);
         for entry in self.entries() {
+            if entry.name.ends_with(TEMPORARY) {
+                continue;
+            }
             match self.remove(&entry.name) {
                 Ok(()) => {
                     count += 1;
@@ -369,6 +376,10 @@ impl Folder {
         while sum > most.0 - more.0
             && let Some(oldest) = entries.pop()
         {
+            // What others are writing is theirs.
+            if oldest.name.ends_with(TEMPORARY) {
+                continue;
+            }
             if self.remove(&oldest.name).is_ok() {
                 tracing::info!("{}: removed, to make room", oldest.name);
             }

@@ -26,7 +26,7 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use write::Finished;
@@ -36,7 +36,7 @@ pub(super) use write::Writer;
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// There is no place for it.
-    #[error("no home directory: set XDG_CACHE_HOME")]
+    #[error("no home directory: set XDG_CACHE_HOME to an absolute path")]
     NoFolder,
     /// The system refused something.
     #[error("{}: {what}: {source}", path.display())]
@@ -107,6 +107,8 @@ struct Held {
     files: Vec<File>,
     stamps: Vec<Stamp>,
     found: Option<File>,
+    /// Name of the file that is being written.
+    begun: Mutex<Option<String>>,
 }
 
 /// Where a decoder's matrices are.
@@ -158,6 +160,7 @@ impl Weights {
             .collect();
         let stamps = stamps.map_err(io)?;
         let key = Key::of(&files, &stamps).map_err(io)?;
+        folder.clean_temporary();
         let name = key.file_name();
         let found = match folder.open_file(&name) {
             Err(WeightsError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -182,6 +185,7 @@ impl Weights {
             files,
             stamps,
             found,
+            begun: Mutex::default(),
         })))
     }
 
@@ -204,6 +208,10 @@ impl Weights {
         let opened = Cached::open(file, &held.key, &self.path());
         if opened.is_ok() {
             held.folder.used(file);
+            // The bound may be a lower one than last time.
+            if let Err(e) = held.folder.make_room(Bytes::ZERO, held.most) {
+                tracing::debug!("{e}");
+            }
         }
         Some(opened)
     }
@@ -216,7 +224,20 @@ impl Weights {
         }
         held.folder.clean(&held.model, &held.key);
         held.folder.make_room(about, held.most)?;
-        Writer::begin(&held.folder, &held.key, &held.model, about)
+        let writer = Writer::begin(&held.folder, &held.key, &held.model, about)?;
+        *self.begun() = Some(writer.temporary().to_owned());
+        Ok(writer)
+    }
+
+    /// Removes a file that is still being written: the process is about to end.
+    pub fn abandon(&self) {
+        if let Some(name) = self.begun().take() {
+            let _ = self.0.folder.remove(&name);
+        }
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the file its name and opens it.

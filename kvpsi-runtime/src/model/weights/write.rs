@@ -59,6 +59,11 @@ impl<'a> Writer<'a> {
         })
     }
 
+    /// Its name for now.
+    pub(super) fn temporary(&self) -> &str {
+        &self.temporary
+    }
+
     /// Writes the next matrix. Once a write has failed nothing more is
     /// written, and [`Writer::finish`] says why.
     pub(in crate::model) fn add(&mut self, tensor: &str, packed: &Packed) {
