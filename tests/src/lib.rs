@@ -25,6 +25,7 @@ pub mod storm;
 pub mod talker;
 #[cfg(feature = "llm")]
 pub mod talking;
+pub mod terminal;
 #[cfg(feature = "llm")]
 pub mod tiny;
 

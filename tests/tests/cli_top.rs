@@ -5,10 +5,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{kvpsi_binary, skip};
+use kvpsi_tests::{kvpsi_binary, terminal::Terminal};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    io::{Read, Write},
+    io::Write,
     net::TcpListener,
     process::{ChildStdin, Command, Output, Stdio},
 };
@@ -48,41 +48,10 @@ fn in_a_terminal(
     mark: &str,
     act: impl FnOnce(&str, &mut ChildStdin),
 ) -> Option<String> {
-    let shell = format!("stty rows 24 cols 80; {command}");
-    let spawned = Command::new("script")
-        .args(["-qec", &shell, "/dev/null"])
-        .env("TERM", "xterm-256color")
-        .env_remove("KVPSI_API_KEY")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn();
-    let mut script = match spawned {
-        Ok(child) => child,
-        Err(e) => {
-            skip(test, format!("no `script`: {e}"));
-            return None;
-        }
-    };
-    // Held to the end: the end of its input would end `script` too.
-    let mut stdin = script.stdin.take().unwrap();
-    let mut stdout = script.stdout.take().unwrap();
-    let (mut sent, mut act) = (String::new(), Some(act));
-    let mut piece = [0; 4096];
-    loop {
-        let n = stdout.read(&mut piece).unwrap();
-        if n == 0 {
-            break;
-        }
-        sent += &String::from_utf8_lossy(&piece[..n]);
-        if sent.contains(mark)
-            && let Some(act) = act.take()
-        {
-            act(&sent, &mut stdin);
-        }
-    }
-    script.wait().unwrap();
-    assert!(act.is_none(), "no {mark} in {sent:?}");
-    Some(sent)
+    let mut terminal = Terminal::start(test, command)?;
+    let shown = terminal.until(mark).to_owned();
+    act(&shown, terminal.keys());
+    Some(terminal.end())
 }
 
 /// The terminal's settings before and after are the same line, and the other

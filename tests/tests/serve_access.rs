@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{kvpsi_binary, model, served::Served};
+use kvpsi_tests::{kvpsi_binary, model, served::Served, skip};
 use serde_json::{Value, json};
 use std::{
     io::{Read, Write},
@@ -266,4 +266,28 @@ fn a_request_is_a_line_of_the_log_and_every_line_is_json() {
         out.status.code() == Some(2) && said.contains("KVPSI_LOG"),
         "{said}"
     );
+}
+
+#[test]
+fn markdown_on_the_page_is_elements_without_attributes_and_html_is_text() {
+    let test = "markdown_on_the_page_is_elements_without_attributes_and_html_is_text";
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    // Node takes a module for one by its name.
+    let module = dir.path().join("markdown.mjs");
+    let page = here.join("../kvpsi-runtime/src/server/page/markdown.js");
+    std::fs::copy(page, &module).unwrap();
+    let node = Command::new("node")
+        .arg(here.join("data/markdown.mjs"))
+        .arg(module)
+        .output();
+    let out = match node {
+        Ok(out) => out,
+        Err(e) => return skip(test, format!("no node: {e}")),
+    };
+    let (text, said) = (
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+    );
+    assert!(text.ends_with("all is well\n"), "{text}\n{said}");
 }

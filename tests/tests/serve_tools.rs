@@ -113,6 +113,102 @@ fn every_familys_calls_are_forced_told_and_taken_back() {
 }
 
 #[test]
+fn a_strict_function_gets_arguments_that_follow_its_schema_without_being_forced() {
+    let test = "a_strict_function_gets_arguments_that_follow_its_schema_without_being_forced";
+    let Some(file) = model(test) else { return };
+    let (mut s, _dir) = start(&file, &template("<|python_tag|>"));
+    let (_, told) = s.post(
+        "/tokenize",
+        &json!({"content": "{", "add_special_tokens": false}),
+    );
+    let brace = told["tokens"][0].to_string();
+    let mut body = json!({
+        "messages": [{"role": "user", "content": "Look at the sky."}], "tools": tools(),
+        "temperature": 0, "max_tokens": 60, "logit_bias": {},
+    });
+    // A model that wants to begin a call, and does not know how.
+    body["logit_bias"][&brace] = json!(100);
+    let ask = |s: &mut Served, body: &Value| {
+        let (status, answer) = s.post("/v1/chat/completions", body);
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"][0].clone()
+    };
+    let free = ask(&mut s, &body);
+    let text = free["message"]["content"].as_str().unwrap_or_default();
+    assert!(text.starts_with("{{{"), "{free}");
+    for (name, strict) in [("look", true), ("find", false)] {
+        let all = body["tools"].as_array_mut().unwrap();
+        all.retain(|t| t["function"]["name"] == name);
+        all[0]["function"]["strict"] = json!(true);
+        let held = ask(&mut s, &body);
+        assert_eq!(held["finish_reason"], "tool_calls", "{held}");
+        let call = &held["message"]["tool_calls"][0]["function"];
+        assert_eq!(call["name"], name, "{held}");
+        let arguments = call["arguments"].as_str().unwrap();
+        let arguments: Value = serde_json::from_str(arguments).unwrap();
+        let right = match strict {
+            true => ["sea", "sky"].contains(&arguments["at"].as_str().unwrap_or_default()),
+            false => arguments["at"].as_u64().is_some_and(|n| n < 10),
+        };
+        assert!(right, "{held}");
+        body["tools"] = tools();
+    }
+    // Without the wish to call, an answer in words.
+    body["logit_bias"] = json!({});
+    for tool in body["tools"].as_array_mut().unwrap() {
+        tool["function"]["strict"] = json!(true);
+    }
+    let words = ask(&mut s, &body);
+    let text = words["message"]["content"].as_str().unwrap_or_default();
+    assert!(text.split_whitespace().count() > 3, "{words}");
+    // What cannot be enforced is refused by its name.
+    body["tools"][0]["function"]["parameters"]["properties"]["at"] =
+        json!({"type": "array", "uniqueItems": true});
+    let (status, refused) = s.post("/v1/chat/completions", &body);
+    let message = refused["error"]["message"].as_str().unwrap_or_default();
+    assert!(
+        status == 400 && message.contains("uniqueItems"),
+        "{refused}"
+    );
+    let (status, said) = s.stop();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
+fn gemmas_template_has_no_tools_and_they_are_explained_to_it() {
+    let test = "gemmas_template_has_no_tools_and_they_are_explained_to_it";
+    let Some(file) = model(test) else { return };
+    let mut s = Served::start(&file, &["--chat-template", "gemma"], None);
+    let mut body = json!({
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Look at the sky."},
+        ],
+        "tools": tools(), "tool_choice": "required", "temperature": 0, "max_tokens": 400,
+    });
+    let (_, bare) = s.post("/tokenize", &json!({"messages": body["messages"]}));
+    let (status, whole) = s.post("/v1/chat/completions", &body);
+    assert_eq!(status, 200, "{whole}");
+    let explained = whole["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(
+        explained > bare["count"].as_u64().unwrap() + 100,
+        "{bare} {whole}"
+    );
+    let message = whole["choices"][0]["message"].clone();
+    let call = message["tool_calls"][0].clone();
+    assert!(call["function"]["name"].is_string(), "{whole}");
+    let messages = body["messages"].as_array_mut().unwrap();
+    messages.push(message);
+    messages.push(json!({"role": "tool", "tool_call_id": call["id"], "content": "blue"}));
+    body["tool_choice"] = json!("auto");
+    body["max_tokens"] = json!(20);
+    let (status, whole) = s.post("/v1/chat/completions", &body);
+    assert_eq!(status, 200, "{whole}");
+    let (status, said) = s.stop();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
 fn answers_are_valid_by_the_jsonschema_package_and_what_cannot_be_is_refused_by_name() {
     let test = "answers_are_valid_by_the_jsonschema_package_and_what_cannot_be_is_refused_by_name";
     let validator = package(test, "KVPSI_JSONSCHEMA", "jsonschema");
@@ -120,15 +216,23 @@ fn answers_are_valid_by_the_jsonschema_package_and_what_cannot_be_is_refused_by_
         return;
     };
     let mut s = Served::start(&file, &[], None);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/schemas.py");
-    let out = Command::new("python3")
-        .args([script, &format!("http://127.0.0.1:{}", s.port)])
-        .env("PYTHONPATH", validator)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&out.stdout);
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(text.ends_with("all is well\n"), "{text}\n{said}");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    // Drawn ones: one for each keyword, or as many as are asked for.
+    let drawn = std::env::var("KVPSI_SCHEMAS").unwrap_or_else(|_| "44".into());
+    let all: [(&str, &[&str]); 2] = [("schemas.py", &[]), ("schemas_drawn.py", &[&drawn, "1"])];
+    for (script, more) in all {
+        let out = Command::new("python3")
+            .arg(data.join(script))
+            .arg(format!("http://127.0.0.1:{}", s.port))
+            .args(more)
+            .env("PYTHONPATH", &validator)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(text.ends_with("all is well\n"), "{text}\n{said}");
+        println!("{text}");
+    }
     let (status, said) = s.stop();
     assert!(status.success(), "{said}");
 }

@@ -52,6 +52,12 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
+/// [`line`] of a format.
+macro_rules! tell {
+    ($($text:tt)*) => { $crate::cli::tell::line(format_args!($($text)*)) };
+}
+pub(crate) use tell;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,9 +70,3 @@ mod tests {
         assert!((MOST..MOST + 16).contains(&long), "{long}");
     }
 }
-
-/// [`line`] of a format.
-macro_rules! tell {
-    ($($text:tt)*) => { $crate::cli::tell::line(format_args!($($text)*)) };
-}
-pub(crate) use tell;

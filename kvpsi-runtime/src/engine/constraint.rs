@@ -9,7 +9,10 @@
 //! how a token is chosen among those that are allowed.
 
 use super::gbnf;
-use crate::model::tokenizer::{TokenBytes, Tokenizer};
+use crate::model::{
+    chat::decoded,
+    tokenizer::{TokenBytes, Tokenizer},
+};
 use llguidance::{
     Matcher, ParserFactory,
     api::{GrammarWithLexer, ParserLimits, TopLevelGrammar},
@@ -89,7 +92,7 @@ impl Grammar {
             )));
         }
         Ok(match self {
-            Self::Schema(schema) => GrammarWithLexer::from_json_schema(compact(schema)),
+            Self::Schema(schema) => GrammarWithLexer::from_json_schema(compact(decoded(schema))),
             Self::Regex(regex) => GrammarWithLexer::from_regex(&regex),
             Self::Choice(all) if all.is_empty() || all.len() > MOST_CHOICES => {
                 return Err(GrammarError(format!(

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     engine::{Constraint, Grammar},
     model::{
-        chat::{AnswerParser, ChatTemplate, ChatText, ToolFormat},
+        chat::{self, AnswerParser, ChatTemplate, ChatText, Style, Tool, ToolFormat},
         gguf::ModelError,
         tokenizer::TooLong,
     },
@@ -26,9 +26,6 @@ pub(super) struct Prepared {
     /// Ids of calls have nine letters, as Mistral's templates want them.
     pub short_ids: bool,
 }
-
-/// A thought that the template began, and white space after it.
-const REST_OF_THOUGHT: &str = r"/(?s:.*)<\/think>\s{0,2}/";
 
 /// Takes a while for a long prompt or a large grammar: not on a thread of the
 /// runtime. The prompt may have `most` tokens.
@@ -62,15 +59,23 @@ pub(super) fn prepare(
     let tokens = chat_tokens(live, &text, most)?;
     drop(text);
     let format = style.format.unwrap_or(ToolFormat::Hermes);
-    let (grammars, before) = answers(live, request, format).map_err(|e| cannot("tools", e))?;
+    let Answers {
+        grammars,
+        before,
+        held,
+    } = answers(live, request, style, thinking).map_err(|e| cannot("tools", e))?;
+    let parser = AnswerParser::new(style, tools, thinking);
     let before = match thinking {
-        true => Some(REST_OF_THOUGHT.to_owned()),
+        true => Some(chat::rest_of_thought(&live.loaded.tokenizer)),
         false => before,
     };
     Ok(Prepared {
         tokens,
         constraint: constraint(live, request, grammars, before.as_deref())?,
-        parser: AnswerParser::new(style, tools, thinking),
+        parser: match held {
+            true => parser.map(AnswerParser::held),
+            false => parser,
+        },
         short_ids: matches!(format, ToolFormat::Mistral | ToolFormat::MistralArgs),
     })
 }
@@ -146,26 +151,55 @@ pub(super) fn tokens(live: &Live, prompt: Prompt, most: usize) -> Result<Vec<u32
     }
 }
 
-/// What the answer must be one of, and what comes before it.
+/// What the answer must be one of.
+#[derive(Default)]
+struct Answers {
+    grammars: Vec<Grammar>,
+    /// What comes before it.
+    before: Option<String>,
+    /// Calls come in the family's form alone.
+    held: bool,
+}
+
 fn answers(
     live: &Live,
     request: &Request,
-    format: ToolFormat,
-) -> Result<(Vec<Grammar>, Option<String>), String> {
+    style: Style,
+    thinking: bool,
+) -> Result<Answers, String> {
     let tokenizer = &live.loaded.tokenizer;
+    let format = style.format.unwrap_or(ToolFormat::Hermes);
+    let parallel = !request.tools.one_call;
     let calls = |tools: &[_]| {
-        let lark = format.grammar(tools, !request.tools.one_call, tokenizer);
+        let lark = format.grammar(tools, parallel, tokenizer);
         lark.map(Grammar::Lark)
     };
-    if let Some(forced) = request.tools.forced() {
-        return Ok((vec![calls(&forced)?], None));
-    }
-    let Some((_, grammar)) = request.grammar.clone() else {
-        return Ok((Vec::new(), None));
+    let of = |grammars| Answers {
+        grammars,
+        ..Answers::default()
     };
-    Ok(match request.tools.told() {
-        [] => (vec![grammar], format.before_text(tokenizer)),
-        told => (vec![grammar, calls(told)?], None),
+    if let Some(forced) = request.tools.forced() {
+        return Ok(of(vec![calls(&forced)?]));
+    }
+    let told = request.tools.told();
+    let Some((_, grammar)) = request.grammar.clone() else {
+        if !told.iter().any(Tool::strict) {
+            return Ok(Answers::default());
+        }
+        // A thought that was begun is before the answer.
+        let thinks = style.thinks && !thinking;
+        let free = format.free_grammar(told, parallel, thinks, tokenizer)?;
+        return Ok(Answers {
+            held: free.is_some(),
+            ..of(free.map(Grammar::Lark).into_iter().collect())
+        });
+    };
+    Ok(match told {
+        [] => Answers {
+            before: format.before_text(tokenizer),
+            ..of(vec![grammar])
+        },
+        told => of(vec![grammar, calls(told)?]),
     })
 }
 

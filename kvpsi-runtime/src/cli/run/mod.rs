@@ -1,10 +1,13 @@
 //! `kvpsi run`: text of the model on stdout, figures on stderr.
 //!
-//! Owns the flags, the signals and what is said at the end; `talk` holds the
-//! conversation. A signal or a closed pipe ends it cleanly. Out of scope: how
-//! tokens are made.
+//! Owns the flags and what is said at the end; `talk` holds the conversation,
+//! `turns` has stdin and the signals. A signal or a closed pipe ends it cleanly.
+//! Out of scope: how tokens are made.
 
+mod command;
+mod dialogue;
 mod talk;
+mod turns;
 
 use super::{reading, weights};
 use crate::cli::tell::tell;
@@ -20,22 +23,21 @@ use crate::{
 use anyhow::{Context, bail};
 use kvpsi_common::{Kind, counters::KindCounters};
 use std::{
-    io::BufRead,
+    io::{IsTerminal, Read},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI32, Ordering},
-        mpsc::{self, Sender},
-    },
+    sync::{Arc, mpsc},
 };
 use talk::Talk;
-use tokio::signal::unix::{SignalKind, signal};
+use turns::{Inbox, Signals};
 
 const EXAMPLES: &str = "Examples:
   kvpsi run -p 'Why is the sky blue?'
   kvpsi run -m model.gguf -p 'Once upon a time' --raw -n 100 --temperature 0
+  kvpsi run < question.txt
   kvpsi run --chat --system 'Answer in one sentence.'
-  echo 'Name three rivers.' | kvpsi run --chat --seed 7";
+  printf 'Name a river.\\nHow long is it?\\n' | kvpsi run --chat --seed 7
+
+In a conversation /help lists what else may be typed; Ctrl-C stops the answer.";
 
 /// Which source of memory pressure to listen to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -77,10 +79,10 @@ pub struct Args {
     /// GGUF file, or ollama:NAME [default: $KVPSI_MODEL, else what `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// What to ask, or with --raw what to continue
-    #[arg(short, long, required_unless_present = "chat", conflicts_with = "chat")]
+    /// What to ask, or with --raw what to continue [default: all of stdin, if it is no terminal]
+    #[arg(short, long, conflicts_with = "chat")]
     prompt: Option<String>,
-    /// Hold a conversation: one turn a line on stdin
+    /// Hold a conversation: in a terminal, or one turn a line on stdin
     #[arg(long, conflicts_with = "raw")]
     chat: bool,
     /// Most tokens of an answer
@@ -156,6 +158,7 @@ pub struct Args {
 /// The model, the prompt or a setting cannot be used, or stdout is broken.
 pub fn run(args: Args) -> anyhow::Result<()> {
     restart_with_threads(args.threads)?;
+    let prompt = args.prompt()?;
     let model = default_model::named(args.model.as_deref())?;
     let sampling = args.sampling();
     sampling.check()?;
@@ -177,7 +180,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     config.floor_tokens = args.kv_floor;
     config.speculate = args.speculate;
     config.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
-    let caught = catch_signals(config.stop.clone(), turns.clone())?;
+    let signals = Signals::catch(config.stop.clone(), turns.clone())?;
     let engine = reading::engine(&config)?;
     let signal = prepared.as_ref().map_or("none", Prepared::signal);
     let recording = kept.map(|k| k.start(signal, engine.pool())).transpose()?;
@@ -193,12 +196,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             .map(Governor::pressure)
             .unwrap_or_default(),
     };
-    match &args.prompt {
+    match &prompt {
         Some(prompt) => talk.once(prompt, &args)?,
         None => {
-            let hold = talk.hold.clone();
-            std::thread::spawn(move || read_turns(&turns, &hold));
-            talk.chat(&inbox, args.system.as_deref())?;
+            let inbox = Inbox::open(inbox, turns, signals.clone(), talk.hold.clone())?;
+            let ended = talk.chat(&inbox, args.system.as_deref());
+            signals.restore_terminal();
+            ended?;
         }
     }
     drop(talk);
@@ -206,7 +210,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(governor) = governor {
         report_trims(&governor.stats(), &governor.source().kinds());
     }
-    match caught.load(Ordering::Relaxed) {
+    match signals.caught() {
         0 => Ok(()),
         signal => std::process::exit(128 + signal),
     }
@@ -290,7 +294,47 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     }
 }
 
+/// Most bytes of a prompt on stdin: more than any context holds.
+const MOST_PROMPT: u64 = 64 << 20;
+
 impl Args {
+    /// The prompt; `None` for a conversation.
+    fn prompt(&self) -> anyhow::Result<Option<String>> {
+        if self.chat {
+            return Ok(None);
+        }
+        if let Some(prompt) = &self.prompt {
+            return Ok(Some(prompt.clone()));
+        }
+        let stdin = std::io::stdin();
+        let mut bytes = Vec::new();
+        if !stdin.is_terminal() {
+            let mut bounded = stdin.lock().take(MOST_PROMPT + 1);
+            bounded
+                .read_to_end(&mut bytes)
+                .context("the prompt on stdin")?;
+        }
+        if u64::try_from(bytes.len()).is_ok_and(|n| n > MOST_PROMPT) {
+            bail!("the prompt on stdin is longer than 64 MiB: no context holds it");
+        }
+        let mut prompt = String::from_utf8(bytes).context("the prompt on stdin is no UTF-8")?;
+        if prompt.trim().is_empty() {
+            let missing = "nothing to answer: give --prompt TEXT, --chat, or a text on stdin";
+            let mut cli = super::Cli::prepared();
+            // Only then it knows how it was called.
+            cli.build();
+            cli.find_subcommand_mut("run")
+                .context(missing)?
+                .error(clap::error::ErrorKind::MissingRequiredArgument, missing)
+                .exit();
+        }
+        // The end of its last line is no part of it.
+        if prompt.ends_with('\n') {
+            prompt.pop();
+        }
+        Ok(Some(prompt))
+    }
+
     fn sampling(&self) -> SamplingConfig {
         SamplingConfig {
             max_tokens: self.max_tokens,
@@ -322,67 +366,4 @@ pub(super) fn restart_with_threads(threads: Option<u16>) -> anyhow::Result<()> {
         .env_remove("CANDLE_NUM_THREADS")
         .exec();
     bail!("--threads: starting again with {KEY} set: {failed}; set it yourself")
-}
-
-/// What the conversation waits for.
-enum Turn {
-    Line(String),
-    /// stdin ended, broke, or a signal came.
-    End,
-}
-
-/// SIGINT and SIGTERM stop the generation and end the conversation; a second
-/// one ends the process at once. Returns where the signal's number appears.
-fn catch_signals(stop: Arc<AtomicBool>, turns: Sender<Turn>) -> anyhow::Result<Arc<AtomicI32>> {
-    let caught = Arc::new(AtomicI32::new(0));
-    let seen = caught.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .context("listening for signals")?;
-    let guard = runtime.enter();
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    drop(guard);
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            runtime.block_on(async {
-                loop {
-                    let number = tokio::select! {
-                        _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-                        _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
-                    };
-                    if seen.swap(number, Ordering::Relaxed) != 0 {
-                        std::process::exit(128 + number);
-                    }
-                    stop.store(true, Ordering::Relaxed);
-                    // No reader outside a conversation.
-                    let _ = turns.send(Turn::End);
-                }
-            });
-        })
-        .context("listening for signals")?;
-    Ok(caught)
-}
-
-fn read_turns(turns: &Sender<Turn>, hold: &AtomicBool) {
-    for line in std::io::stdin().lock().lines() {
-        match line {
-            Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => {
-                if turns.send(Turn::Line(line)).is_err() {
-                    return;
-                }
-                // After the line is there: who holds on looks for it.
-                hold.store(true, Ordering::Relaxed);
-            }
-            Err(e) => {
-                tell!("stdin: {e}");
-                break;
-            }
-        }
-    }
-    // The conversation may be over already.
-    let _ = turns.send(Turn::End);
 }

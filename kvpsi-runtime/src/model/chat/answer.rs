@@ -38,6 +38,8 @@ pub struct AnswerParser {
     held: String,
     /// White space at the beginning of the next text is not part of it.
     trim: bool,
+    /// Calls without a mark are none.
+    marked: bool,
     harmony: Option<Harmony>,
 }
 
@@ -72,8 +74,20 @@ impl AnswerParser {
             },
             held: String::new(),
             trim: thinking,
+            marked: false,
             harmony: harmony.then(Harmony::default),
         })
+    }
+
+    /// The same for an answer that a grammar holds to the family's form: where
+    /// calls have a mark, JSON without one is a text.
+    #[must_use]
+    pub fn held(self) -> Self {
+        let bare = matches!(self.format, Some(ToolFormat::Llama3 | ToolFormat::Json));
+        Self {
+            marked: !bare,
+            ..self
+        }
     }
 
     /// Takes a piece of the answer: the parts that are sure by now.
@@ -122,13 +136,7 @@ impl AnswerParser {
 
     /// The mark that calls begin with.
     fn open(&self) -> Option<&'static str> {
-        Some(match self.format? {
-            ToolFormat::Hermes | ToolFormat::Xml => "<tool_call>",
-            ToolFormat::Llama3 => "<|python_tag|>",
-            ToolFormat::Mistral | ToolFormat::MistralArgs => "[TOOL_CALLS]",
-            ToolFormat::Marked => "<|tool_call|>",
-            ToolFormat::Harmony | ToolFormat::Json => return None,
-        })
+        self.format?.mark()
     }
 
     /// Whether what is held came after a mark, and not as bare JSON.
@@ -224,7 +232,7 @@ impl AnswerParser {
             self.format,
             None | Some(Mistral | MistralArgs | Harmony | Xml)
         );
-        self.state = if bare && begun.starts_with(['{', '[']) {
+        self.state = if bare && !self.marked && begun.starts_with(['{', '[']) {
             State::Calls
         } else {
             State::Text

@@ -7,15 +7,19 @@
 
 mod answer;
 mod builtin;
+mod calls;
 mod conversation;
 mod harmony;
 mod python;
+mod schema;
 mod style;
 mod xml;
 
 pub use answer::{AnswerParser, Part};
 pub use builtin::NAMES;
+pub use calls::rest_of_thought;
 pub use conversation::{ChatText, Conversation, Message, Role, ToolCall};
+pub use schema::decoded;
 pub use style::{Style, Tool, ToolFormat};
 
 use super::gguf::{Gguf, ModelError};

@@ -1,12 +1,10 @@
 //! What a template's text says of its model: how tools are called, and whether
 //! it thinks before it answers.
 //!
-//! Owns the families of tool calls and the grammar of a call that must come.
-//! Each family is as its model's card and template have it. Out of scope: how
-//! an answer is taken apart.
+//! Owns the families of tool calls. Each is as its model's card and template have
+//! it. Out of scope: grammars of calls, and how an answer is taken apart.
 
-use super::xml;
-use crate::model::tokenizer::Tokenizer;
+use super::schema::decoded;
 use serde_json::{Value, json};
 
 /// How a family writes the calls of functions.
@@ -52,11 +50,17 @@ pub struct Tool {
 }
 
 impl Tool {
+    /// Its arguments are to follow their schema whenever it is called.
+    #[must_use]
+    pub fn strict(&self) -> bool {
+        self.json["function"]["strict"] == true
+    }
+
     /// The JSON schema of its arguments.
     #[must_use]
     pub fn parameters(&self) -> Value {
         match &self.json["function"]["parameters"] {
-            Value::Object(schema) if !schema.is_empty() => Value::Object(schema.clone()),
+            Value::Object(schema) if !schema.is_empty() => decoded(Value::Object(schema.clone())),
             _ => json!({"type": "object", "properties": {}, "additionalProperties": false}),
         }
     }
@@ -105,143 +109,16 @@ fn has_word(text: &str, word: &str) -> bool {
 }
 
 impl ToolFormat {
-    /// A Lark grammar of calls that must come: one, or with `parallel` up to
-    /// eight, of any of `tools`, each with arguments that its schema takes.
-    ///
-    /// # Errors
-    /// A schema asks for what this form of calls cannot enforce.
-    pub fn grammar(
-        self,
-        tools: &[Tool],
-        parallel: bool,
-        tokenizer: &Tokenizer,
-    ) -> Result<String, String> {
-        let special = |name: &str| special(tokenizer, name);
-        let text = |text: &str| json!(text).to_string();
-        let mut rules = String::new();
-        let mut bodies = Vec::new();
-        for (i, tool) in tools.iter().enumerate() {
-            if self == Self::Xml {
-                bodies.push(format!("t{i}"));
-                rules.push_str(&xml::rules(tool, &format!("t{i}"))?);
-                continue;
-            }
-            let key = match self {
-                Self::Llama3 => "parameters",
-                _ => "arguments",
-            };
-            let name = &tool.name;
-            let (before, after) = match self {
-                Self::MistralArgs => {
-                    let begin = special("[TOOL_CALLS]");
-                    (
-                        format!("{begin} {} {}", text(name), special("[ARGS]")),
-                        None,
-                    )
-                }
-                Self::Harmony => {
-                    let (channel, message) = (special("<|channel|>"), special("<|message|>"));
-                    let head = text(&format!("commentary to=functions.{name} "));
-                    let kind = special("<|constrain|>");
-                    (format!("{channel} {head} {kind} \"json\" {message}"), None)
-                }
-                _ => {
-                    let head = format!("{{\"name\": {}, \"{key}\": ", json!(name));
-                    (text(&head), Some(text("}")))
-                }
-            };
-            let mut schema = closed(tool.parameters());
-            schema["x-guidance"] = json!({
-                "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
-            });
-            bodies.push(format!("t{i}"));
-            let after = after.unwrap_or_default();
-            rules.push_str(&format!(
-                "t{i}: {before} a{i} {after}\na{i}: %json {schema}\n"
-            ));
-        }
-        let body = bodies.join(" | ");
-        let more = |between: &str| match parallel {
-            true => format!("call ({between} call){{0,7}}"),
-            false => "call".to_owned(),
-        };
-        let (start, call) = match self {
-            Self::Hermes | Self::Xml => {
-                let (open, close) = (special("<tool_call>"), special("</tool_call>"));
-                (
-                    more("\"\\n\""),
-                    format!("{open} \"\\n\" body \"\\n\" {close}"),
-                )
-            }
-            Self::Mistral => {
-                let calls = more("\", \"");
-                (
-                    format!("{} \"[\" {calls} \"]\"", special("[TOOL_CALLS]")),
-                    "body".into(),
-                )
-            }
-            Self::Marked => {
-                let calls = more("\", \"");
-                (
-                    format!("{} \"[\" {calls} \"]\"", special("<|tool_call|>")),
-                    "body".into(),
-                )
-            }
-            Self::MistralArgs => (more(""), "body".into()),
-            // One at a time: that is how they are written.
-            Self::Llama3 | Self::Harmony | Self::Json => ("call".into(), "body".into()),
-        };
-        Ok(format!(
-            "start: {start}\ncall: {call}\nbody: {body}\n{rules}"
-        ))
-    }
-
-    /// What an answer of this family has before its text, for a grammar of the
-    /// text: a Lark expression.
+    /// The mark that calls begin with; `None` where they are bare.
     #[must_use]
-    pub fn before_text(self, tokenizer: &Tokenizer) -> Option<String> {
-        let special = |name: &str| special(tokenizer, name);
-        (self == Self::Harmony && tokenizer.token("<|message|>").is_some()).then(|| {
-            format!(
-                "{} \"final\" {}",
-                special("<|channel|>"),
-                special("<|message|>")
-            )
+    pub fn mark(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Hermes | Self::Xml => "<tool_call>",
+            Self::Llama3 => "<|python_tag|>",
+            Self::Mistral | Self::MistralArgs => "[TOOL_CALLS]",
+            Self::Marked => "<|tool_call|>",
+            Self::Harmony | Self::Json => return None,
         })
-    }
-}
-
-/// A schema whose objects have no properties but those that it names, where it
-/// does not say: a function has no use for others. Parts of an `allOf` stay open:
-/// they name what others of them have.
-pub(super) fn closed(mut schema: Value) -> Value {
-    let Some(fields) = schema.as_object_mut() else {
-        return schema;
-    };
-    for (key, value) in fields.iter_mut() {
-        match (key.as_str(), value) {
-            ("properties" | "$defs" | "definitions", Value::Object(all)) => {
-                all.values_mut().for_each(|v| *v = closed(v.take()));
-            }
-            ("anyOf" | "oneOf" | "prefixItems", Value::Array(all)) => {
-                all.iter_mut().for_each(|v| *v = closed(v.take()));
-            }
-            ("items", items) => *items = closed(items.take()),
-            _ => {}
-        }
-    }
-    let says = ["additionalProperties", "patternProperties", "allOf", "$ref"];
-    if fields.contains_key("properties") && !says.iter().any(|key| fields.contains_key(*key)) {
-        fields.insert("additionalProperties".into(), Value::Bool(false));
-    }
-    schema
-}
-
-/// A control token by its number, or the text where there is no such token.
-fn special(tokenizer: &Tokenizer, name: &str) -> String {
-    match tokenizer.token(name).filter(|id| tokenizer.is_control(*id)) {
-        Some(id) => format!("<[{id}]>"),
-        None => json!(name).to_string(),
     }
 }
 
@@ -284,29 +161,5 @@ mod tests {
         }
         assert!(!Style::of("{{ message.tool_calls }}").native);
         assert!(Style::of("{{ '<think>' }}").thinks);
-    }
-
-    #[test]
-    fn arguments_have_no_properties_that_their_schema_does_not_name() {
-        let schema = json!({
-            "properties": {
-                "a": {"properties": {"b": {"type": "string"}}},
-                "c": {"anyOf": [{"properties": {}}, {"type": "null"}]},
-                "d": {"properties": {}, "additionalProperties": true},
-            },
-        });
-        let closed = closed(schema);
-        assert_eq!(closed["additionalProperties"], false);
-        assert_eq!(closed["properties"]["a"]["additionalProperties"], false);
-        assert_eq!(
-            closed["properties"]["c"]["anyOf"][0]["additionalProperties"],
-            false
-        );
-        assert_eq!(closed["properties"]["d"]["additionalProperties"], true);
-        assert!(
-            closed["properties"]["c"]
-                .get("additionalProperties")
-                .is_none()
-        );
     }
 }

@@ -13,7 +13,7 @@
 //! takes that, too), and JSON everywhere else. Out of scope: the marks around it.
 
 use super::answer::Part;
-use super::style::{Tool, closed};
+use super::{schema::closed, style::Tool};
 use serde_json::{Map, Value, json};
 
 /// The call of `text`, and what comes after it; `None` where it is none. A call

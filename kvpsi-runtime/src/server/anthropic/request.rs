@@ -122,6 +122,7 @@ fn tools(fields: &Fields) -> Result<Tools, ApiError> {
             ("name", "name"),
             ("description", "description"),
             ("input_schema", "parameters"),
+            ("strict", "strict"),
         ] {
             if let Some(value) = tool.get(from) {
                 function.insert(to.into(), value.clone());

@@ -1,10 +1,12 @@
 // A conversation with the model, to try it.
 //
 // Owns the conversation, the stream and its end. What the model says is put in
-// as text. Out of scope: how the rest of the page looks.
+// as text, and as what `markdown.js` makes of it. Out of scope: how the rest of the
+// page looks.
 
 import { ask, Refused } from "./api.js";
 import { count, percent } from "./figures.js";
+import { elements, parse } from "./markdown.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -86,7 +88,8 @@ export class Chat {
   entry(role, text) {
     const entry = document.createElement("div");
     entry.className = `entry ${role}`;
-    const body = document.createElement("p");
+    const body = document.createElement("div");
+    body.className = "body";
     body.textContent = text;
     const foot = document.createElement("small");
     entry.append(body, foot);
@@ -119,17 +122,24 @@ export class Chat {
     const running = new AbortController();
     this.running = running;
     this.busy(true);
-    let answer = "";
+    let [answer, frame] = ["", 0];
+    const show = () => {
+      frame = 0;
+      out.body.replaceChildren(...elements(parse(answer)));
+      this.follow(false);
+    };
     try {
       const foot = await this.stream(said, running.signal, (piece) => {
         answer += piece;
-        out.body.textContent = answer;
-        this.follow(false);
+        // As often as it can be seen: all of it is put in anew.
+        if (frame === 0) frame = requestAnimationFrame(show);
       });
       out.foot.textContent = foot;
     } catch (e) {
       this.broken(e, out);
     }
+    cancelAnimationFrame(frame);
+    show();
     out.entry.classList.remove("pending");
     // What was said stays said: the next turn goes on from there.
     if (answer !== "") said.push({ role: "assistant", content: answer });

@@ -40,13 +40,14 @@ const fn file(path: &'static str, kind: &'static str, text: &'static str) -> Fil
     File { path, kind, text }
 }
 
-const FILES: [File; 7] = [
+const FILES: [File; 8] = [
     file("/", HTML, include_str!("index.html")),
     file("/page.css", CSS, include_str!("page.css")),
     file("/page.js", SCRIPT, include_str!("page.js")),
     file("/page/api.js", SCRIPT, include_str!("api.js")),
     file("/page/chat.js", SCRIPT, include_str!("chat.js")),
     file("/page/figures.js", SCRIPT, include_str!("figures.js")),
+    file("/page/markdown.js", SCRIPT, include_str!("markdown.js")),
     file("/page/plot.js", SCRIPT, include_str!("plot.js")),
 ];
 
