@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: formatting and clippy, for user space, arm64 and eBPF.
+//! `cargo xtask lint`: formatting, clippy and rustdoc, for user space, arm64 and
+//! eBPF.
 
 use crate::cross::{self, TARGET as ARM64};
 use crate::toolchain::{TARGET, Toolchain};
@@ -16,6 +17,13 @@ pub fn run(sh: &Shell) -> Result<()> {
         sh,
         "cargo clippy --package kvpsi-runtime --no-default-features --all-targets -- -D warnings"
     )
+    .run()?;
+    // Two crates have a library with public items.
+    cmd!(
+        sh,
+        "cargo doc --no-deps --package kvpsi-runtime --package kvpsi-common"
+    )
+    .env("RUSTDOCFLAGS", "-D warnings")
     .run()?;
     arm64(sh)?;
     let toolchain = Toolchain::find(sh)

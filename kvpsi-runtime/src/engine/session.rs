@@ -1,17 +1,17 @@
 //! One sequence and how it goes on.
 
-mod drafts;
+mod rows;
 
 use super::{
     Engine, EngineError, Finish, GenStats, Piece, SamplingConfig, answer::Answer, history::History,
 };
 use crate::{
     attention::RowSpan,
-    kv::{BlockHash, KvError, KvPool, Loss, SeqId},
-    units::Bytes,
+    kv::{BlockHash, KvPool, Loss, SeqId},
 };
+pub(super) use rows::StepRows;
 use std::{
-    ops::{ControlFlow, Range},
+    ops::ControlFlow,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -184,23 +184,6 @@ impl Drop for Session {
             self.pool.close(seq);
         }
     }
-}
-
-/// A span for each position: rows get the bits that they would get in steps of
-/// their own.
-pub(super) fn one_by_one(seq: SeqId, at: Range<usize>) -> impl Iterator<Item = RowSpan> {
-    at.map(move |first_pos| RowSpan {
-        seq,
-        first_pos,
-        rows: 1,
-    })
-}
-
-/// Rows of a step in the making.
-#[derive(Default)]
-pub(super) struct StepRows {
-    pub tokens: Vec<u32>,
-    pub spans: Vec<RowSpan>,
 }
 
 /// What came of a step, or of asking the pool for its rows.
@@ -443,85 +426,5 @@ impl Engine {
             };
         }
         Ok(went)
-    }
-
-    /// Computes the next `rows` waiting rows; the logits of the last one are
-    /// then the step's. Or one such row and `drafts` behind it, and the logits
-    /// of all of these: [`Session::settle`] says which ones stay.
-    fn go_on(
-        &mut self,
-        session: &mut Session,
-        rows: usize,
-        drafts: &[u32],
-    ) -> Result<Went, EngineError> {
-        let mut rows_of_step = StepRows::default();
-        match self.hand_out(session, rows, drafts, &mut rows_of_step)? {
-            Went::On => {}
-            other => return Ok(other),
-        }
-        let (decoder, step) = (&self.decoder, &mut self.step);
-        let StepRows { tokens, spans } = rows_of_step;
-        if let Err(e) = decoder.step(&tokens, &spans, &session.pool, step) {
-            if !drafts.is_empty() {
-                session.settle(session.tokens.len());
-            }
-            return Err(e.into());
-        }
-        // Which drafts are written for good is not known yet.
-        let preempted = if drafts.is_empty() {
-            session.written()
-        } else {
-            (session.seq).is_none_or(|seq| session.pool.preempted(seq))
-        };
-        Ok(if preempted { Went::Preempted } else { Went::On })
-    }
-
-    /// Positions for the next `rows` waiting rows, put into a step; or for one
-    /// and drafts behind it, each as a span of its own.
-    pub(super) fn hand_out(
-        &mut self,
-        session: &mut Session,
-        rows: usize,
-        drafts: &[u32],
-        step: &mut StepRows,
-    ) -> Result<Went, EngineError> {
-        let Some(seq) = session.seq else {
-            return Ok(Went::NoRoom);
-        };
-        self.make_room(rows + drafts.len());
-        let at = match session.pool.append_drafts(seq, rows, drafts.len()) {
-            Ok(at) => at,
-            Err(KvError::Exhausted(_)) => return Ok(Went::NoRoom),
-            Err(KvError::Preempted) => return Ok(Went::Preempted),
-            Err(e) => return Err(e.into()),
-        };
-        session.history.push(rows);
-        let (first_pos, certain) = (at.start, at.start..at.start + rows);
-        step.tokens.extend_from_slice(&session.tokens[certain]);
-        step.tokens.extend_from_slice(drafts);
-        if drafts.is_empty() {
-            step.spans.push(RowSpan {
-                seq,
-                first_pos,
-                rows,
-            });
-        } else {
-            step.spans.extend(one_by_one(seq, at));
-        }
-        Ok(Went::On)
-    }
-
-    /// Before new rows go beyond the budget, the ladder's slow steps: better
-    /// than the sequence's own oldest blocks.
-    pub(super) fn make_room(&mut self, rows: usize) {
-        let pool = &self.pool;
-        let (a, block) = (pool.account(), pool.shape().block_bytes().0);
-        let needed = rows.div_ceil(pool.shape().block_tokens) as u64 * block;
-        let over = (a.in_use.0 + needed).saturating_sub(pool.budget().0);
-        if over > 0 && rows > 0 {
-            let allowed = self.ladder.profile().steps(false);
-            let most = Bytes(a.in_use.0.saturating_sub(over));
-            self.ladder.fit(most, allowed, &mut |_| ());
-        }
     }
 }

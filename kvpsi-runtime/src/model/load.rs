@@ -24,7 +24,7 @@ const REDUNDANT: [&str; 2] = ["attn_rot_embd.weight", "rotary_emb.inv_freq"];
 
 /// Encoders of pictures and sound and what joins them to the text model: files
 /// of Ollama hold them, and text does not need them.
-const OTHER_SENSES: [&str; 3] = ["v.", "mm.", "a."];
+const NOT_TEXT: [&str; 3] = ["v.", "mm.", "a."];
 
 mod kept;
 
@@ -363,7 +363,7 @@ impl Reader<'_, '_> {
     fn all_read(&self, c: &Config) -> Result<()> {
         let left = self.gguf.tensors().map(|(name, ..)| name).filter(|name| {
             !self.read.contains(*name)
-                && !OTHER_SENSES.iter().any(|start| name.starts_with(start))
+                && !NOT_TEXT.iter().any(|start| name.starts_with(start))
                 && !REDUNDANT.iter().any(|end| name.ends_with(end))
         });
         match left.min() {

@@ -14,7 +14,7 @@ use std::{fmt, fs::File, io, os::unix::fs::FileExt};
 /// tensor table, of small vocabularies all of it.
 const ENDS: u64 = 1 << 20;
 
-/// Names a model, its place in memory, and what it was on disk.
+/// Names a model, the layout of its tiles, and what it was on disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key(pub(super) [u8; 32]);
 
