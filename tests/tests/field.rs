@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
-use kvpsi_tests::{figure, hog::Hog, model, served::Served, skip, storm::limited};
+use kvpsi_tests::{figure, hog::Hog, kvpsi_binary, model, served::Served, skip, storm::limited};
 use rustix::process::geteuid;
 use serde_json::{Value, json};
 use std::{
@@ -25,7 +25,9 @@ fn served(test: &str) -> Option<(OwnedCgroup, Served)> {
     }
     let cgroup = limited(test, 1 << 40)?;
     // Out here: page cache is charged to who reads it first.
-    std::fs::read(&model).unwrap();
+    for file in [&model, &kvpsi_binary()] {
+        std::fs::read(file).unwrap();
+    }
     let s = Served::start(&model, &[], Some(&cgroup));
     Some((cgroup, s))
 }
