@@ -20,12 +20,14 @@ fn main() {
     }
 }
 
-/// `bpf/kvpsi.bpf.o` beside the profile directories. OUT_DIR is
-/// TARGET/[TRIPLE/]PROFILE/build/PACKAGE/out, and cargo marks TARGET with a
-/// `CACHEDIR.TAG`.
+/// `bpf/kvpsi.bpf.o` beside the profile directories: OUT_DIR is
+/// TARGET/[TRIPLE/]PROFILE/build/PACKAGE/out.
 fn default_object() -> Option<PathBuf> {
     let out = PathBuf::from(env::var_os("OUT_DIR")?);
-    out.ancestors()
-        .find(|d| d.join("CACHEDIR.TAG").is_file())
-        .map(|d| d.join("bpf").join("kvpsi.bpf.o"))
+    let above = out.ancestors().nth(4)?;
+    let target = match above.file_name() == env::var_os("TARGET").as_deref() {
+        true => above.parent()?,
+        false => above,
+    };
+    Some(target.join("bpf").join("kvpsi.bpf.o"))
 }

@@ -39,6 +39,8 @@ pub fn run(sh: &Shell, args: &[String], machines: bool) -> Result<()> {
             .env("KVPSI_TEST_MODEL", &model)
             .env("KVPSI_BIN", places::target().join("debug/kvpsi"))
             .env("KVPSI_SKIP_LOG", &skipped)
+            // None writes into the user's cache; those of the cache say what they want.
+            .env("KVPSI_WEIGHTS_CACHE", "off")
             .env("KVPSI_OPENAI", pip::OPENAI.folder())
             .env("KVPSI_ANTHROPIC", pip::ANTHROPIC.folder())
             .env("KVPSI_LANGCHAIN", pip::LANGCHAIN.folder())

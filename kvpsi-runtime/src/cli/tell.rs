@@ -25,7 +25,10 @@ pub fn line(text: Arguments<'_>) {
     if JSON.load(Relaxed) {
         tracing::info!(target: TARGET, "{text}");
     } else {
-        eprintln!("kvpsi: {}", printable(&text.to_string()));
+        // Several are lines of ours.
+        for (i, line) in text.to_string().lines().enumerate() {
+            eprintln!("{}{}", if i == 0 { "kvpsi: " } else { "" }, printable(line));
+        }
     }
 }
 

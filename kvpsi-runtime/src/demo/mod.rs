@@ -36,7 +36,7 @@ enum Press {
 Examples:
   kvpsi demo                              the default model, eBPF where the kernel lets it
   kvpsi demo --report run.json            the same, with every figure as JSON
-  kvpsi demo --signal psi-poll            with PSI polled every 100 ms: an OOM kill
+  kvpsi demo --signal psi-poll            with PSI polled every 10 ms: an OOM kill
   kvpsi demo --signal psi-poll --press file
                                           the same without growth: how late polling is
   kvpsi demo --no-trim                    what happens without kvpsi: an OOM kill

@@ -31,6 +31,16 @@ struct OfKind {
     durations: Histogram<u64>,
 }
 
+impl OfKind {
+    /// The longest single one; of a kind that does not say, any.
+    fn longest(&self) -> u64 {
+        match self.max_ns {
+            0 => u64::MAX,
+            max => max,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct OfTask {
     comm: String,
@@ -68,7 +78,8 @@ impl<W: Write> Summary<W> {
         for (kind, k) in &self.kinds {
             let quantile = |q| match k.durations.is_empty() {
                 true => "-".to_owned(),
-                false => us(k.durations.value_at_quantile(q)),
+                // The upper edge of a bucket may lie above the longest.
+                false => us(k.durations.value_at_quantile(q).min(k.longest())),
             };
             let (total, max) = match kind.is_stall() {
                 true => (ms(k.total_ns), us(k.max_ns)),

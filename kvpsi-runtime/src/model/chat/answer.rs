@@ -118,6 +118,12 @@ impl AnswerParser {
                 let (calls, rest) = self.calls(&held);
                 if held.trim().is_empty() && self.trim {
                     // Cut off behind the mark: there is nothing of a call yet.
+                } else if calls.is_empty() && self.state == State::Call && is_begun(&held) {
+                    // Cut off before its arguments.
+                    parts.extend(name_of(&held).map(|name| Part::Call {
+                        name: name.to_owned(),
+                        arguments: String::new(),
+                    }));
                 } else if calls.is_empty() {
                     // It was no call: it is told as it was written.
                     let open = self.open().filter(|_| self.marked(&held));
@@ -127,7 +133,10 @@ impl AnswerParser {
                 } else {
                     parts.extend(calls);
                     self.trim = true;
-                    self.text(rest, &mut parts);
+                    // Cut off within the mark that ends a call.
+                    if !(self.state == State::Call && "</tool_call>".starts_with(rest.trim())) {
+                        self.text(rest, &mut parts);
+                    }
                 }
             }
         }
@@ -339,13 +348,26 @@ fn call_of(value: &Value) -> Option<(String, String)> {
 
 /// A call that ended in the middle of its arguments.
 fn cut_off(text: &str) -> Option<(String, String)> {
-    let after = |key: &str| {
-        let rest = text.split_once(&format!("\"{key}\""))?.1.trim_start();
-        Some(rest.strip_prefix(':')?.trim_start())
-    };
-    let name = after("name")?.strip_prefix('"')?.split_once('"')?.0;
-    let arguments = after("arguments").or_else(|| after("parameters"))?;
-    Some((name.to_owned(), arguments.to_owned()))
+    let arguments = after(text, "arguments").or_else(|| after(text, "parameters"))?;
+    Some((name_of(text)?.to_owned(), arguments.to_owned()))
+}
+
+/// What comes after a key of an object.
+fn after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    let rest = text.split_once(&format!("\"{key}\""))?.1.trim_start();
+    Some(rest.strip_prefix(':')?.trim_start())
+}
+
+fn name_of(text: &str) -> Option<&str> {
+    let quoted = after(text, "name")?.strip_prefix('"')?;
+    Some(quoted.split_once('"')?.0)
+}
+
+/// An object that ends too soon.
+fn is_begun(text: &str) -> bool {
+    let text = text.trim();
+    let parsed = serde_json::from_str::<Value>(text);
+    text.starts_with('{') && parsed.is_err_and(|e| e.is_eof())
 }
 
 /// `NAME[ARGS]{...}`, one after another, each after the mark but the first.

@@ -110,6 +110,24 @@ fn answers() -> Vec<(Style, bool, &'static str, Vec<Part>)> {
             vec![thought("Hm, cut")],
         ),
         (
+            style(Hermes, false),
+            false,
+            "<tool_call>\n{\"name\": \"look\", \"",
+            vec![call("look", "")],
+        ),
+        (
+            style(Hermes, false),
+            false,
+            "<tool_call>{\"name\": \"find\"}</tool_call>\n<tool_call>\n{\"na",
+            vec![find()],
+        ),
+        (
+            style(Hermes, false),
+            false,
+            "<tool_call>{\"name\": \"find\"}\n</tool_c",
+            vec![find()],
+        ),
+        (
             style(Xml, false),
             false,
             "I look.\n<tool_call>\n<function=look>\n<parameter=at>\nx\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=find>\n</function>\n</tool_call>",
