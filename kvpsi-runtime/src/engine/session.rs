@@ -42,6 +42,8 @@ pub struct Session {
     pub(super) hashes: Vec<BlockHash>,
     /// Times that it was preempted and computed anew.
     preemptions: u64,
+    /// Trims of its sequences until the last time.
+    trims_before: u64,
 }
 
 impl Session {
@@ -54,6 +56,7 @@ impl Session {
             history: History::default(),
             hashes: Vec::new(),
             preemptions: 0,
+            trims_before: 0,
         })
     }
 
@@ -78,6 +81,14 @@ impl Session {
     /// What the session lost and that was not computed anew.
     #[must_use]
     pub fn loss(&self) -> Loss {
+        let loss = self.of_sequence();
+        Loss {
+            trims: loss.trims + self.trims_before,
+            ..loss
+        }
+    }
+
+    fn of_sequence(&self) -> Loss {
         self.seq
             .map_or_else(Loss::default, |seq| self.pool.loss(seq))
     }
@@ -90,6 +101,8 @@ impl Session {
 
     pub(super) fn note_preemption(&mut self) {
         self.preemptions += 1;
+        // The next sequence counts anew. What took everything was a trim.
+        self.trims_before += self.of_sequence().trims.max(1);
     }
 
     /// Nothing is to be computed as it was: a preempted session begins anew.
