@@ -6,10 +6,9 @@ Arguments: the server's address. Prints a line a schema, and "all is well".
 """
 
 import json
-import sys
-import urllib.request
 
 import jsonschema
+from schemas_ask import ask
 
 S = {"type": "string", "maxLength": 8}
 I = {"type": "integer", "minimum": 0, "maximum": 99}
@@ -103,22 +102,6 @@ REFUSED = [
     ({"type": "wrong"}, "wrong"),
     (False, "nsatisfiable"),
 ]
-
-
-def ask(schema, temperature):
-    body = {
-        "messages": [{"role": "user", "content": "Write something in JSON."}],
-        "temperature": temperature, "max_tokens": 300, "seed": 1,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
-    }
-    request = urllib.request.Request(
-        sys.argv[1] + "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return 200, json.load(answer)["choices"][0]
-    except urllib.error.HTTPError as e:
-        return e.code, json.load(e)["error"]["message"]
 
 
 wrong = []

@@ -17,6 +17,7 @@ import sys
 import urllib.request
 
 import jsonschema
+from schemas_ask import ask
 
 R = random.Random(int(sys.argv[3]))
 TYPES = ["null", "boolean", "integer", "number", "string", "array", "object"]
@@ -189,25 +190,9 @@ def nested(schema):
     ])()
 
 
-def ask(schema, seed):
-    body = {
-        "messages": [{"role": "user", "content": "Write something in JSON."}],
-        "temperature": seed % 2, "max_tokens": 400, "seed": seed,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
-    }
-    request = urllib.request.Request(
-        sys.argv[1] + "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return 200, json.load(answer)["choices"][0]
-    except urllib.error.HTTPError as e:
-        return e.code, json.load(e)["error"]["message"]
-
-
 def verdict(job):
     number, word, schema = job
-    status, got = ask(schema, number)
+    status, got = ask(schema, number % 2, number, 400)
     if status == 400:
         return word, schema, "refused" if word in got else "wrong", got
     text = got["message"]["content"] if status == 200 else ""

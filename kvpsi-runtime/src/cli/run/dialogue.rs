@@ -7,11 +7,14 @@
 //! them. Invariants: a file is whole under its name or as it was before; what is
 //! loaded is bounded and checked. Out of scope: tokens.
 
-use crate::model::chat::{Message, Role};
+use crate::model::{
+    chat::{Message, Role},
+    open_regular,
+};
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io::{ErrorKind, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -174,10 +177,8 @@ fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn read(path: &Path) -> anyhow::Result<Written> {
-    // What is there is looked at first: a pipe would be waited for.
-    ensure!(std::fs::metadata(path)?.is_file(), "it is no plain file");
     let mut text = Vec::new();
-    File::open(path)?
+    open_regular(path)?
         .take(MOST_BYTES + 1)
         .read_to_end(&mut text)?;
     let whole = u64::try_from(text.len()).is_ok_and(|n| n <= MOST_BYTES);

@@ -252,7 +252,10 @@ impl Weights {
         }
         let open = |file| Cached::open(&file, &held.key, &self.path());
         let name = held.key.file_name();
-        match writer.finish(|| open(held.folder.open_file(&name)?))? {
+        let finished = writer.finish(|| open(held.folder.open_file(&name)?));
+        // Its name for the time may be another process's from now on.
+        self.begun().take();
+        match finished? {
             Finished::Ours(file) => open(file),
             Finished::Others(cached) => Ok(cached),
         }
