@@ -33,10 +33,14 @@ impl Terminal {
     /// It has no pipes.
     #[must_use]
     pub fn start(test: &str, command: &str) -> Option<Self> {
-        let shell = format!("stty rows 24 cols 80; {command}");
+        // Ctrl-C is for the command alone: a shell that it interrupts too would
+        // not tell how the command ended.
+        let shell = format!("trap : INT; stty rows 24 cols 80; {command}");
         let spawned = Command::new("script")
             .args(["-qec", &shell, "/dev/null"])
             .env("TERM", "xterm-256color")
+            // The same shell, whatever that of the caller is.
+            .env("SHELL", "/bin/sh")
             .env_remove("KVPSI_API_KEY")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
