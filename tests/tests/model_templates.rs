@@ -4,8 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi::model::chat::ChatTemplate;
-use kvpsi_tests::vocabularies;
+use kvpsi_tests::{skip, vocabularies};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::path::Path;
 
 fn recorded() -> Value {
     serde_json::from_str(include_str!("../data/chat_templates.json")).unwrap()
@@ -34,6 +36,56 @@ fn what_transformers_gives_a_template_is_there_and_writes_the_same() {
         wrong.extend(compare(source, &template, variables, &case["text"]));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Those that llama.cpp's sources have, where these are.
+#[test]
+fn llama_cpps_templates_render_as_transformers_renders_them() {
+    let test = "llama_cpps_templates_render_as_transformers_renders_them";
+    let Some(folder) = std::env::var_os("KVPSI_TEMPLATES") else {
+        skip(
+            test,
+            "KVPSI_TEMPLATES is not set: models/templates of llama.cpp's sources",
+        );
+        return;
+    };
+    let recorded = recorded();
+    let (mut same, mut wrong) = (0, Vec::new());
+    for (name, texts) in recorded["llama_cpp"].as_object().unwrap() {
+        let source = std::fs::read_to_string(Path::new(&folder).join(name)).unwrap();
+        let source = source.replace("strftime_now(", "'today'.format(");
+        let template = ChatTemplate::compile(&source, "<s>".into(), "</s>".into()).unwrap();
+        let cases = recorded["cases"].as_array().unwrap();
+        for (i, (case, want)) in cases.iter().zip(texts.as_array().unwrap()).enumerate() {
+            let got = template.render_json(case.as_str().unwrap());
+            let hash = got.as_ref().ok().map(|text| sha256(text)[..16].to_owned());
+            if hash.as_deref() == want.as_str() {
+                same += 1;
+            } else if !DIFFERENT.contains(&(name.as_str(), i)) {
+                wrong.push(format!("{name}, case {i}: {got:?}"));
+            }
+        }
+    }
+    println!("{same} the same");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What `safe` does to a text that is added to it, and a generator that Python
+/// cannot write as JSON.
+const DIFFERENT: [(&str, usize); 8] = [
+    ("meetkai-functionary-medium-v3.1.jinja", 9),
+    ("meetkai-functionary-medium-v3.1.jinja", 10),
+    ("meetkai-functionary-medium-v3.1.jinja", 11),
+    ("meetkai-functionary-medium-v3.1.jinja", 12),
+    ("llama-cpp-deepseek-r1.jinja", 9),
+    ("llama-cpp-deepseek-r1.jinja", 10),
+    ("llama-cpp-deepseek-r1.jinja", 11),
+    ("llama-cpp-deepseek-r1.jinja", 12),
+];
+
+fn sha256(text: &str) -> String {
+    let hash = Sha256::digest(text);
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! From a conversation to the text that the model was trained on.
 //!
 //! Owns the chat template of the model file, a Jinja program by an unknown
-//! author: it runs with bounded fuel, writes a bounded text, and sees the
-//! messages and nothing else. `conversation` makes tokens of it, `answer` takes
-//! apart what comes back. Out of scope: how tokens are computed.
+//! author: it runs with bounded fuel, memory and time, and sees the messages and
+//! nothing else. `conversation` makes tokens of it, `answer` takes apart what
+//! comes back. Out of scope: how tokens are computed.
 
 mod answer;
 mod builtin;
 mod calls;
 mod conversation;
 mod harmony;
+mod limits;
 mod python;
 mod schema;
 mod style;
@@ -24,26 +25,28 @@ pub use style::{Style, Tool, ToolFormat};
 
 use super::gguf::{Gguf, ModelError};
 use candle_core::quantized::gguf_file::Value;
-use minijinja::{Environment, context};
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
+use minijinja::{
+    AutoEscape, Environment, Error, context,
+    machinery::{CompiledTemplate, TemplateConfig, Vm, WhitespaceConfig, make_string_output},
+    syntax::SyntaxConfig,
 };
+use std::{collections::BTreeMap, sync::Arc};
 
 const KEY: &str = "tokenizer.chat_template";
 /// Instructions a template may take; real ones need some dozens for each
-/// message and a few thousand at most.
-const FUEL: u64 = 2_000_000;
+/// message and a few thousand at most, about half of them those of `limits`.
+const FUEL: u64 = 4_000_000;
 /// Most bytes of a template; those of models have up to 20 KiB.
 const MOST_SOURCE: usize = 256 << 10;
-/// Of the thread that compiles, and touched only as deep as it goes.
+/// Of the thread that compiles and renders, touched only as deep as it goes: the
+/// parser, and what frees a value, are recursive.
 const STACK: usize = 256 << 20;
 
 /// A chat template. One of a model file that does not compile is kept with
 /// what is wrong with it: the model is of use without.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    env: Result<Environment<'static>, String>,
+    program: Result<Program, String>,
     style: Style,
     bos: String,
     eos: String,
@@ -56,13 +59,13 @@ impl ChatTemplate {
     #[must_use]
     pub fn from_gguf(gguf: &Gguf, bos: String, eos: String) -> Option<Self> {
         let source = gguf.content().metadata.get(KEY)?;
-        let env = match source {
-            Value::String(source) => environment(source),
+        let program = match source {
+            Value::String(source) => Program::new(source),
             other => Err(format!("`{KEY}` is {:?}, not a string", other.value_type())),
         };
         let style = Style::of(source.to_string().map_or("", String::as_str));
         Some(Self {
-            env,
+            program,
             style,
             bos,
             eos,
@@ -74,9 +77,9 @@ impl ChatTemplate {
     /// # Errors
     /// It does not compile.
     pub fn compile(source: &str, bos: String, eos: String) -> Result<Self, ModelError> {
-        let env = environment(source).map_err(ModelError::Template)?;
+        let program = Program::new(source).map_err(ModelError::Template)?;
         Ok(Self {
-            env: Ok(env),
+            program: Ok(program),
             style: Style::of(source),
             bos,
             eos,
@@ -86,7 +89,7 @@ impl ChatTemplate {
     /// What is wrong with the template, where it did not compile.
     #[must_use]
     pub fn broken(&self) -> Option<&str> {
-        self.env.as_ref().err().map(String::as_str)
+        self.program.as_ref().err().map(String::as_str)
     }
 
     /// The text of a conversation; with `prompt`, up to where the model is to
@@ -130,69 +133,81 @@ impl ChatTemplate {
     }
 
     fn written(&self, variables: minijinja::Value) -> Result<String, ModelError> {
-        let env = self.env.as_ref();
-        let env = env.map_err(|e| ModelError::Template(e.clone()))?;
-        let mut out = Bounded(Vec::new());
-        let rendered = catch_unwind(AssertUnwindSafe(|| {
-            let template = env.get_template("chat")?;
-            template.render_captured_to(variables, &mut out).map(|_| ())
-        }));
-        rendered
-            .map_err(|_| ModelError::Template("minijinja panicked over it".into()))?
-            .map_err(|e| ModelError::Template(one_line(&e)))?;
-        String::from_utf8(out.0).map_err(|e| ModelError::Template(e.to_string()))
+        let written = self.program.as_ref().map_err(Clone::clone);
+        written
+            .and_then(|program| program.run(variables))
+            .map_err(ModelError::Template)
     }
 }
 
-/// Most bytes that a template may write: more than any context holds.
-const MOST_TEXT: usize = 64 << 20;
+/// The source of a template and what it may call.
+#[derive(Debug)]
+struct Program {
+    source: String,
+    env: Environment<'static>,
+}
 
-/// What a template writes, up to [`MOST_TEXT`].
-struct Bounded(Vec<u8>);
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MOST_TEXT {
-            return Err(std::io::Error::other("the text is longer than 64 MiB"));
+impl Program {
+    fn new(source: &str) -> Result<Self, String> {
+        if source.len() > MOST_SOURCE {
+            return Err(format!("is longer than {} KiB", MOST_SOURCE >> 10));
         }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
+        let mut env = Environment::new();
+        env.set_fuel(Some(FUEL));
+        python::add_to(&mut env);
+        limits::add_to(&mut env);
+        let source = limits::prepared(source, SPACES);
+        let program = Self { source, env };
+        deep(|| program.compiled().map(|_| ()))?;
+        Ok(program)
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+    fn compiled(&self) -> Result<CompiledTemplate<'_>, Error> {
+        let config = TemplateConfig {
+            syntax_config: SyntaxConfig::default(),
+            ws_config: SPACES,
+            default_auto_escape: Arc::new(|_| AutoEscape::None),
+        };
+        CompiledTemplate::new("chat", &self.source, &config)
+    }
+
+    /// Compiles it anew: what minijinja compiles borrows the source.
+    fn run(&self, variables: minijinja::Value) -> Result<String, String> {
+        deep(|| {
+            limits::begin(&variables)?;
+            let mut compiled = self.compiled()?;
+            limits::meter(&mut compiled);
+            let mut text = String::new();
+            let mut out = make_string_output(&mut text);
+            let (program, blocks) = (&compiled.instructions, &compiled.blocks);
+            Vm::new(&self.env).eval(program, variables, blocks, &mut out, AutoEscape::None)?;
+            Ok(text)
+        })
     }
 }
 
-/// As transformers compiles them, on a stack that is deep enough for an expression
-/// as long as [`MOST_SOURCE`]: the parser is recursive.
-fn environment(source: &str) -> Result<Environment<'static>, String> {
-    if source.len() > MOST_SOURCE {
-        return Err(format!("is longer than {} KiB", MOST_SOURCE >> 10));
-    }
+/// As transformers has it.
+const SPACES: WhitespaceConfig = WhitespaceConfig {
+    keep_trailing_newline: false,
+    lstrip_blocks: true,
+    trim_blocks: true,
+};
+
+/// Does it on a thread of its own with [`STACK`]; its error is one line.
+fn deep<T: Send>(what: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
     std::thread::scope(|s| {
-        let deep = std::thread::Builder::new().stack_size(STACK);
-        let compiled = deep.spawn_scoped(s, || compiled(source));
-        let compiled = compiled.map_err(|e| format!("no thread to compile it: {e}"))?;
-        compiled
-            .join()
+        let thread = std::thread::Builder::new()
+            .name("template".into())
+            .stack_size(STACK);
+        let done = thread
+            .spawn_scoped(s, || what().map_err(|e| one_line(&e)))
+            .map_err(|e| format!("no thread for it: {e}"))?;
+        done.join()
             .unwrap_or_else(|_| Err("minijinja panicked over it".into()))
     })
 }
 
-fn compiled(source: &str) -> Result<Environment<'static>, String> {
-    let mut env = Environment::new();
-    env.set_fuel(Some(FUEL));
-    env.set_trim_blocks(true);
-    env.set_lstrip_blocks(true);
-    python::add_to(&mut env);
-    let source = python::without_generation(source);
-    env.add_template_owned("chat", source)
-        .map_err(|e| one_line(&e))?;
-    Ok(env)
-}
-
-fn one_line(e: &minijinja::Error) -> String {
+fn one_line(e: &Error) -> String {
     let mut text = e.to_string().replace('\n', " ");
     text.truncate(text.floor_char_boundary(300));
     text

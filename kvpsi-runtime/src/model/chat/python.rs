@@ -5,6 +5,9 @@
 //! `chat_template_utils.py`). Invariant: a template that renders there renders
 //! here to the same text, or fails by a name. Out of scope: messages.
 
+mod json;
+
+use super::limits;
 use minijinja::{
     Environment, Error, ErrorKind, Output, State,
     value::{Kwargs, Value, ValueKind, from_args},
@@ -20,7 +23,7 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
         Err::<String, _>(failed(what))
     });
     env.add_function("strftime_now", |format: String| strftime_now(&format));
-    env.add_filter("tojson", tojson);
+    env.add_filter("tojson", json::tojson);
     // Jinja makes a string of what it trims.
     env.add_filter("trim", |v: &Value, chars: Option<String>| {
         let mut text = String::new();
@@ -31,47 +34,106 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
         };
         Ok::<_, Error>(trimmed.to_owned())
     });
+    for name in ["length", "count"] {
+        env.add_filter(name, |v: &Value| match v.is_undefined() {
+            true => Ok(0),
+            false => minijinja::filters::length(v),
+        });
+    }
+    env.add_filter("indent", indent);
+    env.add_filter(SLICED, sliced);
+    env.add_filter(
+        "center",
+        |state: &State, v: &Value, width: Option<usize>| {
+            let mut text = String::new();
+            write_str(&mut text, v)?;
+            let width = Value::from(width.unwrap_or(80));
+            method(state, &Value::from(text), "center", &[width])
+        },
+    );
     env.add_filter("string", |v: &Value| {
         let mut text = String::new();
         write_str(&mut text, v).map(|()| text)
     });
 }
 
-/// `{% generation %}` marks the assistant's words for training and writes
-/// nothing: the same text with `if true` in its place.
-pub(super) fn without_generation(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let Some(end) = rest[at..].find("%}").map(|n| at + n) else {
-            break;
-        };
-        let inside = &rest[at + 2..end];
-        let word = inside
-            .trim_start_matches(['-', '+'])
-            .trim_end_matches(['-', '+']);
-        let instead = match word.trim() {
-            "generation" => Some("if true"),
-            "endgeneration" => Some("endif"),
-            _ => None,
-        };
-        match instead {
-            Some(words) => {
-                out.push_str(&rest[..at + 2]);
-                out.push_str(&inside.replacen(word.trim(), words, 1));
-                rest = &rest[end..];
-            }
-            None => {
-                out.push_str(&rest[..at + 2]);
-                rest = &rest[at + 2..];
-            }
-        }
+/// What `value[start:stop:step]` is compiled to.
+pub(super) const SLICED: &str = "__sliced";
+
+/// A slice as Python takes it.
+fn sliced(v: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value, Error> {
+    let number = |v: &Value| match v.is_none() {
+        true => Ok(None),
+        false => i64::try_from(v.clone()).map(Some),
+    };
+    let step = number(step)?.unwrap_or(1);
+    if step == 0 {
+        return Err(failed("a slice by steps of 0"));
     }
-    out.push_str(rest);
-    out
+    let text: Option<Vec<char>> = v.as_str().map(|s| s.chars().collect());
+    let items: Vec<Value> = match (&text, v.kind()) {
+        (Some(_), _) | (None, ValueKind::Undefined | ValueKind::None) => Vec::new(),
+        (None, ValueKind::Seq | ValueKind::Iterable) => v.try_iter()?.collect(),
+        (None, other) => return Err(failed(format!("a slice of a value that is {other}"))),
+    };
+    let all = text.as_ref().map_or(items.len(), Vec::len);
+    let all = i64::try_from(all).unwrap_or(i64::MAX);
+    // The first place, and the one behind the last, on the way.
+    let (first, end) = if step > 0 { (0, all) } else { (all - 1, -1) };
+    let place = |given: Option<i64>, otherwise: i64| match given {
+        None => otherwise,
+        Some(n) if n < 0 => n.saturating_add(all).max(first.min(end)),
+        Some(n) => n.min(first.max(end)),
+    };
+    let (mut at, stop) = (place(number(start)?, first), place(number(stop)?, end));
+    let mut places = Vec::new();
+    while (step > 0 && at < stop) || (step < 0 && at > stop) {
+        places.extend(usize::try_from(at));
+        at = at.saturating_add(step);
+    }
+    Ok(match text {
+        Some(text) => Value::from(places.into_iter().map(|i| text[i]).collect::<String>()),
+        None => places.into_iter().map(|i| items[i].clone()).collect(),
+    })
 }
 
-fn failed(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+/// Jinja's own, which keeps a line's end and indents by a text too.
+fn indent(
+    text: &str,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let width = match width {
+        None => named.get::<Option<Value>>("width")?.unwrap_or(4.into()),
+        Some(width) => width,
+    };
+    let first = first.or(named.get("first")?).unwrap_or(false);
+    let blank = blank.or(named.get("blank")?).unwrap_or(false);
+    named.assert_all_used()?;
+    let by = match width.as_str() {
+        Some(text) => text.to_owned(),
+        None => " ".repeat(limits::narrow(usize::try_from(width)?)?),
+    };
+    let lines = text.split('\n').count();
+    limits::made(lines.saturating_mul(by.len()))?;
+    let mut out = String::new();
+    for (i, line) in text.split('\n').enumerate() {
+        out.push_str(if i > 0 { "\n" } else { "" });
+        if if i == 0 {
+            first
+        } else {
+            blank || !line.is_empty()
+        } {
+            out.push_str(&by);
+        }
+        out.push_str(line.strip_suffix('\r').unwrap_or(line));
+    }
+    Ok(out)
+}
+
+pub(super) fn failed(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
@@ -81,148 +143,10 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     jiff::fmt::strtime::format(format, &now).map_err(|e| failed(format!("strftime_now: {e}")))
 }
 
-/// `json.dumps` with the arguments that transformers passes on.
-fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let ascii: Option<bool> = options.get("ensure_ascii")?;
-    let sorted: Option<bool> = options.get("sort_keys")?;
-    let indent: Option<Value> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    options.assert_all_used()?;
-    let indent = match indent {
-        None => None,
-        Some(v) if v.is_none() => None,
-        Some(v) => Some(match v.as_str() {
-            Some(text) => text.to_owned(),
-            None => " ".repeat(usize::try_from(v)?.min(64)),
-        }),
-    };
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(failed("tojson: separators are two")),
-        None => (
-            if indent.is_some() { "," } else { ", " }.to_owned(),
-            ": ".to_owned(),
-        ),
-    };
-    let mut json = Json {
-        out: String::new(),
-        ascii: ascii.unwrap_or(false),
-        sorted: sorted.unwrap_or(false),
-        indent,
-        item,
-        key,
-    };
-    json.write(value, 0)?;
-    Ok(Value::from_safe_string(json.out))
-}
-
 /// Most that one value may be written as.
 const MOST_TEXT: usize = 16 << 20;
 /// How deep values may lie in each other.
 const MOST_DEPTH: usize = 64;
-
-struct Json {
-    out: String,
-    ascii: bool,
-    sorted: bool,
-    indent: Option<String>,
-    item: String,
-    key: String,
-}
-
-impl Json {
-    fn write(&mut self, v: &Value, depth: usize) -> Result<(), Error> {
-        if depth > MOST_DEPTH || self.out.len() > MOST_TEXT {
-            return Err(failed("tojson: the value is too deep or too large"));
-        }
-        match v.kind() {
-            ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self
-                .out
-                .push_str(if v.is_true() { "true" } else { "false" }),
-            ValueKind::Number => write_number(&mut self.out, v),
-            ValueKind::String => self.string(v.as_str().unwrap_or_default()),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<_> = v.try_iter()?.collect();
-                self.all(('[', ']'), depth, &items, |json, item| {
-                    json.write(item, depth + 1)
-                })?;
-            }
-            ValueKind::Map => {
-                let mut keys: Vec<_> = v.try_iter()?.collect();
-                if self.sorted {
-                    keys.sort();
-                }
-                self.all(('{', '}'), depth, &keys, |json, key| {
-                    let text = match key.as_str() {
-                        Some(text) => text.to_owned(),
-                        None => key.to_string(),
-                    };
-                    json.string(&text);
-                    let between = json.key.clone();
-                    json.out.push_str(&between);
-                    json.write(&v.get_item(key)?, depth + 1)
-                })?;
-            }
-            other => return Err(failed(format!("tojson: a value is {other}"))),
-        }
-        Ok(())
-    }
-
-    fn all(
-        &mut self,
-        (open, close): (char, char),
-        depth: usize,
-        items: &[Value],
-        mut one: impl FnMut(&mut Self, &Value) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.out.push(open);
-        for (i, item) in items.iter().enumerate() {
-            if i > 0 {
-                let between = self.item.clone();
-                self.out.push_str(&between);
-            }
-            self.line(depth + 1);
-            one(self, item)?;
-        }
-        if !items.is_empty() {
-            self.line(depth);
-        }
-        self.out.push(close);
-        Ok(())
-    }
-
-    fn line(&mut self, depth: usize) {
-        if let Some(indent) = &self.indent {
-            self.out.push('\n');
-            for _ in 0..depth {
-                self.out.push_str(indent);
-            }
-        }
-    }
-
-    fn string(&mut self, text: &str) {
-        self.out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => self.out.push_str("\\\""),
-                '\\' => self.out.push_str("\\\\"),
-                '\n' => self.out.push_str("\\n"),
-                '\r' => self.out.push_str("\\r"),
-                '\t' => self.out.push_str("\\t"),
-                '\u{8}' => self.out.push_str("\\b"),
-                '\u{c}' => self.out.push_str("\\f"),
-                c if (c as u32) < 0x20 || (self.ascii && (c as u32) > 0x7e) => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(self.out, "\\u{unit:04x}");
-                    }
-                }
-                c => self.out.push(c),
-            }
-        }
-        self.out.push('"');
-    }
-}
 
 /// A number as Python writes it: floats have a point or an exponent.
 fn write_number(out: &mut String, v: &Value) {
@@ -328,19 +252,33 @@ fn formatter(out: &mut Output<'_>, state: &State<'_, '_>, v: &Value) -> Result<(
         // Carries why: its own writer says so.
         return minijinja::escape_formatter(out, state, v);
     }
-    match v.as_str() {
-        Some(text) => out.write_str(text)?,
+    let mut shown = String::new();
+    let text = match v.as_str() {
+        Some(text) => text,
         None => {
-            let mut text = String::new();
-            write_str(&mut text, v)?;
-            out.write_str(&text)?;
+            write_str(&mut shown, v)?;
+            &shown
         }
-    }
-    Ok(())
+    };
+    limits::made(text.len())?;
+    Ok(out.write_str(text)?)
 }
 
 /// Methods of Python's strings that minijinja-contrib does not have.
 fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    match (v.as_str(), name, args) {
+        (Some(s), "replace", [from, to, ..]) => {
+            let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+            limits::replaced(s, &text(from), &text(to))?;
+        }
+        (Some(s), "join", [values, ..]) => limits::joined(values, s)?,
+        (Some(s), "format", _) => limits::format(s, args)?,
+        // Python counts the places between characters; the search would never end.
+        (Some(s), "count", [what]) if what.as_str() == Some("") => {
+            return Ok(Value::from(s.chars().count() + 1));
+        }
+        _ => {}
+    }
     let known = minijinja_contrib::pycompat::unknown_method_callback(state, v, name, args);
     let missing = matches!(&known, Err(e) if e.kind() == ErrorKind::UnknownMethod);
     let Some(s) = v.as_str().filter(|_| missing) else {
@@ -407,7 +345,10 @@ fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Resul
         "zfill" | "ljust" | "rjust" | "center" => {
             let (width, fill): (usize, Option<&str>) = from_args(args)?;
             let fill = fill.unwrap_or(if name == "zfill" { "0" } else { " " });
-            let missing = width.min(4096).saturating_sub(s.chars().count());
+            if fill.chars().count() != 1 {
+                return Err(failed(format!("{name}: what fills is one character")));
+            }
+            let missing = limits::narrow(width)?.saturating_sub(s.chars().count());
             let fill = |n: usize| fill.repeat(n);
             Ok(Value::from(match name {
                 "ljust" => format!("{s}{}", fill(missing)),
