@@ -43,6 +43,8 @@ pub mod kv;
 mod mapped;
 #[cfg(feature = "llm")]
 pub mod model;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod pressure;
 #[cfg(feature = "llm")]
 pub mod profile;

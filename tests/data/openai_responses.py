@@ -36,6 +36,13 @@ for choice in ("required", {"type": "function", "name": "weather"}):
     events = list(make(input="Weather in Oslo?", tools=[tool], tool_choice=choice, parallel_tool_calls=False, stream=True, **ask))
     done = [e for e in events if e.type == "response.function_call_arguments.done"]
     assert [e.arguments for e in done] == [call.arguments], (events, call)
+# Where it may call and does not, the text comes token by token.
+free = dict(model="smol", temperature=0, max_output_tokens=40, input="Tell me about rivers.", tools=[tool], tool_choice="auto")
+events = list(make(stream=True, **free))
+deltas = [e.delta for e in events if e.type == "response.output_text.delta"]
+assert len(deltas) > 20, deltas
+whole = make(**free)
+assert "".join(deltas) == whole.output_text == events[-1].response.output_text, (deltas, whole)
 again = make(
     input=[{"role": "user", "content": "Weather in Oslo?"}, call.model_dump(exclude_none=True),
            {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}],

@@ -77,6 +77,20 @@ impl Served {
     /// It does not become ready; what it said is in the message.
     #[must_use]
     pub fn start(model: &Path, args: &[&str], cgroup: Option<&OwnedCgroup>) -> Self {
+        Self::start_with(model, args, cgroup, &[])
+    }
+
+    /// [`Served::start`] with variables of the environment.
+    ///
+    /// # Panics
+    /// As [`Served::start`].
+    #[must_use]
+    pub fn start_with(
+        model: &Path,
+        args: &[&str],
+        cgroup: Option<&OwnedCgroup>,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut c = Command::new("sh");
         // Born into the cgroup: it looks for its limit before anything else.
         c.arg("-c")
@@ -87,11 +101,15 @@ impl Served {
         }
         c.arg("--").arg(kvpsi_binary());
         c.args(["serve", "--port", "0", "-m"]).arg(model).args(args);
-        // The tests' own.
-        let names = std::env::vars_os().map(|(name, _)| name);
-        for name in names.filter(|n| n.as_encoded_bytes().starts_with(b"KVPSI_")) {
+        // The tests' own, and a collector of whoever runs them.
+        let theirs = |n: &std::ffi::OsString| {
+            let n = n.as_encoded_bytes();
+            n.starts_with(b"KVPSI_") || n.starts_with(b"OTEL_")
+        };
+        for name in std::env::vars_os().map(|(name, _)| name).filter(theirs) {
             c.env_remove(name);
         }
+        c.envs(variables.iter().copied());
         // Tests of memory count what this process alone has, and none writes
         // into the user's cache. A flag among `args` wins.
         c.env("KVPSI_WEIGHTS_CACHE", "off");

@@ -11,6 +11,7 @@ pub mod config;
 pub mod doctor;
 pub mod governor;
 pub mod manual;
+mod otlp;
 pub mod perplexity;
 mod reading;
 pub mod record;

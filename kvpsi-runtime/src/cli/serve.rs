@@ -7,7 +7,7 @@
 use super::{
     admin,
     governor::{self, HeldModel},
-    reading,
+    otlp, reading,
     run::Signal,
     watermarks, weights,
 };
@@ -93,6 +93,8 @@ pub struct Args {
     insecure: bool,
     #[command(flatten)]
     admin: admin::Args,
+    #[command(flatten)]
+    otlp: otlp::Args,
     /// Requests computed together
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=32))]
     parallel: u16,
@@ -177,7 +179,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     super::run::restart_with_threads(args.threads)?;
     server::share_one_arena();
     let path = default_model::named(args.model.as_deref())?;
-    let config = args.server_config(&path)?;
+    let mut config = args.server_config(&path)?;
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldModel::open(&path);
@@ -205,6 +207,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let socket = bind(SocketAddr::new(args.host, args.port))?;
     let address = socket.local_addr()?;
     let admin = args.admin.listen()?;
+    let exporting = args.otlp.start()?;
+    config.spans = exporting.sink();
 
     let server = Server::new(config, watchers.clone())?;
     let mut engine = held.config();
@@ -252,6 +256,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(weights) = unfinished {
         weights.abandon();
     }
+    exporting.end();
     ended
 }
 
@@ -408,7 +413,7 @@ impl Args {
             let parent = f.parent().filter(|p| !p.as_os_str().is_empty());
             parent.unwrap_or(Path::new(".")).to_path_buf()
         };
-        Confinement {
+        let mut confinement = Confinement {
             user: self.user.clone(),
             read: files::parts(model).unwrap_or_else(|_| vec![model.to_path_buf()]),
             write: (self.record.iter().map(|f| folder(f)))
@@ -418,7 +423,10 @@ impl Args {
             port: Some(self.port),
             landlock: self.landlock,
             seccomp: self.seccomp,
-        }
+            ..Confinement::default()
+        };
+        self.otlp.allow(&mut confinement);
+        confinement
     }
 
     fn server_config(&self, model: &Path) -> anyhow::Result<server::Config> {
@@ -460,6 +468,7 @@ impl Args {
             request_timeout: Duration::from_secs(u64::from(self.request_timeout)),
             permits: usize::from(self.parallel) + usize::from(self.queue),
             drain: Duration::from_secs(u64::from(self.drain)),
+            spans: None,
         })
     }
 

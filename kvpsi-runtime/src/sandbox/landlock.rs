@@ -44,6 +44,9 @@ const READ: [&str; 16] = [
 
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/urandom"];
 
+/// The port of name servers.
+const DNS: u16 = 53;
+
 /// Since which version of the interface a kernel holds something back, by
 /// <https://docs.kernel.org/userspace-api/landlock.html>.
 const SINCE: [(ABI, &str); 6] = [
@@ -74,23 +77,20 @@ fn tried(c: &Confinement) -> Result<Part, landlock::RulesetError> {
     let program = env::current_exe();
     let always = READ.iter().map(Path::new).chain(program.as_deref().ok());
     let siblings = threads::count().unwrap_or(1) > 1;
-    let status =
-        Ruleset::default()
-            .handle_access(AccessFs::from_all(ABI_KNOWN))?
-            .handle_access(AccessNet::from_all(ABI_KNOWN))?
-            .scope(notify.scopes())?
-            .create()?
-            .add_rules(path_beneath_rules(always, read))?
-            .add_rules(path_beneath_rules(DEVICES, device))?
-            .add_rules(path_beneath_rules(&c.read, read))?
-            .add_rules(path_beneath_rules(&c.write, write))?
-            .add_rules(path_beneath_rules(&c.sockets, socket))?
-            .add_rules(path_beneath_rules(notify.path(), AccessFs::ResolveUnix))?
-            .add_rules(c.port.map(|port| {
-                Ok::<_, landlock::RulesetError>(NetPort::new(port, AccessNet::BindTcp))
-            }))?
-            .all_threads(siblings)?
-            .restrict_self()?;
+    let status = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI_KNOWN))?
+        .handle_access(AccessNet::from_all(ABI_KNOWN))?
+        .scope(notify.scopes())?
+        .create()?
+        .add_rules(path_beneath_rules(always, read))?
+        .add_rules(path_beneath_rules(DEVICES, device))?
+        .add_rules(path_beneath_rules(&c.read, read))?
+        .add_rules(path_beneath_rules(&c.write, write))?
+        .add_rules(path_beneath_rules(&c.sockets, socket))?
+        .add_rules(path_beneath_rules(notify.path(), AccessFs::ResolveUnix))?
+        .add_rules(ports(c).map(Ok::<_, landlock::RulesetError>))?
+        .all_threads(siblings)?
+        .restrict_self()?;
     let mut missing = Vec::new();
     let abi = match status.landlock {
         LandlockStatus::NotEnabled => {
@@ -142,8 +142,11 @@ fn tried(c: &Confinement) -> Result<Part, landlock::RulesetError> {
     let port = c
         .port
         .map_or("no TCP port".into(), |p| format!("TCP port {p}"));
+    let connect = c
+        .connect
+        .map_or(String::new(), |p| format!(", TCP port {p} to connect to"));
     let what = format!(
-        "files: {} to read, {} to write, and what every process needs; network: {port} to listen on",
+        "files: {} to read, {} to write, and what every process needs; network: {port} to listen on{connect}",
         c.read.len(),
         c.write.len()
     );
@@ -152,6 +155,24 @@ fn tried(c: &Confinement) -> Result<Part, landlock::RulesetError> {
     } else {
         Part::new(Holds::Partly, format!("{what}; {}", missing.join("; ")))
     })
+}
+
+/// What the network is held down to.
+fn ports(c: &Confinement) -> impl Iterator<Item = NetPort> {
+    let listen = c.port.map(|port| NetPort::new(port, AccessNet::BindTcp));
+    let connect = c
+        .connect
+        .map(|port| NetPort::new(port, AccessNet::ConnectTcp));
+    // A query is sent from a port that the kernel chooses (0); an answer that
+    // is too long for it comes by TCP.
+    let names = c.resolve.then(|| {
+        [
+            NetPort::new(DNS, AccessNet::ConnectSendUdp),
+            NetPort::new(0, AccessNet::BindUdp),
+            NetPort::new(DNS, AccessNet::ConnectTcp),
+        ]
+    });
+    (listen.into_iter().chain(connect)).chain(names.into_iter().flatten())
 }
 
 /// Where a service manager wants to be told (sd_notify(3)): a path, or an

@@ -34,6 +34,10 @@ pub struct Confinement {
     pub sockets: Vec<PathBuf>,
     /// TCP port to listen on; `None`: on none.
     pub port: Option<u16>,
+    /// TCP port to connect to; `None`: to none.
+    pub connect: Option<u16>,
+    /// Look up names of hosts by DNS.
+    pub resolve: bool,
     /// Hold files and network down to the above, by Landlock.
     pub landlock: bool,
     /// Refuse system calls that a server never makes, by seccomp.

@@ -7,6 +7,7 @@ use super::{
     connections::Connections,
     inbound::Inbound,
     names::{self, Shape},
+    spans::SpanCounts,
     view::{Status, Trim},
     zeros,
 };
@@ -202,6 +203,19 @@ impl Metrics {
             }
             gauge!(names::BODIES_WAITING.name).set(inbound.waiting() as f64);
             gauge!(names::PROMPTS_PREPARING.name).set(inbound.preparing() as f64);
+        });
+    }
+
+    /// What became of spans.
+    pub fn spans(&self, counts: &SpanCounts) {
+        with_local_recorder(&self.recorder, || {
+            for (result, n) in [
+                ("exported", &counts.exported),
+                ("failed", &counts.failed),
+                ("dropped", &counts.dropped),
+            ] {
+                counter!(names::OTLP_SPANS.name, "result" => result).absolute(n.load(Relaxed));
+            }
         });
     }
 

@@ -30,6 +30,7 @@ mod routes;
 mod sender;
 mod serve;
 mod shape;
+pub mod spans;
 mod sse;
 mod state;
 mod texts;

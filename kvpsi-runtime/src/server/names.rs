@@ -123,6 +123,7 @@ table! {
     REQUESTS_REFUSED: Counter, "kvpsi_requests_refused_total", ["reason"], "Requests rejected, by reason.";
     REQUESTS_FAILED: Counter, "kvpsi_requests_failed_total", ["reason"], "Requests begun and failed, by reason.";
     REQUESTS_CANCELLED: Counter, "kvpsi_requests_cancelled_total", [], "Requests whose client disconnected.";
+    OTLP_SPANS: Counter, "kvpsi_otlp_spans_total", ["result"], "Spans for the collector: exported, failed (it did not take them), or dropped (no room to wait).";
     TRIM_RECORDS_LOST: Counter, "kvpsi_trim_records_lost_total", [], "Trims whose records were lost: no other metric counts them.";
     RESIDENT_MEMORY: Gauge, "process_resident_memory_bytes", [], "Bytes of the process's resident set.";
 }

@@ -10,6 +10,7 @@ use super::{
     connections::{Client, Connection},
     error::{ApiError, Counted},
     routes::PATHS,
+    spans::{ChoiceRecord, RequestRecord, Traced, context},
     state::Server,
 };
 use axum::{
@@ -52,18 +53,46 @@ pub(super) struct Figures {
 pub(super) struct Note {
     begun: Instant,
     figures: Mutex<Figures>,
+    traced: Option<Traced>,
 }
 
 impl Note {
     pub fn new() -> Arc<Self> {
+        Self::of(Instant::now(), None)
+    }
+
+    fn of(begun: Instant, traced: Option<Traced>) -> Arc<Self> {
         Arc::new(Self {
-            begun: Instant::now(),
+            begun,
             figures: Mutex::default(),
+            traced,
         })
+    }
+
+    /// Whether spans are made of it.
+    pub fn is_traced(&self) -> bool {
+        self.traced.is_some()
+    }
+
+    /// One of its sequences is over.
+    pub fn chose(&self, choice: ChoiceRecord) {
+        if let Some(traced) = &self.traced {
+            traced.chose(choice);
+        }
     }
 
     pub fn figures(&self) -> MutexGuard<'_, Figures> {
         self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The response and every sequence are over, each in its own time.
+impl Drop for Note {
+    fn drop(&mut self) {
+        if let Some(traced) = &self.traced {
+            let figures = *self.figures();
+            traced.hand_over(figures.prompt_tokens, figures.trims);
+        }
     }
 }
 
@@ -74,12 +103,32 @@ pub(super) async fn observe(
     next: Next,
 ) -> Response {
     let id = id(request.headers());
-    let note = Note::new();
-    request.extensions_mut().insert(note.clone());
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let known = PATHS.iter().find(|p| **p == path).copied();
     let looks = LOOKS.contains(&path.as_str());
+    let quiet = known.is_none_or(|p| LOOKS.contains(&p) || p == "/kvpsi/history");
+    let begun = Instant::now();
+    let traced = (server.config.spans.as_ref().zip(known)).filter(|_| !quiet);
+    let traced = traced.map(|(sink, path)| {
+        let record = RequestRecord {
+            id: id.to_str().unwrap_or_default().to_owned(),
+            method: named(&method),
+            path,
+            model: server.config.name.clone(),
+            context: context(request.headers()),
+            begun,
+            ended: begun,
+            status: GONE,
+            prompt_tokens: 0,
+            tokens: 0,
+            trims: 0,
+            choices: Vec::new(),
+        };
+        Traced::new(sink.clone(), record)
+    });
+    let note = Note::of(begun, traced);
+    request.extensions_mut().insert(note.clone());
     let reserved = match &connection {
         Some(c) if c.is_reserved() => looks || !server.connections.settle(c).await,
         _ => false,
@@ -92,7 +141,7 @@ pub(super) async fn observe(
         method,
         path,
         status: StatusCode::from_u16(GONE).unwrap_or_default(),
-        quiet: known.is_none_or(|p| LOOKS.contains(&p) || p == "/kvpsi/history"),
+        quiet,
     };
     let mut response = if reserved && !looks {
         ApiError::unavailable(
@@ -117,6 +166,20 @@ pub(super) async fn observe(
             e
         }))
     })
+}
+
+/// Methods by name; others are for spans what OpenTelemetry calls them.
+fn named(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        _ => "_OTHER",
+    }
 }
 
 fn id(headers: &HeaderMap) -> HeaderValue {
@@ -169,6 +232,9 @@ impl Drop for End {
             c.idle();
             c.client
         });
+        if let Some(traced) = &self.note.traced {
+            traced.ended(self.status.as_u16());
+        }
         let figures = *self.note.figures();
         if self.quiet {
             tracing::debug!(

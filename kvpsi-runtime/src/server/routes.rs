@@ -348,6 +348,9 @@ async fn metrics(State(server): App) -> Response {
     });
     let account = live.as_ref().map(|l| &*l.loaded.account);
     server.metrics.edge(&server.connections, &server.inbound);
+    if let Some(spans) = &server.config.spans {
+        server.metrics.spans(spans.counts());
+    }
     let text = server.metrics.render(of, account);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(CONTENT_TYPE, kind)], text).into_response()

@@ -3,8 +3,16 @@
 //! Owns the channel, and measures on the way what a client waits for. Never
 //! waits: the channel has room for all events of a request.
 
-use super::{metrics::Metrics, observe::Note, permits::AdmissionPermit};
-use crate::engine::batch::{Client, Failure, StreamEvent};
+use super::{
+    metrics::Metrics,
+    observe::Note,
+    permits::AdmissionPermit,
+    spans::{ChoiceRecord, LossRecord, Outcome},
+};
+use crate::{
+    engine::batch::{Client, Failure, StreamEvent},
+    kv::Loss,
+};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -20,6 +28,10 @@ pub(super) struct EventSender {
     arrived: Instant,
     started: bool,
     last: Option<Instant>,
+    /// Where spans are made of it.
+    record: Option<ChoiceRecord>,
+    /// Trims and preemptions that are in the record.
+    recorded: (u64, u64),
     _permit: AdmissionPermit,
 }
 
@@ -31,15 +43,57 @@ impl EventSender {
         permit: AdmissionPermit,
         note: Arc<Note>,
     ) -> Self {
+        let arrived = Instant::now();
+        let record = (note.is_traced()).then(|| ChoiceRecord::new(choice, arrived));
         Self {
             choice,
             events,
             metrics,
             note,
-            arrived: Instant::now(),
+            arrived,
             started: false,
             last: None,
+            record,
+            recorded: (0, 0),
             _permit: permit,
+        }
+    }
+}
+
+impl EventSender {
+    fn record(&mut self, event: &StreamEvent, now: Instant) {
+        if let StreamEvent::Done(outcome) = event {
+            self.lost(outcome.loss, outcome.preemptions);
+        }
+        let Some(record) = &mut self.record else {
+            return;
+        };
+        match event {
+            StreamEvent::Started { cached_tokens, .. } => {
+                record.started = Some(now);
+                record.cached_tokens = *cached_tokens;
+            }
+            StreamEvent::Piece { token: Some(_), .. } => {
+                record.first.get_or_insert(now);
+                record.tokens += 1;
+            }
+            StreamEvent::Piece { token: None, .. }
+            | StreamEvent::Prompt(_)
+            | StreamEvent::Embedding(_) => {}
+            StreamEvent::Done(o) => record.over(Outcome::Finished(o.stats.finish), now),
+            StreamEvent::Failed(f) => record.over(Outcome::Failed(f.to_string()), now),
+        }
+    }
+}
+
+/// Whoever was not answered has left.
+impl Drop for EventSender {
+    fn drop(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            if record.outcome == Outcome::Gone {
+                record.ended = Instant::now();
+            }
+            self.note.chose(record);
         }
     }
 }
@@ -47,6 +101,7 @@ impl EventSender {
 impl Client for EventSender {
     fn send(&mut self, event: StreamEvent) {
         let now = Instant::now();
+        self.record(&event, now);
         match &event {
             StreamEvent::Started {
                 queued,
@@ -89,5 +144,21 @@ impl Client for EventSender {
 
     fn gone(&self) -> bool {
         self.events.is_closed()
+    }
+
+    fn lost(&mut self, loss: Loss, preemptions: u64) {
+        let (trims, before) = self.recorded;
+        let Some(record) = &mut self.record else {
+            return;
+        };
+        if loss.trims > trims || preemptions > before {
+            self.recorded = (loss.trims, preemptions);
+            record.lost(LossRecord {
+                at: Instant::now(),
+                trims: loss.trims.saturating_sub(trims),
+                missing: loss,
+                preempted: preemptions > before,
+            });
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::{
     metrics::Metrics,
     model::Loaded,
     permits::AdmissionPermits,
+    spans::SpanSink,
     trace::Watchers,
     view::{self, Status},
 };
@@ -48,6 +49,8 @@ pub struct Config {
     pub tokenizers: usize,
     /// Time for answers that were begun when the server is told to stop.
     pub drain: Duration,
+    /// Where records of requests go, if anywhere.
+    pub spans: Option<Arc<SpanSink>>,
 }
 
 /// A server; its model may come later.

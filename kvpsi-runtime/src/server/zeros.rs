@@ -48,6 +48,7 @@ pub(super) fn begin(model: &str) {
         names::REQUESTS_FAILED,
         &["deadline", "ending", "grammar", "memory", "step"],
     );
+    each(names::OTLP_SPANS, &["dropped", "exported", "failed"]);
     each(names::CONNECTIONS_CLOSED, &["idle", "stalled"]);
     each(names::KV_BLOCKS_EVICTED, &["budget", "cache"]);
     each(

@@ -109,6 +109,7 @@ fn confine(args: &Args) -> Result<Report> {
         port: args.port,
         landlock: args.landlock,
         seccomp: args.seccomp,
+        ..Confinement::default()
     };
     if args.listen {
         let config = GovernorConfig::default();

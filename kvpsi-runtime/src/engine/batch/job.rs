@@ -21,6 +21,11 @@ pub trait Client: Send {
     fn send(&mut self, event: StreamEvent);
     /// The client is gone.
     fn gone(&self) -> bool;
+    /// What trims took of the sequence and is missing after a step, and how often
+    /// it lost all. Called after each step, mostly with what it was before.
+    fn lost(&mut self, loss: Loss, preemptions: u64) {
+        let _ = (loss, preemptions);
+    }
 }
 
 /// A request.
@@ -216,6 +221,14 @@ impl Job {
             loss,
             preemptions,
         }));
+    }
+
+    /// Tells the client what the sequence lost.
+    pub fn tell_loss(&mut self) {
+        if let Some(session) = &self.session {
+            let (loss, preemptions) = (session.loss(), session.preemptions());
+            self.ask.client.lost(loss, preemptions);
+        }
     }
 
     /// Tokens generated so far.

@@ -121,6 +121,7 @@ impl Batch {
         self.admit(Instant::now());
         let mut worked = self.resume();
         worked |= self.compute();
+        self.running.iter_mut().for_each(Job::tell_loss);
         self.show(false);
         if worked {
             Progress::Worked
