@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "model_weights/ended.rs"]
+mod ended;
+
 use candle_core::quantized::gguf_file::Value;
 use kvpsi::{
     model::{

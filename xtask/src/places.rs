@@ -12,10 +12,15 @@ pub fn root() -> &'static Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Cargo's target folder for user space.
+/// Cargo's target folder for user space. Cargo takes the first of its two
+/// variables that is there.
 pub fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |d| root().join(d))
+    let set = TARGET_VARIABLES.iter().find_map(env::var_os);
+    set.map_or_else(|| root().join("target"), |d| root().join(d))
 }
+
+/// What cargo reads its target folder from, but for configuration files.
+const TARGET_VARIABLES: [&str; 2] = ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"];
 
 /// The eBPF object, where the runtime's build script looks for it.
 pub fn ebpf_object() -> PathBuf {

@@ -1,6 +1,6 @@
 //! `kvpsi bench`: how fast a model runs on this machine.
 
-use super::{governor::HeldModel, reading, weights};
+use super::{governor::HeldModel, reading, signals, weights};
 use crate::{
     control::gauge::ResidentGauge,
     kv::KvType,
@@ -29,7 +29,7 @@ Examples:
   kvpsi bench -m model.gguf --pp 0 --tg 64 --depth 6144 --kv-type q8_0
   kvpsi bench -m model.gguf --batch 4 --json")]
 pub struct Args {
-    /// GGUF file [default: $KVPSI_MODEL, else the one `cargo xtask model` fetched]
+    /// GGUF file, or ollama:NAME [default: $KVPSI_MODEL, else the one `cargo xtask model` fetched]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Tokens of the prompt; 0: no prefill
@@ -57,15 +57,12 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the command.
+/// Runs the command. A signal ends the process, and leaves nothing behind.
 ///
 /// # Errors
 /// The model cannot be used, or does not take so many tokens.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let path = match &args.model {
-        Some(path) => path.clone(),
-        None => default_model::find()?,
-    };
+    let path = default_model::named(args.model.as_deref())?;
     let isa = choose::active()?;
     let gguf = Gguf::open(&path)?;
     let mut formats = BTreeMap::new();
@@ -77,6 +74,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let gauge = ResidentGauge::open()?;
     let before = gauge.read().unwrap_or_default();
     let weights = args.weights.hold(&path, &HeldModel::open(&path), None);
+    let unfinished = weights.clone();
+    signals::on_each(move |number| signals::end(number, unfinished.as_ref()))?;
     let decoder = reading::decoder(&gguf, weights.as_ref())?;
     let resident = gauge.read().unwrap_or_default();
     let plan = Plan {

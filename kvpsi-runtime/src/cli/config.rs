@@ -1,9 +1,10 @@
 //! Configuration of `kvpsi serve`: a TOML file, the environment, flags.
 //!
 //! Owns the order (flags win over the environment, that over the file, that
-//! over the defaults) and where each value came from. clap does the work: what
-//! the file says becomes the default of the flag of that name. Invariants: a
-//! value of the file passes the flag's own parser; a value gives way to one of
+//! over the defaults) and where each value came from; other commands take the
+//! environment for the flags that they share with the server. clap does the
+//! work: what the file says becomes the default of the flag of that name.
+//! Invariants: a value of the file passes the flag's own parser; a value gives way to one of
 //! higher rank that its flag excludes. Out of scope: any flag by name but the
 //! secret one: what `serve` takes, a file takes.
 
@@ -15,7 +16,7 @@ pub use show::{Args, run};
 
 use clap::{
     Arg, ArgAction, ArgMatches, Command,
-    builder::{BoolishValueParser, Resettable},
+    builder::{BoolishValueParser, Resettable, StyledStr},
     parser::ValueSource,
 };
 use file::{Configuration, Entry};
@@ -35,6 +36,10 @@ const PREFIX: &str = "KVPSI_";
 const OTHERS: [&str; 2] = ["KVPSI_LOG", "KVPSI_ISA"];
 /// Subcommands that are configured: the server, and who shows how it would be.
 const CONFIGURED: [&str; 2] = ["serve", "config"];
+/// Subcommands whose flags that `serve` has, too, take its variables. Not those
+/// of `perplexity`: there `--ctx` and `--kv-budget` are other things, and the rest
+/// is what is measured.
+const LISTENING: [&str; 2] = ["run", "bench"];
 /// The key whose value is never shown.
 const SECRETS: [&str; 1] = ["api_key"];
 /// The flag that names the file.
@@ -46,6 +51,10 @@ Each option can be given in three ways, of which the first wins:
   KVPSI_PORT=8080           in the environment
   port = 8080               in the file of --config, else in /etc/kvpsi/kvpsi.toml if there is one
 `kvpsi config` prints what would hold, and where it comes from.";
+
+const ABOUT_VARIABLES: &str = "\
+Options that `kvpsi serve` has, too, can be set in the environment as there: KVPSI_CTX=4096 is
+--ctx 4096. A flag wins. The file of `kvpsi serve` is not read.";
 
 /// Where a value comes from, by rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,20 +124,47 @@ pub struct Loaded {
 }
 
 /// Makes the configured subcommands of `root` take their flags from the
-/// environment, too, and name a file.
+/// environment, too, and name a file; and others those flags that are the server's.
 #[must_use]
 pub fn prepare(root: Command) -> Command {
-    CONFIGURED.iter().fold(root, |root, name| {
-        root.mut_subcommand(name, |c| described(c.mut_args(prepared)).arg(file_flag()))
+    let server = root.find_subcommand(CONFIGURED[0]);
+    let shared: Vec<String> = (server.into_iter().flat_map(Command::get_arguments))
+        .filter_map(|arg| arg.get_long().map(str::to_owned))
+        .collect();
+    let root = CONFIGURED.iter().fold(root, |root, name| {
+        root.mut_subcommand(name, |c| {
+            described(c.mut_args(prepared), ABOUT_ORDER).arg(file_flag())
+        })
+    });
+    let listening = |arg: Arg| match arg.get_long() {
+        // Who looks for a model takes an empty variable for none.
+        Some("model") => arg,
+        Some(long) if shared.iter().any(|s| s == long) => prepared(arg),
+        _ => arg,
+    };
+    LISTENING.iter().fold(root, |root, name| {
+        if root.find_subcommand(name).is_none() {
+            return root;
+        }
+        root.mut_subcommand(name, |c| described(c.mut_args(listening), ABOUT_VARIABLES))
     })
 }
 
-fn described(command: Command) -> Command {
-    let after = match command.get_after_help() {
-        Some(own) => format!("{own}\n\n{ABOUT_ORDER}"),
-        None => ABOUT_ORDER.into(),
+fn described(command: Command, about: &str) -> Command {
+    let after = |own: Option<&StyledStr>| match own {
+        Some(own) => format!("{own}\n\n{about}"),
+        None => about.into(),
     };
-    command.after_help(after)
+    match command.get_after_long_help() {
+        Some(own) => {
+            let own = after(Some(own));
+            command.after_long_help(own)
+        }
+        None => {
+            let own = after(command.get_after_help());
+            command.after_help(own)
+        }
+    }
 }
 
 fn file_flag() -> Arg {
@@ -200,7 +236,8 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
         .ignore_errors(true)
         .try_get_matches_from(&argv)
         .map_err(Refused::Usage)?;
-    let Some((name, said)) = said.subcommand().filter(|(n, _)| CONFIGURED.contains(n)) else {
+    let listens = |name: &str| CONFIGURED.contains(&name) || LISTENING.contains(&name);
+    let Some((name, said)) = said.subcommand().filter(|(n, _)| listens(n)) else {
         let matches = root.try_get_matches_from(argv).map_err(Refused::Usage)?;
         return Ok(Loaded {
             matches,
@@ -211,8 +248,11 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
     };
     let args = args(&root, name);
     variables(&args, said)?;
-    let file = match said.get_one::<PathBuf>(FILE) {
+    let configured = CONFIGURED.contains(&name);
+    let named = configured.then(|| said.get_one::<PathBuf>(FILE)).flatten();
+    let file = match named {
         Some(named) => Some(file::read(named, &args)?),
+        None if !configured => None,
         // Who may not even look is told so by reading.
         None if default_file.try_exists().unwrap_or(true) => Some(file::read(default_file, &args)?),
         None => None,
@@ -225,6 +265,14 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
     let matches = overlaid
         .try_get_matches_from(argv)
         .map_err(Refused::Usage)?;
+    if !configured {
+        return Ok(Loaded {
+            matches,
+            settings: Vec::new(),
+            file: None,
+            unknown: Vec::new(),
+        });
+    }
     let settings = match matches.subcommand() {
         Some((_, m)) => settings(&args, m, &file, &gave_way),
         None => Vec::new(),

@@ -18,6 +18,7 @@ pub mod record;
 pub mod replay;
 pub mod run;
 pub mod serve;
+mod signals;
 pub mod tell;
 pub mod top;
 pub mod trace_dump;

@@ -64,7 +64,11 @@ impl Report {
         row(
             &mut t,
             "text",
-            format!("{} tokens, {:.1} tokens/s", self.tokens, self.tokens_per_s),
+            match self.tokens_per_s {
+                // What the kernel killed has told no rate.
+                0.0 => format!("{} tokens", self.tokens),
+                rate => format!("{} tokens, {rate:.1} tokens/s", self.tokens),
+            },
         );
         row(&mut t, "OOM kills", self.oom_kills.to_string());
         row(
@@ -175,7 +179,36 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::quantile;
+    use super::{super::messages::Kv, Report, quantile};
+    use crate::units::Bytes;
+
+    #[test]
+    fn of_a_killed_model_no_rate_is_told() {
+        let mut report = Report {
+            signal: "none".into(),
+            trimming: false,
+            tokens: 310,
+            tokens_per_s: 0.0,
+            oom_kills: 1,
+            bursts: (0, 1),
+            limit: Bytes::mib(100),
+            events: Default::default(),
+            wakeups: 0,
+            ignored: 0,
+            trim_records_lost: 0,
+            trims: Vec::new(),
+            kv: Kv::default(),
+            realtime: false,
+        };
+        let text = |report: &Report| {
+            let table = report.table();
+            let line = table.lines().find(|l| l.starts_with("  text")).unwrap();
+            line.split_once("text").unwrap().1.trim().to_owned()
+        };
+        assert_eq!(text(&report), "310 tokens");
+        report.tokens_per_s = 99.5;
+        assert_eq!(text(&report), "310 tokens, 99.5 tokens/s");
+    }
 
     #[test]
     fn quantiles_are_nearest_rank() {

@@ -15,13 +15,18 @@ pub fn cached() -> Option<PathBuf> {
 }
 
 /// What `-m` means: `ollama:NAME` in Ollama's store, else a file; without it
-/// [`find`].
+/// the same of [`find`].
 ///
 /// # Errors
 /// The model is not in the store, or there is none.
 pub fn named(given: Option<&Path>) -> Result<PathBuf, ModelError> {
-    let Some(path) = given else {
-        return find();
+    let found;
+    let path = match given {
+        Some(path) => path,
+        None => {
+            found = find()?;
+            &found
+        }
     };
     let text = path.to_str().unwrap_or_default();
     if text.starts_with("http://") || text.starts_with("https://") {

@@ -180,8 +180,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     config.floor_tokens = args.kv_floor;
     config.speculate = args.speculate;
     config.kv_budget = args.kv_budget.map(|mib| Bytes::mib(u64::from(mib)));
-    let signals = Signals::catch(config.stop.clone(), turns.clone())?;
+    let weights = config.weights.clone();
+    let signals = Signals::catch(config.stop.clone(), turns.clone(), weights)?;
     let engine = reading::engine(&config)?;
+    signals.ready();
     let signal = prepared.as_ref().map_or("none", Prepared::signal);
     let recording = kept.map(|k| k.start(signal, engine.pool())).transpose()?;
     let governor = prepared.map(|p| p.start(engine.ladder())).transpose()?;

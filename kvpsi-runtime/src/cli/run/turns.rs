@@ -4,10 +4,13 @@
 //! kept for the up key; a pasted text is one turn however many lines it has;
 //! Ctrl-C ends the answer that comes, not the conversation. A pipe's lines are
 //! turns in their order, and a signal ends the conversation. A second signal
-//! ends the process at once. Invariant: the terminal is left as it was found.
-//! Out of scope: what is done with a turn.
+//! ends the process at once, as the first does while the model is read.
+//! Invariant: the terminal is left as it was found. Out of scope: what is done with a turn.
 
-use crate::cli::tell::tell;
+use crate::{
+    cli::{signals, tell::tell},
+    model::weights::Weights,
+};
 use anyhow::Context;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use rustyline::{Behavior, Config, Editor, error::ReadlineError, history::MemHistory};
@@ -20,7 +23,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
 /// SIGINTs that one answer may get and only ends by; the next one ends all.
 const PATIENCE: u32 = 2;
@@ -35,6 +38,10 @@ pub(super) enum Turn {
 
 /// What signals do, and which came.
 pub(super) struct Signals {
+    /// The model is being read: there is nothing yet that a signal could let end.
+    reading: AtomicBool,
+    /// What may be written meanwhile.
+    weights: Option<Weights>,
     /// Ends the running answer.
     stop: Arc<AtomicBool>,
     /// The signal that ended the conversation; 0 before.
@@ -48,42 +55,36 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From now on SIGINT and SIGTERM are handled: `turns` gets the end.
-    pub fn catch(stop: Arc<AtomicBool>, turns: Sender<Turn>) -> anyhow::Result<Arc<Self>> {
-        let signals = Arc::new(Self {
+    /// From now on SIGINT and SIGTERM are handled: while the model is read they
+    /// end the process, afterwards `turns` gets the end.
+    pub fn catch(
+        stop: Arc<AtomicBool>,
+        turns: Sender<Turn>,
+        weights: Option<Weights>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let this = Arc::new(Self {
+            reading: AtomicBool::new(true),
+            weights,
             stop,
             caught: AtomicI32::new(0),
             answering: AtomicBool::new(false),
             presses: AtomicU32::new(0),
             terminal: tcgetattr(std::io::stdin()).ok(),
         });
-        let seen = signals.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .context("listening for signals")?;
-        let guard = runtime.enter();
-        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-        drop(guard);
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    loop {
-                        let number = tokio::select! {
-                            _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-                            _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
-                        };
-                        seen.came(number, &turns);
-                    }
-                });
-            })
-            .context("listening for signals")?;
-        Ok(signals)
+        let seen = this.clone();
+        signals::on_each(move |number| seen.came(number, &turns))?;
+        Ok(this)
+    }
+
+    /// The model was read.
+    pub fn ready(&self) {
+        self.reading.store(false, Ordering::Relaxed);
     }
 
     fn came(&self, number: i32, turns: &Sender<Turn>) {
+        if self.reading.load(Ordering::Relaxed) {
+            signals::end(number, self.weights.as_ref());
+        }
         let key = number == SignalKind::interrupt().as_raw_value();
         if key
             && self.answering.load(Ordering::Relaxed)

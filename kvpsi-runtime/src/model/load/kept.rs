@@ -68,7 +68,10 @@ impl Decoder {
         let mut writer = weights.begin(gguf, packed_bytes(gguf))?;
         let read = Self::read(gguf, Matrices::Written(&mut writer), progress);
         match read {
-            Err(_) if !writer.has_failed() => Ok(None),
+            Err(_) if !writer.has_failed() => {
+                weights.give_up(writer);
+                Ok(None)
+            }
             // A write that failed is what `finish` returns.
             _ => weights.finish(writer).map(Some),
         }

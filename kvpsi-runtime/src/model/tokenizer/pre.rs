@@ -121,6 +121,29 @@ const CASED: &str = concat!(
 );
 /// bigscience/bloom, tokenizer.json.
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+/// Digits in threes, counted from the right, where no letter follows them:
+/// `\d{1,3}(?=(?:\d{3})*\b)` of its tokenizer.json, which looks to the end of a
+/// number for each three of it. Here a number is looked at once: what follows a
+/// match within a number is threes. What that expression leaves is the last
+/// match, for a search is given up after a million characters.
+const THREES: &str = concat!(
+    r"\G(?<=\d)\d{3}|(?<!\d)\d{1,3}(?=(?:\d{3})*+\b)|",
+    r"(?:\D+|\d++\B)+",
+);
+/// The same of all that are numbers, whatever follows:
+/// `\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))`.
+const THREES_OF_NUMBERS: &str = concat!(
+    r"(?<=\p{N})\p{N}{3}|\p{N}{1,3}(?=(?:\p{N}{3})*+(?!\p{N}))|",
+    r"\P{N}+",
+);
+/// A cut before each three digits counted from the right, behind `\p{N}+`:
+/// `(?=(\d{3})+(?!\d))`. A match is from one cut to the next: three digits, or
+/// at the beginning those that are over, and what is no digit with the digits
+/// that are over behind it.
+const BEFORE_THREES: &str = concat!(
+    r"(?:^\d{1,2}?(?=(?:\d{3})*+(?!\d))|\d{3}|^(?=\D))",
+    r"(?:\D+\d{0,2}?(?=(?:\d{3})*+(?!\d)))*",
+);
 /// Lines and runs of line ends.
 const LINES: &str = r"[^\n]+|[\n]+";
 
@@ -221,10 +244,7 @@ pub(super) const RULES: &[Rule] = &[
         )
     },
     cut(&["minimax-m2"], &[GPT_4O]),
-    cut(
-        &["tiny_aya", "cohere2moe"],
-        &[r"\d{1,3}(?=(?:\d{3})*\b)", GPT_4O],
-    ),
+    cut(&["tiny_aya", "cohere2moe"], &[THREES, GPT_4O]),
     Rule {
         whole: true,
         start: true,
@@ -289,8 +309,7 @@ pub(super) const RULES: &[Rule] = &[
             ],
         )
     },
-    // Digits in threes, counted from the right.
-    cut(&["superbpe"], &[r"\p{N}+", r"(?=(\d{3})+(?!\d))"]),
+    cut(&["superbpe"], &[r"\p{N}+", BEFORE_THREES]),
     cut(
         &["bailingmoe", "bailingmoe2", "llada-moe"],
         &[concat!(
@@ -316,7 +335,7 @@ pub(super) const RULES: &[Rule] = &[
     cut(
         &["afmoe"],
         &[
-            r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+            THREES_OF_NUMBERS,
             concat!(
                 r"[\x{4e00}-\x{9fff}\x{3400}-\x{4dbf}\x{f900}-\x{faff}\x{3040}-\x{30ff}",
                 r"\x{ff65}-\x{ff9f}\x{2f00}-\x{2fdf}\x{0e40}-\x{0eff}\x{1780}-\x{17ff}",
@@ -335,11 +354,12 @@ pub(super) const RULES: &[Rule] = &[
             r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
         )],
     ),
+    // Within spaces that are cut no end of a line follows: it is looked for once.
     cut(
         &["jais-2"],
         &[concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
-            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|(?<![^\S\r\n])\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|",
             r"\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|",
             r"\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
         )],
@@ -370,52 +390,4 @@ pub(super) fn rule(name: &str) -> Option<&'static Rule> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
-
-    fn pieces(name: &str, text: &str) -> Vec<String> {
-        let cutter = super::super::bpe::cutter(rule(name).unwrap()).unwrap();
-        let mut cut = PreTokenizedString::from(text);
-        cutter.pre_tokenize(&mut cut).unwrap();
-        let splits = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        splits
-            .into_iter()
-            .map(|(_, (a, b), _)| text[a..b].to_owned())
-            .collect()
-    }
-
-    #[test]
-    fn every_name_has_one_rule_and_every_rule_compiles() {
-        let mut seen = HashSet::new();
-        for rule in RULES.iter().chain(&[DEFAULT]) {
-            assert!(!rule.names.is_empty());
-            for name in rule.names {
-                assert!(seen.insert(*name), "{name} twice");
-                let text = "It's 12345678 m² — Ünïcode, 漢字かな한국어 हिन्दी\n\n  x\t!";
-                assert_eq!(pieces(name, text).concat(), text, "{name}");
-            }
-        }
-        assert!(seen.len() >= 91, "{} names", seen.len());
-    }
-
-    #[test]
-    fn digits_are_cut_as_each_rule_says() {
-        for (name, want) in [
-            ("gpt-2", vec!["1234567"]),
-            ("smollm", vec!["1", "2", "3", "4", "5", "6", "7"]),
-            ("qwen2", vec!["1", "2", "3", "4", "5", "6", "7"]),
-            ("llama-bpe", vec!["123", "456", "7"]),
-            ("gpt-4o", vec!["123", "456", "7"]),
-            ("deepseek-v3", vec!["123", "456", "7"]),
-            ("default", vec!["123", "456", "7"]),
-            // From the right.
-            ("superbpe", vec!["1", "234", "567"]),
-            ("afmoe", vec!["1", "234", "567"]),
-            ("tiny_aya", vec!["1", "234", "567"]),
-        ] {
-            assert_eq!(pieces(name, "1234567"), want, "{name}");
-        }
-    }
-}
+mod tests;

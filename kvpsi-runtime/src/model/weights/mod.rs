@@ -72,6 +72,9 @@ pub enum WeightsError {
         /// What there is no room for, and what to do.
         what: String,
     },
+    /// The process was told to end.
+    #[error("{}: no file is begun by a process that is about to end", .0.display())]
+    Ending(PathBuf),
     /// The model changed meanwhile.
     #[error("{}: the model was replaced while it was read", .0.display())]
     Replaced(PathBuf),
@@ -107,8 +110,16 @@ struct Held {
     files: Vec<File>,
     stamps: Vec<Stamp>,
     found: Option<File>,
-    /// Name of the file that is being written.
-    begun: Mutex<Option<String>>,
+    begun: Mutex<Begun>,
+}
+
+/// What is being written.
+#[derive(Debug, Default)]
+struct Begun {
+    /// The file's name for now.
+    name: Option<String>,
+    /// The process is about to end: nothing more is begun.
+    ended: bool,
 }
 
 /// Where a decoder's matrices are.
@@ -225,18 +236,35 @@ impl Weights {
         held.folder.clean(&held.model, &held.key);
         held.folder.make_room(about, held.most)?;
         let writer = Writer::begin(&held.folder, &held.key, &held.model, about)?;
-        *self.begun() = Some(writer.temporary().to_owned());
+        let mut begun = self.begun();
+        if begun.ended {
+            // The writer takes its file with it.
+            return Err(WeightsError::Ending(held.folder.path().into()));
+        }
+        begun.name = Some(writer.temporary().to_owned());
+        drop(begun);
         Ok(writer)
     }
 
-    /// Removes a file that is still being written: the process is about to end.
+    /// Ends a file that is not to be finished.
+    pub(super) fn give_up(&self, writer: Writer<'_>) {
+        drop(writer);
+        // Its name for the time may be another process's from now on.
+        self.begun().name.take();
+    }
+
+    /// Removes a file that is still being written, and begins none from now on:
+    /// the process is about to end. A file that cannot be removed is one that the
+    /// next start removes.
     pub fn abandon(&self) {
-        if let Some(name) = self.begun().take() {
+        let mut begun = self.begun();
+        begun.ended = true;
+        if let Some(name) = begun.name.take() {
             let _ = self.0.folder.remove(&name);
         }
     }
 
-    fn begun(&self) -> MutexGuard<'_, Option<String>> {
+    fn begun(&self) -> MutexGuard<'_, Begun> {
         self.0.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -247,6 +275,7 @@ impl Weights {
         for (now, before) in now.zip(&held.stamps) {
             // What was packed may be half of one model and half of another.
             if !now.is_ok_and(|meta| Stamp::of(&meta) == *before) {
+                self.give_up(writer);
                 return Err(WeightsError::Replaced(held.model.clone()));
             }
         }
@@ -254,7 +283,7 @@ impl Weights {
         let name = held.key.file_name();
         let finished = writer.finish(|| open(held.folder.open_file(&name)?));
         // Its name for the time may be another process's from now on.
-        self.begun().take();
+        self.begun().name.take();
         match finished? {
             Finished::Ours(file) => open(file),
             Finished::Others(cached) => Ok(cached),
