@@ -172,9 +172,15 @@ fn a_working_set_in_our_cgroup_gets_room() {
         let before = s.status().trims;
         let used = cgroup.memory().anonymous().unwrap().0;
         cgroup.set_limit(Bytes(used + room * MIB)).unwrap();
-        assert!(hog.read_for(set * MIB, 5000));
-        let after = s.status().trims;
-        let returned = after.bytes.0 - before.bytes.0;
+        // As often as it takes: on a busy machine the neighbour reads slowly.
+        let mut returned = 0;
+        for _ in 0..30 {
+            assert!(hog.read_for(set * MIB, 2500));
+            returned = s.status().trims.bytes.0 - before.bytes.0;
+            if returned >= (set - room) * MIB / 4 {
+                break;
+            }
+        }
         tell(
             "working_set",
             json!({ "missing": (set - room) * MIB, "returned": returned }),
