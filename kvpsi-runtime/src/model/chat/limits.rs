@@ -265,7 +265,7 @@ pub(super) fn format(text: &str, given: &[Value]) -> Result<(), Error> {
 /// the compiler does not compute.
 pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> String {
     let mut edits: Vec<(std::ops::Range<usize>, &str)> = Vec::new();
-    let mut tokens = Tokenizer::new(source, "chat", false, SyntaxConfig::default(), spaces);
+    let mut tokens = Tokenizer::new(source, "chat", false, SyntaxConfig, spaces);
     let (mut argument, mut block) = (false, false);
     // What is no token is told by the parser.
     while let Ok(Some((token, span))) = tokens.next_token() {

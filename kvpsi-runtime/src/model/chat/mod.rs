@@ -164,7 +164,7 @@ impl Program {
 
     fn compiled(&self) -> Result<CompiledTemplate<'_>, Error> {
         let config = TemplateConfig {
-            syntax_config: SyntaxConfig::default(),
+            syntax_config: SyntaxConfig,
             ws_config: SPACES,
             default_auto_escape: Arc::new(|_| AutoEscape::None),
         };
