@@ -9,6 +9,13 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(refused) => return refused.tell(),
     };
+    // A template that panics is told of by the error that it gives.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() != Some("template") {
+            tell(info);
+        }
+    }));
     let format = cli.log_format();
     if let Err(why) = log(format) {
         eprintln!("kvpsi: {why}");

@@ -73,10 +73,10 @@ impl GenStats {
     }
 
     /// Choosing tokens as a share of [`GenStats::decode`]; 0 if there was no
-    /// time to measure.
+    /// time to measure: the first token is the prompt's.
     #[must_use]
     pub fn sampling_share(&self) -> f64 {
-        if self.decode.is_zero() {
+        if self.decode.is_zero() || self.tokens < 2 {
             0.0
         } else {
             self.sampling.as_secs_f64() / self.decode.as_secs_f64()

@@ -76,7 +76,10 @@ impl FromStr for Endpoint {
             _ => return Err("a URL that begins with http://, as http://127.0.0.1:4318".into()),
         }
         let host = uri.host().unwrap_or_default();
-        if host.is_empty() || uri.query().is_some() || text.contains('@') {
+        let named = uri.authority().map_or("", |a| a.as_str());
+        // A port that is no port reads as none.
+        let no_port = uri.port_u16().is_none() && named.len() > host.len();
+        if host.is_empty() || no_port || uri.query().is_some() || text.contains(['@', '#']) {
             return Err(
                 "a URL of a host, a port and a path alone, as http://127.0.0.1:4318".into(),
             );

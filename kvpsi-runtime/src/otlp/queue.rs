@@ -127,13 +127,23 @@ struct Bounded {
     queue: Arc<Queue>,
 }
 
+/// Milliseconds between two exports, the standard's, and the least that is taken.
+const DELAY_MS: u64 = 5000;
+const LEAST_DELAY_MS: u64 = 100;
+
 /// What ended spans go to. The standard variables set its delay
 /// (`OTEL_BSP_SCHEDULE_DELAY`).
 pub(super) fn processor(
     exporter: impl SpanExporter + 'static,
     queue: Arc<Queue>,
 ) -> impl SpanProcessor {
+    let delay = std::env::var("OTEL_BSP_SCHEDULE_DELAY").ok();
+    let delay = delay
+        .and_then(|v| v.trim().parse().ok())
+        .unwrap_or(DELAY_MS);
     let config = BatchConfigBuilder::default()
+        // With none its thread never sleeps.
+        .with_scheduled_delay(Duration::from_millis(delay.max(LEAST_DELAY_MS)))
         .with_max_queue_size(MOST)
         .with_max_export_batch_size(BATCH)
         .build();

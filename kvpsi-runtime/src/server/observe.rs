@@ -107,7 +107,7 @@ pub(super) async fn observe(
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let known = PATHS.iter().find(|p| **p == path).copied();
     let looks = LOOKS.contains(&path.as_str());
-    let quiet = known.is_none_or(|p| LOOKS.contains(&p) || p == "/kvpsi/history");
+    let quiet = known.is_none_or(|p| LOOKS.contains(&p) || ["/kvpsi/history", "/"].contains(&p));
     let begun = Instant::now();
     let traced = (server.config.spans.as_ref().zip(known)).filter(|_| !quiet);
     let traced = traced.map(|(sink, path)| {

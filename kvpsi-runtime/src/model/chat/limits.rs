@@ -1,12 +1,14 @@
 //! What a chat template may take: memory, time and depth.
 //!
 //! minijinja counts instructions. What one of them costs is counted here: each
-//! that makes a value is followed by a filter that weighs it, each turn of a loop
-//! looks at the clock, and filters that make much of little look before they do.
-//! A render runs on a thread of its own, whose meter this is. Out of scope: what
-//! a template means.
+//! that makes a value is followed by a filter that weighs it, loops, comparisons
+//! and tests look at the clock, and filters whose output can be much larger than
+//! their input check its size first. A render runs on a thread of its own, whose
+//! meter this is. Invariant: a namespace holds copies of plain values, so no value
+//! holds itself: a cycle is never freed, and printing it overflows the stack. Out
+//! of scope: what a template means.
 
-use super::python::{SLICED, failed};
+use super::python::{CONCATENATED, SLICED, failed};
 use minijinja::{
     Environment, Error, State,
     machinery::{CompiledTemplate, Instruction, Instructions, Token, Tokenizer, WhitespaceConfig},
@@ -19,25 +21,28 @@ use std::{cell::RefCell, time::Duration};
 /// Bytes that a value may take, and all that are made together, whatever a
 /// template is given.
 const MOST: usize = 64 << 20;
-/// Bytes of a value for each byte that it is given,
+/// Bytes of one text: a list of its characters takes 24 times as much.
+const MOST_TEXT: usize = 2 << 20;
+/// Bytes of a value and of a text for each byte that it is given,
 const VALUE_FOR_EACH: usize = 16;
+const TEXT_FOR_EACH: usize = 8;
 /// and of all that are made: one that gathers a conversation in a variable
-/// copies it twice for each message.
+/// copies it twice for each message. It is never more than a GiB.
 const MADE_FOR_EACH: usize = 1 << 10;
+const MOST_MADE: usize = 1 << 30;
 /// Of the render's thread: what is short of processor time is not at fault.
 const MOST_TIME: Duration = Duration::from_secs(5);
 /// How deep values may lie in each other; JSON is read up to 128.
-const MOST_DEPTH: usize = 200;
+pub(super) const MOST_DEPTH: usize = 200;
 /// Bytes of a value beside its text.
 const VALUE: usize = 16;
 /// Values weighed between two looks at the clock,
 const BETWEEN: usize = 1 << 12;
-/// and those that a turn of a loop counts as: it may compare long texts.
+/// and those that a turn of a loop or a comparison counts as: it may be of long
+/// texts.
 const TURN: usize = 1 << 6;
-/// Most of a width, an indentation or a count that a template names.
+/// Largest width, indentation or count that a template names.
 const MOST_WIDTH: usize = 1 << 12;
-/// Text between two tags that is long enough to be counted.
-const LONG_TEXT: usize = 64;
 
 /// What is looked up without a place in the VM's cache of filters.
 const NOT_CACHED: u8 = !0;
@@ -45,15 +50,17 @@ const WEIGHED: &str = "__weighed";
 const STORED: &str = "__stored";
 const WRITTEN: &str = "__written";
 const TURNED: &str = "__turned";
-/// A number that the compiler does not know.
+/// A number and a text that the compiler does not know.
 const ONE: &str = "__one";
+const EMPTY: &str = "__empty";
 
 struct Meter {
     /// Bytes that may be made, and that are left of them.
     all: usize,
     left: usize,
-    /// Most that one value may weigh.
+    /// Most that one value may weigh, and one text.
     most: usize,
+    text: usize,
     /// Processor time of the thread at which it ends.
     until: Duration,
     weighed: usize,
@@ -61,7 +68,7 @@ struct Meter {
 
 thread_local! {
     static METER: RefCell<Meter> = const {
-        RefCell::new(Meter { all: MOST, left: MOST, most: MOST, until: Duration::MAX, weighed: 0 })
+        RefCell::new(Meter { all: MOST, left: MOST, most: MOST, text: MOST_TEXT, until: Duration::MAX, weighed: 0 })
     };
 }
 
@@ -77,12 +84,15 @@ pub(super) fn begin(variables: &Value) -> Result<(), Error> {
             all: usize::MAX,
             left: usize::MAX,
             most: usize::MAX,
+            text: usize::MAX,
             until: Duration::MAX,
             weighed: 0,
         };
-        let given = m.weigh(variables, 0, false)?;
+        let given = m.weigh(variables, 0)?;
+        m.text = MOST_TEXT.saturating_add(given.saturating_mul(TEXT_FOR_EACH));
         m.most = MOST.saturating_add(given.saturating_mul(VALUE_FOR_EACH));
         m.all = MOST.saturating_add(given.saturating_mul(MADE_FOR_EACH));
+        m.all = m.all.min(MOST_MADE);
         m.left = m.all;
         m.until = now() + MOST_TIME;
         Ok(())
@@ -115,28 +125,23 @@ impl Meter {
     }
 
     /// Bytes of a value and of all that lies in it, told as often as it is in there.
-    fn weigh(&mut self, v: &Value, depth: usize, stored: bool) -> Result<usize, Error> {
+    fn weigh(&mut self, v: &Value, depth: usize) -> Result<usize, Error> {
         if depth > MOST_DEPTH {
             return Err(failed("values lie too deep in each other"));
         }
         self.tick(1)?;
         if let Some(text) = v.as_str() {
-            return Ok(VALUE + text.len());
-        }
-        let Some(object) = v.as_object() else {
-            return Ok(VALUE);
-        };
-        // One that holds itself can be neither shown nor freed.
-        let holds =
-            || ["Namespace", "Macro", "Loop", "Closure"].map(|n| object.type_name().contains(n));
-        if stored && holds().contains(&true) {
-            return Err(failed(
-                "a namespace holds values, no namespace, macro or loop",
-            ));
+            return match text.len() > self.text {
+                true => Err(failed(format!(
+                    "a text of more than {} MiB",
+                    self.text >> 20
+                ))),
+                false => Ok(VALUE + text.len()),
+            };
         }
         let mut bytes = VALUE;
         let mut add = |meter: &mut Self, v: &Value| {
-            bytes = bytes.saturating_add(meter.weigh(v, depth + 1, stored)?);
+            bytes = bytes.saturating_add(meter.weigh(v, depth + 1)?);
             match bytes > meter.most {
                 true => Err(failed(format!(
                     "a value takes more than {} MiB",
@@ -152,7 +157,8 @@ impl Meter {
                 }
             }
             ValueKind::Map => {
-                for (key, item) in object.try_iter_pairs().into_iter().flatten() {
+                let pairs = v.as_object().and_then(|o| o.try_iter_pairs());
+                for (key, item) in pairs.into_iter().flatten() {
                     add(self, &key)?;
                     add(self, &item)?;
                 }
@@ -161,6 +167,27 @@ impl Meter {
         }
         Ok(bytes)
     }
+}
+
+/// A value that was weighed, as a namespace holds it.
+fn stored(v: &Value) -> Result<Value, Error> {
+    Ok(match v.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items: Result<Vec<_>, _> = v.try_iter()?.map(|item| stored(&item)).collect();
+            Value::from(items?)
+        }
+        ValueKind::Map => {
+            let pairs = v.as_object().and_then(|o| o.try_iter_pairs());
+            let pairs = pairs.into_iter().flatten();
+            let pairs: Result<Vec<_>, Error> =
+                pairs.map(|(key, item)| Ok((key, stored(&item)?))).collect();
+            pairs?.into_iter().collect()
+        }
+        ValueKind::Plain | ValueKind::Invalid => {
+            return Err(failed("a namespace holds no macro and no other object"));
+        }
+        _ => v.clone(),
+    })
 }
 
 /// Bytes that are new in a value that was just made: what lies in it was there.
@@ -175,16 +202,19 @@ fn own_bytes(v: &Value) -> usize {
 /// behind a look at what they would make.
 pub(super) fn add_to(env: &mut Environment<'_>) {
     env.add_global(ONE, 1);
+    env.add_global(EMPTY, "");
     env.add_filter(WEIGHED, |v: Value| {
         METER.with_borrow_mut(|m| {
-            m.weigh(&v, 0, false)?;
+            m.weigh(&v, 0)?;
             m.made(own_bytes(&v))
         })?;
         Ok::<_, Error>(v)
     });
     env.add_filter(STORED, |v: Value| {
-        METER.with_borrow_mut(|m| m.weigh(&v, 0, true))?;
-        Ok::<_, Error>(v)
+        let bytes = METER.with_borrow_mut(|m| m.weigh(&v, 0))?;
+        // Texts are shared.
+        made(bytes.min(own_bytes(&v)))?;
+        stored(&v)
     });
     env.add_filter(WRITTEN, |bytes: usize| made(bytes).map(|()| bytes));
     env.add_filter(TURNED, |v: Value| {
@@ -205,21 +235,46 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
         },
     );
     env.add_filter("format", |state: &State, v: &Value, given: Rest<Value>| {
-        format(v.as_str().unwrap_or_default(), &given)?;
+        format(v.as_str().unwrap_or_default(), '%', &given)?;
         minijinja::filters::format(state, v, given)
     });
+    // A value for each character or line, and `map` has them called for each of many.
+    env.add_filter("list", |state: &State, v: Value| {
+        listed(&v)?;
+        minijinja::filters::list(state, v)
+    });
+    env.add_filter("lines", |v: &Value| {
+        listed(v)?;
+        minijinja::filters::lines(v)
+    });
+    env.add_filter(
+        "split",
+        |v: &Value, by: Option<Value>, most: Option<i64>| {
+            listed(v)?;
+            minijinja::filters::split(v, by.as_ref().and_then(Value::as_str).map(Into::into), most)
+        },
+    );
     env.add_filter(
         "batch",
         |state: &State, v: Value, n: usize, fill: Option<Value>| {
-            minijinja::filters::batch(state, v, narrow(n)?, fill)
+            made(narrow(n)?.saturating_mul(VALUE))?;
+            minijinja::filters::batch(state, v, n, fill)
         },
     );
     env.add_filter(
         "slice",
         |state: &State, v: Value, n: usize, fill: Option<Value>| {
-            minijinja::filters::slice(state, v, narrow(n)?, fill)
+            made(narrow(n)?.saturating_mul(VALUE))?;
+            minijinja::filters::slice(state, v, n, fill)
         },
     );
+    env.add_test("in", |state: &State, v: &Value, all: &Value| {
+        METER.with_borrow_mut(|m| m.tick(1 + own_bytes(all) / VALUE))?;
+        minijinja::tests::is_in(state, v, all)
+    });
+    env.add_test("divisibleby", |v: i64, by: i64| {
+        v.checked_rem(by) == Some(0)
+    });
 }
 
 /// A width or count that a template names.
@@ -228,6 +283,12 @@ pub(super) fn narrow(n: usize) -> Result<usize, Error> {
         true => Err(failed(format!("{n} is more than {MOST_WIDTH}"))),
         false => Ok(n),
     }
+}
+
+/// Before a list is made of a text's characters or of values.
+fn listed(v: &Value) -> Result<(), Error> {
+    let values = v.as_str().map_or_else(|| v.len().unwrap_or(0), str::len);
+    made(values.saturating_mul(size_of::<Value>()))
 }
 
 /// Before `text.replace(from, to)`.
@@ -240,29 +301,36 @@ pub(super) fn joined(values: &Value, by: &str) -> Result<(), Error> {
     made(values.len().unwrap_or(0).saturating_mul(by.len()))
 }
 
-/// Before a text is formatted: widths and precisions in it, or given to it.
-pub(super) fn format(text: &str, given: &[Value]) -> Result<(), Error> {
-    for digits in text.split(|c: char| !c.is_ascii_digit()) {
-        if digits.len() > 4 {
-            return Err(failed(format!("a format of {digits:.20} digits")));
+/// Before a text is formatted, by what follows each `%` or `{` in it: widths and
+/// precisions there, or given to it.
+pub(super) fn format(text: &str, mark: char, given: &[Value]) -> Result<(), Error> {
+    let mut longest = given.iter().map(own_bytes).max().unwrap_or(0);
+    let specs = text.split(mark).skip(1);
+    for spec in specs.clone() {
+        let end = match mark {
+            '{' => spec.find('}'),
+            _ => spec.find(|c: char| c.is_alphabetic() && c != 'l' || c == '%'),
+        };
+        let spec = &spec[..end.unwrap_or(spec.len())];
+        for digits in spec.split(|c: char| !c.is_ascii_digit()) {
+            if !digits.is_empty() {
+                let width = digits.parse().unwrap_or(usize::MAX);
+                longest = longest.max(narrow(width)?);
+            }
+        }
+        if spec.contains(['*', '{']) {
+            for width in given.iter().filter_map(Value::as_usize) {
+                longest = longest.max(narrow(width)?);
+            }
         }
     }
-    for n in given
-        .iter()
-        .filter_map(Value::as_usize)
-        .filter(|_| text.contains('*'))
-    {
-        narrow(n)?;
-    }
     // One value may be named many times.
-    let longest = given.iter().map(own_bytes).max().unwrap_or(0);
-    let named = text.matches(['%', '{']).count();
-    made(named.saturating_mul(longest))
+    made(specs.count().saturating_mul(longest))
 }
 
 /// A source as it is compiled: without `{% generation %}`, which marks the
-/// assistant's words for training and writes nothing, and with products that
-/// the compiler does not compute.
+/// assistant's words for training and writes nothing, and with products and
+/// joined texts that the compiler does not compute.
 pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> String {
     let mut edits: Vec<(std::ops::Range<usize>, &str)> = Vec::new();
     let mut tokens = Tokenizer::new(source, "chat", false, SyntaxConfig, spaces);
@@ -272,6 +340,7 @@ pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> String {
         let at = span.start_offset as usize..span.end_offset as usize;
         match token {
             Token::Mul if !argument => edits.push((at, "*__one*")),
+            Token::Tilde => edits.push((at, "~__empty~")),
             Token::Ident("generation") if block => edits.push((at, "if true")),
             Token::Ident("endgeneration") if block => edits.push((at, "endif")),
             _ => {}
@@ -287,9 +356,41 @@ pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> String {
 }
 
 /// Puts the meter between the instructions of a template.
-pub(super) fn meter(compiled: &mut CompiledTemplate<'_>) {
-    metered(&mut compiled.instructions);
-    compiled.blocks.values_mut().for_each(metered);
+///
+/// # Errors
+/// A jump leaves a block whose text is captured: minijinja would go on capturing.
+pub(super) fn meter(compiled: &mut CompiledTemplate<'_>) -> Result<(), Error> {
+    let all = std::iter::once(&mut compiled.instructions).chain(compiled.blocks.values_mut());
+    for instructions in all {
+        captures_end(instructions)?;
+        metered(instructions);
+    }
+    Ok(())
+}
+
+fn captures_end(of: &Instructions<'_>) -> Result<(), Error> {
+    let mut open = 0_u32;
+    let mut depths = Vec::with_capacity(of.len());
+    let mut jumps = Vec::new();
+    for at in 0..u32::try_from(of.len()).unwrap_or(u32::MAX) {
+        open = match of.get(at) {
+            Some(Instruction::EndCapture) => open.saturating_sub(1),
+            _ => open,
+        };
+        depths.push(open);
+        match of.get(at) {
+            Some(Instruction::BeginCapture(_)) => open += 1,
+            Some(Instruction::Jump(to)) => jumps.push((open, *to as usize)),
+            _ => {}
+        }
+    }
+    let leaves = |(from, to): &(u32, usize)| depths.get(*to).is_some_and(|depth| depth < from);
+    match jumps.iter().any(leaves) {
+        true => Err(failed(
+            "`break` and `continue` cannot leave a block that is captured",
+        )),
+        false => Ok(()),
+    }
 }
 
 fn metered<'s>(of: &mut Instructions<'s>) {
@@ -309,6 +410,7 @@ fn metered<'s>(of: &mut Instructions<'s>) {
         let instruction = match of.get(at) {
             None => break,
             Some(I::Slice) => I::ApplyFilter(SLICED, Some(4), NOT_CACHED),
+            Some(I::StringConcat) => I::ApplyFilter(CONCATENATED, Some(2), NOT_CACHED),
             Some(other) => other.clone(),
         };
         let line = of.get_line(at).and_then(|l| u16::try_from(l).ok());
@@ -317,14 +419,13 @@ fn metered<'s>(of: &mut Instructions<'s>) {
             None => out.add(i),
         };
         let before: Vec<I<'s>> = match &instruction {
-            I::EmitRaw(text) if text.len() >= LONG_TEXT => count(text.len()).into(),
+            I::EmitRaw(text) => count(text.len()).into(),
             I::SetAttr(_) => vec![I::Swap, filter(STORED), I::Swap],
             _ => Vec::new(),
         };
         let after: Vec<I<'s>> = match &instruction {
             I::Add
             | I::Mul
-            | I::StringConcat
             | I::BuildList(_)
             | I::BuildMap(_)
             | I::ApplyFilter(..)
@@ -333,8 +434,17 @@ fn metered<'s>(of: &mut Instructions<'s>) {
             | I::CallObject(_) => {
                 vec![filter(WEIGHED)]
             }
-            // Its item is on the stack.
-            I::Iterate(_) => vec![filter(TURNED)],
+            // The next item, or what was found, is on the stack.
+            I::Iterate(_)
+            | I::Eq
+            | I::Ne
+            | I::Gt
+            | I::Gte
+            | I::Lt
+            | I::Lte
+            | I::In
+            | I::CompareAndPreserve(_)
+            | I::PerformTest(..) => vec![filter(TURNED)],
             _ => Vec::new(),
         };
         let mut first = None;
@@ -362,123 +472,4 @@ fn metered<'s>(of: &mut Instructions<'s>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::model::chat::{ChatTemplate, Message, Role};
-    use std::time::Instant;
-
-    fn rendered(source: &str) -> Result<String, String> {
-        let template = ChatTemplate::compile(source, String::new(), String::new());
-        let messages = [Message::new(Role::User, "a user's question")];
-        template
-            .and_then(|t| t.render(&messages, true))
-            .map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn what_takes_too_much_is_an_error_in_time() {
-        let doubled = |what: &str| {
-            format!(
-                "{{% set n = namespace(s='x', l=[1]) %}}{{% for i in range(60) %}}{what}{{% endfor %}}{{{{ n.s|length }}}}"
-            )
-        };
-        for source in [
-            // A text, a list or what is written, doubled.
-            doubled("{% set n.s = n.s ~ n.s %}"),
-            doubled("{% set n.s = n.s + n.s %}"),
-            doubled("{% set n.s = n.s * 2 %}"),
-            doubled("{% set n.s = [n.s, n.s]|join %}"),
-            doubled("{% set n.s = n.s.replace('x', 'xx') %}"),
-            doubled("{% set n.s = n.s|replace('x', 'xx') %}"),
-            doubled("{% set n.s = '%s%s'|format(n.s, n.s) %}"),
-            doubled("{% set n.s = '{0}{0}'.format(n.s) %}"),
-            doubled("{% set n.l = n.l + n.l %}"),
-            doubled("{% set n.l = [n.l, n.l] %}"),
-            doubled("{% set n.l = {'a': n.l, 'b': n.l} %}"),
-            doubled("{% set t %}{{ n.s }}{{ n.s }}{% endset %}{% set n.s = t %}"),
-            "{% macro m(s) %}{{ s }}{{ s }}{% endmacro %}".to_owned()
-                + &doubled("{% set n.s = m(n.s) %}"),
-            "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}".to_owned()
-                + &doubled("{% set t %}{% call m() %}{{ n.s }}{% endcall %}{% endset %}{% set n.s = t %}"),
-            doubled("{% set t %}{% filter replace('x', 'xx') %}{{ n.s }}{% endfilter %}{% endset %}{% set n.s = t %}"),
-            // Much at once.
-            "{{ 'x' * 10 ** 9 }}".into(),
-            "{{ 10 ** 9 * 'x' }}".into(),
-            format!("{{% set s = {} %}}", vec!["'x' * 90000000"; 100].join(" ~ ")),
-            "{{ ([0] * 10 ** 12)|list|length }}".into(),
-            "{{ ([0] * 10 ** 12)|sum }}".into(),
-            "{{ ([[0] * 10 ** 6] * 10 ** 6)|string|length }}".into(),
-            "{{ '%.1000000000f'|format(1.0) }}".into(),
-            "{{ '%*d'|format(1000000000, 1) }}".into(),
-            "{{ '{:>1000000000}'.format(1) }}".into(),
-            "{{ 'a\nb'|indent(1000000000) }}".into(),
-            "{{ 'a\nb'|indent(width=1000000000) }}".into(),
-            "{{ [1]|batch(1000000000, 'x')|list }}".into(),
-            "{{ [1]|slice(1000000000)|list }}".into(),
-            "{{ 'a'|center(1000000000) }}".into(),
-            "{{ 'a'.center(4000, 'x' * 1000000) }}".into(),
-            "{{ ('a' * 100000).replace('a', 'b' * 100000)|length }}".into(),
-            "{{ ('a' * 100000).join(range(100000))|length }}".into(),
-            "{% set l = ['a' * 1000000] * 60 %}{{ l|map('replace', 'a', 'bb')|map('replace', 'b', 'cc')|list|length }}".into(),
-            // Without an end.
-            "{% for i in range(100000) %}{% for k in range(100000) %}{% endfor %}{% endfor %}".into(),
-            "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}".into(),
-            "{% set l = range(100000)|list %}{% for i in l %}{% if -1 in l %}{% endif %}{% endfor %}".into(),
-            // Written, and not shown.
-            format!("{{% for i in range(100000) %}}{{% set t %}}{}{{% endset %}}{{% endfor %}}", "long ".repeat(1000)),
-            // Too deep, and in itself.
-            "{% set n = namespace(l=[]) %}{% for i in range(100000) %}{% set n.l = [n.l] %}{% endfor %}".into(),
-            "{% set n = namespace() %}{% set n.n = n %}{{ n ~ '' }}".into(),
-            "{% set n = namespace() %}{% set n.n = [n] %}{{ n|pprint }}".into(),
-            "{% set n = namespace() %}{% set m = namespace(n=n) %}{% set n.m = {'m': m} %}{{ n == m }}".into(),
-            "{% set n = namespace() %}{% macro m() %}{{ n }}{% endmacro %}{% set n.m = m %}".into(),
-        ] {
-            let begun = Instant::now();
-            let error = rendered(&source).expect_err(&source);
-            assert!(error.len() < 500 && !error.contains('\n'), "{source}: {error}");
-            assert!(begun.elapsed().as_secs() < 120, "{source}: {:?}", begun.elapsed());
-        }
-    }
-
-    #[test]
-    fn what_a_conversation_needs_is_there() {
-        // A variable that gathers all of a long conversation, message by message.
-        let source = "{% set n = namespace(s='') %}{% for m in messages %}{% set n.s = n.s + m.content + '\\n' %}{% endfor %}{{ n.s }}";
-        let template = ChatTemplate::compile(source, String::new(), String::new()).unwrap();
-        let text = "some words of a turn ".repeat(100);
-        let messages: Vec<_> = (0..500).map(|_| Message::new(Role::User, &text)).collect();
-        assert_eq!(template.render(&messages, true).unwrap().len(), 500 * 2101);
-        let source = "{% for m in messages[::-1] %}{{ m.content|upper|trim }}{% endfor %}";
-        let template = ChatTemplate::compile(source, String::new(), String::new()).unwrap();
-        let messages: Vec<_> = (0..20_000)
-            .map(|_| Message::new(Role::User, "hi"))
-            .collect();
-        assert_eq!(template.render(&messages, true).unwrap().len(), 40_000);
-    }
-
-    #[test]
-    fn words_of_templates_are_none_in_a_text() {
-        for (source, want) in [
-            ("{{ '{% generation %}' }}", "{% generation %}"),
-            ("{% raw %}{% generation %}{% endraw %}", "{% generation %}"),
-            ("{# {% generation %} #}a", "a"),
-            ("{%- generation -%} a {%- endgeneration %}", "a"),
-            ("{{ '2 * 3' }}{{ 2 * 3 }}{{ 2 *3.5 }}", "2 * 367.0"),
-            ("{{ 'ab' * 2 }}{{ 2 * 'ab' }}", "abababab"),
-            ("{{ [1, 2] * 2 }}", "[1, 2, 1, 2]"),
-            ("{{ dict(*[{'a': 1}]) }}", "{'a': 1}"),
-            ("{% set a, b = 2, 3 %}{{ (a) * b }}", "6"),
-            (
-                "{{ 'a'|center(4) }}|{{ 'abc'.count('') }}|{{ 'a b'|urlencode }}",
-                " a  |4|a%20b",
-            ),
-            (
-                "{% for i in [1, [2, 3]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}",
-                "123",
-            ),
-        ] {
-            assert_eq!(rendered(source).as_deref(), Ok(want), "{source}");
-        }
-        let error = rendered("\n\n{{ nothing.of.it }}").unwrap_err();
-        assert!(error.contains(":3)"), "{error}");
-    }
-}
+mod tests;

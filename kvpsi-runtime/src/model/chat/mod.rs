@@ -158,7 +158,7 @@ impl Program {
         limits::add_to(&mut env);
         let source = limits::prepared(source, SPACES);
         let program = Self { source, env };
-        deep(|| program.compiled().map(|_| ()))?;
+        deep(|| limits::meter(&mut program.compiled()?))?;
         Ok(program)
     }
 
@@ -176,7 +176,7 @@ impl Program {
         deep(|| {
             limits::begin(&variables)?;
             let mut compiled = self.compiled()?;
-            limits::meter(&mut compiled);
+            limits::meter(&mut compiled)?;
             let mut text = String::new();
             let mut out = make_string_output(&mut text);
             let (program, blocks) = (&compiled.instructions, &compiled.blocks);

@@ -40,8 +40,18 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
             false => minijinja::filters::length(v),
         });
     }
+    env.add_filter("pprint", |v: &Value| {
+        let mut text = String::new();
+        write_repr(&mut text, v, 0).map(|()| text)
+    });
+    env.remove_global("debug");
     env.add_filter("indent", indent);
     env.add_filter(SLICED, sliced);
+    env.add_filter(CONCATENATED, |a: &Value, b: &Value| {
+        let mut text = String::new();
+        write_str(&mut text, a)?;
+        write_str(&mut text, b).map(|()| text)
+    });
     env.add_filter(
         "center",
         |state: &State, v: &Value, width: Option<usize>| {
@@ -57,8 +67,9 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
     });
 }
 
-/// What `value[start:stop:step]` is compiled to.
+/// What `value[start:stop:step]` and `a ~ b` are compiled to.
 pub(super) const SLICED: &str = "__sliced";
+pub(super) const CONCATENATED: &str = "__concatenated";
 
 /// A slice as Python takes it.
 fn sliced(v: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value, Error> {
@@ -139,14 +150,15 @@ pub(super) fn failed(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 
 /// Local time, as `datetime.now().strftime`.
 fn strftime_now(format: &str) -> Result<String, Error> {
+    if format.len() > 256 {
+        return Err(failed("strftime_now: a format of more than 256 bytes"));
+    }
     let now = jiff::Zoned::now();
     jiff::fmt::strtime::format(format, &now).map_err(|e| failed(format!("strftime_now: {e}")))
 }
 
 /// Most that one value may be written as.
 const MOST_TEXT: usize = 16 << 20;
-/// How deep values may lie in each other.
-const MOST_DEPTH: usize = 64;
 
 /// A number as Python writes it: floats have a point or an exponent.
 fn write_number(out: &mut String, v: &Value) {
@@ -187,7 +199,7 @@ fn write_str(out: &mut String, v: &Value) -> Result<(), Error> {
 }
 
 fn write_repr(out: &mut String, v: &Value, depth: usize) -> Result<(), Error> {
-    if depth > MOST_DEPTH || out.len() > MOST_TEXT {
+    if depth > limits::MOST_DEPTH || out.len() > MOST_TEXT {
         return Err(failed("a value is too deep or too large to be written"));
     }
     match v.kind() {
@@ -272,7 +284,7 @@ fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Resul
             limits::replaced(s, &text(from), &text(to))?;
         }
         (Some(s), "join", [values, ..]) => limits::joined(values, s)?,
-        (Some(s), "format", _) => limits::format(s, args)?,
+        (Some(s), "format", _) => limits::format(s, '{', args)?,
         // Python counts the places between characters; the search would never end.
         (Some(s), "count", [what]) if what.as_str() == Some("") => {
             return Ok(Value::from(s.chars().count() + 1));
@@ -348,7 +360,8 @@ fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Resul
             if fill.chars().count() != 1 {
                 return Err(failed(format!("{name}: what fills is one character")));
             }
-            let missing = limits::narrow(width)?.saturating_sub(s.chars().count());
+            limits::made(limits::narrow(width)?)?;
+            let missing = width.saturating_sub(s.chars().count());
             let fill = |n: usize| fill.repeat(n);
             Ok(Value::from(match name {
                 "ljust" => format!("{s}{}", fill(missing)),

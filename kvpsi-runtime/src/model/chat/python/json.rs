@@ -2,7 +2,8 @@
 //!
 //! Out of scope: JSON that is read.
 
-use super::{MOST_DEPTH, MOST_TEXT, failed, write_number};
+use super::super::limits::MOST_DEPTH;
+use super::{MOST_TEXT, failed, write_number};
 use minijinja::{
     Error,
     value::{Kwargs, Value, ValueKind},
@@ -80,9 +81,9 @@ impl Json {
                     keys.sort();
                 }
                 self.all(('{', '}'), depth, &keys, |json, key| {
-                    let text = match key.as_str() {
-                        Some(text) => text.to_owned(),
-                        None => key.to_string(),
+                    let text = match key.kind() {
+                        ValueKind::None => "null".to_owned(),
+                        _ => key.to_string(),
                     };
                     json.string(&text);
                     let between = json.key.clone();
