@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Press::Both)]
     press: Press,
     /// How fast the hog grows, in MiB a second
-    #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 100, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// Tokens to generate at most
     #[arg(short = 'n', long, default_value_t = 700, value_parser = clap::value_parser!(u32).range(1..))]
