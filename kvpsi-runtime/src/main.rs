@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     // A template that panics is told of by the error that it gives.
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if std::thread::current().name() != Some("template") {
+        if std::thread::current().name() != Some(kvpsi::model::chat::THREAD) {
             tell(info);
         }
     }));

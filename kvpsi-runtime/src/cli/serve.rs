@@ -4,6 +4,8 @@
 //! privilege that it needs, all privileges are dropped, and only then the socket
 //! and the model are opened.
 
+mod address;
+
 use super::{
     admin,
     governor::{self, HeldModel},
@@ -70,7 +72,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     alias: Option<String>,
     /// Address to listen at; any but loopback wants an API key
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = address::host)]
     host: IpAddr,
     /// Port to listen at; 0 takes a free one and says which
     #[arg(long, default_value_t = 8080)]
@@ -204,7 +206,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     args.admin.clear_socket()?;
     let confinement = args.confinement(&path, weights.as_ref());
     let prepared = listen(&args, &confinement, &tap)?;
-    let socket = bind(SocketAddr::new(args.host, args.port))?;
+    let socket = address::bind(SocketAddr::new(args.host, args.port))?;
     let address = socket.local_addr()?;
     let admin = args.admin.listen()?;
     let exporting = args.otlp.start()?;
@@ -377,32 +379,6 @@ fn tell(report: &Report) {
         } else {
             tracing::info!("{name}: {part}");
         }
-    }
-}
-
-fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
-    let socket = std::net::TcpListener::bind(address).map_err(|e| {
-        let what = match e.kind() {
-            std::io::ErrorKind::AddrInUse => "another program has that port: choose another --port",
-            std::io::ErrorKind::PermissionDenied => {
-                "ports below 1024 want a privilege that kvpsi has dropped: choose a higher --port"
-            }
-            std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
-            _ => "choose another --host or --port",
-        };
-        anyhow::anyhow!("cannot listen at {address}: {e}; {what}")
-    })?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-/// An address; localhost is the one that every machine has.
-fn host(text: &str) -> Result<IpAddr, String> {
-    match text {
-        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
-        text => text
-            .parse()
-            .map_err(|e| format!("{e}: an address, as 127.0.0.1, 0.0.0.0 or ::, or localhost")),
     }
 }
 

@@ -1,7 +1,7 @@
 //! SIGINT and SIGTERM: a thread that waits for them.
 //!
 //! Owns the thread, and how a process ends that was still reading its model: at
-//! once, without the half of a file of weights. Out of scope: what a command
+//! once, and without its unfinished file of weights. Out of scope: what a command
 //! does with a signal afterwards.
 
 use crate::model::weights::Weights;

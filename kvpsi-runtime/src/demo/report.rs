@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::fmt::Write;
 
 /// The report file of `kvpsi demo --report`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     /// Source that detected the pressure; `none` if the worker died before.
     pub signal: String,
@@ -179,26 +179,13 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::messages::Kv, Report, quantile};
-    use crate::units::Bytes;
+    use super::{Report, quantile};
 
     #[test]
     fn of_a_killed_model_no_rate_is_told() {
         let mut report = Report {
-            signal: "none".into(),
-            trimming: false,
             tokens: 310,
-            tokens_per_s: 0.0,
-            oom_kills: 1,
-            bursts: (0, 1),
-            limit: Bytes::mib(100),
-            events: Default::default(),
-            wakeups: 0,
-            ignored: 0,
-            trim_records_lost: 0,
-            trims: Vec::new(),
-            kv: Kv::default(),
-            realtime: false,
+            ..Report::default()
         };
         let text = |report: &Report| {
             let table = report.table();

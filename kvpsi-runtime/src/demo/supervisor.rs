@@ -116,18 +116,7 @@ impl<'a> Demo<'a> {
         let report = Report {
             signal: "none".into(),
             trimming: !args.no_trim,
-            tokens: 0,
-            tokens_per_s: 0.0,
-            oom_kills: 0,
-            bursts: (0, 0),
-            limit: Bytes::ZERO,
-            events: Default::default(),
-            wakeups: 0,
-            ignored: 0,
-            trim_records_lost: 0,
-            trims: Vec::new(),
-            kv: Kv::default(),
-            realtime: false,
+            ..Report::default()
         };
         Ok(Self {
             args,

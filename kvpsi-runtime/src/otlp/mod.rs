@@ -1,8 +1,8 @@
 //! Spans of requests, sent to a collector over OTLP (HTTP, protobuf).
 //!
 //! Owns the way from a record of a request to the collector: a queue of
-//! bounded length, and one thread that empties it. Invariants: who hands a
-//! record over never waits, whatever the collector does; a span is exported,
+//! bounded length, and one thread that empties it. Invariants: handing a
+//! record over never blocks, whatever the collector does; a span is exported,
 //! failed or dropped, and counted as one of them; no text of a prompt or an
 //! answer leaves. Out of scope: what is recorded ([`crate::server::spans`]),
 //! TLS (a collector on this machine has it), and gRPC.

@@ -93,6 +93,10 @@ impl Drop for EventSender {
             if record.outcome == Outcome::Gone {
                 record.ended = Instant::now();
             }
+            // Of an answer that is whole they were counted at its end.
+            if !matches!(record.outcome, Outcome::Finished(_)) {
+                self.note.figures().trims += self.recorded.0;
+            }
             self.note.chose(record);
         }
     }

@@ -30,7 +30,7 @@ const TEXT_FOR_EACH: usize = 8;
 /// copies it twice for each message. It is never more than a GiB.
 const MADE_FOR_EACH: usize = 1 << 10;
 const MOST_MADE: usize = 1 << 30;
-/// Of the render's thread: what is short of processor time is not at fault.
+/// Processor time of the render's thread: a loaded machine refuses no template.
 const MOST_TIME: Duration = Duration::from_secs(5);
 /// How deep values may lie in each other; JSON is read up to 128.
 pub(super) const MOST_DEPTH: usize = 200;
@@ -198,8 +198,8 @@ fn own_bytes(v: &Value) -> usize {
     }
 }
 
-/// Adds the filters that are put in, and puts those that make much of little
-/// behind a look at what they would make.
+/// Adds the filters that are put in, and checks of the output's size before
+/// filters whose output can be much larger than their input.
 pub(super) fn add_to(env: &mut Environment<'_>) {
     env.add_global(ONE, 1);
     env.add_global(EMPTY, "");
@@ -212,8 +212,10 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
     });
     env.add_filter(STORED, |v: Value| {
         let bytes = METER.with_borrow_mut(|m| m.weigh(&v, 0))?;
-        // Texts are shared.
-        made(bytes.min(own_bytes(&v)))?;
+        // A text is shared, all else is copied.
+        if v.as_str().is_none() {
+            made(bytes)?;
+        }
         stored(&v)
     });
     env.add_filter(WRITTEN, |bytes: usize| made(bytes).map(|()| bytes));
@@ -358,36 +360,38 @@ pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> String {
 /// Puts the meter between the instructions of a template.
 ///
 /// # Errors
-/// A jump leaves a block whose text is captured: minijinja would go on capturing.
+/// A jump leaves a block that minijinja would not end: it goes on capturing, or
+/// panics.
 pub(super) fn meter(compiled: &mut CompiledTemplate<'_>) -> Result<(), Error> {
     let all = std::iter::once(&mut compiled.instructions).chain(compiled.blocks.values_mut());
     for instructions in all {
-        captures_end(instructions)?;
+        blocks_end(instructions)?;
         metered(instructions);
     }
     Ok(())
 }
 
-fn captures_end(of: &Instructions<'_>) -> Result<(), Error> {
+fn blocks_end(of: &Instructions<'_>) -> Result<(), Error> {
+    use Instruction as I;
     let mut open = 0_u32;
     let mut depths = Vec::with_capacity(of.len());
     let mut jumps = Vec::new();
     for at in 0..u32::try_from(of.len()).unwrap_or(u32::MAX) {
         open = match of.get(at) {
-            Some(Instruction::EndCapture) => open.saturating_sub(1),
+            Some(I::EndCapture | I::PopFrame | I::PopAutoEscape) => open.saturating_sub(1),
             _ => open,
         };
         depths.push(open);
         match of.get(at) {
-            Some(Instruction::BeginCapture(_)) => open += 1,
-            Some(Instruction::Jump(to)) => jumps.push((open, *to as usize)),
+            Some(I::BeginCapture(_) | I::PushWith | I::PushAutoEscape) => open += 1,
+            Some(I::Jump(to)) => jumps.push((open, *to as usize)),
             _ => {}
         }
     }
     let leaves = |(from, to): &(u32, usize)| depths.get(*to).is_some_and(|depth| depth < from);
     match jumps.iter().any(leaves) {
         true => Err(failed(
-            "`break` and `continue` cannot leave a block that is captured",
+            "`break` and `continue` cannot leave a block that captures text, `with` or `autoescape`",
         )),
         false => Ok(()),
     }

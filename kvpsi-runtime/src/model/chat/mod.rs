@@ -193,11 +193,14 @@ const SPACES: WhitespaceConfig = WhitespaceConfig {
     trim_blocks: true,
 };
 
+/// The thread that compiles and renders: a panic there is an error of the template.
+pub const THREAD: &str = "template";
+
 /// Does it on a thread of its own with [`STACK`]; its error is one line.
 fn deep<T: Send>(what: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
     std::thread::scope(|s| {
         let thread = std::thread::Builder::new()
-            .name("template".into())
+            .name(THREAD.into())
             .stack_size(STACK);
         let done = thread
             .spawn_scoped(s, || what().map_err(|e| one_line(&e)))

@@ -132,11 +132,7 @@ fn indent(
     let mut out = String::new();
     for (i, line) in text.split('\n').enumerate() {
         out.push_str(if i > 0 { "\n" } else { "" });
-        if if i == 0 {
-            first
-        } else {
-            blank || !line.is_empty()
-        } {
+        if (i == 0 && first) || (i > 0 && (blank || !line.is_empty())) {
             out.push_str(&by);
         }
         out.push_str(line.strip_suffix('\r').unwrap_or(line));
@@ -280,8 +276,8 @@ fn formatter(out: &mut Output<'_>, state: &State<'_, '_>, v: &Value) -> Result<(
 fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (v.as_str(), name, args) {
         (Some(s), "replace", [from, to, ..]) => {
-            let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-            limits::replaced(s, &text(from), &text(to))?;
+            let (from, to) = (from.as_str(), to.as_str());
+            limits::replaced(s, from.unwrap_or_default(), to.unwrap_or_default())?;
         }
         (Some(s), "join", [values, ..]) => limits::joined(values, s)?,
         (Some(s), "format", _) => limits::format(s, '{', args)?,

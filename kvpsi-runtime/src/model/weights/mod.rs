@@ -73,7 +73,7 @@ pub enum WeightsError {
         what: String,
     },
     /// The process was told to end.
-    #[error("{}: no file is begun by a process that is about to end", .0.display())]
+    #[error("{}: not written: the process is ending", .0.display())]
     Ending(PathBuf),
     /// The model changed meanwhile.
     #[error("{}: the model was replaced while it was read", .0.display())]

@@ -72,6 +72,10 @@ fn what_takes_too_much_is_an_error_in_time() {
         "{{ (['x' * 60000] * 1000)|map('list')|list|length }}".into(),
         "{{ (['x' * 60000] * 1000)|map('split', '')|list|length }}".into(),
         "{{ strftime_now('%c' * 30000) }}".into(),
+        // Namespaces hold copies.
+        format!("{{% set n = namespace() %}}{{% set l = [range(100000)|list] %}}{}", (0..200).map(|i| format!("{{% set n.a{i} = l %}}")).collect::<String>()),
+        "{% for i in [1, 2] %}{% with y = 1 %}{% break %}{% endwith %}{% endfor %}ok".into(),
+        "{% for i in [1, 2] %}{% autoescape true %}{% continue %}{% endautoescape %}{% endfor %}ok".into(),
         "{{ 5 is divisibleby(0) }}{{ 1 / 0 }}{{ nothing.of.it }}".into(),
         "{% for i in [1, 2] %}{% set x %}a{% break %}b{% endset %}{% endfor %}ok".into(),
         "{% for i in [1, 2] %}{% filter upper %}{% if i %}{% continue %}{% endif %}{% endfilter %}{% endfor %}".into(),
