@@ -36,11 +36,11 @@ const MOST_TIME: Duration = Duration::from_secs(5);
 pub(super) const MOST_DEPTH: usize = 200;
 /// Bytes of a value beside its text.
 const VALUE: usize = 16;
-/// Values weighed between two looks at the clock,
+/// Values weighed between two looks at the clock. A turn of a loop and a
+/// comparison count as so many: it may be of long lists.
 const BETWEEN: usize = 1 << 12;
-/// and those that a turn of a loop or a comparison counts as: it may be of long
-/// texts.
-const TURN: usize = 1 << 6;
+/// Most operators between two braces: the compiler looks at all before it for each.
+const MOST_OPERATORS: usize = 1000;
 /// Largest width, indentation or count that a template names.
 const MOST_WIDTH: usize = 1 << 12;
 
@@ -220,7 +220,7 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
     });
     env.add_filter(WRITTEN, |bytes: usize| made(bytes).map(|()| bytes));
     env.add_filter(TURNED, |v: Value| {
-        METER.with_borrow_mut(|m| m.tick(TURN)).map(|()| v)
+        METER.with_borrow_mut(|m| m.tick(BETWEEN)).map(|()| v)
     });
     env.add_filter(
         "replace",
@@ -333,28 +333,48 @@ pub(super) fn format(text: &str, mark: char, given: &[Value]) -> Result<(), Erro
 /// A source as it is compiled: without `{% generation %}`, which marks the
 /// assistant's words for training and writes nothing, and with products and
 /// joined texts that the compiler does not compute.
-pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> String {
-    let mut edits: Vec<(std::ops::Range<usize>, &str)> = Vec::new();
+///
+/// # Errors
+/// An expression has more than [`MOST_OPERATORS`].
+pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> Result<String, String> {
     let mut tokens = Tokenizer::new(source, "chat", false, SyntaxConfig, spaces);
-    let (mut argument, mut block) = (false, false);
+    let (mut out, mut copied) = (String::with_capacity(source.len()), 0);
+    let (mut argument, mut block, mut operators) = (false, false, 0);
     // What is no token is told by the parser.
     while let Ok(Some((token, span))) = tokens.next_token() {
-        let at = span.start_offset as usize..span.end_offset as usize;
-        match token {
-            Token::Mul if !argument => edits.push((at, "*__one*")),
-            Token::Tilde => edits.push((at, "~__empty~")),
-            Token::Ident("generation") if block => edits.push((at, "if true")),
-            Token::Ident("endgeneration") if block => edits.push((at, "endif")),
-            _ => {}
+        use Token as T;
+        operators = match token {
+            T::VariableStart | T::BlockStart => 0,
+            T::Plus | T::Minus | T::Mul | T::Div | T::FloorDiv | T::Pow | T::Mod | T::Tilde => {
+                operators + 1
+            }
+            T::Eq | T::Ne | T::Gt | T::Gte | T::Lt | T::Lte => operators + 1,
+            T::Ident("and" | "or" | "not" | "in") => operators + 1,
+            _ => operators,
+        };
+        if operators > MOST_OPERATORS {
+            let line = span.start_line;
+            return Err(format!(
+                "an expression of more than {MOST_OPERATORS} operators (in chat:{line})"
+            ));
         }
-        argument = matches!(token, Token::ParenOpen | Token::Comma);
-        block = matches!(token, Token::BlockStart);
+        let instead = match token {
+            T::Mul if !argument => Some("*__one*"),
+            T::Tilde => Some("~__empty~"),
+            T::Ident("generation") if block => Some("if true"),
+            T::Ident("endgeneration") if block => Some("endif"),
+            _ => None,
+        };
+        if let Some(text) = instead {
+            out.push_str(&source[copied..span.start_offset as usize]);
+            out.push_str(text);
+            copied = span.end_offset as usize;
+        }
+        argument = matches!(token, T::ParenOpen | T::Comma);
+        block = matches!(token, T::BlockStart);
     }
-    let mut out = source.to_owned();
-    for (at, text) in edits.into_iter().rev() {
-        out.replace_range(at, text);
-    }
-    out
+    out.push_str(&source[copied..]);
+    Ok(out)
 }
 
 /// Puts the meter between the instructions of a template.

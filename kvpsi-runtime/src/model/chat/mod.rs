@@ -156,7 +156,7 @@ impl Program {
         env.set_fuel(Some(FUEL));
         python::add_to(&mut env);
         limits::add_to(&mut env);
-        let source = limits::prepared(source, SPACES);
+        let source = limits::prepared(source, SPACES)?;
         let program = Self { source, env };
         deep(|| limits::meter(&mut program.compiled()?))?;
         Ok(program)

@@ -67,11 +67,15 @@ fn what_takes_too_much_is_an_error_in_time() {
         "{% set n = namespace() %}{% set n.j = joiner(n) %}{{ n }}".into(),
         "{% set n = namespace() %}{% set n.c = cycler(n) %}{{ n ~ '' }}".into(),
         "{% set l = range(100000)|list %}{{ l|select('in', l)|list|length }}".into(),
-        format!("{{% set l = (range(100000)|list * 4)|list %}}{{% set k = l|list %}}{{% if {} %}}{{% endif %}}", vec!["l == k"; 20_000].join(" and ")),
         "{{ ('x' * 60000000)|list|length }}".into(),
         "{{ (['x' * 60000] * 1000)|map('list')|list|length }}".into(),
         "{{ (['x' * 60000] * 1000)|map('split', '')|list|length }}".into(),
         "{{ strftime_now('%c' * 30000) }}".into(),
+        // What the compiler looks at again and again.
+        format!("{{{{ {} }}}}", vec!["a == b"; 20_000].join(" and ")),
+        format!("{{{{ {} }}}}", vec!["'a'"; 50_000].join(" ~ ")),
+        // Compared between two looks at the clock.
+        format!("{{% set a = [1] * 2000000 %}}{{% set b = [1] * 2000000 %}}{}", "{% if a == b %}{% endif %}".repeat(9000)),
         // Namespaces hold copies.
         format!("{{% set n = namespace() %}}{{% set l = [range(100000)|list] %}}{}", (0..200).map(|i| format!("{{% set n.a{i} = l %}}")).collect::<String>()),
         "{% for i in [1, 2] %}{% with y = 1 %}{% break %}{% endwith %}{% endfor %}ok".into(),
