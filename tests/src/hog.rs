@@ -74,6 +74,11 @@ impl Hog {
         self.ordered(&format!("anon {bytes} 400 {mib_per_second}"))
     }
 
+    /// The same without having read anything before.
+    pub fn grow_bare_at(&mut self, bytes: u64, mib_per_second: u64) -> bool {
+        self.ordered(&format!("bare {bytes} 400 {mib_per_second}"))
+    }
+
     /// Reads a file of that size for a while: reclaim and refaults.
     pub fn read(&mut self, bytes: u64) -> bool {
         self.read_for(bytes, 400)

@@ -2,7 +2,10 @@
 //! larger than the cgroup's limit.
 
 use crate::{emulated, skip};
-use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
+use kvpsi::{
+    control::cgroup::{OwnedCgroup, Version},
+    units::Bytes,
+};
 use std::{
     fs::File,
     io::{self, Write},
@@ -36,6 +39,16 @@ pub fn limited(test: &str, limit_bytes: u64) -> Option<OwnedCgroup> {
             None
         }
     }
+}
+
+/// Has the kernel reclaim all that it can of the cgroup.
+pub fn drop_page_cache(cgroup: &OwnedCgroup) {
+    let (file, bytes) = match cgroup.memory().version {
+        Version::V1 => ("memory.force_empty", "0"),
+        Version::V2 => ("memory.reclaim", "4G"),
+    };
+    // EAGAIN: there was less.
+    let _ = std::fs::write(cgroup.memory().path.join(file), bytes);
 }
 
 /// The child; killed and reaped on drop.

@@ -4,7 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi::{control::cgroup::OwnedCgroup, units::Bytes};
-use kvpsi_tests::{figure, hog::Hog, kvpsi_binary, model, served::Served, skip, storm::limited};
+use kvpsi_tests::{
+    figure,
+    hog::Hog,
+    kvpsi_binary, model,
+    served::Served,
+    skip,
+    storm::{drop_page_cache, limited},
+};
 use rustix::process::geteuid;
 use serde_json::{Value, json};
 use std::{
@@ -118,6 +125,41 @@ fn the_only_conversation_gives_way_before_the_kernel_kills() {
             assert!(answer["usage"]["kvpsi"]["preemptions"].as_u64() >= Some(1));
         });
     }
+}
+
+/// A neighbour grows again and again in a cgroup without a clean page, where the
+/// kernel kills 100 us after a charge fails: each growth after the first is seen
+/// before it reaches the limit, however long the calm before it was.
+#[test]
+fn growth_after_growth_is_answered_before_it_reaches_the_limit() {
+    let Some((cgroup, s)) = served("again") else {
+        return;
+    };
+    talk(&s, &["a lighthouse", "the tides", "old bread"]);
+    let mut hog = Hog::start(Some(&cgroup));
+    drop_page_cache(&cgroup);
+    let used = cgroup.memory().usage().unwrap().0;
+    cgroup.set_limit(Bytes(used + 8 * MIB)).unwrap();
+    let mut hits = Vec::new();
+    for (calm_ms, demand, rate) in [
+        (0, 12, 100),
+        (500, 20, 100),
+        (3000, 28, 500),
+        (1500, 36, 100),
+        (5000, 44, 300),
+    ] {
+        std::thread::sleep(Duration::from_millis(calm_ms));
+        drop_page_cache(&cgroup);
+        let before = cgroup.memory().hits().unwrap();
+        let lived = hog.grow_bare_at(demand * MIB, rate);
+        assert!(lived && cgroup.memory().oom_kills() == 0, "at {demand} MiB");
+        hits.push(cgroup.memory().hits().unwrap() - before);
+    }
+    tell("growth_after_growth", json!({ "hits": hits }));
+    assert!(s.status().trims.bytes.0 >= 30 * MIB);
+    // One may be missed by a machine that runs nothing for some milliseconds.
+    let missed = hits[1..].iter().filter(|h| **h > 0).count();
+    assert!(missed <= 1, "{hits:?}");
 }
 
 /// Whoever reads a file from end to end needs none of our memory, however often:

@@ -451,26 +451,34 @@ impl Controller {
     pub fn sleep(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Option<Duration> {
         let growth = (budget < capacity)
             .then(|| Duration::from_nanos(self.next_growth().saturating_sub(now_ns)));
-        let look = self.goes_on(now_ns).then_some(self.tuning.look);
+        let look = self.looks_again(now_ns).then_some(self.tuning.look);
         let watch = self.watch.next();
         let watch = watch.map(|t| Duration::from_nanos(t.saturating_sub(now_ns)));
         [growth, look, watch].into_iter().flatten().min()
     }
 
-    /// The wall is to be looked at now, event or not.
+    /// The walls are to be read now, event or not. `left`: bytes above the headroom
+    /// of the nearest, asked where a glance is due.
     #[must_use]
-    pub fn looks(&self, now_ns: u64) -> bool {
-        self.goes_on(now_ns) || self.watch.next().is_some_and(|t| now_ns >= t)
+    pub fn looks(&mut self, now_ns: u64, left: impl FnOnce() -> Option<i64>) -> bool {
+        self.looks_again(now_ns) || self.watch.is_due(now_ns, left)
     }
 
-    /// A burst at a cgroup's wall, or a harmful one, is not over: the wall is to
-    /// be looked at again. Page cache that covered the last stall may be gone
-    /// before the kernel's next event, which comes a millisecond later at best.
+    /// A burst at a cgroup's wall, or a harmful one, is not over.
     fn goes_on(&self, now_ns: u64) -> bool {
         self.burst.is_some_and(|b| {
             (b.harmful || b.wall == Wall::Cgroup)
                 && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
         })
+    }
+
+    /// The wall of a burst is to be looked at again. Page cache that covered the last
+    /// stall may be gone before the kernel's next event, which comes a millisecond
+    /// later at best. With nothing to give and nothing on order the watch's looks are
+    /// enough.
+    fn looks_again(&self, now_ns: u64) -> bool {
+        let waits = |b: &Burst| !b.exhausted || b.ordered_ns.is_some();
+        self.goes_on(now_ns) && self.burst.as_ref().is_some_and(waits)
     }
 }
 

@@ -174,7 +174,7 @@ impl Reactor {
             }
             let now = monotonic_ns();
             let due = interval.is_some() && now >= next_drain_ns;
-            if ready || due || self.controller.looks(now) || self.gate_asks(now) {
+            if ready || due || self.looks(now) || self.gate_asks(now) {
                 self.shared
                     .wakeups
                     .fetch_add(u64::from(ready || due), Relaxed);
@@ -212,6 +212,13 @@ impl Reactor {
             Err(Errno::INTR) => Ok((false, false)),
             other => other,
         }
+    }
+
+    /// A wall is to be read, event or not.
+    fn looks(&mut self, now_ns: u64) -> bool {
+        let walls = self.gauges.walls.as_ref();
+        let left = || walls.and_then(Walls::above_headroom);
+        self.controller.looks(now_ns, left)
     }
 
     /// The gate is open and a task stalled, or it is time to see whether kswapd

@@ -42,6 +42,9 @@ struct Level {
     memsw: Option<[File; 3]>,
     last_hits: Option<u64>,
     last_restored: Option<u64>,
+    /// Usage of the last reading and what was left above the headroom, where there
+    /// is a limit.
+    last_left: Option<(u64, i64)>,
 }
 
 /// A cgroup's wall at one moment.
@@ -102,6 +105,13 @@ impl CgroupLevel {
     #[must_use]
     pub fn missing(&self) -> Bytes {
         Bytes(self.kept().0.saturating_add(self.headroom().0)).saturating_sub(self.limit)
+    }
+
+    /// [`Self::room`], or less than nothing: [`Self::missing`].
+    #[must_use]
+    pub fn above_headroom(&self) -> i64 {
+        let signed = |b: Bytes| i64::try_from(b.0).unwrap_or(i64::MAX);
+        signed(self.room()) - signed(self.missing())
     }
 
     /// Bytes that anonymous memory may grow by.
@@ -195,7 +205,9 @@ impl Walls {
             let Some(now) = level.read(up, depth) else {
                 continue;
             };
-            if now.limit.0 >= NO_LIMIT {
+            let limited = now.limit.0 < NO_LIMIT;
+            level.last_left = limited.then(|| (now.usage.0, now.above_headroom()));
+            if !limited {
                 continue;
             }
             let room = now.room();
@@ -234,6 +246,19 @@ impl Walls {
         })
     }
 
+    /// What is left above the headroom at the nearest wall, bytes, if all growth of
+    /// usage since the last reading is anonymous: a system call for each level with
+    /// a limit. `None` without one.
+    #[must_use]
+    pub fn above_headroom(&self) -> Option<i64> {
+        let left = |l: &Level| {
+            let (before, left) = l.last_left?;
+            let grown = read_number(&l.usage)?.saturating_sub(before);
+            Some(left.saturating_sub_unsigned(grown))
+        };
+        self.levels.iter().filter_map(left).min()
+    }
+
     /// Each level with a limit, ours first. Slow: for people.
     #[must_use]
     pub fn each(&mut self) -> Vec<CgroupLevel> {
@@ -270,6 +295,7 @@ impl Level {
                 .map(|((usage, limit), hits)| [usage, limit, hits]),
             last_hits: None,
             last_restored: None,
+            last_left: None,
         })
     }
 

@@ -3,8 +3,8 @@
 //! Orders come on stdin, one a line: `file BYTES MS` reads a mapped file of
 //! that size for that long (reclaim and refaults), `anon BYTES MS` reads a
 //! little, then grows anonymous memory to that size and holds it; a fourth word
-//! is the most MiB a second that it grows by. Each is answered on stdout with
-//! `done US`. Ends with its input.
+//! is the most MiB a second that it grows by; `bare` is `anon` that reads nothing
+//! before. Each is answered on stdout with `done US`. Ends with its input.
 
 use anyhow::{Context, Result, bail};
 use memmap2::{Mmap, MmapMut};
@@ -31,9 +31,14 @@ pub(super) fn run(procs: &[PathBuf]) -> Result<()> {
         let rate = words.next().map(str::parse::<u64>).transpose();
         let rate = rate.with_context(|| format!("hog: `{line}`"))?;
         let start = Instant::now();
+        let rate = rate.map_or(u64::MAX, |mib| mib << 20);
         match what {
             "file" => read_file(bytes, time)?,
-            "anon" => grow(bytes, time, rate.map_or(u64::MAX, |mib| mib << 20))?,
+            "bare" => grow(bytes, time, rate)?,
+            "anon" => {
+                let _cached = read_before()?;
+                grow(bytes, time, rate)?;
+            }
             _ => bail!("hog: `{line}` is no order"),
         }
         writeln!(out, "done {}", start.elapsed().as_micros())?;
@@ -88,7 +93,13 @@ fn tempfile_in(dir: &std::path::Path, bytes: usize) -> Result<std::fs::File> {
 /// Page cache that a growing program has read before it grows, as programs
 /// do. It is what the kernel reclaims first; in a cgroup without any, the OOM
 /// killer comes some 100 us after the first stall.
-const READ_BEFORE: usize = 16 << 20;
+fn read_before() -> Result<Mmap> {
+    let file = tempfile_in(&PathBuf::from("/var/tmp"), 16 << 20)?;
+    // SAFETY: as in `read_file`.
+    let cached = unsafe { Mmap::map(&file)? };
+    black_box(cached.chunks(PAGE).map(|p| u64::from(p[0])).sum::<u64>());
+    Ok(cached)
+}
 
 /// Pages that are touched between two looks at the clock.
 const BETWEEN: usize = 16;
@@ -96,10 +107,6 @@ const BETWEEN: usize = 16;
 /// Touches `bytes` of anonymous memory page by page, no more than `rate` of them a
 /// second, holds them, lets go.
 fn grow(bytes: usize, hold: Duration, rate: u64) -> Result<()> {
-    let file = tempfile_in(&PathBuf::from("/var/tmp"), READ_BEFORE)?;
-    // SAFETY: as in `read_file`.
-    let cached = unsafe { Mmap::map(&file)? };
-    black_box(cached.chunks(PAGE).map(|p| u64::from(p[0])).sum::<u64>());
     let mut map = MmapMut::map_anon(bytes).context("hog: cannot map memory")?;
     let start = Instant::now();
     for (i, page) in map.chunks_mut(PAGE).enumerate() {

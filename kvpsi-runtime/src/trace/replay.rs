@@ -329,8 +329,9 @@ impl Simulation {
             delivered = true;
             controller.observe(e);
         })?;
+        let left = levels.cgroup.map(|c| c.above_headroom());
         if delivered
-            || self.controller.looks(self.now_ns)
+            || self.controller.looks(self.now_ns, || left)
             || levels
                 .system
                 .is_some_and(|s| s.restored > Some(Bytes::ZERO))

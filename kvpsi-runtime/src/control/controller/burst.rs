@@ -143,7 +143,7 @@ impl Controller {
                 (Wall::System, false) => &mut v.harmless_system,
             } += p.count;
         }
-        if need.all == Bytes::ZERO {
+        if need.all == Bytes::ZERO || (b.exhausted && p.is_none()) {
             return None;
         }
         b.active_ns = now_ns;
@@ -159,7 +159,7 @@ impl Controller {
         // What was asked of the slow steps is theirs until somebody stalls
         // again, or the wall is near.
         let waits = b.ordered_ns.is_some() && p.is_none() && !need.hard;
-        if b.exhausted || now_ns < b.not_before_ns || waits {
+        if now_ns < b.not_before_ns || waits {
             return None;
         }
         let trigger = match p {

@@ -148,7 +148,7 @@ fn what_page_cache_covers_harms_nobody() {
     }
     assert_eq!(c.verdicts().harmless(), 999);
     // It may run out between two of the kernel's events.
-    assert!(c.looks(1000 * MS) && !c.looks(1010 * MS));
+    assert!(c.looks(1000 * MS, || None) && !c.looks(1010 * MS, || Some(16 << 20)));
 }
 
 /// A reading somewhat below the limit has no memory.stat, and one of another level
@@ -312,13 +312,13 @@ fn the_wall_is_looked_at_again_without_an_event_and_growth_is_provided_for() {
         given
     };
     assert_eq!(give(&mut c, MS, Bytes::mib(2)), Bytes::mib(2));
-    assert!(c.looks(2 * MS));
+    assert!(c.looks(2 * MS, || None));
     // It took the 2 MiB within 2 ms: 1.5 will come within 1.5.
     assert_eq!(give(&mut c, 3 * MS, Bytes::mib(2)), Bytes(7 << 19));
-    assert!(c.looks(12 * MS));
+    assert!(c.looks(12 * MS, || None));
     assert_eq!(give(&mut c, 14 * MS, Bytes::ZERO), Bytes::ZERO);
     // The burst is over, and the wall is near.
-    assert!(!c.looks(15 * MS) && c.looks(16 * MS));
+    assert!(!c.looks(15 * MS, || None) && c.looks(16 * MS, || None));
     assert!(give(&mut c, 40 * MS, Bytes::mib(1)) >= Bytes::mib(1));
 }
 
@@ -471,7 +471,21 @@ fn nothing_left_to_give_ends_the_burst_instead_of_spinning() {
     c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
     let d = c.decide(2, short(Bytes::mib(50))).unwrap();
     c.trimmed(2, &d, Gave::default());
-    assert_eq!(c.decide(3, short(Bytes::mib(50))), None);
+    let mut levels = short(Bytes::mib(50));
+    levels.cgroup.as_mut().unwrap().hits = Some(0);
+    assert_eq!(c.decide(3, levels), None);
+    // Nor is the wall read each half a millisecond, for as long as that lasts.
+    let mut looks = 0;
+    for t in 0..4000 {
+        let now = 3 + t * MS / 2;
+        if c.looks(now, || Some(-(50 << 20))) {
+            looks += 1;
+            while let Some(d) = c.decide(now, levels) {
+                c.trimmed(now, &d, Gave::default());
+            }
+        }
+    }
+    assert!((4..20).contains(&looks), "{looks} looks in two seconds");
 }
 
 #[test]

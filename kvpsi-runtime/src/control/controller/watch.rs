@@ -1,38 +1,49 @@
 //! When a cgroup's wall is looked at without an event.
 //!
 //! Where no page cache is left the OOM killer comes 100 us after a charge fails,
-//! and a reactor that waits for the stall may come too late. So a wall that was
-//! hit is watched while there is little room at it: the longer nothing is missing,
-//! the less often. What is missing is then returned before the next charge fails.
+//! and a reactor that waits for the stall may come too late. So a wall where
+//! something was missing is watched: the less room is left, the more often. A look
+//! is a glance at the usage alone (a system call for each level); all files are read
+//! where the usage rose into the headroom. What is missing is then returned before
+//! the next charge fails.
 //! Out of scope: what is returned ([`super::burst`]).
 
 use super::ns;
 use crate::control::wall::CgroupLevel;
 use std::time::Duration;
 
-/// Least and most time between two looks.
+/// Least time between two looks, and most: files other than the usage change too.
 const LEAST: Duration = Duration::from_millis(2);
 const MOST: Duration = Duration::from_millis(250);
-/// Looks come after a 32nd of the time that nothing was missing for: what grows
-/// by the headroom in the time between two looks would have been seen earlier.
-const SHARE: u64 = 32;
+/// Growth that a look is to come before, bytes a second: more than one thread
+/// touches, for [`RECENT`] after something was missing; then what cameras and
+/// logs take.
+const FAST: u64 = 2 << 30;
+const SLOW: u64 = 128 << 20;
+const RECENT: Duration = Duration::from_secs(60);
 /// The watch ends when nothing was missing for so long.
-const END: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
     /// The wall was hit, or something was missing.
     pressed_ns: Option<u64>,
+    /// The last reading of all files, and the last glance.
     looked_ns: u64,
-    /// Less than twice the headroom is left.
-    near: bool,
+    glanced_ns: u64,
+    /// What was left above the headroom then, bytes; `None`: no wall.
+    looked: Option<i64>,
+    glanced: i64,
+    headroom: u64,
 }
 
 impl Watch {
     /// Takes in a reading.
     pub fn looked(&mut self, now_ns: u64, wall: Option<&CgroupLevel>) {
-        self.looked_ns = now_ns;
-        self.near = wall.is_some_and(|c| c.room() < c.headroom());
+        (self.looked_ns, self.glanced_ns) = (now_ns, now_ns);
+        self.looked = wall.map(CgroupLevel::above_headroom);
+        self.glanced = self.looked.unwrap_or_default();
+        self.headroom = wall.map_or(0, |c| c.headroom().0);
         if wall.is_some_and(CgroupLevel::was_hit) {
             self.pressed(now_ns);
         }
@@ -45,9 +56,26 @@ impl Watch {
 
     /// When the next look is due, ns; `None`: not watched.
     pub fn next(&self) -> Option<u64> {
-        let calm = self.looked_ns.saturating_sub(self.pressed_ns?);
-        let wait = (calm / SHARE).clamp(ns(LEAST), ns(MOST));
-        (self.near && calm < ns(END)).then(|| self.looked_ns.saturating_add(wait))
+        self.looked?;
+        let calm = self.glanced_ns.saturating_sub(self.pressed_ns?);
+        let speed = if calm < ns(RECENT) { FAST } else { SLOW };
+        // Half of the headroom is the time until pages are back.
+        let left = u64::try_from(self.glanced).unwrap_or(0) + self.headroom / 2;
+        let wait = left.saturating_mul(1_000_000) / (speed / 1000);
+        let wait = wait.clamp(ns(LEAST), ns(MOST));
+        (calm < ns(END)).then(|| self.glanced_ns.saturating_add(wait))
+    }
+
+    /// A look is due and all files are to be read: what is left above the headroom,
+    /// asked of `left`, is less than nothing and less than it was, or cannot be told.
+    pub fn is_due(&mut self, now_ns: u64, left: impl FnOnce() -> Option<i64>) -> bool {
+        if self.next().is_none_or(|t| now_ns < t) {
+            return false;
+        }
+        let Some(left) = left() else { return true };
+        (self.glanced_ns, self.glanced) = (now_ns, left);
+        let fell = self.looked.is_some_and(|before| left < before.min(0));
+        fell || now_ns.saturating_sub(self.looked_ns) >= ns(MOST)
     }
 }
 
@@ -56,10 +84,13 @@ mod tests {
     use super::*;
     use crate::units::Bytes;
 
-    fn wall(left: Bytes, hits: u64) -> CgroupLevel {
+    const MS: u64 = 1_000_000;
+
+    /// So much is left below a limit of 256 MiB, of which 4 are headroom.
+    fn wall(left: u64, hits: u64) -> CgroupLevel {
         let limit = Bytes::mib(256);
         CgroupLevel {
-            usage: Bytes(limit.0 - left.0),
+            usage: limit.saturating_sub(Bytes::mib(left)),
             limit,
             hits: Some(hits),
             ..CgroupLevel::default()
@@ -67,24 +98,82 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_that_was_hit_is_watched_less_and_less_while_it_is_near() {
-        let ms = 1_000_000;
+    fn a_wall_that_was_hit_is_watched_the_more_the_less_is_left() {
         let mut w = Watch::default();
-        w.looked(ms, Some(&wall(Bytes::mib(1), 0)));
+        w.looked(MS, Some(&wall(1, 0)));
         assert_eq!(w.next(), None);
-        w.looked(2 * ms, Some(&wall(Bytes::mib(1), 1)));
-        assert_eq!(w.next(), Some(4 * ms));
-        w.looked(642 * ms, Some(&wall(Bytes::mib(5), 0)));
-        assert_eq!(w.next(), Some(662 * ms));
-        w.looked(40_000 * ms, Some(&wall(Bytes::mib(5), 0)));
-        assert_eq!(w.next(), Some(40_250 * ms));
-        w.looked(40_250 * ms, Some(&wall(Bytes::mib(9), 0)));
+        w.looked(2 * MS, Some(&wall(1, 1)));
+        assert_eq!(w.next(), Some(4 * MS));
+        let wait = |w: &mut Watch, at: u64, left: u64| {
+            w.looked(at * MS, Some(&wall(left, 0)));
+            w.next().map(|t| t.div_ceil(MS) - at)
+        };
+        assert_eq!(wait(&mut w, 100, 4), Some(2));
+        assert_eq!(wait(&mut w, 50_000, 66), Some(32));
+        assert_eq!(wait(&mut w, 50_000, 256), Some(125));
+        assert_eq!(wait(&mut w, 70_000, 6), Some(32));
+        assert_eq!(wait(&mut w, 70_000, 66), Some(250));
+        assert_eq!(wait(&mut w, 601_000, 6), None);
+        w.pressed(601_000 * MS);
+        assert_eq!(wait(&mut w, 601_001, 6), Some(2));
+        w.looked(601_002 * MS, None);
         assert_eq!(w.next(), None);
-        w.looked(63_000 * ms, Some(&wall(Bytes::mib(5), 0)));
-        assert_eq!(w.next(), None);
-        w.pressed(63_000 * ms);
-        assert_eq!(w.next(), Some(63_002 * ms));
-        w.looked(63_002 * ms, None);
-        assert_eq!(w.next(), None);
+    }
+
+    #[test]
+    fn all_files_are_read_where_usage_rose_into_the_headroom() {
+        let mut w = Watch::default();
+        w.looked(MS, Some(&wall(8, 1)));
+        assert!(!w.is_due(2 * MS, || panic!("too early")));
+        assert!(!w.is_due(5 * MS, || Some(1)));
+        // Less was left: the next comes sooner.
+        assert_eq!(w.next(), Some(7 * MS));
+        assert!(w.is_due(7 * MS, || Some(-1)));
+        // What was seen already is nothing new, for a while.
+        w.looked(7 * MS, Some(&wall(2, 0)));
+        assert!(!w.is_due(9 * MS, || Some(-(2 << 20))));
+        assert!(w.is_due(11 * MS, || Some(-(2 << 20) - 1)));
+        assert!(w.is_due(257 * MS, || Some(0)));
+        assert!(w.is_due(300 * MS, || None));
+    }
+
+    /// Growth at any phase of the watch is seen before the limit is reached.
+    #[test]
+    fn growth_after_a_calm_time_is_seen_before_the_wall() {
+        for (calm, kib_a_ms) in [(3_000, 100), (3_000, 1000), (59_000, 1000), (90_000, 100)] {
+            for phase in 0..40 {
+                let mut w = Watch::default();
+                let limit = 256 << 20;
+                // 5 MiB are left, one above the headroom.
+                let mut used: u64 = limit - (5 << 20);
+                let level = |used: u64, hits| CgroupLevel {
+                    usage: Bytes(used),
+                    limit: Bytes(limit),
+                    hits: Some(hits),
+                    ..CgroupLevel::default()
+                };
+                w.looked(MS, Some(&level(used, 1)));
+                let mut now = MS;
+                let begins = (calm + phase) * MS;
+                let read = level(used, 0);
+                loop {
+                    now += MS / 4;
+                    if now > begins {
+                        used += kib_a_ms << 8;
+                    }
+                    assert!(
+                        used < limit,
+                        "{calm} ms, {kib_a_ms} KiB a ms, phase {phase}"
+                    );
+                    let left = read.above_headroom() - i64::try_from(used - read.usage.0).unwrap();
+                    if w.is_due(now, || Some(left)) {
+                        w.looked(now, Some(&level(used, 0)));
+                        if level(used, 0).missing() > Bytes::ZERO {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -57,7 +57,7 @@ proptest! {
         let (mut grown, mut given, mut t) = (0u64, 0u64, MS);
         let demand = demand << 20;
         let mut stalls = 0;
-        while grown < demand || c.looks(t) {
+        while grown < demand || c.looks(t, || None) {
             t += MS / 2;
             let used = LIMIT.0 + grown - given.min(LIMIT.0);
             let more = (kib_a_ms << 9).min(demand - grown);
