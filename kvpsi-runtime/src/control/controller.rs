@@ -175,6 +175,9 @@ pub struct Controller {
     verdicts: Verdicts,
 }
 
+/// Growth that reaches a wall within this time is harm already.
+const SOON: Duration = Duration::from_millis(20);
+
 fn ns(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -327,6 +330,11 @@ impl Controller {
         self.early(levels.system)
     }
 
+    /// Takes in a first reading.
+    pub fn begin(&mut self, now_ns: u64, levels: &Levels) {
+        self.take_in(now_ns, levels);
+    }
+
     /// Counters of a reading are differences: each is taken in once.
     fn take_in(&mut self, now_ns: u64, levels: &Levels) {
         self.watch.looked(now_ns, levels.cgroup.as_ref());
@@ -352,11 +360,15 @@ impl Controller {
         self.restored[wall as usize].add_over(now_ns, restored.0, over);
     }
 
-    /// What no event tells of: something is missing at a wall that is watched, or a
-    /// working set that kswapd took is read again.
+    /// What no event tells of: something is missing at a wall that was pressed lately
+    /// or that usage is about to reach, or a working set that kswapd took is read again.
     fn unseen(&self, now_ns: u64, levels: &Levels) -> Option<(Pending, Wall)> {
-        let short = |c: CgroupLevel| c.missing() > self.deferral.bytes;
-        let watched = self.watch.next().is_some() && levels.cgroup.is_some_and(short);
+        let short = |c: &CgroupLevel| c.missing() > self.deferral.bytes;
+        let near = |c: &CgroupLevel| {
+            let left = c.headroom().saturating_sub(c.missing());
+            self.watch.is_recent() || self.usage.within(ns(SOON)) > left
+        };
+        let watched = levels.cgroup.is_some_and(|c| short(&c) && near(&c));
         let restored = |s: SystemLevel| {
             let restored = self.restored[Wall::System as usize].level(now_ns);
             restored > self.spared(s.scale()).0

@@ -151,6 +151,10 @@ impl Reactor {
     pub fn run(mut self) {
         let _alive = Alive(Arc::clone(&self.shared));
         let mut next_drain_ns = 0u64;
+        // The watch begins with a reading.
+        self.handover.take(&mut self.gauges.walls);
+        let levels = self.gauges.levels(Depth::All);
+        self.controller.begin(monotonic_ns(), &levels);
         loop {
             let now = monotonic_ns();
             let interval = self.source.readiness().interval;

@@ -1,28 +1,26 @@
 //! When a cgroup's wall is looked at without an event.
 //!
 //! Where no page cache is left the OOM killer comes 100 us after a charge fails,
-//! and a reactor that waits for the stall may come too late. So a wall where
-//! something was missing is watched: the less room is left, the more often. A look
-//! is a glance at the usage alone (a system call for each level); all files are read
-//! where the usage rose into the headroom. What is missing is then returned before
-//! the next charge fails.
+//! and a reactor that waits for the stall may come too late. So a wall is watched:
+//! the less room is left, the more often, and for a while after something was missing
+//! more often still. A look is a glance at the usage alone (a system call for each
+//! level); all files are read where the usage rose into the headroom. What is missing
+//! is then returned before the next charge fails.
 //! Out of scope: what is returned ([`super::burst`]).
 
 use super::ns;
 use crate::control::wall::CgroupLevel;
 use std::time::Duration;
 
-/// Least time between two looks, and most: files other than the usage change too.
+/// Least time between two looks, and most.
 const LEAST: Duration = Duration::from_millis(2);
 const MOST: Duration = Duration::from_millis(250);
-/// Growth that a look is to come before, bytes a second: more than one thread
-/// touches, for [`RECENT`] after something was missing; then what cameras and
-/// logs take.
+/// Growth that a look is to come before, bytes a second: about what one thread
+/// touches, for [`RECENT`] after something was missing; else what cameras and logs
+/// take.
 const FAST: u64 = 2 << 30;
 const SLOW: u64 = 128 << 20;
 const RECENT: Duration = Duration::from_secs(60);
-/// The watch ends when nothing was missing for so long.
-const END: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
@@ -54,16 +52,23 @@ impl Watch {
         self.pressed_ns = Some(now_ns);
     }
 
-    /// When the next look is due, ns; `None`: not watched.
+    /// Something was missing a while ago.
+    pub fn is_recent(&self) -> bool {
+        let since = |t: u64| self.glanced_ns.saturating_sub(t);
+        self.pressed_ns.is_some_and(|t| since(t) < ns(RECENT))
+    }
+
+    /// When the next look is due, ns; `None`: there is no wall.
     pub fn next(&self) -> Option<u64> {
         self.looked?;
-        let calm = self.glanced_ns.saturating_sub(self.pressed_ns?);
-        let speed = if calm < ns(RECENT) { FAST } else { SLOW };
+        let speed = if self.is_recent() { FAST } else { SLOW };
         // Half of the headroom is the time until pages are back.
         let left = u64::try_from(self.glanced).unwrap_or(0) + self.headroom / 2;
         let wait = left.saturating_mul(1_000_000) / (speed / 1000);
-        let wait = wait.clamp(ns(LEAST), ns(MOST));
-        (calm < ns(END)).then(|| self.glanced_ns.saturating_add(wait))
+        Some(
+            self.glanced_ns
+                .saturating_add(wait.clamp(ns(LEAST), ns(MOST))),
+        )
     }
 
     /// A look is due and all files are to be read: what is left above the headroom,
@@ -75,7 +80,9 @@ impl Watch {
         let Some(left) = left() else { return true };
         (self.glanced_ns, self.glanced) = (now_ns, left);
         let fell = self.looked.is_some_and(|before| left < before.min(0));
-        fell || now_ns.saturating_sub(self.looked_ns) >= ns(MOST)
+        // Files other than the usage change too.
+        let old = now_ns.saturating_sub(self.looked_ns) >= ns(MOST);
+        fell || (old && self.is_recent())
     }
 }
 
@@ -101,7 +108,7 @@ mod tests {
     fn a_wall_that_was_hit_is_watched_the_more_the_less_is_left() {
         let mut w = Watch::default();
         w.looked(MS, Some(&wall(1, 0)));
-        assert_eq!(w.next(), None);
+        assert_eq!(w.next(), Some(MS + MS * 2000 / 128));
         w.looked(2 * MS, Some(&wall(1, 1)));
         assert_eq!(w.next(), Some(4 * MS));
         let wait = |w: &mut Watch, at: u64, left: u64| {
@@ -113,7 +120,6 @@ mod tests {
         assert_eq!(wait(&mut w, 50_000, 256), Some(125));
         assert_eq!(wait(&mut w, 70_000, 6), Some(32));
         assert_eq!(wait(&mut w, 70_000, 66), Some(250));
-        assert_eq!(wait(&mut w, 601_000, 6), None);
         w.pressed(601_000 * MS);
         assert_eq!(wait(&mut w, 601_001, 6), Some(2));
         w.looked(601_002 * MS, None);
@@ -137,7 +143,8 @@ mod tests {
         assert!(w.is_due(300 * MS, || None));
     }
 
-    /// Growth at any phase of the watch is seen before the limit is reached.
+    /// Growth at any phase of the watch is seen before the limit is reached, and where
+    /// nothing was missing for a while if it is slow.
     #[test]
     fn growth_after_a_calm_time_is_seen_before_the_wall() {
         for (calm, kib_a_ms) in [(3_000, 100), (3_000, 1000), (59_000, 1000), (90_000, 100)] {
