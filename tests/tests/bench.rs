@@ -91,22 +91,63 @@ fn a_neighbour_is_measured_beside_a_model_that_trims_and_one_that_does_not() {
         "--rounds",
         "1",
         "--variants",
-        "fixed,ebpf",
+        "fixed,none,ebpf",
+        "--bursts",
+        "2",
         "--tokens",
         "400",
     ]);
-    let [fixed, ebpf] = &lines[..] else {
+    let [fixed, none, ebpf] = &lines[..] else {
         panic!("{lines:?}");
     };
-    for line in [fixed, ebpf] {
+    for line in [fixed, none, ebpf] {
+        // The kernel's clock has put turns into every burst, and some before them.
+        let bursts = line["bursts"].as_array().unwrap();
+        let all = |key: &str| {
+            bursts
+                .iter()
+                .all(|b| !b[key].as_array().unwrap().is_empty())
+        };
+        assert!(bursts.len() == 2 && all("turns_us"), "{line}");
+        assert!(!line["calm_us"].as_array().unwrap().is_empty(), "{line}");
         assert!(number(line, "neighbour_turns") > 100.0, "{line}");
         assert_eq!(number(line, "scored"), 400.0, "{line}");
         assert!(number(line, "nll").is_finite());
     }
     assert_eq!(number(fixed, "trims"), 0.0);
     assert!(number(ebpf, "trims") > 0.0, "{ebpf}");
+    assert_eq!(number(none, "trims"), 0.0);
+    assert!(number(none, "kv_tokens") < number(fixed, "kv_tokens"));
+    for line in [fixed, ebpf] {
+        let pressed = |b: &Value| b["pressed"] == true && number(b, "hits") > 0.0;
+        assert!(
+            line["bursts"].as_array().unwrap().iter().any(pressed),
+            "{line}"
+        );
+    }
     // What packing and free blocks cover costs no token.
     assert!(number(ebpf, "kv_tokens") <= number(fixed, "kv_tokens"));
+}
+
+#[test]
+fn a_file_that_is_read_from_end_to_end_costs_no_token() {
+    let test = "a_file_that_is_read_from_end_to_end_costs_no_token";
+    let Some(model) = model(test).filter(|_| can_run(test)) else {
+        return;
+    };
+    let model = model.to_str().unwrap();
+    let variants = ["--variants", "off,ebpf", "--tokens", "50", "--rounds", "1"];
+    let lines = bench(&[&["cotenant", "--stream", "--model", model], &variants[..]].concat());
+    let [off, ebpf] = &lines[..] else {
+        panic!("{lines:?}");
+    };
+    for line in [off, ebpf] {
+        // The file does not fit: without a hit limit nothing was tried.
+        assert!(number(line, "hits") > 0.0, "{line}");
+        assert!(number(line, "mib_s") > 0.0, "{line}");
+        assert_eq!(number(line, "trimmed_tokens"), 0.0, "{line}");
+        assert_eq!(number(line, "lost_tokens"), 0.0, "{line}");
+    }
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn ratios(report: &Value) -> Ratios {
                 let found = rows().find(|r| r["variant"] == variant);
                 found.and_then(|r| r[key].as_f64())
             };
-            for (key, what) in [("neighbour_p99_us", "p99"), ("refaults", "refaults")] {
+            for (key, what) in [("p99_us", "p99 within bursts"), ("excess_us", "excess")] {
                 let (fixed, ours) = (of("fixed", key), of("ebpf", key));
                 put(format!("cotenant: fixed by ebpf, {what}"), fixed, ours);
             }

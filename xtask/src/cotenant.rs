@@ -1,30 +1,39 @@
 //! `cargo xtask bench cotenant`: how a neighbour fares that shares a memory
 //! limit with the model.
 //!
-//! Owns the table and the plot; `kvpsi-bench cotenant` measures. A variant's
-//! figure is the median of its rounds.
+//! Owns the tables and the plot; `kvpsi-bench cotenant` measures, `tail` has the
+//! arithmetic. Invariant: a run in which nothing pressed is told and does not
+//! count, but for `none`, which may need nothing.
 
 use crate::plot::{self, Drawn};
-use crate::report::{Args, Bench, machine, median, number, rows_of, sorted, text};
+use crate::report::{Args, Bench, machine, median, number, percent, rows_of, sorted, text};
+use crate::tail::{self, Burst, Turns};
 use anyhow::Result;
 use plotters::prelude::*;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use xshell::Shell;
 
-const FIGURES: [&str; 12] = [
-    "neighbour_p50_us",
-    "neighbour_p99_us",
-    "neighbour_max_us",
+/// Of a run: the median of rounds counts.
+const OF_RUN: [&str; 8] = [
     "psi_some_us",
     "psi_full_us",
-    "refaults",
-    "oom_kills",
     "tok_s",
     "kv_tokens",
+    "trimmed_tokens",
     "trims",
     "early",
     "mass_dropped",
+];
+/// Of a burst: the median of bursts counts.
+const OF_BURST: [&str; 7] = [
+    "hits",
+    "refaults",
+    "kswapd_pages",
+    "direct_pages",
+    "low",
+    "queued_us",
+    "blocked_us",
 ];
 
 /// How much to measure, and below which wall.
@@ -39,16 +48,18 @@ pub struct CotenantArgs {
 }
 
 /// Below a cgroup's limit, and at the end of the machine's memory: the name of
-/// the report, the wall, and the variants.
-const CGROUP: (&str, &str, &str) = (
+/// the report, the wall, the variants, and rounds of a full run.
+const CGROUP: (&str, &str, &str, &str) = (
     "cotenant",
     "cgroup",
-    "fixed,psi-poll,psi-poll-10ms,psi-trigger,ebpf",
+    "fixed,none,psi-poll,psi-poll-10ms,psi-trigger,ebpf",
+    "6",
 );
-const MACHINE: (&str, &str, &str) = (
+const MACHINE: (&str, &str, &str, &str) = (
     "cotenant-machine",
     "machine",
-    "fixed,psi-poll,psi-trigger,ebpf-late,ebpf",
+    "fixed,none,psi-poll,psi-trigger,ebpf-late,ebpf",
+    "5",
 );
 
 /// Measures, prints and writes everything.
@@ -56,8 +67,7 @@ const MACHINE: (&str, &str, &str) = (
 /// # Errors
 /// Something could not be built, run or written; or this is not root.
 pub fn run(sh: &Shell, args: &CotenantArgs) -> Result<()> {
-    let rounds = if args.args.quick { "2" } else { "7" };
-    let (name, wall, variants) = if args.machine { MACHINE } else { CGROUP };
+    let (name, wall, variants, rounds) = if args.machine { MACHINE } else { CGROUP };
     let bench = Bench {
         name,
         needs: "it takes root, for a memory cgroup",
@@ -65,47 +75,135 @@ pub fn run(sh: &Shell, args: &CotenantArgs) -> Result<()> {
         section,
         draw,
     };
+    let (rounds, bursts, tokens) = if args.args.quick {
+        ("2", "3", "600")
+    } else {
+        (rounds, "8", "1600")
+    };
     let command = [
         "cotenant",
         "--wall",
         wall,
         "--rounds",
         rounds,
+        "--bursts",
+        bursts,
+        "--tokens",
+        tokens,
         "--variants",
         variants,
     ];
     bench.run(sh, &args.args, true, &command)
 }
 
-/// A row for each variant, in the order of the first round.
-fn rows(runs: &[Value]) -> Vec<Value> {
-    let mut variants: Vec<&str> = Vec::new();
-    for run in runs {
-        let variant = run["variant"].as_str().unwrap_or_default();
-        if !variants.contains(&variant) {
-            variants.push(variant);
+/// The runs of a variant that count, and their bursts.
+struct Variant<'a> {
+    name: &'a str,
+    runs: Vec<&'a Value>,
+    /// Runs in which no burst pressed.
+    without: usize,
+    bursts: Vec<Burst>,
+    turns: Turns,
+}
+
+impl<'a> Variant<'a> {
+    fn new(name: &'a str, all: &'a [Value], calm: f64) -> Self {
+        let of = all.iter().filter(|r| r["variant"] == name);
+        let (runs, without): (Vec<_>, Vec<_>) =
+            of.partition(|r| name == "none" || rows_of(&r["bursts"]).any(|b| b["pressed"] == true));
+        let burst = |r: &&'a Value| {
+            let run = *r;
+            rows_of(&run["bursts"]).map(move |b| Burst::new(run, b, calm))
+        };
+        let bursts: Vec<Burst> = runs.iter().flat_map(burst).collect();
+        Self {
+            name,
+            without: without.len(),
+            turns: Turns::new(&bursts),
+            runs,
+            bursts,
         }
     }
-    let row = |variant: &&str| {
-        let of = |key: &str| sorted(runs.iter().filter(|r| r["variant"] == *variant), key);
-        let mut row = Map::new();
-        row.insert("variant".into(), (*variant).into());
-        row.insert("rounds".into(), of("round").len().into());
-        for key in FIGURES {
-            row.insert(key.into(), median(&of(key)).into());
+
+    fn p99(&self) -> Option<f64> {
+        self.turns.quantile(0.99)
+    }
+
+    /// It listens to PSI, by looking or by a trigger.
+    fn polls(&self) -> bool {
+        self.name.starts_with("psi")
+    }
+}
+
+/// A row for each variant, in the order of the first round.
+fn rows(runs: &[Value]) -> Vec<Value> {
+    let mut names: Vec<&str> = Vec::new();
+    for run in runs {
+        let name = run["variant"].as_str().unwrap_or_default();
+        if !names.contains(&name) {
+            names.push(name);
         }
-        let p99 = of("neighbour_p99_us");
-        let ends = [p99.first(), p99.last()].map(|v| v.copied());
-        row.insert("neighbour_p99_us_spread".into(), ends.to_vec().into());
-        row.insert("perplexity_cost".into(), cost(runs, variant).into());
-        // Kills are counted, not halved.
-        row.insert(
-            "oom_kills".into(),
-            of("oom_kills").iter().sum::<f64>().into(),
-        );
-        Value::Object(row)
-    };
-    variants.iter().map(row).collect()
+    }
+    // One for all: else a variant that is slow from the start would look good.
+    let mut calm: Vec<f64> = runs
+        .iter()
+        .flat_map(|r| tail::times(&r["calm_us"]))
+        .collect();
+    calm.sort_by(f64::total_cmp);
+    let calm = median(&calm);
+    let all: Vec<Variant> = names
+        .iter()
+        .map(|name| Variant::new(name, runs, calm.unwrap_or(0.0)))
+        .collect();
+    let p99_of = |name: &str| all.iter().find(|v| v.name == name)?.p99();
+    let polling = all.iter().filter(|v| v.polls()).filter_map(Variant::p99);
+    let polling = polling.min_by(f64::total_cmp);
+    let ours = all.iter().find(|v| v.name == "ebpf");
+    all.iter()
+        .map(|v| {
+            let mut row = Map::new();
+            let mut put = |key: &str, value: Value| row.insert(key.into(), value);
+            put("variant", v.name.into());
+            put("rounds", v.runs.len().into());
+            put("rounds_without_pressure", v.without.into());
+            put("bursts", v.bursts.len().into());
+            let pressed = v.runs.iter().flat_map(|r| rows_of(&r["bursts"]));
+            put(
+                "pressed",
+                pressed.filter(|b| b["pressed"] == true).count().into(),
+            );
+            put("turns", v.turns.len().into());
+            put("calm_us", calm.into());
+            put("p50_us", v.turns.quantile(0.5).into());
+            put("p99_us", v.p99().into());
+            put("p99_us_interval", json!(v.turns.interval(0.99)));
+            put("max_us", v.turns.quantile(1.0).into());
+            let excess = tail::excess(&v.bursts);
+            put("excess_us", excess.map(|e| e.0).into());
+            put("excess_us_interval", json!(excess.map(|e| e.1)));
+            let (pairs, less) = ours.map_or((0, 0), |o| tail::pairs(&o.bursts, &v.bursts));
+            put("pairs", pairs.into());
+            put("ebpf_less", less.into());
+            let by = |other: Option<f64>| Some(v.p99()? / other.filter(|o| *o > 0.0)?);
+            put("p99_by_none", by(p99_of("none")).into());
+            put("p99_by_polling", by(polling).into());
+            for key in OF_RUN {
+                put(key, median(&sorted(v.runs.iter().copied(), key)).into());
+            }
+            for key in OF_BURST {
+                let bursts = v.runs.iter().flat_map(|r| rows_of(&r["bursts"]));
+                put(key, median(&sorted(bursts, key)).into());
+            }
+            put("perplexity_cost", cost(runs, v.name).into());
+            // Kills are counted, in every run.
+            let of = runs.iter().filter(|r| r["variant"] == v.name);
+            put(
+                "oom_kills",
+                sorted(of, "oom_kills").iter().sum::<f64>().into(),
+            );
+            Value::Object(row)
+        })
+        .collect()
 }
 
 /// By how much the text was predicted worse than by `fixed`: the ratio of
@@ -120,65 +218,136 @@ fn cost(runs: &[Value], variant: &str) -> Option<f64> {
     Some((mean(variant)? - mean("fixed")?).exp() - 1.0)
 }
 
-/// What is said before the table.
-fn told(report: &Value) -> String {
-    let common = "The neighbour touches 8 MiB and reads 16 pages of a file of 32 MiB, some 200 times a second, and times each\n\
-         turn. The model reads on in a text, token after token; perplexity is how much worse it predicts the next ones\n\
-         than `fixed` does, whose cache is never trimmed. Medians of rounds whose order changes; in brackets the least\n\
-         and the most of p99; OOM kills of all rounds together; stall time is the whole system's. Mass is the sum over\n\
-         trims of the share of recent attention that fell on what was dropped.";
-    if report["bench"] == MACHINE.0 {
-        return format!(
-            "## A neighbour on a machine that is short of memory\n\n\
-             `cargo xtask bench cotenant --machine`. {}\n\n\
-             No cgroup: a balloon leaves what all zones keep and 4 MiB more than the run takes. The model has a conversation\n\
-             of 700 tokens, and one that ended and is cached. A third program takes, every 1.5 s, all of that and 180 MiB beyond. The\n\
-             neighbour's file has 96 MiB here.\n\
-             `ebpf-late` is eBPF to which kswapd's wake does not count.\n\n{common}\n\n\
-             ![Neighbour](cotenant-machine.svg)\n\n",
-            machine(report)
-        );
+/// The variants from the least p99 to the most; `~` where the intervals of two
+/// that follow each other overlap.
+fn order(report: &Value) -> String {
+    let mut rows: Vec<&Value> = rows_of(&report["rows"])
+        .filter(|r| r["p99_us"].is_number())
+        .collect();
+    let p99 = |r: &Value| r["p99_us"].as_f64().unwrap_or(f64::INFINITY);
+    rows.sort_by(|a, b| p99(a).total_cmp(&p99(b)));
+    let mut all = String::new();
+    for (i, r) in rows.iter().enumerate() {
+        if let Some(before) = i.checked_sub(1).map(|i| rows[i]) {
+            let high = before["p99_us_interval"][1].as_f64();
+            let low = r["p99_us_interval"][0].as_f64();
+            all += if high < low { " < " } else { " ~ " };
+        }
+        all += text(&r["variant"]);
     }
+    all
+}
+
+/// What is said before the tables.
+fn told(report: &Value) -> String {
+    let (title, option, wall) = if report["bench"] == MACHINE.0 {
+        (
+            "A neighbour on a machine that is short of memory",
+            " --machine",
+            "No cgroup: a balloon leaves what all zones keep and 4 MiB more than the run takes. Beside its conversation the model\n\
+             has one of 350 tokens that ended and is cached. A burst takes all room and 180 MiB beyond. The neighbour's file\n\
+             has 96 MiB. `ebpf-late` is eBPF to which kswapd's wake does not count. It is pressure where kswapd or an allocation\n\
+             looked for pages to reclaim; a hit is an allocation that had to reclaim (`allocstall`).",
+        )
+    } else {
+        (
+            "A neighbour below the same limit",
+            "",
+            "All are in a cgroup. A burst takes 14 MiB more than there is room for. The neighbour's file has 32 MiB. It is pressure\n\
+             where the limit was hit; a hit is a charge that had to reclaim. A cgroup's limit wakes no kswapd: early warning\n\
+             has no part here.",
+        )
+    };
     format!(
-        "## A neighbour below the same limit\n\n\
-         `cargo xtask bench cotenant`. {}\n\n\
-         All are in a cgroup. A third program takes, every 1.5 s, 14 MiB more than there is room for. A cgroup's limit\n\
-         wakes no kswapd: early warning has no part here.\n\n{common}\n\n\
-         ![Neighbour](cotenant.svg)\n\n",
-        machine(report)
+        "## {title}\n\n\
+         `cargo xtask bench cotenant{option}`. {}\n\n\
+         The neighbour touches 8 MiB and reads 16 pages of a file, some 200 times a second, and times each turn. The model\n\
+         has a new conversation of 700 tokens before each burst and reads on in it, token after token; 0.4 s later a third\n\
+         program takes memory, and holds it for 0.2 s. {wall}\n\n\
+         `fixed` never trims. `none` has no signal and keeps no cache beyond its floor from the start, in the same room: the\n\
+         limit of what giving back can do. p50, p99 and max are of all turns of all bursts that began or ended from a\n\
+         burst's first touch to 50 ms after its end; in brackets where 95 % of the p99 lie when bursts are drawn anew. Excess\n\
+         is the time of turns above the calm median ({} us, of all turns before the first bursts), summed from a burst's\n\
+         beginning to the next one's; `ebpf less` counts the bursts, paired by round and number, in which ebpf had less of it.\n\
+         A round in which nothing pressed does not count (but for `none`).\n\n\
+         By p99 (`~`: the intervals overlap): {}.\n\n\
+         ![Neighbour]({}.svg)\n\n",
+        machine(report),
+        number(report["rows"][0]["calm_us"].clone(), 0),
+        order(report),
+        text(&report["bench"]),
     )
+}
+
+/// A figure and its interval, in another unit.
+fn within(r: &Value, key: &str, by: f64, digits: usize) -> String {
+    let n = |v: &Value| number(v.as_f64().map(|n| n / by), digits);
+    let ends = &r[format!("{key}_interval")];
+    format!("{} ({} to {})", n(&r[key]), n(&ends[0]), n(&ends[1]))
 }
 
 fn section(report: &Value) -> String {
     let mut t = told(report);
-    t += "| variant | rounds | p50 us | p99 us | max us | some ms | full ms | refaults | OOM kills | tokens/s | KV tokens | trims | early | mass | perplexity |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
+    t += "| variant | bursts | turns | p50 us | p99 us | max us | p99 by none | p99 by best PSI | excess ms a burst | ebpf less | perplexity |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     for r in rows_of(&report["rows"]) {
-        let whole = |key: &str| number(r[key].clone(), 0);
-        let by = |key: &str, by: f64| number(r[key].as_f64().map(|n| n / by), 1);
         let _ = writeln!(
             t,
-            "| {} | {} | {} | {} ({} to {}) | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} of {} | {} |",
             text(&r["variant"]),
-            r["rounds"],
-            whole("neighbour_p50_us"),
-            whole("neighbour_p99_us"),
-            number(r["neighbour_p99_us_spread"][0].clone(), 0),
-            number(r["neighbour_p99_us_spread"][1].clone(), 0),
-            whole("neighbour_max_us"),
-            by("psi_some_us", 1e3),
-            by("psi_full_us", 1e3),
-            whole("refaults"),
-            whole("oom_kills"),
-            by("tok_s", 1.0),
-            whole("kv_tokens"),
-            whole("trims"),
-            whole("early"),
-            number(r["mass_dropped"].clone(), 2),
+            r["bursts"],
+            r["turns"],
+            number(r["p50_us"].clone(), 0),
+            within(r, "p99_us", 1.0, 0),
+            number(r["max_us"].clone(), 0),
+            number(r["p99_by_none"].clone(), 2),
+            number(r["p99_by_polling"].clone(), 2),
+            within(r, "excess_us", 1e3, 1),
+            r["ebpf_less"],
+            r["pairs"],
             r["perplexity_cost"]
                 .as_f64()
                 .map_or_else(|| "-".to_owned(), |c| format!("{:+.2} %", c * 100.0)),
         );
+    }
+    t += "\nThe pressure of a burst (medians; refaults and pages are the whole machine's; blocked and queued: what the\n\
+         neighbour's turns in a burst waited for, asleep and for a processor), and of a run (medians; stall time is the whole\n\
+         system's; OOM kills of all rounds). Mass is the sum over trims of the share of recent attention that was dropped.\n\n\
+         | variant | rounds | without pressure | pressed | hits | refaults | kswapd pages | direct pages | free at least, MiB | blocked ms | queued ms | some ms | full ms | OOM kills | tokens/s | KV tokens | dropped | trims | early | mass |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
+    for r in rows_of(&report["rows"]) {
+        let whole = |key: &str| number(r[key].clone(), 0);
+        let by = |key: &str, by: f64| number(r[key].as_f64().map(|n| n / by), 1);
+        let pressed = r["pressed"].as_f64().zip(r["bursts"].as_f64());
+        let _ = write!(
+            t,
+            "| {} | {} | {} | {} ",
+            text(&r["variant"]),
+            r["rounds"],
+            r["rounds_without_pressure"],
+            percent(pressed.map(|(p, n)| p / n.max(1.0)), 0),
+        );
+        for figure in [
+            whole("hits"),
+            whole("refaults"),
+            whole("kswapd_pages"),
+            whole("direct_pages"),
+            by("low", f64::from(1 << 20)),
+            by("blocked_us", 1e3),
+            by("queued_us", 1e3),
+            by("psi_some_us", 1e3),
+            by("psi_full_us", 1e3),
+            whole("oom_kills"),
+            by("tok_s", 1.0),
+            whole("kv_tokens"),
+            whole("trimmed_tokens"),
+            whole("trims"),
+            whole("early"),
+            number(r["mass_dropped"].clone(), 2),
+        ] {
+            let _ = write!(t, "| {figure} ");
+        }
+        t += "|\n";
     }
     t
 }
@@ -186,15 +355,13 @@ fn section(report: &Value) -> String {
 fn draw(report: &Value, svg: &mut String) -> Drawn {
     let rows: Vec<&Value> = rows_of(&report["rows"]).collect();
     let area = plot::area(svg, (760, 320))?;
-    let of = |r: &Value, key: &str| r[key].as_f64().unwrap_or(0.0);
-    let most = rows
-        .iter()
-        .map(|r| of(r, "neighbour_p99_us"))
-        .fold(1.0, f64::max);
+    let of = |v: &Value| v.as_f64().unwrap_or(0.0);
+    let high = |r: &&Value| of(&r["p99_us_interval"][1]).max(of(&r["p99_us"]));
+    let most = rows.iter().map(high).fold(1.0, f64::max);
     let places = rows.len().max(1);
     let mut chart = ChartBuilder::on(&area)
         .caption(
-            "The neighbour's turn: median (dark) and p99",
+            "The neighbour's turn within bursts: median (dark), p99 and its interval",
             ("sans-serif", 18),
         )
         .margin(12)
@@ -214,17 +381,22 @@ fn draw(report: &Value, svg: &mut String) -> Drawn {
     for (i, r) in rows.iter().enumerate() {
         let colour = if r["variant"] == "ebpf" { RED } else { BLUE };
         for (key, style) in [
-            ("neighbour_p99_us", colour.mix(0.4).filled()),
-            ("neighbour_p50_us", colour.filled()),
+            ("p99_us", colour.mix(0.4).filled()),
+            ("p50_us", colour.filled()),
         ] {
             let corners = [
                 (SegmentValue::Exact(i), 0.0),
-                (SegmentValue::Exact(i + 1), of(r, key)),
+                (SegmentValue::Exact(i + 1), of(&r[key])),
             ];
             let mut bar = Rectangle::new(corners, style);
             bar.set_margin(0, 0, 24, 24);
             chart.draw_series([bar])?;
         }
+        let ends = [0, 1].map(|end| {
+            let at = of(&r["p99_us_interval"][end]);
+            (SegmentValue::CenterOf(i), at)
+        });
+        chart.draw_series([PathElement::new(ends, BLACK.stroke_width(2))])?;
     }
     area.present()?;
     Ok(())
@@ -233,37 +405,76 @@ fn draw(report: &Value, svg: &mut String) -> Drawn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+
+    fn run(round: u32, variant: &str, turn: u32, pressed: bool) -> Value {
+        let bursts: Vec<Value> = (0..2)
+            .map(|n| {
+                json!({
+                    "number": n, "pressed": pressed, "hits": 7, "low": 1 << 20,
+                    "turns_us": vec![turn; 50], "later_us": [51, 40],
+                })
+            })
+            .collect();
+        json!({
+            "round": round, "variant": variant, "bursts": bursts, "calm_us": [50, 50, 50],
+            "oom_kills": 1, "psi_some_us": 2000, "scored": 100,
+            "nll": if variant == "ebpf" { 201.0 } else { 200.0 },
+        })
+    }
 
     #[test]
-    fn a_variant_has_the_median_of_its_rounds_and_the_sum_of_its_kills() {
-        let run = |round: u32, variant: &str, p99: f64| {
-            json!({
-                "round": round, "variant": variant, "neighbour_p99_us": p99, "oom_kills": 1,
-                "psi_some_us": 2000, "scored": 100, "nll": if variant == "ebpf" { 201.0 } else { 200.0 },
-            })
-        };
+    fn a_variant_has_the_turns_of_all_bursts_beside_none_and_polling() {
         let runs = [
-            run(0, "fixed", 30.0),
-            run(0, "ebpf", 3.0),
-            run(1, "ebpf", 5.0),
-            run(1, "fixed", 10.0),
-            run(2, "fixed", 20.0),
+            run(0, "fixed", 3000, true),
+            run(0, "none", 60, false),
+            run(0, "psi-poll", 1000, true),
+            run(0, "ebpf", 90, true),
+            run(1, "ebpf", 90, true),
+            run(1, "psi-poll", 2000, true),
+            run(1, "fixed", 3000, true),
+            run(1, "none", 60, false),
         ];
         let rows = rows(&runs);
-        assert_eq!(rows.len(), 2);
-        assert_eq!(rows[0]["neighbour_p99_us"], 20.0);
-        assert_eq!(rows[0]["neighbour_p99_us_spread"], json!([10.0, 30.0]));
-        assert_eq!(rows[0]["oom_kills"], 3.0);
-        let report = json!({"cpus": 2, "rows": rows});
+        let of = |name: &str| rows.iter().find(|r| r["variant"] == name).unwrap();
+        assert_eq!(of("psi-poll")["p50_us"], 2000.0);
+        assert_eq!(of("fixed")["p99_us"], 3000.0);
+        assert_eq!(of("ebpf")["turns"], 200);
+        assert_eq!(of("ebpf")["p99_by_none"], 1.5);
+        assert_eq!(of("ebpf")["p99_by_polling"], 0.045);
+        // 50 turns of 40 us too much, and one of 1.
+        assert_eq!(of("ebpf")["excess_us"], 2001.0);
+        assert_eq!(
+            (&of("fixed")["pairs"], &of("fixed")["ebpf_less"]),
+            (&json!(4), &json!(4))
+        );
+        assert_eq!(of("none")["ebpf_less"], 0);
+        assert_eq!(of("fixed")["oom_kills"], 2.0);
+        let report = json!({"bench": "cotenant", "cpus": 2, "rows": rows});
         let page = section(&report);
+        assert!(page.contains("none < ebpf < psi-poll < fixed."), "{page}");
         assert!(
-            page.contains("| fixed | 3 | - | 20 (10 to 30) | - | 2.0 | - |"),
+            page.contains("| ebpf | 4 | 200 | 90 | 90 (90 to 90) | 90 | 1.50 | 0.04 | 2.0 (2.0 to 2.0) | 0 of 4 | +1.01 % |\n"),
             "{page}"
         );
-        assert!(page.contains("+1.01 % |\n"), "{page}");
+        assert!(page.contains("| fixed | 2 | 0 | 100 % | 7 |"), "{page}");
         let mut svg = String::new();
         draw(&report, &mut svg).unwrap();
         assert!(svg.contains("ebpf") && svg.contains("fixed"));
+    }
+
+    #[test]
+    fn a_round_without_pressure_is_told_and_is_no_good_result() {
+        let runs = [
+            run(0, "fixed", 3000, true),
+            run(1, "fixed", 10, false),
+            run(0, "ebpf", 10, false),
+        ];
+        let rows = rows(&runs);
+        assert_eq!(rows[0]["rounds_without_pressure"], 1);
+        assert_eq!(rows[0]["p50_us"], 3000.0);
+        assert_eq!(rows[1]["p99_us"], Value::Null);
+        let page = section(&json!({"bench": "cotenant", "cpus": 2, "rows": rows}));
+        assert!(page.contains("| fixed | 1 | 1 | 100 % |"), "{page}");
+        assert!(page.contains("overlap): fixed."), "{page}");
     }
 }

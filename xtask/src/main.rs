@@ -31,6 +31,8 @@ mod reaction;
 mod report;
 mod run;
 mod setup;
+mod stream;
+mod tail;
 mod test;
 mod text;
 mod toolchain;
@@ -198,6 +200,8 @@ enum Bench {
     Overhead(report::Args),
     /// A neighbour below the same memory limit: its latency, by each signal
     Cotenant(cotenant::CotenantArgs),
+    /// A file that is read from end to end beside the model: its speed, and tokens dropped
+    Stream(report::Args),
     /// Whether a ratio of reaction, giveback or cotenant fell since the baseline
     Check(check::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
@@ -241,6 +245,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
             Bench::Giveback(args) => giveback::run(sh, &args),
             Bench::Clients(args) => clients::run(sh, &args),
             Bench::Cotenant(args) => cotenant::run(sh, &args),
+            Bench::Stream(args) => stream::run(sh, &args),
             Bench::Reaction(args) => reaction::run(sh, &args),
             Bench::CandleQuality(args) => candle::run(sh, &args),
         },

@@ -1,63 +1,62 @@
 //! The question itself: how a neighbour fares that shares a memory limit with
-//! the model, while a third program demands memory in bursts.
+//! the model, while a third program demands memory in bursts; and how one that
+//! reads a file from end to end does.
 //!
 //! Owns the walls and the order of the runs; the model is `worker`, with the
-//! signal of the variant. The neighbour touches a working set and reads small
-//! pieces of a file, some 200 times a second, and times itself. Two walls: a
-//! cgroup that all are in; or the machine's own memory, of which a balloon
-//! takes all but a little. Invariants: every variant has the same room above
-//! what it took when it began, and the same bursts, and reads on in the same
-//! text; variants are run in turn, each round in another order.
+//! signal of the variant, the other programs are `others`. Two walls: a cgroup
+//! that all are in; or the machine's own memory, of which a balloon takes all but
+//! a little. Invariants: every variant has the same room, the same bursts, and
+//! reads on in the same text; before a burst the model has a whole conversation
+//! again, so that bursts are alike; variants are run in turn, each round in
+//! another order.
 
 use crate::{
     balloon::{self, Balloon},
-    piped::{self, Piped, join, orders},
+    hits::{self, Burst, Counts, Turn, sum_of},
+    piped::{self, Piped},
     worker::Ear,
 };
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use kvpsi::{
-    control::{system::SystemGauge, wall::Depth},
+    clock::monotonic_ns,
+    control::{
+        cgroup::{MemoryCgroup, OwnedCgroup},
+        system::SystemGauge,
+        wall::Depth,
+    },
     units::Bytes,
 };
-use memmap2::MmapMut;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
-    fs::{self, File},
-    io::Write,
-    os::unix::fs::FileExt,
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-        mpsc::TryRecvError,
-    },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-const PAGE: usize = 4096;
-/// What the neighbour touches, and what it reads pieces of; more of it where the
-/// machine is the wall: without, programs would be all that can be reclaimed.
-const TOUCHED: usize = 8 << 20;
+/// What the neighbour reads pieces of; more of it where the machine is the wall:
+/// without, programs would be all that can be reclaimed.
 const READ: usize = 32 << 20;
 const READ_OF_MACHINE: usize = 96 << 20;
-/// Pieces of a page read in one turn of the loop.
-const PIECES: usize = 16;
-/// Pause between turns.
-const TURN: Duration = Duration::from_millis(5);
 /// Room above what all take between bursts.
 const SLACK: u64 = 4 << 20;
 /// What a burst takes beyond all room: less than the neighbour's file has.
 const BEYOND: u64 = 14 << 20;
 /// What the machine has before a run.
 const AT_FIRST: u64 = 1 << 30;
-/// How long a burst holds its memory, and the pause after it.
-const HOLD: Duration = Duration::from_millis(300);
-const PAUSE: Duration = Duration::from_millis(1200);
+/// How long the model goes on before a burst.
+const PAUSE: Duration = Duration::from_millis(400);
+/// How long after its end turns belong to a burst.
+const AFTER: Duration = Duration::from_millis(50);
+/// How often free memory is read during a burst.
+const SAMPLE: Duration = Duration::from_millis(5);
 /// Tokens of the conversation, and of one that ended and is cached.
 const FILLED: usize = 700;
-const CACHED: usize = 700;
+const CACHED: usize = 350;
+/// The file that is read from end to end, and how often in a run.
+const STREAMED: usize = 256 << 20;
+const PASSES: u32 = 3;
 
 /// The limit that all run into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -76,12 +75,18 @@ pub struct Args {
     /// Rounds
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Tokens of a run
-    #[arg(long, default_value_t = 1000)]
-    tokens: u32,
-    /// The limit that all run into
-    #[arg(long, value_enum, default_value_t = Wall::Cgroup)]
-    wall: Wall,
+    /// Bursts of a run, each into a conversation of its own
+    #[arg(long, default_value_t = 8)]
+    bursts: usize,
+    /// Tokens that the model reads on for in a run, in equal parts
+    #[arg(long, default_value_t = 1600)]
+    tokens: usize,
+    /// The limits that all run into, one after the other
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "cgroup")]
+    wall: Vec<Wall>,
+    /// Instead of bursts and a neighbour: one that reads a file
+    #[arg(long)]
+    stream: bool,
     /// MiB that a burst takes beyond what all zones keep, where the machine is
     /// the wall: so much that kswapd, which wakes on the way, does not keep up
     #[arg(long, default_value_t = 180)]
@@ -91,248 +96,392 @@ pub struct Args {
     variants: Vec<Ear>,
 }
 
-/// How one of the other two programs is to work.
-#[derive(Debug, clap::Args)]
-pub struct Other {
-    /// Bytes that a burst takes; 0: be the neighbour
-    #[arg(long, default_value_t = 0)]
-    burst: usize,
-    /// Bytes of the neighbour's file
-    #[arg(long, default_value_t = READ)]
-    read: usize,
-    /// cgroup.procs files to join by
-    procs: Vec<PathBuf>,
-}
-
 pub fn run(a: &Args) -> Result<()> {
+    ensure!(
+        a.bursts > 0 && a.tokens >= a.bursts,
+        "a burst takes a token"
+    );
     // Out here: page cache is charged to who reads it first.
     fs::read(&a.model)?;
-    // The greater part once: it takes half a minute.
-    let _balloon = match a.wall {
-        Wall::Machine => {
-            balloon::drop_cache()?;
-            Some(Balloon::start(&std::env::current_exe()?, AT_FIRST)?)
-        }
-        Wall::Cgroup => None,
-    };
-    for round in 0..a.rounds {
-        let mut order = a.variants.clone();
-        // Another order each round, and the same ones in every run.
-        let turn = round % order.len().max(1);
-        order.rotate_left(turn);
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for ear in order {
-            let mut row = one(a, ear)?;
-            row["round"] = json!(round);
-            eprintln!(
-                "  round {} {:<12} neighbour p99 {:.0} us, some {:.0} ms, {:.1} tokens/s, {} OOM kills",
-                round + 1,
-                ear.name(),
-                row["neighbour_p99_us"].as_f64().unwrap_or(f64::NAN),
-                row["psi_some_us"].as_f64().unwrap_or(f64::NAN) / 1e3,
-                row["tok_s"].as_f64().unwrap_or(f64::NAN),
-                row["oom_kills"],
-            );
-            println!("{row}");
+    let file = a.stream.then(|| piped::file_of(STREAMED)).transpose()?;
+    for &wall in &a.wall {
+        // The greater part once: it takes half a minute.
+        let _balloon = match wall {
+            Wall::Machine => {
+                balloon::drop_cache()?;
+                Some(Balloon::start(&std::env::current_exe()?, AT_FIRST)?)
+            }
+            Wall::Cgroup => None,
+        };
+        // Of the first run, for all.
+        let mut taken = None;
+        for round in 0..a.rounds {
+            let mut order = a.variants.clone();
+            // Another order each round, and the same ones in every run.
+            let turn = round % order.len().max(1);
+            order.rotate_left(turn);
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for ear in order {
+                let mut setting = Setting::new(a, wall, ear, &mut taken)?;
+                let mut row = match &file {
+                    Some(file) => setting.stream(file.path())?,
+                    None => setting.bursts(a)?,
+                };
+                row["round"] = json!(round);
+                row["variant"] = json!(ear.name());
+                row["wall"] = json!(wall.to_possible_value().map(|v| v.get_name().to_owned()));
+                eprintln!("  round {} {:<13} {}", round + 1, ear.name(), brief(&row));
+                println!("{row}");
+            }
         }
     }
     Ok(())
 }
 
-/// One run of a variant.
-fn one(a: &Args, ear: Ear) -> Result<Value> {
-    let cgroup = match a.wall {
-        Wall::Machine => None,
-        Wall::Cgroup => {
-            let cgroup = piped::cgroup("cotenant")?;
-            cgroup.set_limit(Bytes(4 << 30))?;
-            Some(cgroup)
-        }
-    };
-    let procs: Vec<PathBuf> = cgroup.iter().flat_map(|c| c.procs()).collect();
-    let me = std::env::current_exe()?;
-    let read = match a.wall {
-        Wall::Cgroup => READ,
-        Wall::Machine => READ_OF_MACHINE,
-    };
-    let mut neighbour = Command::new(&me);
-    neighbour.args(["cotenant-other", "--read", &read.to_string()]);
-    let mut neighbour = Piped::start(neighbour.args(&procs))?;
-    ensure!(neighbour.next_line().is_some(), "the neighbour ended");
-    let mut model = Command::new(&me);
-    model.arg("worker").arg("--model").arg(&a.model);
-    model.args(["--ear", &ear.name()]).args(&procs);
-    let mut model = Piped::start(&mut model)?;
-    let ready = model.wait_for("ready", &mut |_| ())?;
-    let growth = ready["token_bytes"].as_u64().unwrap_or(0) * u64::from(a.tokens);
-    if a.wall == Wall::Machine {
-        // An ended conversation: what an early warning may release.
-        model.say(&format!("cached {CACHED}"))?;
-        model.wait_for("cached", &mut |_| ())?;
+/// What people see of a run while the next one begins.
+fn brief(row: &Value) -> String {
+    let n = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+    if row["what"] == "stream" {
+        return format!(
+            "{:.0} MiB/s, {} tokens lost",
+            n("mib_s"),
+            row["lost_tokens"]
+        );
     }
-    model.say(&format!("fill {FILLED}"))?;
-    model.wait_for("filled", &mut |_| ())?;
-    let (taken, _balloon) = match &cgroup {
-        Some(cgroup) => {
-            let usage = cgroup.memory().usage().context("no usage")?;
-            cgroup.set_limit(Bytes(usage.0 + growth + SLACK))?;
-            (growth + SLACK + BEYOND, None)
-        }
-        None => {
-            // With the reserves of lower zones: without, kswapd would be awake
-            // before anything began.
-            let keep = SystemGauge::open()?.level(Depth::Near).tight.0;
-            let balloon = Balloon::start(&me, keep + growth + SLACK)?;
-            (growth + SLACK + (a.beyond << 20), Some(balloon))
-        }
-    };
-    let kills = || {
-        cgroup
-            .as_ref()
-            .map_or_else(all_oom_kills, |c| c.memory().oom_kills())
-    };
-    let before = (psi()?, vmstat("workingset_refault_file "), kills());
-    neighbour.say("go")?;
-    let bursts = Bursts::start(&me, procs, taken);
-    let (mut trims, mut early, mut mass) = (0u64, 0u64, 0.0);
-    model.say(&format!("follow {}", a.tokens))?;
-    let done = model.wait_for("done", &mut |line| {
+    let bursts = row["bursts"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut turns: Vec<u64> = bursts
+        .iter()
+        .flat_map(|b| b["turns_us"].as_array().into_iter().flatten())
+        .filter_map(Value::as_u64)
+        .collect();
+    turns.sort_unstable();
+    let p99 = turns.get(turns.len() * 99 / 100).copied().unwrap_or(0);
+    let pressed = bursts.iter().filter(|b| b["pressed"] == true).count();
+    format!(
+        "p99 within bursts {p99} us, room {:.1} MiB, {} hits before them, some {:.0} ms, {:.1} tokens/s, {} OOM kills, {pressed} of {} bursts pressed{}",
+        n("room") / f64::from(1 << 20),
+        row["calm_hits"],
+        n("psi_some_us") / 1e3,
+        n("tok_s"),
+        row["oom_kills"],
+        bursts.len(),
+        if pressed == 0 {
+            ": WITHOUT PRESSURE"
+        } else {
+            ""
+        },
+    )
+}
+
+/// The model with a conversation, and a wall around it.
+struct Setting {
+    // Dropped in this order: the cgroup goes when no process is in it.
+    model: Piped,
+    neighbour: Option<Piped>,
+    _balloon: Option<Balloon>,
+    cgroup: Option<OwnedCgroup>,
+    me: PathBuf,
+    procs: Vec<PathBuf>,
+    /// Tokens after each beginning of a conversation.
+    tokens: usize,
+    /// A conversation that ended is cached beside it.
+    cached: bool,
+    /// What a burst takes.
+    taken: u64,
+    trims: Trims,
+}
+
+/// All trims of a run.
+#[derive(Default)]
+struct Trims {
+    count: u64,
+    early: u64,
+    tokens: u64,
+    mass: f64,
+}
+
+impl Trims {
+    fn hear(&mut self, line: &Value) {
         if let Some(trim) = line.get("trim") {
-            trims += 1;
-            early += u64::from(trim["trigger"] == "early_warning");
-            mass += trim["mass_dropped"].as_f64().unwrap_or(0.0);
+            self.count += 1;
+            self.early += u64::from(trim["trigger"] == "early_warning");
+            self.tokens += trim["tokens"].as_u64().unwrap_or(0);
+            self.mass += trim["mass_dropped"].as_f64().unwrap_or(0.0);
         }
-    });
-    // One that was killed has no speed.
-    let done = done.unwrap_or_default();
-    let after = (psi()?, vmstat("workingset_refault_file "), kills());
-    let bursts = bursts.end();
-    neighbour.say("end")?;
-    let told = neighbour.next_line();
-    let told: Value = told.map_or(Ok(Value::Null), |t| serde_json::from_str(&t))?;
-    Ok(json!({
-        "what": "cotenant", "variant": ear.name(),
-        "neighbour_p50_us": told["p50_us"], "neighbour_p99_us": told["p99_us"],
-        "neighbour_max_us": told["max_us"], "neighbour_turns": told["turns"],
-        "psi_some_us": after.0.0 - before.0.0, "psi_full_us": after.0.1 - before.0.1,
-        "refaults": after.1.saturating_sub(before.1), "oom_kills": after.2.saturating_sub(before.2),
-        "tok_s": done["tok_s"].as_f64().unwrap_or(0.0), "kv_tokens": done["kv_tokens"],
-        "nll": done["nll"], "scored": done["scored"], "trims": trims, "early": early,
-        "mass_dropped": mass, "bursts": bursts,
-    }))
+    }
 }
 
-/// The third program, over and over.
-struct Bursts {
-    over: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<u32>,
-}
-
-impl Bursts {
-    fn start(me: &std::path::Path, procs: Vec<PathBuf>, bytes: u64) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let (end, me) = (Arc::clone(&over), me.to_owned());
-        let thread = std::thread::spawn(move || {
-            let mut count = 0;
-            while !end.load(Relaxed) {
-                std::thread::sleep(PAUSE);
-                let mut burst = Command::new(&me);
-                burst.args(["cotenant-other", "--burst", &bytes.to_string()]);
-                burst.args(&procs).stderr(Stdio::null());
-                // One that the OOM killer chose has made its point.
-                if burst.status().is_ok_and(|s| s.success()) {
-                    count += 1;
-                }
+impl Setting {
+    fn new(a: &Args, wall: Wall, ear: Ear, taken: &mut Option<u64>) -> Result<Self> {
+        let cgroup = match wall {
+            Wall::Machine => None,
+            Wall::Cgroup => {
+                let cgroup = piped::cgroup("cotenant")?;
+                cgroup.set_limit(Bytes(4 << 30))?;
+                Some(cgroup)
             }
-            count
+        };
+        let procs: Vec<PathBuf> = cgroup.iter().flat_map(|c| c.procs()).collect();
+        let me = std::env::current_exe()?;
+        let read = match wall {
+            Wall::Cgroup => READ,
+            Wall::Machine => READ_OF_MACHINE,
+        };
+        let mut neighbour = None;
+        if !a.stream {
+            let mut command = Command::new(&me);
+            command.args(["cotenant-other", "--read", &read.to_string()]);
+            let mut n = Piped::start(command.args(&procs))?;
+            n.answer()?;
+            neighbour = Some(n);
+        }
+        let mut model = Command::new(&me);
+        model.arg("worker").arg("--model").arg(&a.model);
+        model.args(["--ear", &ear.name()]).args(&procs);
+        let mut model = Piped::start(&mut model)?;
+        let ready = model.wait_for("ready", &mut |_| ())?;
+        let tokens = if a.stream {
+            a.tokens
+        } else {
+            a.tokens / a.bursts
+        };
+        let growth = ready["token_bytes"].as_u64().unwrap_or(0) * tokens as u64;
+        let mut setting = Self {
+            model,
+            neighbour,
+            _balloon: None,
+            taken: 0,
+            cached: wall == Wall::Machine && ear != Ear::None && !a.stream,
+            cgroup,
+            me,
+            procs,
+            tokens,
+            trims: Trims::default(),
+        };
+        setting.begin(0)?;
+        match &setting.cgroup {
+            Some(cgroup) => {
+                let usage = cgroup.memory().usage().context("no usage")?;
+                cgroup.set_limit(Bytes(usage.0 + growth + SLACK))?;
+            }
+            None => {
+                // With the reserves of lower zones: without, kswapd would be awake
+                // before anything began.
+                let keep = SystemGauge::open()?.level(Depth::Near).tight.0;
+                let balloon = Balloon::start(&setting.me, keep + growth + SLACK)?;
+                setting._balloon = Some(balloon);
+            }
+        }
+        // The first token returns what the prompt was computed in.
+        setting.model.say("follow 1")?;
+        setting.model.wait_for("done", &mut |_| ())?;
+        setting.taken = *taken.get_or_insert_with(|| match setting.memory() {
+            Some(_) => hits::free(setting.memory()) + BEYOND,
+            None => growth + SLACK + (a.beyond << 20),
         });
-        Self { over, thread }
+        if ear == Ear::None {
+            // Now: it has the room that the others have.
+            setting.model.say("floor")?;
+            setting.model.wait_for("at_floor", &mut |_| ())?;
+        }
+        Ok(setting)
     }
 
-    fn end(self) -> u32 {
-        self.over.store(true, Relaxed);
-        self.thread.join().unwrap_or(0)
+    /// A conversation of its own for burst `number`.
+    fn begin(&mut self, number: usize) -> Result<()> {
+        let trims = &mut self.trims;
+        if self.cached {
+            // An ended conversation: what an early warning may release.
+            self.model.say(&format!("cached {CACHED}"))?;
+            self.model.wait_for("cached", &mut |l| trims.hear(l))?;
+        }
+        let at = number * (FILLED + self.tokens + 2);
+        self.model.say(&format!("fill {FILLED} {at}"))?;
+        self.model.wait_for("filled", &mut |l| trims.hear(l))?;
+        Ok(())
     }
+
+    fn memory(&self) -> Option<&MemoryCgroup> {
+        self.cgroup.as_ref().map(OwnedCgroup::memory)
+    }
+
+    fn oom_kills(&self) -> u64 {
+        let all = || {
+            sum_of(
+                &fs::read_to_string("/proc/vmstat").unwrap_or_default(),
+                "oom_kill",
+            )
+        };
+        self.memory().map_or_else(all, MemoryCgroup::oom_kills)
+    }
+
+    /// The run: a conversation and a burst, over and over.
+    fn bursts(&mut self, a: &Args) -> Result<Value> {
+        let before = (psi()?, self.oom_kills());
+        let mut neighbour = self.neighbour.take().context("no neighbour")?;
+        let at_first = (Counts::now(self.memory()), hits::free(self.memory()));
+        neighbour.say("go")?;
+        let (mut bursts, mut score) = (Vec::new(), Score::default());
+        let mut calm_hits = Value::Null;
+        for number in 0..a.bursts {
+            // One that was killed does not go on.
+            if (number > 0 && self.begin(number).is_err())
+                || self.model.say(&format!("follow {}", self.tokens)).is_err()
+            {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+            if number == 0 {
+                let now = Counts::now(self.memory());
+                calm_hits = now.since(at_first.0, self.cgroup.is_some())["hits"].take();
+            }
+            bursts.push(self.burst()?);
+            let trims = &mut self.trims;
+            match self.model.wait_for("done", &mut |l| trims.hear(l)) {
+                Ok(done) => score.add(&done),
+                Err(_) => break,
+            }
+        }
+        ensure!(piped::interrupted().is_none(), "interrupted");
+        let after = (psi()?, self.oom_kills());
+        neighbour.say("end")?;
+        let told: Value = serde_json::from_str(&neighbour.answer()?)?;
+        let turns: Vec<Turn> = serde_json::from_value(told["turns"].clone())?;
+        let mut row = json!({
+            "what": "cotenant", "neighbour_turns": turns.len(),
+            "psi_some_us": after.0.0 - before.0.0, "psi_full_us": after.0.1 - before.0.1,
+            "oom_kills": after.1.saturating_sub(before.1),
+            "room": at_first.1, "calm_hits": calm_hits,
+        });
+        let rest = row.as_object_mut().context("an object")?;
+        self.tell(&score, rest);
+        let ends: Vec<_> = bursts.iter().map(|b| (b.begins, b.ends)).collect();
+        let (calm, met) = hits::sort(&turns, &ends, u64::try_from(AFTER.as_nanos())?);
+        rest.insert("calm_us".into(), lengths(&calm));
+        let met = bursts.iter().zip(&met);
+        let met = met.enumerate().map(|(i, (burst, met))| {
+            let mut b = burst.counted.clone();
+            let sum = |of: fn(&Turn) -> u64| met.within.iter().map(of).sum::<u64>() / 1000;
+            b["number"] = json!(i);
+            b["taking_us"] = json!(burst.has_all.map(|t| (t - burst.begins) / 1000));
+            b["room"] = json!(burst.room);
+            b["low"] = json!(burst.low);
+            b["turns_us"] = lengths(&met.within);
+            b["later_us"] = lengths(&met.later);
+            b["cpu_us"] = json!(sum(|t| t.2));
+            b["queued_us"] = json!(sum(|t| t.3));
+            b["blocked_us"] = json!(sum(|t| t.1.saturating_sub(t.2 + t.3)));
+            b
+        });
+        rest.insert("bursts".into(), met.collect());
+        Ok(row)
+    }
+
+    /// One burst, to its end.
+    fn burst(&self) -> Result<Burst> {
+        let mut command = Command::new(&self.me);
+        command.args(["cotenant-other", "--burst", &self.taken.to_string()]);
+        command.args(&self.procs).stderr(Stdio::null());
+        let before = Counts::now(self.memory());
+        let mut burst = Burst::new(hits::free(self.memory()));
+        let mut program = Piped::start(&mut command)?;
+        // It ends by itself, or the OOM killer ends it.
+        while let Ok(line) = program.line_within(SAMPLE) {
+            match line {
+                Some(line) => burst.told(&line),
+                None => burst.low = burst.low.min(hits::free(self.memory())),
+            }
+        }
+        if burst.ends == 0 {
+            burst.ends = monotonic_ns();
+        }
+        let counted = Counts::now(self.memory());
+        burst.counted = counted.since(before, self.cgroup.is_some());
+        Ok(burst)
+    }
+
+    /// The run: a file is read from end to end while the model goes on.
+    fn stream(&mut self, file: &Path) -> Result<Value> {
+        let mut command = Command::new(&self.me);
+        command.args(["cotenant-other", "--passes", &PASSES.to_string()]);
+        command.arg("--stream").arg(file).args(&self.procs);
+        let mut program = Piped::start(&mut command)?;
+        program.answer()?;
+        let before = Counts::now(self.memory());
+        self.model.say(&format!("follow {}", self.tokens))?;
+        program.say("go")?;
+        let streamed = program.wait_for("streamed", &mut |_| ())?;
+        let counted = Counts::now(self.memory());
+        let trims = &mut self.trims;
+        let done = self.model.wait_for("done", &mut |l| trims.hear(l))?;
+        let mut score = Score::default();
+        score.add(&done);
+        let of = |key: &str| streamed[key].as_u64().unwrap_or(0);
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let rate = of("bytes") as f64 / (1 << 20) as f64 / (of("ns").max(1) as f64 / 1e9);
+        let mut row = counted.since(before, self.cgroup.is_some());
+        row["what"] = json!("stream");
+        row["mib_s"] = json!(rate);
+        let rest = row.as_object_mut().context("an object")?;
+        self.tell(&score, rest);
+        Ok(row)
+    }
+
+    /// What the model has to say of the run.
+    fn tell(&self, score: &Score, row: &mut Map<String, Value>) {
+        let trims = &self.trims;
+        let all = json!({
+            "tok_s": score.rate(), "nll": score.nll, "scored": score.scored,
+            "kv_tokens": score.kv_tokens, "lost_tokens": score.lost, "trims": trims.count,
+            "early": trims.early, "mass_dropped": trims.mass, "trimmed_tokens": trims.tokens,
+        });
+        if let Value::Object(all) = all {
+            row.extend(all);
+        }
+    }
+}
+
+/// What the model's reports of a run sum up to.
+#[derive(Default)]
+struct Score {
+    nll: f64,
+    scored: f64,
+    seconds: f64,
+    /// Of all conversations at their ends, on average; and in all.
+    kv_tokens: f64,
+    lost: u64,
+    reports: f64,
+}
+
+impl Score {
+    fn add(&mut self, done: &Value) {
+        let of = |key: &str| done[key].as_f64().unwrap_or(0.0);
+        self.nll += of("nll");
+        self.scored += of("scored");
+        self.seconds += of("taken") / of("tok_s").max(f64::MIN_POSITIVE);
+        self.reports += 1.0;
+        self.kv_tokens += (of("kv_tokens") - self.kv_tokens) / self.reports;
+        self.lost += done["lost_tokens"].as_u64().unwrap_or(0);
+    }
+
+    /// Tokens a second; 0 of a model that was killed before.
+    fn rate(&self) -> f64 {
+        if self.seconds > 0.0 {
+            self.scored / self.seconds
+        } else {
+            0.0
+        }
+    }
+}
+
+fn lengths(turns: &[Turn]) -> Value {
+    turns.iter().map(|t| t.1 / 1000).collect()
 }
 
 /// `some` and `full` totals of the whole system, us; v1 has none of a cgroup.
 fn psi() -> Result<(u64, u64)> {
     let sample = kvpsi::trace::Sample::now().context("this kernel keeps no PSI")?;
     Ok((sample.some_us, sample.full_us))
-}
-
-/// What the kernel has counted since boot; 0 of what it does not count.
-fn vmstat(key: &str) -> u64 {
-    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix(key));
-    line.and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
-fn all_oom_kills() -> u64 {
-    vmstat("oom_kill ")
-}
-
-/// One of the other two programs.
-pub fn other(a: &Other) -> Result<()> {
-    join(&a.procs)?;
-    if a.burst == 0 {
-        return neighbour(a.read);
-    }
-    // In a cgroup it is the model that may be chosen: that is what is looked at.
-    if a.procs.is_empty() {
-        balloon::choose_me_first()?;
-    }
-    let mut map = MmapMut::map_anon(a.burst)?;
-    map.chunks_mut(PAGE).for_each(|page| page[0] = 1);
-    std::thread::sleep(HOLD);
-    Ok(())
-}
-
-fn neighbour(read: usize) -> Result<()> {
-    let mut file = tempfile::tempfile_in("/var/tmp")?;
-    let block = vec![7u8; 1 << 20];
-    for _ in 0..read >> 20 {
-        file.write_all(&block)?;
-    }
-    file.sync_all()?;
-    let mut set = MmapMut::map_anon(TOUCHED)?;
-    let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut times = Vec::new();
-    once(&file, read, &mut set, &mut state)?;
-    println!("ready");
-    let orders = orders();
-    orders.recv().context("the parent is gone")?;
-    while orders.try_recv() == Err(TryRecvError::Empty) {
-        let began = Instant::now();
-        once(&file, read, &mut set, &mut state)?;
-        times.push(began.elapsed().as_secs_f64() * 1e6);
-        std::thread::sleep(TURN);
-    }
-    times.sort_by(f64::total_cmp);
-    let at = |percent: usize| times.get((times.len() * percent / 100).min(times.len() - 1));
-    println!(
-        "{}",
-        json!({"p50_us": at(50), "p99_us": at(99), "max_us": at(100), "turns": times.len()})
-    );
-    Ok(())
-}
-
-/// One turn of the neighbour's loop.
-fn once(file: &File, read: usize, set: &mut MmapMut, state: &mut u64) -> Result<()> {
-    for page in set.chunks_mut(PAGE) {
-        page[0] = page[0].wrapping_add(1);
-    }
-    let mut piece = [0u8; PAGE];
-    for _ in 0..PIECES {
-        // xorshift64: places in no order.
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        let page = *state % (read / PAGE) as u64;
-        file.read_exact_at(&mut piece, page * PAGE as u64)?;
-        std::hint::black_box(&piece);
-    }
-    Ok(())
 }

@@ -10,9 +10,11 @@ mod clients;
 mod cotenant;
 mod decode;
 mod giveback;
+mod hits;
 mod ladder;
 mod memory;
 mod models;
+mod others;
 mod overhead;
 mod piped;
 mod quality;
@@ -69,8 +71,8 @@ enum What {
     OverheadJob(overhead::Job),
     /// How a neighbour fares beside the model when memory is short
     Cotenant(cotenant::Args),
-    /// The neighbour, or a burst, ordered about by `cotenant`
-    CotenantOther(cotenant::Other),
+    /// The neighbour, a burst, or one that streams, ordered about by `cotenant`
+    CotenantOther(others::Args),
     /// How several clients fare at one server
     Clients(clients::Args),
     /// Resident memory of kvpsi alone
@@ -123,7 +125,7 @@ fn run(what: What) -> Result<()> {
         What::Overhead(args) => overhead::run(&args),
         What::OverheadJob(args) => overhead::job(&args),
         What::Cotenant(args) => cotenant::run(&args),
-        What::CotenantOther(args) => cotenant::other(&args),
+        What::CotenantOther(args) => others::run(&args),
         What::Clients(args) => clients::run(&args),
         What::Memory { model } => memory::resident(&model),
         What::Bandwidth { threads } => {

@@ -4,7 +4,9 @@
 //!
 //! Orders on stdin, one a line:
 //! - `cached N`: read N tokens and end that conversation, which stays cached
-//! - `fill N`: begin a conversation and read N tokens
+//! - `fill N [AT]`: begin a conversation and read N tokens of the text, from
+//!   token AT on
+//! - `floor`: from now on keep no cache beyond the floor
 //! - `decode`: go on token by token, until the next order
 //! - `follow N`: go on for N tokens, and report
 //! - `trim on`, `trim off`: give back, or only watch and decide
@@ -50,6 +52,10 @@ use std::{
 pub enum Ear {
     /// Trims nothing
     Fixed,
+    /// Without kvpsi: no signal, no program in the kernel, no reactor
+    Off,
+    /// As `off`; `cotenant` orders `floor`
+    None,
     Ebpf,
     /// eBPF, but kswapd's wake does not count
     EbpfLate,
@@ -73,17 +79,19 @@ impl Ear {
             .map_or_else(String::new, |v| v.get_name().to_owned())
     }
 
-    fn open(self) -> Result<Box<dyn PressureSource>, SignalError> {
+    /// The source; `None` of those that listen to nothing.
+    fn open(self) -> Result<Option<Box<dyn PressureSource>>, SignalError> {
         let mut config = SourceConfig::default();
         let choice = match self {
+            Self::Off | Self::None => return Ok(None),
             Self::Fixed | Self::Ebpf | Self::EbpfLate => Choice::Ebpf,
             Self::PsiTrigger => Choice::PsiTrigger,
             Self::PsiPoll => Choice::PsiPoll,
             Self::PsiPoll10ms => {
                 config.poll_calm = config.poll_interval;
-                return Ok(Box::new(PsiPoll::open(&config)?));
+                return Ok(Some(Box::new(PsiPoll::open(&config)?)));
             }
-            Self::PsiAvg10 => return Ok(Box::new(Avg10::open()?)),
+            Self::PsiAvg10 => return Ok(Some(Box::new(Avg10::open()?))),
             Self::Vmstat => Choice::Vmstat,
         };
         let opened = pressure::open(choice, &config)?;
@@ -91,7 +99,7 @@ impl Ear {
         for note in opened.notes {
             eprintln!("{}: {note}", self.name());
         }
-        Ok(opened.source)
+        Ok(Some(opened.source))
     }
 }
 
@@ -117,10 +125,14 @@ const ELSEWHERE: usize = 12_000;
 
 struct Worker {
     engine: Engine,
-    governor: Governor,
+    governor: Option<Governor>,
     orders: Receiver<String>,
     text: Vec<u32>,
     session: Option<Session>,
+    /// Where in the text the conversation began.
+    at: usize,
+    /// No cache beyond the floor.
+    at_floor: bool,
     /// An order that came while decoding.
     next: Option<String>,
 }
@@ -135,7 +147,9 @@ pub fn run(a: &Args) -> Result<()> {
         },
         ..GovernorConfig::default()
     };
-    let prepared = Governor::prepare(a.ear.open()?, None, &config)?;
+    let source = a.ear.open()?;
+    let prepared = source.map(|s| Governor::prepare(s, None, &config));
+    let prepared = prepared.transpose()?;
     privilege::drop_all()?;
     let engine = Engine::load(&EngineConfig {
         profile: a.profile,
@@ -143,11 +157,13 @@ pub fn run(a: &Args) -> Result<()> {
     })?;
     let text = engine.tokenizer().encode(TEXT, false)?;
     let mut worker = Worker {
-        governor: prepared.start(engine.ladder())?,
+        governor: prepared.map(|p| p.start(engine.ladder())).transpose()?,
         engine,
         orders: orders(),
         text,
         session: None,
+        at: 0,
+        at_floor: false,
         next: None,
     };
     let token = worker.engine.pool().shape().token_bytes().0;
@@ -171,7 +187,7 @@ impl Worker {
             return Ok(Some(order));
         }
         loop {
-            tell_trims(&self.governor)?;
+            tell_trims(self.governor.as_ref())?;
             match self.orders.recv_timeout(TELL_EVERY) {
                 Ok(order) => return Ok(Some(order)),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -198,9 +214,17 @@ impl Worker {
                     // What is left of the one before would be adopted.
                     let _ = pool.trim(Bytes(u64::MAX), Steps::FREE);
                 }
-                pool.set_budget(pool.capacity());
+                pool.set_budget(if self.at_floor {
+                    pool.floor_of(usize::MAX / 2)
+                } else {
+                    pool.capacity()
+                });
+                let (count, at) = rest.split_once(' ').unwrap_or((rest, "0"));
+                let count: usize = count.parse().with_context(|| order.to_owned())?;
+                self.at = at.parse().with_context(|| order.to_owned())?;
                 let mut session = self.engine.open()?;
-                let tokens = &self.text[..count()?];
+                let tokens = self.text.get(self.at..self.at + count);
+                let tokens = tokens.context("the text is over")?;
                 let taken = self
                     .engine
                     .follow_in(&mut session, tokens, &[], &mut |_, _| {
@@ -208,13 +232,21 @@ impl Worker {
                     });
                 taken?;
                 self.session = Some(session);
-                tell_trims(&self.governor)?;
+                tell_trims(self.governor.as_ref())?;
                 Ok(say(&self.told("filled"))?)
+            }
+            "floor" => {
+                self.at_floor = true;
+                let pool = self.engine.pool();
+                pool.set_budget(pool.floor_of(usize::MAX / 2));
+                let _ = pool.trim(Bytes(u64::MAX), Steps::WINDOW);
+                Ok(say(&self.told("at_floor"))?)
             }
             "decode" => self.go_on(None),
             "follow" => self.go_on(Some(count()?)),
             "trim" => {
-                self.governor.set_trimming(rest == "on");
+                let governor = self.governor.as_ref().context("it listens to nothing")?;
+                governor.set_trimming(rest == "on");
                 Ok(say(&json!({"trims": rest}))?)
             }
             "cpu" => {
@@ -235,7 +267,7 @@ impl Worker {
     /// Token by token: so many and a report, or until an order comes.
     fn go_on(&mut self, most: Option<usize>) -> Result<()> {
         let mut session = self.session.take().context("fill first")?;
-        let at = session.tokens().len();
+        let at = self.at + session.tokens().len();
         let until = most.map_or(self.text.len(), |n| at + 1 + n);
         let until = until.min(self.text.len());
         ensure!(at < until, "the text is over");
@@ -245,7 +277,7 @@ impl Worker {
             self.engine
                 .follow_in(&mut session, &self.text[at..=at], text, &mut |i, logits| {
                     began.get_or_insert_with(Instant::now);
-                    broken = tell_trims(&self.governor);
+                    broken = tell_trims(self.governor.as_ref());
                     if most.is_some() {
                         score.add(logits, text[i]);
                     } else {
@@ -267,7 +299,7 @@ impl Worker {
             #[expect(clippy::cast_precision_loss, reason = "a rate")]
             let rate = taken as f64 / seconds;
             let kv = self.engine.pool().account().live_tokens;
-            tell_trims(&self.governor)?;
+            tell_trims(self.governor.as_ref())?;
             say(&json!({"done": {
                 "taken": taken, "tok_s": rate, "nll": score.nll, "scored": score.tokens,
                 "kv_tokens": kv, "lost_tokens": session.lost_tokens(),
@@ -278,8 +310,8 @@ impl Worker {
     }
 }
 
-fn tell_trims(governor: &Governor) -> io::Result<()> {
-    while let Some(t) = governor.next_trim() {
+fn tell_trims(governor: Option<&Governor>) -> io::Result<()> {
+    while let Some(t) = governor.and_then(Governor::next_trim) {
         say(&json!({"trim": {
             "noticed_ns": t.noticed_ns, "returned_ns": t.trimmed.returned_ns,
             "bytes": t.trimmed.bytes.0, "tokens": t.trimmed.tokens,
