@@ -10,6 +10,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use xshell::{Shell, cmd};
 
+/// A kind of processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    X86_64,
+    Aarch64,
+}
+
 /// A kind of machine and its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Machine {
@@ -19,6 +26,12 @@ pub enum Machine {
     /// Debian 12's cloud kernel for arm64
     #[value(name = "aarch64-6.1")]
     Aarch64,
+    /// Debian 12's newer one for x86-64, which is Debian 13's
+    #[value(name = "x86_64-6.12")]
+    X86_64Newer,
+    /// The same for arm64
+    #[value(name = "aarch64-6.12")]
+    Aarch64Newer,
 }
 
 impl Machine {
@@ -27,29 +40,56 @@ impl Machine {
         match self {
             Self::X86_64 => "x86_64-6.1",
             Self::Aarch64 => "aarch64-6.1",
+            Self::X86_64Newer => "x86_64-6.12",
+            Self::Aarch64Newer => "aarch64-6.12",
+        }
+    }
+
+    /// Its processor.
+    pub const fn arch(self) -> Arch {
+        match self {
+            Self::X86_64 | Self::X86_64Newer => Arch::X86_64,
+            Self::Aarch64 | Self::Aarch64Newer => Arch::Aarch64,
         }
     }
 
     const fn debian(self) -> &'static str {
-        match self {
-            Self::X86_64 => "amd64",
-            Self::Aarch64 => "arm64",
+        match self.arch() {
+            Arch::X86_64 => "amd64",
+            Arch::Aarch64 => "arm64",
         }
+    }
+
+    /// What stands before and after the number of a release of its kernel.
+    const fn around(self) -> (&'static str, &'static str) {
+        match self {
+            Self::X86_64 => ("6.1.0-", "-cloud-amd64"),
+            Self::Aarch64 => ("6.1.0-", "-cloud-arm64"),
+            Self::X86_64Newer => ("6.12.", "+deb12-cloud-amd64"),
+            Self::Aarch64Newer => ("6.12.", "+deb12-cloud-arm64"),
+        }
+    }
+
+    /// The number that Debian counts a release by; `None` for another machine's.
+    fn number(self, release: &str) -> Option<u32> {
+        let (before, after) = self.around();
+        let number = release.strip_prefix(before)?.strip_suffix(after)?;
+        number.parse().ok()
     }
 
     /// The emulator's program.
     pub const fn qemu(self) -> &'static str {
-        match self {
-            Self::X86_64 => "qemu-system-x86_64",
-            Self::Aarch64 => "qemu-system-aarch64",
+        match self.arch() {
+            Arch::X86_64 => "qemu-system-x86_64",
+            Arch::Aarch64 => "qemu-system-aarch64",
         }
     }
 
     /// The emulator's Debian package.
     pub const fn package(self) -> &'static str {
-        match self {
-            Self::X86_64 => "qemu-system-x86",
-            Self::Aarch64 => "qemu-system-arm",
+        match self.arch() {
+            Arch::X86_64 => "qemu-system-x86",
+            Arch::Aarch64 => "qemu-system-arm",
         }
     }
 }
@@ -72,12 +112,10 @@ impl Kernel {
         let cache = places::cache().join("kernels");
         let newest = newest(sh, machine);
         let at_hand = || -> Option<Self> {
-            let suffix = format!("-cloud-{}", machine.debian());
-            let found = fs::read_dir(&cache).ok()?.flatten().filter_map(|e| {
-                let release = e.file_name().into_string().ok()?;
-                release.ends_with(&suffix).then_some(release)
-            });
-            let release = found.max_by_key(|r| number(r))?;
+            let found = fs::read_dir(&cache).ok()?.flatten();
+            let found = found.filter_map(|e| e.file_name().into_string().ok());
+            let release = found.max_by_key(|r| machine.number(r))?;
+            machine.number(&release)?;
             Some(Self {
                 folder: cache.join(&release),
                 release,
@@ -96,12 +134,12 @@ impl Kernel {
                 Ok(Self { folder, release })
             }
             None => at_hand().with_context(|| {
+                let (before, after) = machine.around();
                 format!(
-                    "apt-get knows no kernel linux-image-6.1.0-N-cloud-{}-unsigned here: these are Debian 12's{}",
-                    machine.debian(),
-                    match machine {
-                        Machine::X86_64 => "",
-                        Machine::Aarch64 => "; `cargo xtask setup --cross` adds the architecture",
+                    "apt-get knows no kernel linux-image-{before}N{after}-unsigned here: these are Debian 12's, 6.12 of its security updates{}",
+                    match machine.arch() {
+                        Arch::X86_64 => "",
+                        Arch::Aarch64 => "; `cargo xtask setup --cross` adds the architecture",
                     }
                 )
             }),
@@ -135,12 +173,12 @@ impl Kernel {
     }
 }
 
-/// Fetches the kernels of all machines.
+/// Fetches the kernels that `cargo xtask test` boots.
 ///
 /// # Errors
 /// One cannot be had.
 pub fn fetch_all(sh: &Shell) -> Result<()> {
-    for machine in [Machine::X86_64, Machine::Aarch64] {
+    for machine in [Machine::X86_64, Machine::X86_64Newer, Machine::Aarch64] {
         Kernel::get(sh, machine)?;
     }
     Ok(())
@@ -197,18 +235,9 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The number that Debian counts a kernel's interface by.
-fn number(release: &str) -> u32 {
-    release
-        .strip_prefix("6.1.0-")
-        .and_then(|r| r.split('-').next())
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0)
-}
-
 fn newest(sh: &Shell, machine: Machine) -> Option<String> {
     let arch = machine.debian();
-    let pattern = format!("^linux-image-6\\.1\\.0-[0-9]+-cloud-{arch}-unsigned$");
+    let pattern = format!("^linux-image-6.*-cloud-{arch}-unsigned$");
     let found = cmd!(sh, "apt-cache search --names-only {pattern}")
         .quiet()
         .ignore_stderr()
@@ -220,8 +249,9 @@ fn newest(sh: &Shell, machine: Machine) -> Option<String> {
         // Of another architecture it may say `NAME:arm64`.
         .filter_map(|p| p.split(':').next())
         .filter_map(|p| p.strip_prefix("linux-image-")?.strip_suffix("-unsigned"))
-        .max_by_key(|r| number(r))
-        .map(String::from)
+        .filter_map(|r| Some((machine.number(r)?, r)))
+        .max()
+        .map(|(_, r)| r.to_owned())
 }
 
 fn fetch(sh: &Shell, machine: Machine, release: &str, folder: &Path) -> Result<()> {
@@ -243,6 +273,12 @@ fn fetch(sh: &Shell, machine: Machine, release: &str, folder: &Path) -> Result<(
             .with_context(|| format!("apt-get left no package in {}", part.display()))?;
         let tree = part.join("tree");
         cmd!(sh, "dpkg-deb -x {deb} {tree}").quiet().run()?;
+        // 6.12's are compressed, and their dependences are read from them.
+        let each = "{}";
+        cmd!(sh, "find {tree} -name *.ko.xz -exec xz -d {each} +")
+            .quiet()
+            .run()
+            .context("its modules cannot be unpacked (xz is in Debian's xz-utils)")?;
         Ok(fs::rename(&tree, folder)?)
     })();
     let _ = fs::remove_dir_all(&part);
@@ -263,7 +299,15 @@ mod tests {
 
     #[test]
     fn the_newest_kernel_is_the_one_with_the_largest_number() {
-        assert!(number("6.1.0-56-cloud-amd64") > number("6.1.0-9-cloud-amd64"));
-        assert_eq!(number("nonsense"), 0);
+        let (old, new) = (Machine::X86_64, Machine::X86_64Newer);
+        assert!(old.number("6.1.0-56-cloud-amd64") > old.number("6.1.0-9-cloud-amd64"));
+        assert_eq!(new.number("6.12.117+deb12-cloud-amd64"), Some(117));
+        for other in [
+            "nonsense",
+            "6.1.0-5-cloud-arm64",
+            "6.12.117+deb12-cloud-amd64",
+        ] {
+            assert_eq!(old.number(other), None, "{other}");
+        }
     }
 }

@@ -15,7 +15,8 @@ mod variant;
 use crate::{places, say};
 use anyhow::{Context, Result, bail};
 use archive::Archive;
-use kernel::{Kernel, Machine};
+use clap::ValueEnum;
+use kernel::{Arch, Kernel, Machine};
 use programs::Programs;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,12 @@ use variant::Variant;
 use xshell::{Shell, cmd};
 
 /// Debian's packages for emulated machines; the kernels are fetched apart.
-pub const DEBIAN_PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-arm", "e2fsprogs"];
+pub const DEBIAN_PACKAGES: [&str; 4] = [
+    "qemu-system-x86",
+    "qemu-system-arm",
+    "e2fsprogs",
+    "xz-utils",
+];
 
 /// Memory of the machine in MiB, unless told otherwise.
 const MEMORY_MIB: u32 = 384;
@@ -113,7 +119,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
         return table::write(sh, &args.run);
     }
     let machines = if args.kernel.is_empty() {
-        vec![Machine::X86_64, Machine::Aarch64]
+        Machine::value_variants().to_vec()
     } else {
         args.kernel.clone()
     };
@@ -223,9 +229,9 @@ pub fn missing(sh: &Shell, machine: Machine) -> Option<String> {
     if places::in_path("mke2fs").is_none() && !Path::new("/usr/sbin/mke2fs").exists() {
         return Some("no mke2fs (Debian's e2fsprogs)".into());
     }
-    match machine {
-        Machine::X86_64 => None,
-        Machine::Aarch64 => crate::cross::missing(sh, false),
+    match machine.arch() {
+        Arch::X86_64 => None,
+        Arch::Aarch64 => crate::cross::missing(sh, false),
     }
 }
 
@@ -249,7 +255,7 @@ impl Place {
     fn new(sh: &Shell, machine: Machine, kernel: Kernel, model: bool) -> Result<Self> {
         Ok(Self {
             machine,
-            programs: Programs::build(sh, machine, model)?,
+            programs: Programs::build(sh, machine.arch(), model)?,
             kernel,
         })
     }

@@ -7,7 +7,7 @@
 //! take a second build of everything with other flags.
 
 use super::archive::Archive;
-use super::kernel::Machine;
+use super::kernel::Arch;
 use crate::{cross, ebpf, places};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ const WITH_MODEL: [&str; 2] = ["kernel_field", "kernel_trims"];
 #[derive(Debug)]
 pub struct Programs {
     with_model: bool,
-    machine: Machine,
+    arch: Arch,
     files: BTreeMap<String, PathBuf>,
     tests: BTreeMap<String, PathBuf>,
     /// Where `CARGO_TARGET_TMPDIR` points, which the tests were compiled with.
@@ -41,8 +41,8 @@ impl Programs {
     ///
     /// # Errors
     /// They do not build.
-    pub fn build(sh: &Shell, machine: Machine, model_on_arm64: bool) -> Result<Self> {
-        let with_model = model_on_arm64 || machine == Machine::X86_64;
+    pub fn build(sh: &Shell, arch: Arch, model_on_arm64: bool) -> Result<Self> {
+        let with_model = model_on_arm64 || arch == Arch::X86_64;
         ebpf::build_if_possible(sh)?;
         let mut args = vec!["build"];
         if with_model {
@@ -56,12 +56,12 @@ impl Programs {
         args.extend(["--bin", "pressure", "--bin", "vm-init"]);
         args.extend(SUITES.iter().flat_map(|s| ["--test", s]));
         args.push("--message-format=json-render-diagnostics");
-        let built = match machine {
-            Machine::X86_64 => {
+        let built = match arch {
+            Arch::X86_64 => {
                 let told = cmd!(sh, "cargo {args...}").quiet().read();
                 told.map(|t| (t, places::target())).map_err(Into::into)
             }
-            Machine::Aarch64 => cross::cargo_for_arm64(sh, &args),
+            Arch::Aarch64 => cross::cargo_for_arm64(sh, &args),
         };
         let (told, target) = built.context("the tests did not build")?;
         let (mut files, mut tests) = (BTreeMap::new(), BTreeMap::new());
@@ -79,7 +79,7 @@ impl Programs {
         }
         Ok(Self {
             with_model,
-            machine,
+            arch,
             files,
             tests,
             scratch: target.join("tmp"),
@@ -103,9 +103,9 @@ impl Programs {
     /// # Errors
     /// One is missing, or a library is.
     pub fn pack(&self, sh: &Shell, archive: &mut Archive, folder: &Path) -> Result<()> {
-        let strip = match self.machine {
-            Machine::X86_64 => "strip",
-            Machine::Aarch64 => "aarch64-linux-gnu-strip",
+        let strip = match self.arch {
+            Arch::X86_64 => "strip",
+            Arch::Aarch64 => "aarch64-linux-gnu-strip",
         };
         let init = self.files.get("vm-init").context("vm-init was not built")?;
         for file in self.files.values().chain(self.tests.values()) {
@@ -123,8 +123,8 @@ impl Programs {
             archive.program(path, &slim)?;
             std::fs::remove_file(&slim).ok();
         }
-        let (loader, dirs): (_, &[&str]) = match self.machine {
-            Machine::X86_64 => (
+        let (loader, dirs): (_, &[&str]) = match self.arch {
+            Arch::X86_64 => (
                 "/lib64/ld-linux-x86-64.so.2",
                 &[
                     "/lib/x86_64-linux-gnu",
@@ -132,7 +132,7 @@ impl Programs {
                     "/lib64",
                 ],
             ),
-            Machine::Aarch64 => (
+            Arch::Aarch64 => (
                 "/lib/ld-linux-aarch64.so.1",
                 &["/usr/aarch64-linux-gnu/lib", "/lib/aarch64-linux-gnu"],
             ),

@@ -7,7 +7,7 @@
 //! words; one that is alive when its time is up is ended, and the tests it did
 //! not come to are named.
 
-use super::kernel::Machine;
+use super::kernel::{Arch, Machine};
 use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
@@ -89,9 +89,9 @@ pub struct Boot<'a> {
 
 impl Boot<'_> {
     fn command(&self) -> Command {
-        let (kind, cpu, console) = match self.machine {
-            Machine::X86_64 => ("q35", "max", "ttyS0"),
-            Machine::Aarch64 => ("virt", "cortex-a72", "ttyAMA0"),
+        let (kind, cpu, console) = match self.machine.arch() {
+            Arch::X86_64 => ("q35", "max", "ttyS0"),
+            Arch::Aarch64 => ("virt", "cortex-a72", "ttyAMA0"),
         };
         // Should this process be killed, the emulator goes with it; by Ctrl-C it
         // goes anyway.
