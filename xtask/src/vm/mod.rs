@@ -34,6 +34,8 @@ pub const DEBIAN_PACKAGES: [&str; 4] = [
 
 /// Memory of the machine in MiB, unless told otherwise.
 const MEMORY_MIB: u32 = 384;
+/// The file of the archive that is unpacked last.
+const LAST: &str = "/~last";
 /// The disk; sparse, so it takes what is written to it.
 const DISK_BYTES: u64 = 1 << 30;
 
@@ -318,7 +320,9 @@ impl Place {
         for dir in ["/proc", "/sys", "/dev", "/run", "/tmp", "/bin", "/etc"] {
             archive.folder(Path::new(dir));
         }
-        let mut plan = Vec::new();
+        // Unpacked after everything else: names are in their order.
+        archive.text(Path::new(LAST), "");
+        let mut plan = vec![format!("last {LAST}")];
         let names: Vec<&str> = ["virtio_pci", "virtio_blk"]
             .into_iter()
             .chain(variant.modules().iter().copied())

@@ -113,8 +113,9 @@ impl Boot<'_> {
             .arg("-append")
             .arg(format!(
                 // A fault of the kernel's ends the machine; its words get
-                // through, other messages do not mix with the report.
-                "console={console} quiet loglevel=1 panic=-1 oops=panic psi=1 {}",
+                // through, other messages do not mix with the report. tmpfs, which
+                // the root is otherwise, holds half of the memory at most.
+                "console={console} rootfstype=ramfs quiet loglevel=1 panic=-1 oops=panic psi=1 {}",
                 self.append
             ))
             .stdin(Stdio::null())
