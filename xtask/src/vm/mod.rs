@@ -154,7 +154,7 @@ pub fn run(sh: &Shell, args: &Args) -> Result<()> {
 
 /// What `cargo xtask test` boots, and the tests whose outcome depends on the
 /// kernel and not on how fast it is. `--table` goes to every place.
-const IN_TESTS: [(Machine, Variant, &[&str]); 2] = [
+const IN_TESTS: [(Machine, Variant, &[&str]); 3] = [
     (
         Machine::X86_64,
         Variant::Plain,
@@ -171,6 +171,7 @@ const IN_TESTS: [(Machine, Variant, &[&str]); 2] = [
         Variant::Jetson,
         &["a_storm", "every_source"],
     ),
+    (Machine::X86_64Newer, Variant::Plain, &["each_rung"]),
 ];
 
 /// What emulated machines may take of `cargo xtask test`, with building what
