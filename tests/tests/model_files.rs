@@ -4,7 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use candle_core::quantized::{GgmlDType, gguf_file::Value};
-use kvpsi_tests::tiny::{Shape, Tiny};
+use kvpsi_tests::{
+    served::Served,
+    tiny::{Shape, Tiny},
+};
+use serde_json::json;
 use std::{path::Path, process::Command};
 
 /// A model that can write: the printable bytes are its tokens.
@@ -86,7 +90,8 @@ fn without_a_template_a_prompt_is_continued_and_a_broken_one_is_reported() {
         let (ok, out, err) = run(&["--raw", "-p", "ab"]);
         assert!(ok && out.starts_with("ab"), "{source}: {err}");
         let (ok, _, err) = run(&["-p", "ab"]);
-        assert!(!ok && err.contains("chat template: "), "{source}: {err}");
+        let told = err.contains("chat template: ") && err.contains("--raw");
+        assert!(!ok && told, "{source}: {err}");
         let file = dir.path().join("t.jinja");
         std::fs::write(&file, "{{ messages[0].content }}").unwrap();
         let (ok, _, err) = run(&["-p", "ab", "--chat-template", file.to_str().unwrap()]);
@@ -97,6 +102,44 @@ fn without_a_template_a_prompt_is_continued_and_a_broken_one_is_reported() {
         !ok && err.contains("of-next-year") && err.contains("chatml"),
         "{err}"
     );
+}
+
+#[test]
+fn a_server_of_a_broken_template_completes_and_says_what_else_can_be_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model(Some("{% for %}")).write(&path).unwrap();
+    let server = Served::start(&path, &["--signal", "none"], None);
+    let asked = json!({"prompt": "ab", "max_tokens": 3});
+    assert_eq!(server.post("/v1/completions", &asked).0, 200);
+    let asked = json!({"messages": [{"role": "user", "content": "ab"}]});
+    let (status, answer) = server.post("/v1/chat/completions", &asked);
+    let told = answer["error"]["message"].as_str().unwrap();
+    assert_eq!(status, 400, "{told}");
+    for part in ["chat template: ", "/v1/completions", "--chat-template"] {
+        assert!(told.contains(part), "{told}");
+    }
+    // `kvpsi serve` has no such flag.
+    assert!(!told.contains("--raw"), "{told}");
+}
+
+/// functionary's: a call's arguments are added to a text.
+#[test]
+fn a_template_that_adds_arguments_to_a_text_gets_them_as_a_text() {
+    let source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}\
+                  {{ c.function.name + c.function.arguments }}{% endfor %}{% endfor %}{{ tools }}";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model(Some(source)).write(&path).unwrap();
+    let server = Served::start(&path, &["--signal", "none"], None);
+    let call = json!({"name": "f", "arguments": "{\"a\":1}"});
+    let asked = json!({"max_tokens": 3, "messages": [
+        {"role": "user", "content": "ab"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+    ]});
+    let (status, answer) = server.post("/v1/chat/completions", &asked);
+    assert_eq!(status, 200, "{answer}");
 }
 
 #[test]

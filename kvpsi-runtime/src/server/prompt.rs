@@ -81,7 +81,13 @@ pub(super) fn prepare(
 }
 
 fn bad(e: ModelError) -> ApiError {
-    ApiError::param("messages", e.to_string())
+    let hint = match &e {
+        ModelError::Template(_) => {
+            "; /v1/completions does without, `kvpsi serve --chat-template` takes another one"
+        }
+        _ => "",
+    };
+    ApiError::param("messages", format!("{e}{hint}"))
 }
 
 fn template(live: &Live) -> Result<&ChatTemplate, ApiError> {

@@ -16,6 +16,7 @@ use crate::{
     engine::{Engine, EngineError, Finish, GenStats, Recomputed, SamplingConfig, Session},
     model::{
         chat::{AnswerParser, ChatTemplate, ChatText, Conversation, Message, Part, Role},
+        gguf::ModelError,
         tokenizer::TooLong,
     },
 };
@@ -212,7 +213,12 @@ impl Talk {
             begin: Some(true),
             ..Conversation::new(said.seen())
         };
-        Ok(self.template()?.text(&asked, self.engine.tokenizer())?)
+        (self.template()?.text(&asked, self.engine.tokenizer())).map_err(|e| match e {
+            ModelError::Template(_) => anyhow::anyhow!(
+                "{e}; `kvpsi run --raw` sends a prompt without it, --chat-template takes another one"
+            ),
+            other => other.into(),
+        })
     }
 
     /// Tokens of a part of a conversation's text; or of how many there are at

@@ -181,6 +181,10 @@ impl ChatTemplate {
             c.begin = c.begin.or(Some(true));
         }
         let mut variables = Value::Object(c.variables.clone());
+        if c.messages.iter().any(|m| !m.calls.is_empty()) && self.wants_text() {
+            let calls = c.messages.iter_mut().flat_map(|m| &mut m.calls);
+            calls.for_each(ToolCall::as_text);
+        }
         variables["messages"] = c.messages.iter().map(Message::json).collect();
         if !c.tools.is_empty() {
             variables["tools"] = c.tools.iter().map(|t| t.json.clone()).collect();
@@ -311,10 +315,73 @@ fn explained(c: &Conversation, role: Role) -> Conversation {
     }
 }
 
+impl ToolCall {
+    /// Arguments as OpenAI's API has them: JSON in a text.
+    fn as_text(&mut self) {
+        if !self.arguments.is_string() {
+            self.arguments = Value::String(self.arguments.to_string());
+        }
+    }
+}
+
 impl ChatTemplate {
+    /// Whether calls are written right only where their arguments are a text: the
+    /// template adds them to its own. Most want an object; a call of each kind
+    /// shows which, for no source says it. A template that writes neither gets objects.
+    fn wants_text(&self) -> bool {
+        *self.text_arguments.get_or_init(|| {
+            let arguments = json!({"needle": "hay"});
+            let as_text = arguments.to_string();
+            let mut call = ToolCall {
+                id: "call00001".into(),
+                name: "look".into(),
+                arguments,
+            };
+            let written = |call: &ToolCall| {
+                let mut calls = Message::new(Role::Assistant, "");
+                calls.calls.push(call.clone());
+                self.render(&[Message::new(Role::User, "hi"), calls], false)
+            };
+            // Not as Python writes a dictionary, `{'needle': 'hay'}`.
+            let object = written(&call)
+                .is_ok_and(|text| text.contains("needle") && !text.contains("'needle'"));
+            call.as_text();
+            !object && written(&call).is_ok_and(|text| text.contains(&as_text))
+        })
+    }
+
     /// What the template's source says of the model.
     #[must_use]
     pub fn style(&self) -> Style {
         self.style
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_gets_arguments_in_the_form_that_it_writes_right() {
+        const ARGUMENTS: &str = "c.function.arguments";
+        for (written, text) in [
+            ("{{ c.function.name + a }}", true),
+            ("{{ a }}", true),
+            ("{{ a | tojson }}", false),
+            ("{{ a if a is string else a | tojson }}", false),
+            (
+                "{% for k, v in a|items %}{{ k }}={{ v }}{% endfor %}",
+                false,
+            ),
+            ("{{ c.function.name }}", false),
+            ("{{ raise_exception('no calls') }}", false),
+        ] {
+            let source = format!(
+                "{{% for m in messages %}}{{% for c in m.tool_calls or [] %}}\
+                 {{% set a = {ARGUMENTS} %}}{written}{{% endfor %}}{{% endfor %}}"
+            );
+            let template = ChatTemplate::compile(&source, String::new(), String::new()).unwrap();
+            assert_eq!(template.wants_text(), text, "{written}");
+        }
     }
 }

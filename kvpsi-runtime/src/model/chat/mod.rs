@@ -30,7 +30,10 @@ use minijinja::{
     machinery::{CompiledTemplate, TemplateConfig, Vm, WhitespaceConfig, make_string_output},
     syntax::SyntaxConfig,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 const KEY: &str = "tokenizer.chat_template";
 /// Instructions a template may take; real ones need some dozens for each
@@ -50,6 +53,8 @@ pub struct ChatTemplate {
     style: Style,
     bos: String,
     eos: String,
+    /// Whether arguments of calls are given as texts, once it was tried.
+    text_arguments: OnceLock<bool>,
 }
 
 impl ChatTemplate {
@@ -69,6 +74,7 @@ impl ChatTemplate {
             style,
             bos,
             eos,
+            text_arguments: OnceLock::new(),
         })
     }
 
@@ -83,6 +89,7 @@ impl ChatTemplate {
             style: Style::of(source),
             bos,
             eos,
+            text_arguments: OnceLock::new(),
         })
     }
 
@@ -331,8 +338,9 @@ mod tests {
             .render(&[], true)
             .unwrap_err()
             .to_string();
+        // Each command has a way of its own to do without.
         assert!(
-            e.contains("roles must alternate") && e.contains("--raw"),
+            e.contains("roles must alternate") && !e.contains("--"),
             "{e}"
         );
     }

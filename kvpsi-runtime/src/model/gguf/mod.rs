@@ -91,7 +91,7 @@ pub enum ModelError {
         arch: String,
     },
     /// The chat template of the file cannot be compiled or rendered.
-    #[error("chat template: {0}; `--raw` sends the prompt without it")]
+    #[error("chat template: {0}")]
     Template(String),
     /// Text could not be turned into tokens or back.
     #[error("tokenizer: {0}")]
