@@ -31,7 +31,7 @@ pub mod tiny;
 
 pub use figures::figure;
 #[cfg(feature = "llm")]
-pub use model::{kvpsi_binary, model, openai_client, package, vocabularies};
+pub use model::{kvpsi_binary, model, openai_client, package, quiet, vocabularies};
 #[cfg(feature = "llm")]
 pub use requantize::requantize;
 pub use skip::{emulated, skip};

@@ -1,7 +1,7 @@
 //! Where the tests find the real model and the real binary.
 
 use crate::skip;
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 /// The default model: KVPSI_TEST_MODEL, else where `cargo xtask model` puts
 /// it. Without one the test `name` says that it is skipped and gets `None`.
@@ -78,4 +78,18 @@ pub fn vocabularies(name: &str) -> Option<PathBuf> {
         );
     }
     folder
+}
+
+/// The command without the variables that tests are told by: kvpsi would name
+/// them, for no option has them.
+#[must_use]
+pub fn quiet(mut command: Command) -> Command {
+    const OURS: [&str; 3] = ["KVPSI_ISA", "KVPSI_LOG", "KVPSI_WEIGHTS_CACHE"];
+    for (name, _) in std::env::vars_os() {
+        let kvpsis = name.to_str().is_some_and(|n| n.starts_with("KVPSI_"));
+        if kvpsis && !OURS.iter().any(|n| name == *n) {
+            command.env_remove(name);
+        }
+    }
+    command
 }

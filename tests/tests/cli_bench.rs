@@ -4,7 +4,7 @@
 
 use candle_core::quantized::GgmlDType;
 use kvpsi_tests::{
-    kvpsi_binary,
+    kvpsi_binary, quiet,
     tiny::{Shape, Tiny},
 };
 use std::{
@@ -13,7 +13,7 @@ use std::{
 };
 
 fn bench(model: &Path, args: &[&str]) -> Output {
-    Command::new(kvpsi_binary())
+    quiet(Command::new(kvpsi_binary()))
         .arg("bench")
         .arg("-m")
         .arg(model)
@@ -104,7 +104,7 @@ fn kernels_that_this_processor_lacks_are_refused_by_name() {
     } else {
         "avx512"
     };
-    let out = Command::new(kvpsi_binary())
+    let out = quiet(Command::new(kvpsi_binary()))
         .args(["bench", "-m"])
         .arg(&model)
         .env("KVPSI_ISA", other)

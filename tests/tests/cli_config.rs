@@ -159,9 +159,24 @@ fn logs_are_json_where_that_is_asked_for() {
 
 #[test]
 fn a_misspelt_variable_is_named_and_another_commands_key_is_in_nobodys_way() {
-    let (code, _, err) = kvpsi(&["config"], &[("KVPSI_PROT", "1"), ("KVPSI_PORT", "1")]);
-    assert_eq!(code, Some(0), "{err}");
-    assert!(err.contains(": KVPSI_PROT\n"), "{err}");
+    for (args, wanted) in [
+        (&["config"][..], 0),
+        (&["cache", "list"], 0),
+        (
+            &["run", "-m", "/nonexistent", "-p", "a", "--threads", "1"],
+            1,
+        ),
+        (&["bench", "-m", "/nonexistent"], 1),
+        (
+            &["perplexity", "-m", "/nonexistent", "-f", "/nonexistent"],
+            1,
+        ),
+        (&["serve", "-m", "/nonexistent"], 1),
+    ] {
+        let (code, _, err) = kvpsi(args, &[("KVPSI_PROT", "1"), ("KVPSI_PORT", "1")]);
+        assert_eq!(code, Some(wanted), "{args:?}: {err}");
+        assert_eq!(err.matches(": KVPSI_PROT\n").count(), 1, "{args:?}: {err}");
+    }
     let args = [
         "trace-dump",
         "--signal",

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{kvpsi_binary, model};
+use kvpsi_tests::{kvpsi_binary, model, quiet};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use std::{
 };
 
 fn kvpsi(args: &[&str]) -> Command {
-    let mut c = Command::new(kvpsi_binary());
+    let mut c = quiet(Command::new(kvpsi_binary()));
     c.args(args)
         .env_remove("KVPSI_MODEL")
         .stdin(Stdio::null())

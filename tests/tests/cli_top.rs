@@ -5,7 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{kvpsi_binary, terminal::Terminal};
+use kvpsi_tests::{kvpsi_binary, quiet, terminal::Terminal};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     io::Write,
@@ -20,7 +20,7 @@ fn unreachable_url() -> String {
 }
 
 fn top(args: &[&str]) -> Output {
-    Command::new(kvpsi_binary())
+    quiet(Command::new(kvpsi_binary()))
         .arg("top")
         .args(args)
         .env_remove("KVPSI_URL")
@@ -97,7 +97,7 @@ fn an_address_that_cannot_be_asked_is_a_wrong_command_line() {
 
 #[test]
 fn the_help_does_not_tell_the_key() {
-    let out = Command::new(kvpsi_binary())
+    let out = quiet(Command::new(kvpsi_binary()))
         .args(["top", "--help"])
         .env("KVPSI_API_KEY", "sk-secret")
         .output()

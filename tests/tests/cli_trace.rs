@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvpsi_tests::{
-    kvpsi_binary, perfetto, skip,
+    kvpsi_binary, perfetto, quiet, skip,
     storm::{LIMIT_BYTES, Storm, limited},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -21,7 +21,7 @@ const PRESSURE: &str = env!("CARGO_BIN_EXE_pressure");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 
 fn kvpsi(args: &[&str]) -> Output {
-    let mut c = Command::new(kvpsi_binary());
+    let mut c = quiet(Command::new(kvpsi_binary()));
     c.args(args).stdin(Stdio::null()).output().unwrap()
 }
 

@@ -3,19 +3,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{kvpsi_binary, model, skip};
+use kvpsi_tests::{kvpsi_binary, model, quiet, skip, tiny::Tiny};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 /// The demo's command, or `None` (skipped by name) where it cannot run.
 fn demo(test: &str, args: &[&str]) -> Option<Command> {
-    let model = model(test)?;
+    demo_of(test, &model(test)?, args)
+}
+
+fn demo_of(test: &str, model: &Path, args: &[&str]) -> Option<Command> {
     if !geteuid().is_root() {
         skip(test, "needs root for a memory cgroup and BPF");
         return None;
@@ -155,7 +158,7 @@ fn without_a_trim_the_same_run_ends_in_an_oom_kill() {
 #[test]
 fn an_interrupt_ends_the_demo_and_removes_its_cgroup() {
     let name = "an_interrupt_ends_the_demo_and_removes_its_cgroup";
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let Some(mut c) = demo(name, &["-n", "2000"]) else {
             return;
         };
@@ -174,6 +177,25 @@ fn an_interrupt_ends_the_demo_and_removes_its_cgroup() {
 }
 
 #[test]
+fn without_a_chat_template_the_demo_continues_a_text() {
+    let test = "without_a_chat_template_the_demo_continues_a_text";
+    let Some(real) = model(test) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut plain = Tiny::open(&real).unwrap();
+    plain.metadata.remove("tokenizer.chat_template").unwrap();
+    plain.write(&path).unwrap();
+    let Some(c) = demo_of(test, &path, &["--press", "file", "-n", "60"]) else {
+        return;
+    };
+    let (out, report) = run(c, &dir.path().join("r.json"));
+    let text = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{text}");
+    assert!(text.contains("it continues a text"), "{text}");
+    assert!(n(&report, "/tokens") > 0.0, "{report}");
+}
+
+#[test]
 fn without_root_the_demo_says_why_it_cannot_run_and_what_to_do() {
     let name = "without_root_the_demo_says_why_it_cannot_run_and_what_to_do";
     if demo(name, &[]).is_none() {
@@ -185,7 +207,7 @@ fn without_root_the_demo_says_why_it_cannot_run_and_what_to_do() {
     std::fs::copy(kvpsi_binary(), &bin).unwrap();
     let open = std::os::unix::fs::PermissionsExt::from_mode;
     std::fs::set_permissions(dir.path(), open(0o755)).unwrap();
-    let out = Command::new(bin)
+    let out = quiet(Command::new(bin))
         .arg("demo")
         .uid(65534)
         .gid(65534)

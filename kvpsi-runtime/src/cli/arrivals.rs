@@ -1,11 +1,11 @@
 //! Waiting for a source of events in the foreground, and for the end of that.
 
+use super::signals::Ending;
 use crate::pressure::PressureSource;
 use rustix::event::PollFlags;
 use std::{io, os::fd::OwnedFd, time::Duration};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -42,7 +42,7 @@ pub(super) enum Next {
     Look,
     /// Reading the levels, and looking for events.
     Sample,
-    /// Ctrl-C, SIGTERM, or the time is over.
+    /// A signal that asks for an end, or the time is over.
     End,
 }
 
@@ -51,8 +51,7 @@ pub(super) struct Arrivals {
     ready: Option<(AsyncFd<OwnedFd>, Interest)>,
     tick: Interval,
     samples: Interval,
-    interrupt: Signal,
-    terminate: Signal,
+    ending: Ending,
     end: Option<Instant>,
 }
 
@@ -72,8 +71,7 @@ impl Arrivals {
             ready: fd.map(register).transpose()?,
             tick: every(longest),
             samples: every(SAMPLE),
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            ending: Ending::listen().map_err(io::Error::other)?,
             end: duration.map(|d| Instant::now() + d),
         })
     }
@@ -94,8 +92,7 @@ impl Arrivals {
         };
         Ok(tokio::select! {
             biased;
-            _ = self.interrupt.recv() => Next::End,
-            _ = self.terminate.recv() => Next::End,
+            _ = self.ending.next() => Next::End,
             () = end => Next::End,
             _ = self.samples.tick() => Next::Sample,
             _ = self.tick.tick() => Next::Look,

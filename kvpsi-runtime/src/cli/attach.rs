@@ -4,7 +4,7 @@
 //! server could not hand over in time is counted and said. Out of scope: how
 //! entries are shown.
 
-use crate::cli::tell::tell;
+use crate::cli::{signals::Ending, tell::tell};
 use crate::{
     control::Verdicts,
     trace::{KvLevel, Output, filter::Filter, recording::Entry},
@@ -15,10 +15,7 @@ use std::{
     io::{self, BufRead, BufReader},
     time::Duration,
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 
 /// Time to connect, and to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -125,16 +122,14 @@ async fn show(
     filter: &Filter,
     output: &mut dyn Output,
 ) -> anyhow::Result<Counts> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut ending = Ending::listen()?;
     let end = tokio::time::sleep(duration.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
     tokio::pin!(end);
     let mut counts = Counts::default();
     loop {
         let line = tokio::select! {
             line = told.recv() => line,
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            _ = ending.next() => break,
             () = &mut end => break,
         };
         let Some(Ok(line)) = line else {

@@ -118,8 +118,7 @@ pub struct Loaded {
     pub settings: Vec<Setting>,
     /// The file that was read.
     pub file: Option<PathBuf>,
-    /// Variables of the environment that are like kvpsi's and are no flag's; none
-    /// where the subcommand is not configured.
+    /// Variables of the environment that are like kvpsi's and are no flag's.
     pub unknown: Vec<String>,
 }
 
@@ -229,6 +228,7 @@ fn prepared(arg: Arg) -> Arg {
 /// # Errors
 /// The command line, the environment or the file is wrong.
 pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<Loaded, Refused> {
+    let unknown = unknown(&root, std::env::vars_os().map(|(name, _)| name));
     // What is said without the file, wrong as it may be: clap's own words for
     // that come below, and a broken file does not keep help from being printed.
     let said = root
@@ -243,7 +243,7 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
             matches,
             settings: Vec::new(),
             file: None,
-            unknown: Vec::new(),
+            unknown,
         });
     };
     let args = args(&root, name);
@@ -270,7 +270,7 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
             matches,
             settings: Vec::new(),
             file: None,
-            unknown: Vec::new(),
+            unknown,
         });
     }
     let settings = match matches.subcommand() {
@@ -281,7 +281,7 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
         matches,
         settings,
         file: (!file.path.as_os_str().is_empty()).then_some(file.path),
-        unknown: unknown(&root, std::env::vars_os().map(|(name, _)| name)),
+        unknown,
     })
 }
 

@@ -18,7 +18,7 @@ pub mod record;
 pub mod replay;
 pub mod run;
 pub mod serve;
-mod signals;
+pub(crate) mod signals;
 pub mod tell;
 pub mod top;
 pub mod trace_dump;
@@ -134,7 +134,18 @@ impl Cli {
     /// # Errors
     /// Whatever the subcommand could not do, as one line for the user.
     pub fn run(self) -> anyhow::Result<()> {
-        if !self.unknown.is_empty() {
+        run::restart_with_threads(match &self.command {
+            Command::Run(a) => a.threads,
+            Command::Serve(a) => a.threads,
+            _ => None,
+        })?;
+        // Said once: not by a process that another command of ours starts.
+        let part = match &self.command {
+            Command::Demo(a) => a.is_part(),
+            Command::WatermarkKeeper(_) => true,
+            _ => false,
+        };
+        if !self.unknown.is_empty() && !part {
             let names = self.unknown.join(", ");
             tell::line(format_args!(
                 "no option has this variable, it has no effect: {names}"

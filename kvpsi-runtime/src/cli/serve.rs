@@ -11,6 +11,7 @@ use super::{
     governor::{self, HeldModel},
     otlp, reading,
     run::Signal,
+    signals::Ending,
     watermarks, weights,
 };
 use crate::cli::tell::tell;
@@ -36,11 +37,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
+use tokio::{net::TcpListener, sync::oneshot};
 
 const EXAMPLES: &str = "Examples:
   kvpsi serve                                   the model of `cargo xtask model`, at 127.0.0.1:8080
@@ -148,7 +145,7 @@ pub struct Args {
     record: Option<PathBuf>,
     /// Threads to compute with [default: $RAYON_NUM_THREADS, else one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub(super) threads: Option<u16>,
     /// The source of memory pressure events
     #[arg(long, value_enum, default_value = "auto")]
     signal: Signal,
@@ -173,12 +170,11 @@ pub struct Args {
     tune_watermarks: bool,
 }
 
-/// Runs the command until SIGINT or SIGTERM.
+/// Runs the command until SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
 /// The model, the address or a setting cannot be used.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    super::run::restart_with_threads(args.threads)?;
     server::share_one_arena();
     let path = default_model::named(args.model.as_deref())?;
     let mut config = args.server_config(&path)?;
@@ -278,8 +274,7 @@ async fn serve(
         tcp: TcpListener::from_std(socket).context("cannot listen")?,
         admin: admin.as_ref().map(admin::Socket::listener).transpose()?,
     };
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut ending = Ending::listen()?;
     let (failed, failure) = oneshot::channel();
     let (model, loaded) = std::sync::mpsc::channel();
     // Its own thread: a thread of the runtime's would be waited for at the end.
@@ -303,8 +298,7 @@ async fn serve(
     let stop = async {
         tokio::select! {
             Ok(e) = failure => broken = Some(e),
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = ending.next() => {}
         }
         if broken.is_none() {
             tell!(
@@ -314,7 +308,7 @@ async fn serve(
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         // A second signal does not wait.
         tokio::spawn(async move {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            ending.next().await;
             std::process::exit(130);
         });
     };

@@ -1,15 +1,66 @@
-//! SIGINT and SIGTERM: a thread that waits for them.
+//! The signals that ask a process to end: SIGINT, SIGTERM and SIGHUP.
 //!
-//! Owns the thread, and how a process ends that was still reading its model: at
-//! once, and without its unfinished file of weights. Out of scope: what a command
-//! does with a signal afterwards.
+//! Owns waiting for them, and how a process ends that was still reading its
+//! model: at once, and without its unfinished file of weights. Invariant: a SIGHUP
+//! that was ignored at the start, as under nohup, stays ignored. Out of scope: what
+//! a command does with a signal afterwards.
 
 use crate::model::weights::Weights;
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Calls `each` with the number of every SIGINT and SIGTERM from now on, on a
-/// thread of its own.
+/// Signals that ask for an end.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Ending {
+    /// From now on these signals end nothing by themselves. Within a runtime.
+    ///
+    /// # Errors
+    /// The system refuses the handlers.
+    pub fn listen() -> anyhow::Result<Self> {
+        let hangup = SignalKind::hangup();
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+            hangup: (!ignored(hangup))
+                .then(|| signal(hangup).context("listening for SIGHUP"))
+                .transpose()?,
+        })
+    }
+
+    /// Waits for the next one; its number.
+    pub async fn next(&mut self) -> i32 {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let kind = tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = hangup => SignalKind::hangup(),
+        };
+        kind.as_raw_value()
+    }
+}
+
+/// Whether the kernel drops this signal; where /proc does not say, its action is
+/// left as it is, too.
+fn ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
+    mask.is_none_or(|mask| mask >> (kind.as_raw_value() - 1) & 1 != 0)
+}
+
+/// Calls `each` with the number of every one of them from now on, on a thread of
+/// its own.
 ///
 /// # Errors
 /// The system refuses the handlers or the thread.
@@ -19,18 +70,14 @@ pub(super) fn on_each(each: impl Fn(i32) + Send + 'static) -> anyhow::Result<()>
         .build()
         .context("listening for signals")?;
     let guard = runtime.enter();
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut ending = Ending::listen()?;
     drop(guard);
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             runtime.block_on(async {
                 loop {
-                    each(tokio::select! {
-                        _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-                        _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
-                    });
+                    each(ending.next().await);
                 }
             });
         })

@@ -7,6 +7,7 @@
 use std::{
     borrow::Cow,
     fmt::Arguments,
+    io::Write,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
@@ -27,7 +28,9 @@ pub fn line(text: Arguments<'_>) {
     } else {
         // Several are lines of ours.
         for (i, line) in text.to_string().lines().enumerate() {
-            eprintln!("{}{}", if i == 0 { "kvpsi: " } else { "" }, printable(line));
+            let head = if i == 0 { "kvpsi: " } else { "" };
+            // A terminal that hung up takes nothing; the command goes on to its end.
+            let _ = writeln!(std::io::stderr(), "{head}{}", printable(line));
         }
     }
 }

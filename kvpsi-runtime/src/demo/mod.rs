@@ -82,6 +82,13 @@ pub struct Args {
     join: Vec<PathBuf>,
 }
 
+impl Args {
+    /// A process of a demo, which the demo itself started.
+    pub(crate) fn is_part(&self) -> bool {
+        self.role.is_some()
+    }
+}
+
 /// What the model is asked: a text to read, so that there is a cache worth
 /// trimming, and a question about it.
 const PROMPT: &str = include_str!("prompt.txt");

@@ -7,6 +7,7 @@ use super::{
     report::Report,
 };
 use crate::{
+    cli::signals::Ending,
     control::cgroup::OwnedCgroup,
     model::{default_model, gguf::files},
     units::Bytes,
@@ -20,7 +21,6 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    signal::unix::{SignalKind, signal},
     time::{Instant, sleep_until},
 };
 
@@ -47,8 +47,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 async fn supervise(args: &Args) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut ending = Ending::listen()?;
     OwnedCgroup::sweep(PREFIX);
     let cgroup = OwnedCgroup::create(&format!("{PREFIX}{}", std::process::id()))
         .context("the demo needs a memory cgroup of its own")?;
@@ -59,8 +58,7 @@ async fn supervise(args: &Args) -> Result<()> {
     let mut demo = Demo::start(args, cgroup)?;
     let number = tokio::select! {
         done = demo.play() => { done?; 0 }
-        _ = interrupt.recv() => 2,
-        _ = terminate.recv() => 15,
+        number = ending.next() => number,
     };
     demo.end(number).await
 }

@@ -20,13 +20,21 @@ fn start(home: &Home, cache: &Path, args: &[&str], model: &Path) -> Child {
     c.spawn().unwrap()
 }
 
-/// What reads a model and keeps it in a file, and the exit code by SIGINT: a
+/// What reads a model and keeps it in a file, and whether a signal is an error: a
 /// server that is told to stop has done what it was told.
-const COMMANDS: [(&[&str], i32); 3] = [
-    (&["run", "--signal", "none", "--raw", "-p", "ab"], 130),
-    (&["bench", "--pp", "9", "--tg", "9"], 130),
-    (&["serve", "--signal", "none", "--port", "0"], 0),
+const COMMANDS: [(&[&str], bool); 3] = [
+    (&["run", "--signal", "none", "--raw", "-p", "ab"], true),
+    (&["bench", "--pp", "9", "--tg", "9"], true),
+    (&["serve", "--signal", "none", "--port", "0"], false),
 ];
+
+/// Each with each signal that asks for an end, and its exit code.
+fn endings() -> impl Iterator<Item = (&'static [&'static str], Signal, i32)> {
+    let signals = [Signal::INT, Signal::TERM, Signal::HUP];
+    COMMANDS.into_iter().flat_map(move |(args, error)| {
+        signals.map(|s| (args, s, if error { 128 + s.as_raw() } else { 0 }))
+    })
+}
 
 /// Waits until `is` holds of a process that has not ended.
 fn until(child: &mut Child, is: impl Fn(&Child) -> bool) {
@@ -41,18 +49,18 @@ fn until(child: &mut Child, is: impl Fn(&Child) -> bool) {
     }
 }
 
-/// SIGINT has a handler.
+/// The signals have handlers.
 fn listens(child: &Child) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let caught = status
         .lines()
         .find_map(|l| l.strip_prefix("SigCgt:"))
         .unwrap();
-    u64::from_str_radix(caught.trim(), 16).unwrap() & 0b10 != 0
+    u64::from_str_radix(caught.trim(), 16).unwrap() & 0b11 == 0b11
 }
 
-fn interrupt(child: Child) -> (Output, Duration) {
-    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+fn end_by(signal: Signal, child: Child) -> (Output, Duration) {
+    kill_process(Pid::from_child(&child), signal).unwrap();
     let sent = Instant::now();
     let done = child.wait_with_output().unwrap();
     (done, sent.elapsed())
@@ -60,7 +68,7 @@ fn interrupt(child: Child) -> (Output, Duration) {
 
 #[test]
 fn a_signal_ends_a_process_that_still_waits_for_the_cache() {
-    for (args, code) in COMMANDS {
+    for (args, signal, code) in endings() {
         let home = Home::new();
         fs::create_dir_all(home.folder()).unwrap();
         // Whoever begins a file waits for this some seconds.
@@ -68,8 +76,12 @@ fn a_signal_ends_a_process_that_still_waits_for_the_cache() {
         folder.lock().unwrap();
         let mut child = start(&home, home.dir.path(), args, &home.model);
         until(&mut child, listens);
-        let (done, took) = interrupt(child);
-        assert_eq!(done.status.code(), Some(code), "{args:?}: {done:?}");
+        let (done, took) = end_by(signal, child);
+        assert_eq!(
+            done.status.code(),
+            Some(code),
+            "{args:?}, {signal:?}: {done:?}"
+        );
         assert!(took < Duration::from_millis(1500), "{args:?}: {took:?}");
         assert!(home.files("").is_empty());
     }
@@ -79,14 +91,18 @@ fn a_signal_ends_a_process_that_still_waits_for_the_cache() {
 fn a_signal_in_the_middle_of_a_file_takes_the_half_file_away() {
     let test = "a_signal_in_the_middle_of_a_file_takes_the_half_file_away";
     let Some(model) = model(test) else { return };
-    for (args, code) in COMMANDS {
+    for (args, signal, code) in endings() {
         let home = Home::new();
         let mut child = start(&home, home.dir.path(), args, &model);
         until(&mut child, |_| {
             home.folder().exists() && !home.files(".tmp").is_empty()
         });
-        let (done, took) = interrupt(child);
-        assert_eq!(done.status.code(), Some(code), "{args:?}: {done:?}");
+        let (done, took) = end_by(signal, child);
+        assert_eq!(
+            done.status.code(),
+            Some(code),
+            "{args:?}, {signal:?}: {done:?}"
+        );
         assert!(took < Duration::from_secs(5), "{args:?}: {took:?}");
         assert!(
             home.files(".tmp").is_empty(),
@@ -94,6 +110,30 @@ fn a_signal_in_the_middle_of_a_file_takes_the_half_file_away() {
             home.files("")
         );
     }
+}
+
+#[test]
+fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
+    let test = "a_hangup_that_was_ignored_at_the_start_stays_ignored";
+    let Some(model) = model(test) else { return };
+    let home = Home::new();
+    let mut c = home.command(&[]);
+    let program = c.get_program().to_owned();
+    c = Command::new("/bin/sh");
+    c.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(program);
+    c.args(["run", "--signal", "none", "--raw", "-p", "ab", "-n", "9"]);
+    c.args(["--weights-cache", "on", "-m"]).arg(&model);
+    c.env("XDG_CACHE_HOME", home.dir.path())
+        .stdin(Stdio::null());
+    c.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = c.spawn().unwrap();
+    until(&mut child, |_| {
+        home.folder().exists() && !home.files(".tmp").is_empty()
+    });
+    let (done, _) = end_by(Signal::HUP, child);
+    assert!(done.status.success() && !done.stdout.is_empty(), "{done:?}");
+    home.only_file();
 }
 
 #[test]

@@ -142,7 +142,7 @@ pub struct Args {
     record: Option<PathBuf>,
     /// Threads to compute with [default: $RAYON_NUM_THREADS, else one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub(super) threads: Option<u16>,
     /// The source of memory pressure events
     #[arg(long, value_enum, default_value = "auto")]
     signal: Signal,
@@ -157,7 +157,6 @@ pub struct Args {
 /// # Errors
 /// The model, the prompt or a setting cannot be used, or stdout is broken.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    restart_with_threads(args.threads)?;
     let prompt = args.prompt()?;
     let model = default_model::named(args.model.as_deref())?;
     let sampling = args.sampling();

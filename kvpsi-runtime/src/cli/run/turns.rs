@@ -55,7 +55,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From now on SIGINT and SIGTERM are handled: while the model is read they
+    /// From now on SIGINT, SIGTERM and SIGHUP are handled: while the model is read they
     /// end the process, afterwards `turns` gets the end.
     pub fn catch(
         stop: Arc<AtomicBool>,
