@@ -330,13 +330,8 @@ impl Controller {
         self.early(levels.system)
     }
 
-    /// Takes in a first reading.
-    pub fn begin(&mut self, now_ns: u64, levels: &Levels) {
-        self.take_in(now_ns, levels);
-    }
-
-    /// Counters of a reading are differences: each is taken in once.
-    fn take_in(&mut self, now_ns: u64, levels: &Levels) {
+    /// Takes in a reading. Its counters are differences: each is taken in once.
+    pub fn take_in(&mut self, now_ns: u64, levels: &Levels) {
         self.watch.looked(now_ns, levels.cgroup.as_ref());
         if let Some(c) = &levels.cgroup {
             if c.was_hit() {

@@ -154,7 +154,7 @@ impl Reactor {
         // The watch begins with a reading.
         self.handover.take(&mut self.gauges.walls);
         let levels = self.gauges.levels(Depth::All);
-        self.controller.begin(monotonic_ns(), &levels);
+        self.controller.take_in(monotonic_ns(), &levels);
         loop {
             let now = monotonic_ns();
             let interval = self.source.readiness().interval;

@@ -466,29 +466,6 @@ fn the_slow_steps_are_asked_after_the_second_slice() {
 }
 
 #[test]
-fn nothing_left_to_give_ends_the_burst_instead_of_spinning() {
-    let mut c = controller();
-    c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
-    let d = c.decide(2, short(Bytes::mib(50))).unwrap();
-    c.trimmed(2, &d, Gave::default());
-    let mut levels = short(Bytes::mib(50));
-    levels.cgroup.as_mut().unwrap().hits = Some(0);
-    assert_eq!(c.decide(3, levels), None);
-    // Nor is the wall read each half a millisecond, for as long as that lasts.
-    let mut looks = 0;
-    for t in 0..4000 {
-        let now = 3 + t * MS / 2;
-        if c.looks(now, || Some(-(50 << 20))) {
-            looks += 1;
-            while let Some(d) = c.decide(now, levels) {
-                c.trimmed(now, &d, Gave::default());
-            }
-        }
-    }
-    assert!((4..20).contains(&looks), "{looks} looks in two seconds");
-}
-
-#[test]
 fn free_blocks_go_once_for_each_burst_and_before_page_cache_is_looked_at() {
     let mut c = controller();
     assert_eq!(c.return_cushion(MS, || true), None);

@@ -1,4 +1,4 @@
-//! When the last sequence goes, too: before the kernel kills.
+//! When the last sequence goes, too: before the kernel kills; and when nothing is left.
 
 use super::*;
 
@@ -45,4 +45,27 @@ fn what_a_guard_keeps_for_too_long_does_not_count_before_the_kernel_kills() {
         let d = c.decide(us * 1000, levels).map(|d| d.steps);
         assert_eq!(d, (!held).then_some(preempt), "{us} us");
     }
+}
+
+#[test]
+fn nothing_left_to_give_ends_the_burst_instead_of_spinning() {
+    let mut c = controller();
+    c.observe(&event(Kind::MemcgReclaim, Phase::Onset, 1));
+    let d = c.decide(2, short(Bytes::mib(50))).unwrap();
+    c.trimmed(2, &d, Gave::default());
+    let mut levels = short(Bytes::mib(50));
+    levels.cgroup.as_mut().unwrap().hits = Some(0);
+    assert_eq!(c.decide(3, levels), None);
+    // Nor is the wall read each half a millisecond, for as long as that lasts.
+    let mut looks = 0;
+    for t in 0..4000 {
+        let now = 3 + t * MS / 2;
+        if c.looks(now, || Some(-(50 << 20))) {
+            looks += 1;
+            while let Some(d) = c.decide(now, levels) {
+                c.trimmed(now, &d, Gave::default());
+            }
+        }
+    }
+    assert!((4..20).contains(&looks), "{looks} looks in two seconds");
 }
