@@ -4,15 +4,16 @@
 //! Hooks `psi_memstall_enter/leave(unsigned long *flags)` in
 //! `kernel/sched/psi.c`, which are called with PSI switched off too; and, to
 //! tell the kinds apart, `do_swap_page` in `mm/memory.c` and
-//! `mem_cgroup_handle_over_high` in `mm/memcontrol.c`. By fentry and fexit, and
+//! `mem_cgroup_handle_over_high` in `mm/memcontrol.c` (on newer kernels
+//! `__mem_cgroup_handle_over_high`). By fentry and fexit, and
 //! once more by kprobe for kernels that cannot attach those. The pointer is
 //! compared and never followed.
 
 use crate::{
-    here::Here,
+    here::{Here, bump},
     maps,
     stall::{enter, leave},
-    task::{self, OVER_HIGH, SWAPS_IN, Task},
+    task::{self, OVER_HIGH, SWAPS_IN},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -126,20 +127,22 @@ fn first_argument(ctx: &ProbeContext) -> u64 {
     first
 }
 
+/// Of a task that stalled before: every thread that swaps in, and with rseq every
+/// thread on its way to user mode, comes by here, and most never stall. So a thread's
+/// first such stall counts as a refault.
 #[inline(always)]
 fn set(flag: u8) {
     let Some(here) = Here::now() else { return };
-    if let Some(task) = task::find(here.tid()) {
-        // SAFETY: the entry belongs to the current task, which is here.
-        unsafe { (*task).flags |= flag };
-    } else {
-        let task = Task {
-            flags: flag,
-            ..Task::default()
-        };
-        // Without room the stall will count as a refault.
-        let _ = task::insert(here.tid(), &task);
+    let Some(task) = task::find(here.tid()) else {
+        return;
+    };
+    // SAFETY: the entry belongs to the current task, which is here.
+    if unsafe { (*task).flags } & flag != 0 {
+        // Its return was missed: a kernel has few kretprobes at once.
+        bump!(here.counters, lost_ends);
     }
+    // SAFETY: as above.
+    unsafe { (*task).flags |= flag };
 }
 
 #[inline(always)]

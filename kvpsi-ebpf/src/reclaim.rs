@@ -11,7 +11,7 @@
 use crate::{
     here::Facts,
     plausible,
-    stall::{background, begin, end, is_background},
+    stall::{begin, end},
 };
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use kvpsi_common::Kind;
@@ -53,23 +53,17 @@ pub fn memcg_end(ctx: RawTracePointContext) -> i32 {
 }
 
 /// A cgroup over its soft limit gives first (`mem_cgroup_shrink_node`, cgroup
-/// v1). kswapd does that too, and then no task waits.
+/// v1).
 #[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_begin")]
 pub fn soft_begin(ctx: RawTracePointContext) -> i32 {
-    if is_background() {
-        background();
-    } else {
-        begin(&ctx, Kind::SoftlimitReclaim, order(&ctx));
-    }
+    begin(&ctx, Kind::SoftlimitReclaim, order(&ctx));
     0
 }
 
 /// The soft limit's turn is over.
 #[raw_tracepoint(tracepoint = "mm_vmscan_memcg_softlimit_reclaim_end")]
 pub fn soft_end(ctx: RawTracePointContext) -> i32 {
-    if !is_background() {
-        end(&ctx, Kind::SoftlimitReclaim, plausible::pages(ctx.arg(0)));
-    }
+    end(&ctx, Kind::SoftlimitReclaim, plausible::pages(ctx.arg(0)));
     0
 }
 

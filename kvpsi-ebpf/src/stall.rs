@@ -4,7 +4,8 @@
 //! hooks call; events are made in [`crate::send`]. Invariants: a run that adds
 //! to `seen` adds to exactly one of `delivered`, `coalesced` and `dropped`; a
 //! task enters a scope once and leaves it once, whatever it nests and
-//! whichever family of hooks sees it.
+//! whichever family of hooks sees it; a kernel thread enters none: no task waits
+//! for it.
 //!
 //! What a run costs is mostly memory that reclaim has just driven out of the
 //! cache: a run looks its maps up once and touches few lines.
@@ -30,6 +31,9 @@ use kvpsi_common::{
 pub fn begin<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts) {
     let Some(here) = Here::now() else { return };
     let found = task::find(here.tid());
+    if in_background(&here, found) {
+        return;
+    }
     if let Some(task) = found
         // SAFETY: the entry belongs to the current task, which is here.
         && unsafe { (*task).open } != 0
@@ -49,6 +53,9 @@ pub fn end<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts) {
     };
     // SAFETY: the entry belongs to the current task, which is here.
     let task = unsafe { *at };
+    if task.flags & BACKGROUND != 0 {
+        return;
+    }
     if task.open & bit(kind) == 0 {
         return orphan(ctx, &here, kind);
     }
@@ -144,13 +151,18 @@ pub fn leave<C: EbpfContext>(ctx: &C, at: u64) {
     }
     // As in `enter`.
     here.shared.scopes[MEMSTALL].leave(now(), here.cpus);
+    task::forget_exited(here.tid(), &task, task.open & !bit(Kind::Memstall), 0);
 }
 
 /// A stall that the kernel reports when it is over.
 #[inline(always)]
 pub fn lump<C: EbpfContext>(ctx: &C, kind: Kind, stall_ns: u64, facts: Facts) {
     let Some(here) = Here::now() else { return };
-    if let Some(task) = task::find(here.tid())
+    let found = task::find(here.tid());
+    if in_background(&here, found) {
+        return;
+    }
+    if let Some(task) = found
         // SAFETY: the entry belongs to the current task, which is here.
         && unsafe { (*task).open } != 0
     {
@@ -182,12 +194,29 @@ pub fn mark<C: EbpfContext>(ctx: &C, kind: Kind, facts: Facts, urgent: bool) {
     trace(&here, kind, Phase::Mark, 0, 1, facts);
 }
 
-/// Work of the kernel's own threads: no task waits for it.
+/// The current task is a kernel thread that works in the background: counted, and
+/// asked by name once.
 #[inline(always)]
-pub fn background() {
-    if let Some(counters) = maps::counters() {
-        bump!(counters, background);
+fn in_background(here: &Here, found: Option<*mut Task>) -> bool {
+    let is = if let Some(task) = found {
+        // SAFETY: the entry belongs to the current task, which is here.
+        unsafe { (*task).flags & BACKGROUND != 0 }
+    } else {
+        let is = is_background();
+        if is {
+            let task = Task {
+                flags: BACKGROUND,
+                ..Task::default()
+            };
+            // Without room it is asked again.
+            let _ = task::insert(here.tid(), &task);
+        }
+        is
+    };
+    if is {
+        bump!(here.counters, background);
     }
+    is
 }
 
 /// A hook passed what it cannot pass.
@@ -198,12 +227,20 @@ pub fn implausible() {
     }
 }
 
-/// The current task is kswapd or kcompactd, by its name: kernel structs are
-/// not read. A task that takes such a name hides its own stalls only.
+/// The current task is a kernel thread that reclaims or allocates in the background,
+/// by its name: kernel structs are not read. A task that takes such a name hides its
+/// own stalls only.
 #[inline(always)]
-pub fn is_background() -> bool {
+fn is_background() -> bool {
     let comm = bpf_get_current_comm().unwrap_or_default();
-    &comm[..6] == b"kswapd" || &comm[..8] == b"kcompact"
+    // All of them begin with it, and few others do.
+    comm[0] == b'k'
+        && (&comm[..6] == b"kswapd"
+            || &comm[..8] == b"kcompact"
+            || &comm[..8] == b"khugepag"
+            || &comm[..8] == b"kworker/"
+            || &comm[..5] == b"ksmd\0"
+            || &comm[..8] == b"kdamond.")
 }
 
 /// The task did not stall until now. `at` is what [`Task::memstall_at`] is to
@@ -302,6 +339,9 @@ fn close(here: &Here, at: *mut Task, task: &Task, kind: Kind, facts: Facts) {
     };
     let facts = Facts { detail, ..facts };
     trace(here, kind, Phase::End, stall, 1, facts);
+    if kind as u8 != Kind::Memstall as u8 {
+        task::forget_exited(here.tid(), task, 0, task.memstall_at);
+    }
 }
 
 #[inline(always)]

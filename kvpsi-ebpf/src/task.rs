@@ -1,11 +1,15 @@
 //! What is known of a task that stalls, or stalled before.
 //!
 //! Invariant: an entry is written by its own task only, in its own context. It
-//! stays until the task exits: to insert and to delete one costs more than
+//! stays until the task exits, or until a stall on its way out ends: to insert and to delete one costs more than
 //! all the rest of a stall, and tasks that stall once stall again.
 
 use crate::here::{Here, bump};
-use aya_ebpf::{bindings::BPF_NOEXIST, macros::map, maps::HashMap};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    macros::map,
+    maps::{Array, HashMap},
+};
 use kvpsi_common::{
     Kind,
     shared::{CGROUP, MEMSTALL, SYSTEM},
@@ -17,6 +21,9 @@ pub const BACKGROUND: u8 = 1;
 pub const SWAPS_IN: u8 = 2;
 /// Flag: in `mem_cgroup_handle_over_high`.
 pub const OVER_HIGH: u8 = 4;
+/// Flag: the task has exited as far as `sched_process_exit` goes, and stalls on its
+/// way out: its entry goes with the stall.
+const EXITED: u8 = 8;
 
 /// A task, by thread id.
 #[derive(Clone, Copy, Default)]
@@ -82,15 +89,40 @@ pub fn find(tid: u32) -> Option<*mut Task> {
     TASKS.get_ptr_mut(tid)
 }
 
+/// Thread ids that exited last, each in the place of its lowest bits. A task goes on
+/// after `sched_process_exit`: it closes files and, since Linux 6.16, drops its memory.
+#[map]
+static EXITS: Array<u32> = Array::with_max_entries(PLACES, 0);
+const PLACES: u32 = 1024;
+
 /// Makes an entry; false if there is no room.
 #[inline(always)]
 pub fn insert(tid: u32, task: &Task) -> bool {
-    TASKS.insert(tid, task, u64::from(BPF_NOEXIST)).is_ok()
+    // A living thread that has the id anew is slower, and no worse.
+    let exited = EXITS.get(tid % PLACES).is_some_and(|last| *last == tid);
+    let task = Task {
+        flags: task.flags | if exited { EXITED } else { 0 },
+        ..*task
+    };
+    TASKS.insert(tid, &task, u64::from(BPF_NOEXIST)).is_ok()
+}
+
+/// A stall is over: nothing more will be told of a task that has exited.
+#[inline(always)]
+pub fn forget_exited(tid: u32, task: &Task, open: u32, memstall_at: u64) {
+    if task.flags & EXITED != 0 && open == 0 && memstall_at == 0 {
+        let _gone = TASKS.remove(tid);
+    }
 }
 
 /// The task is gone.
 #[inline(always)]
 pub fn exit(here: &Here) {
+    if let Some(place) = EXITS.get_ptr_mut(here.tid() % PLACES) {
+        // SAFETY: the pointer comes from the map lookup; programs that race write whole
+        // numbers.
+        unsafe { *place = here.tid() };
+    }
     let Some(at) = find(here.tid()) else { return };
     // SAFETY: the entry belongs to the current task, which is here.
     let task = unsafe { *at };

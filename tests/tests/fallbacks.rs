@@ -89,6 +89,27 @@ fn a_tracepoint_that_is_missing_or_has_fewer_arguments_costs_its_programs_alone(
 }
 
 #[test]
+fn a_hook_that_has_its_older_name_here_is_found_by_it() {
+    let mut hooks = HOOKS.to_vec();
+    let newer = "kvpsi_no_such_tracepoint";
+    for h in hooks.iter_mut().filter(|h| h.program.starts_with("memcg_")) {
+        (h.target, h.before) = (newer, Some(h.target));
+    }
+    let Some(source) = open("a_hook_that_has_its_older_name", &hooks) else {
+        return;
+    };
+    let source = source.unwrap();
+    let found = |name| source.programs().iter().find(|p| p.name == name).unwrap();
+    for (name, hook) in [
+        ("memcg_end", "mm_vmscan_memcg_reclaim_end"),
+        ("memcg_begin", "mm_vmscan_memcg_reclaim_begin"),
+    ] {
+        let p = found(name);
+        assert!(p.attached() && p.hook == hook, "{p:?}");
+    }
+}
+
+#[test]
 fn without_any_tracepoint_ebpf_is_refused_with_the_reason() {
     let test = "without_any_tracepoint";
     let mut hooks = HOOKS.to_vec();

@@ -141,6 +141,52 @@ const MEMSTALL: [Kind; 4] = [
     Kind::MemcgThrottle,
 ];
 
+/// Of each kernel thread by its name, whatever it waits for: here it is a process that
+/// has the name.
+#[test]
+fn work_of_kernel_threads_is_counted_and_is_no_stall() {
+    let test = "work_of_kernel_threads";
+    let Some(cgroup) = limited(test, LIMIT_BYTES) else {
+        return;
+    };
+    let dir = tempfile::tempdir_in(TMP).unwrap();
+    for name in ["khugepaged", "kswapd0", "ksmd", "khug"] {
+        let config = SourceConfig {
+            rung: Rung::RawTp,
+            ..SourceConfig::default()
+        };
+        let mut source = match EbpfSource::open(&config) {
+            Ok(s) => s,
+            Err(e) => return skip(test, e),
+        };
+        let program = dir.path().join(name);
+        fs::copy(PRESSURE, &program).unwrap();
+        let length = Duration::from_millis(if emulated() { 5000 } else { 700 });
+        let program = program.to_str().unwrap();
+        let storm = Storm::start(program, Path::new(TMP), &cgroup, length, Duration::ZERO);
+        let mut storm = storm.unwrap();
+        let mut stalls = 0;
+        while !storm.over().unwrap() {
+            std::thread::sleep(Duration::from_millis(10));
+            source
+                .drain(&mut |e| stalls += u64::from(e.comm_str() == name))
+                .unwrap();
+        }
+        let background = source.counters().counters().background;
+        figure(&json!({
+            "figure": "background", "name": name, "background": background, "stalls": stalls,
+        }));
+        if name == "khug" {
+            assert!(stalls > 0, "a process of that name does stall");
+        } else {
+            assert!(
+                background > 20 && stalls == 0,
+                "{name}: {background}, {stalls}"
+            );
+        }
+    }
+}
+
 #[test]
 fn every_source_detects_stalls_the_shortages_that_it_is_there_for() {
     let test = "every_source_detects_stalls";

@@ -250,7 +250,8 @@ impl Controller {
             self.warned = self.tuning.early_warning.then_some((e.ts_ns, false));
         } else if kind.is_stall() || kind == Kind::OomVictim {
             let order = u32::try_from(e.order).unwrap_or(0).min(10);
-            let asked = Bytes((self.page << order).saturating_mul(u64::from(e.stalled_now.max(1))));
+            // Of who stalls now: others may stall elsewhere, and ask by an event of their own.
+            let asked = Bytes(self.page << order);
             let new = Pending {
                 kind,
                 global: matches!(
@@ -368,9 +369,14 @@ impl Controller {
             let restored = self.restored[Wall::System as usize].level(now_ns);
             restored > self.spared(s.scale()).0
         };
-        let (kind, wall) = if watched && !self.goes_on(now_ns) {
+        // A burst that goes on looks again by itself, and ends where nothing is left to
+        // give.
+        let goes_on = self.goes_on(now_ns);
+        let (kind, wall) = if watched && !goes_on {
             (Kind::MemcgReclaim, Wall::Cgroup)
-        } else if levels.system.is_some_and(restored) {
+        } else if levels.system.is_some_and(restored)
+            && !(goes_on && self.burst.is_some_and(|b| b.wall == Wall::System))
+        {
             (Kind::Refault, Wall::System)
         } else {
             return None;
@@ -452,16 +458,17 @@ impl Controller {
     }
 
     /// How long to sleep at most when no event comes: until the next look at a
-    /// wall where something is missing, or the next growth where the budget is
-    /// below the capacity. `None`: for as long as nothing comes.
+    /// wall, or the next growth where the budget is below the capacity.
     #[must_use]
-    pub fn sleep(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Option<Duration> {
+    pub fn sleep(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Duration {
         let growth = (budget < capacity)
             .then(|| Duration::from_nanos(self.next_growth().saturating_sub(now_ns)));
         let look = self.looks_again(now_ns).then_some(self.tuning.look);
-        let watch = self.watch.next();
-        let watch = watch.map(|t| Duration::from_nanos(t.saturating_sub(now_ns)));
-        [growth, look, watch].into_iter().flatten().min()
+        let watch = Duration::from_nanos(self.watch.next().saturating_sub(now_ns));
+        [growth, look]
+            .into_iter()
+            .flatten()
+            .fold(watch, Duration::min)
     }
 
     /// The walls are to be read now, event or not. `left`: bytes above the headroom

@@ -13,7 +13,7 @@ use super::{
     reactor::{Reactor, Shared},
     record::{Tap, Trigger, TrimRecord},
     report::Verdicts,
-    survey::{Handover, Survey},
+    survey::{Handover, Signature, Survey},
     system::SystemGauge,
     wall::Walls,
     witness,
@@ -263,6 +263,9 @@ impl Governor {
         witness: Option<Box<dyn PressureSource>>,
         config: &GovernorConfig,
     ) -> Result<Prepared, GovernorError> {
+        // First: who is moved meanwhile is found by the first look.
+        let signature = MemoryCgroup::of_self()
+            .map_or_else(|_| Signature::default(), |own| Signature::of(&own));
         let gauges = open_gauges(config)?;
         let page_bytes = rustix::param::page_size() as u64;
         let statm = config.measure_rss.then(ResidentGauge::open);
@@ -283,6 +286,7 @@ impl Governor {
         let survey = Survey {
             walls: gauges.walls.is_some().then(|| Arc::clone(&handover)),
             marks: gauges.system.as_ref().map(SystemGauge::marks),
+            signature,
         };
         if survey.walls.is_some() || survey.marks.is_some() {
             let ids = config.ids.clone();

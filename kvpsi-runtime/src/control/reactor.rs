@@ -8,7 +8,7 @@
 
 use super::{
     controller::{Controller, Decision, Gave},
-    gate::{self, Gate},
+    gate::Gate,
     gauge::{Gauges, ResidentGauge},
     order::Order,
     record::{Tap, Tapped, TrimRecord},
@@ -147,7 +147,8 @@ impl Drop for Alive {
 }
 
 impl Reactor {
-    /// Runs until told to stop or until the source breaks.
+    /// Runs until told to stop. Without a source, which may break, limits are watched
+    /// and the system is looked at where kswapd may work.
     pub fn run(mut self) {
         let _alive = Alive(Arc::clone(&self.shared));
         let mut next_drain_ns = 0u64;
@@ -157,15 +158,16 @@ impl Reactor {
         self.controller.take_in(monotonic_ns(), &levels);
         loop {
             let now = monotonic_ns();
-            let interval = self.source.readiness().interval;
+            let interval = self.interval();
             let until_drain =
                 interval.map(|_| Duration::from_nanos(next_drain_ns.saturating_sub(now)));
-            let until_growth = self
+            let until_look = self
                 .controller
                 .sleep(now, self.pool.budget(), self.capacity);
-            let until_look = self.gate.is_open().then_some(gate::LOOK);
-            let timeouts = [until_drain, until_growth, until_look];
-            let timeout = timeouts.into_iter().flatten().min();
+            let of_system = self.gauges.system.is_some();
+            let until_gate = of_system.then(|| self.gate.sleep(now)).flatten();
+            let timeouts = [until_drain, until_gate].into_iter().flatten();
+            let timeout = timeouts.fold(until_look, Duration::min);
             let (stop, ready) = match self.wait(timeout) {
                 Ok(woken) => woken,
                 Err(e) => {
@@ -182,12 +184,9 @@ impl Reactor {
                 self.shared
                     .wakeups
                     .fetch_add(u64::from(ready || due), Relaxed);
-                if let Err(e) = self.respond() {
-                    self.shared.source_errno.store(e, Relaxed);
-                    break;
-                }
+                self.respond();
                 // As the source wants it now: a burst may have begun.
-                if let Some(interval) = self.source.readiness().interval {
+                if let Some(interval) = self.interval() {
                     let step = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
                     next_drain_ns = now.saturating_add(step);
                 }
@@ -196,21 +195,35 @@ impl Reactor {
         }
     }
 
+    /// The source failed once: it is not asked again.
+    fn is_broken(&self) -> bool {
+        self.shared.source_errno.load(Relaxed) != 0
+    }
+
+    /// How often the source wants to be asked.
+    fn interval(&self) -> Option<Duration> {
+        if self.is_broken() {
+            return None;
+        }
+        self.source.readiness().interval
+    }
+
     /// Sleeps; says (stop was asked for, the source is ready).
-    fn wait(&self, timeout: Option<Duration>) -> Result<(bool, bool), Errno> {
+    fn wait(&self, timeout: Duration) -> Result<(bool, bool), Errno> {
         let readiness = self.source.readiness();
-        let timeout = timeout.map(|t| Timespec {
-            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(t.subsec_nanos()),
-        });
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
         let stop = PollFd::new(&self.stop, PollFlags::IN);
-        let result = if let Some((fd, flags)) = &readiness.fd {
+        let source = readiness.fd.as_ref().filter(|_| !self.is_broken());
+        let result = if let Some((fd, flags)) = source {
             let mut fds = [stop, PollFd::new(fd, *flags)];
-            poll(&mut fds, timeout.as_ref())
+            poll(&mut fds, Some(&timeout))
                 .map(|_| (!fds[0].revents().is_empty(), !fds[1].revents().is_empty()))
         } else {
             let mut fds = [stop];
-            poll(&mut fds, timeout.as_ref()).map(|_| (!fds[0].revents().is_empty(), false))
+            poll(&mut fds, Some(&timeout)).map(|_| (!fds[0].revents().is_empty(), false))
         };
         match result {
             Err(Errno::INTR) => Ok((false, false)),
@@ -218,11 +231,11 @@ impl Reactor {
         }
     }
 
-    /// A wall is to be read, event or not.
+    /// The walls are to be read, event or not.
     fn looks(&mut self, now_ns: u64) -> bool {
         let walls = self.gauges.walls.as_ref();
         let left = || walls.and_then(Walls::above_headroom);
-        self.controller.looks(now_ns, left)
+        self.controller.looks(now_ns, left) || self.handover.waits()
     }
 
     /// The gate is open and a task stalled, or it is time to see whether kswapd
@@ -236,9 +249,9 @@ impl Reactor {
 
     /// Drains the source and trims until the controller has had enough,
     /// looking for new events after each slice.
-    fn respond(&mut self) -> Result<(), i32> {
+    fn respond(&mut self) {
         loop {
-            self.drain()?;
+            self.drain();
             self.handover.take(&mut self.gauges.walls);
             self.return_cushion();
             let noticed_ns = monotonic_ns();
@@ -263,7 +276,7 @@ impl Reactor {
                 for (sum, (_, _, n)) in self.shared.verdicts.iter().zip(counts) {
                     sum.store(n, Relaxed);
                 }
-                return Ok(());
+                return;
             };
             if self.shared.paused.load(Relaxed) {
                 self.controller
@@ -292,15 +305,22 @@ impl Reactor {
         }
     }
 
-    fn drain(&mut self) -> Result<(), i32> {
+    fn drain(&mut self) {
+        if self.is_broken() {
+            return;
+        }
         let (controller, gate, shared) = (&mut self.controller, &mut self.gate, &self.shared);
-        self.source
-            .drain(&mut |e| {
-                shared.tap(|| Tapped::Event(*e));
-                gate.observe(e);
-                controller.observe(e);
-            })
-            .map_err(|e| e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()))
+        let drained = self.source.drain(&mut |e| {
+            shared.tap(|| Tapped::Event(*e));
+            gate.observe(e);
+            controller.observe(e);
+        });
+        if let Err(e) = drained {
+            let errno = e.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
+            shared.source_errno.store(errno, Relaxed);
+            // No event will tell whether kswapd wakes.
+            gate.loses_its_events();
+        }
     }
 
     fn trim(&mut self, decision: &Decision, noticed_ns: u64) {

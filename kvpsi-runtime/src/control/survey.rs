@@ -7,7 +7,11 @@
 //! What the zones keep free is looked up anew each [`MARKS_EVERY`] looks.
 //! Out of scope: limits, which every reading looks up itself.
 
-use super::{cgroup::MemoryCgroup, system::Marks, wall::Walls};
+use super::{
+    cgroup::MemoryCgroup,
+    system::Marks,
+    wall::{MOST_LEVELS, Walls},
+};
 use crossbeam_queue::ArrayQueue;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -54,23 +58,35 @@ impl Handover {
         }
     }
 
+    /// A new set is there to be taken.
+    pub fn waits(&self) -> bool {
+        !self.new.is_empty() && !self.old.is_full()
+    }
+
     fn put(&self, walls: Walls) {
         while self.old.pop().is_some() {}
         drop(self.new.force_push(walls));
     }
 }
 
-/// What tells one set of walls from another: of each level its directory, which
-/// directory of that name it is, and whether it has a limit file.
-type Signature = Vec<(PathBuf, u64, bool)>;
+/// What tells one set of walls from another: of each level its directory, and which
+/// file of its limit's name there is (a controller that goes and comes makes it anew).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Signature(Vec<(PathBuf, Option<u64>)>);
 
-fn signature(cgroup: &MemoryCgroup) -> Signature {
-    let one = |c: MemoryCgroup| {
-        let inode = fs::metadata(&c.path).map_or(0, |m| m.ino());
-        let limited = c.path.join(c.version.limit_file()).exists();
-        (c.path, inode, limited)
-    };
-    cgroup.levels().map(one).collect()
+impl Signature {
+    pub fn of(cgroup: &MemoryCgroup) -> Self {
+        let one = |c: MemoryCgroup| {
+            let limit = fs::metadata(c.path.join(c.version.limit_file()));
+            (c.path, limit.ok().map(|m| m.ino()))
+        };
+        Self(cgroup.levels().map(one).collect())
+    }
+
+    /// Levels that have a limit file.
+    fn limited(&self) -> usize {
+        self.0.iter().filter(|(_, limit)| limit.is_some()).count()
+    }
 }
 
 /// What is looked up.
@@ -80,16 +96,17 @@ pub(super) struct Survey {
     pub walls: Option<Arc<Handover>>,
     /// What zones keep free, where the system counts.
     pub marks: Option<Arc<Marks>>,
+    /// Of the walls that the reactor begins with.
+    pub signature: Signature,
 }
 
 impl Survey {
     /// Looks until told to stop.
-    pub fn run(&self, stop: &OwnedFd) {
+    pub fn run(mut self, stop: &OwnedFd) {
         self.watch(stop, &|| MemoryCgroup::of_self().ok());
     }
 
-    fn watch(&self, stop: &OwnedFd, find: &dyn Fn() -> Option<MemoryCgroup>) {
-        let mut last = find().as_ref().map(signature);
+    fn watch(&mut self, stop: &OwnedFd, find: &dyn Fn() -> Option<MemoryCgroup>) {
         for look in 1u32.. {
             let mut fds = [PollFd::new(stop, PollFlags::IN)];
             match poll(&mut fds, Some(&EVERY)) {
@@ -105,12 +122,19 @@ impl Survey {
                 continue;
             };
             let Some(cgroup) = find() else { continue };
-            let now = Some(signature(&cgroup));
-            if now != last {
-                tracing::info!("memory limits are now those of {}", cgroup.path.display());
-                handover.put(Walls::open(&cgroup));
-                last = now;
+            let now = Signature::of(&cgroup);
+            if now == self.signature {
+                continue;
             }
+            let walls = Walls::open(&cgroup);
+            if walls.len() < now.limited().min(MOST_LEVELS) {
+                let path = cgroup.path.display();
+                tracing::debug!("the limits of {path} cannot all be read: tried again");
+                continue;
+            }
+            tracing::info!("memory limits are now those of {}", cgroup.path.display());
+            handover.put(walls);
+            self.signature = now;
         }
     }
 }
@@ -150,24 +174,39 @@ mod tests {
             })
         };
         let handover = Handover::new();
-        let survey = Survey {
+        // The process was moved between the opening of its walls and the first look.
+        moved.store(true, SeqCst);
+        let mut survey = Survey {
             walls: Some(Arc::clone(&handover)),
             marks: None,
+            signature: Signature::of(&a),
         };
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
         let mut walls = Some(Walls::open(&a));
+        let wait_for = |walls: &mut Option<Walls>, path: &std::path::Path| {
+            let since = Instant::now();
+            let mut taken = false;
+            while !taken || walls.as_ref().unwrap().path() != path {
+                assert!(
+                    since.elapsed() < Duration::from_secs(1),
+                    "{}",
+                    path.display()
+                );
+                std::thread::sleep(Duration::from_millis(5));
+                taken |= handover.waits();
+                handover.take(walls);
+            }
+        };
         std::thread::scope(|s| {
             s.spawn(|| survey.watch(&stop, &find));
-            std::thread::sleep(Duration::from_millis(700));
-            handover.take(&mut walls);
-            assert_eq!(walls.as_ref().unwrap().path(), a.path);
-            moved.store(true, SeqCst);
-            let since = Instant::now();
-            while walls.as_ref().unwrap().path() != b.path {
-                assert!(since.elapsed() < Duration::from_secs(1));
-                std::thread::sleep(Duration::from_millis(5));
-                handover.take(&mut walls);
-            }
+            wait_for(&mut walls, &b.path);
+            moved.store(false, SeqCst);
+            wait_for(&mut walls, &a.path);
+            // The controller went and came back between two looks.
+            let limit = a.path.join("memory.max");
+            fs::rename(&limit, dir.path().join("old")).unwrap();
+            fs::write(&limit, "2000\n").unwrap();
+            wait_for(&mut walls, &a.path);
             rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
         });
         let binding = walls.unwrap().read(Depth::All).binding.unwrap();

@@ -19,7 +19,7 @@ use super::{
     cgroup::{MemoryCgroup, Version},
     counters::{MemStat, VmStat, lines, read_number, since},
 };
-use crate::{mapped, units::Bytes};
+use crate::{clock::monotonic_ns, mapped, units::Bytes};
 use rustix::io::pread;
 use serde::{Deserialize, Serialize};
 use std::{fs::File, path::PathBuf};
@@ -33,6 +33,8 @@ pub const MOST_LEVELS: usize = 32;
 #[derive(Debug)]
 struct Level {
     version: Version,
+    /// Levels above ours, those without the controller counted.
+    up: u32,
     usage: File,
     limit: File,
     high: Option<File>,
@@ -41,7 +43,7 @@ struct Level {
     /// v1: usage, limit and failcnt of memory and swap together.
     memsw: Option<[File; 3]>,
     last_hits: Option<u64>,
-    last_restored: Option<u64>,
+    restored: Moved,
     /// Usage of the last reading and what was left above the headroom, where there
     /// is a limit.
     last_left: Option<(u64, i64)>,
@@ -130,7 +132,26 @@ pub struct Walls {
     /// v1 does not count restored pages by cgroup: what the whole system restored
     /// is the most that any of them did.
     vmstat: Option<File>,
-    last_restored: Option<u64>,
+    restored: Moved,
+}
+
+/// A counter that not every reading reads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    last: Option<u64>,
+    at_ns: u64,
+}
+
+/// What a counter moved in a longer time says nothing of now: longer than any source
+/// waits for its next event.
+const STALE_NS: u64 = 2_000_000_000;
+
+impl Moved {
+    /// By how much it moved lately; `None` where it was last read long ago.
+    fn since(&mut self, now_ns: u64, now: u64) -> Option<u64> {
+        let age = now_ns.saturating_sub(std::mem::replace(&mut self.at_ns, now_ns));
+        since(&mut self.last, Some(now)).filter(|_| age <= STALE_NS)
+    }
 }
 
 /// What all levels together say.
@@ -163,18 +184,22 @@ impl Walls {
     }
 
     fn open_beside(cgroup: &MemoryCgroup, vmstat: Option<File>) -> Self {
-        let levels = cgroup.levels().take(MOST_LEVELS);
+        let levels = (0..).zip(cgroup.levels().take(MOST_LEVELS));
         let mut new = Self {
             path: cgroup.path.clone(),
-            levels: levels.filter_map(|c| Level::open(&c)).collect(),
-            last_restored: vmstat.as_ref().and_then(VmStat::read).map(|s| s.restored),
+            levels: levels.filter_map(|(up, c)| Level::open(&c, up)).collect(),
+            restored: Moved::default(),
             vmstat,
         };
         // What was counted until now is over. A limit that is set later finds
         // every file read once.
+        let now = monotonic_ns();
+        new.system_restored(now);
         for level in &mut new.levels {
-            level.read(0, Depth::All);
-            level.last_restored = level.stat().map(MemStat::again);
+            level.read(now, Depth::All);
+            if let Some(stat) = level.stat() {
+                level.restored.since(now, stat.again());
+            }
         }
         new
     }
@@ -199,10 +224,13 @@ impl Walls {
 
     /// Reads all levels.
     pub fn read(&mut self, depth: Depth) -> WallsReading {
+        self.read_at(monotonic_ns(), depth)
+    }
+
+    fn read_at(&mut self, now_ns: u64, depth: Depth) -> WallsReading {
         let mut all = WallsReading::default();
-        for (up, level) in self.levels.iter_mut().enumerate() {
-            let up = u32::try_from(up).unwrap_or(u32::MAX);
-            let Some(now) = level.read(up, depth) else {
+        for level in &mut self.levels {
+            let Some(now) = level.read(now_ns, depth) else {
                 continue;
             };
             let limited = now.limit.0 < NO_LIMIT;
@@ -218,22 +246,29 @@ impl Walls {
             }
         }
         if let Some(b) = &mut all.binding {
-            self.bound(b);
+            self.bound(now_ns, b);
         }
         all
     }
 
     /// Of the refaults of a level that counts no restored pages, no more than the
     /// whole system restored. Costs a read of /proc/vmstat while there are some.
-    fn bound(&mut self, level: &mut CgroupLevel) {
-        let all_counted = self.levels[level.up as usize].version == Version::V1;
+    fn bound(&mut self, now_ns: u64, level: &mut CgroupLevel) {
+        // All are of one hierarchy.
+        let all_counted = self.levels.iter().all(|l| l.version == Version::V1);
         let Some(refaulted) = level.restored.filter(|r| all_counted && *r > Bytes::ZERO) else {
             return;
         };
-        if let Some(stat) = self.vmstat.as_ref().and_then(VmStat::read) {
-            let restored = since(&mut self.last_restored, Some(stat.restored));
+        if self.vmstat.is_some() {
+            let restored = self.system_restored(now_ns);
             level.restored = restored.map(|pages| bytes(pages).min(refaulted));
         }
+    }
+
+    /// Pages that the system restored since this was last asked.
+    fn system_restored(&mut self, now_ns: u64) -> Option<u64> {
+        let stat = VmStat::read(self.vmstat.as_ref()?)?;
+        self.restored.since(now_ns, stat.restored)
     }
 
     /// Some level was hit since the last reading: the quickest thing to know.
@@ -262,16 +297,16 @@ impl Walls {
     /// Each level with a limit, ours first. Slow: for people.
     #[must_use]
     pub fn each(&mut self) -> Vec<CgroupLevel> {
-        let levels = self.levels.iter_mut().enumerate();
-        let one =
-            |(up, level): (usize, &mut Level)| level.read(u32::try_from(up).ok()?, Depth::All);
+        let now = monotonic_ns();
+        let levels = self.levels.iter_mut();
         let limited = |l: &CgroupLevel| l.limit.0 < NO_LIMIT;
-        levels.filter_map(one).filter(limited).collect()
+        let read = levels.filter_map(|level| level.read(now, Depth::All));
+        read.filter(limited).collect()
     }
 }
 
 impl Level {
-    fn open(cgroup: &MemoryCgroup) -> Option<Self> {
+    fn open(cgroup: &MemoryCgroup, up: u32) -> Option<Self> {
         let open = |name: &str| File::open(cgroup.path.join(name)).ok();
         let memsw = |file: &str| open(&format!("memory.memsw.{file}"));
         let (high, hits) = match cgroup.version {
@@ -284,6 +319,7 @@ impl Level {
         };
         Some(Self {
             version: cgroup.version,
+            up,
             usage: open(cgroup.version.usage_file())?,
             limit: open(cgroup.version.limit_file())?,
             high,
@@ -294,7 +330,7 @@ impl Level {
                 .zip(memsw("failcnt"))
                 .map(|((usage, limit), hits)| [usage, limit, hits]),
             last_hits: None,
-            last_restored: None,
+            restored: Moved::default(),
             last_left: None,
         })
     }
@@ -305,11 +341,12 @@ impl Level {
     fn limit(&self, usage: u64) -> u64 {
         let number = |f: &File| read_number(f).unwrap_or(u64::MAX);
         let high = self.high.as_ref().map_or(u64::MAX, number);
-        let both = self.memsw.as_ref().map_or(u64::MAX, |[all, limit, _]| {
-            let swapped = number(all).saturating_sub(usage);
-            number(limit).saturating_sub(swapped)
+        let both = self.memsw.as_ref().and_then(|[all, limit, _]| {
+            let swapped = read_number(all)?.saturating_sub(usage);
+            Some(read_number(limit)?.saturating_sub(swapped))
         });
-        number(&self.limit).min(high).min(both)
+        let limit = number(&self.limit).min(high);
+        both.map_or(limit, |both| limit.min(both))
     }
 
     /// Times that a limit was hit: `memory.failcnt` and that of memory and swap,
@@ -340,7 +377,7 @@ impl Level {
         MemStat::read(self.stat.as_ref()?, self.version)
     }
 
-    fn read(&mut self, up: u32, depth: Depth) -> Option<CgroupLevel> {
+    fn read(&mut self, now_ns: u64, depth: Depth) -> Option<CgroupLevel> {
         let usage = read_number(&self.usage)?;
         let limit = self.limit(usage);
         let hits_now = self.hits();
@@ -349,7 +386,7 @@ impl Level {
             usage: Bytes(usage),
             limit: Bytes(limit),
             hits,
-            up,
+            up: self.up,
             ..CgroupLevel::default()
         };
         let full = limit.saturating_sub(limit / 16);
@@ -360,7 +397,7 @@ impl Level {
         {
             now.file = Some(stat.spare(mapped::weights()));
             now.anonymous = Some(Bytes(stat.anonymous));
-            now.restored = since(&mut self.last_restored, Some(stat.again())).map(bytes);
+            now.restored = self.restored.since(now_ns, stat.again()).map(bytes);
         }
         Some(now)
     }

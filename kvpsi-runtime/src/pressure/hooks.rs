@@ -79,6 +79,8 @@ pub struct Hook {
     pub how: How,
     /// Name of the tracepoint or function.
     pub target: &'static str,
+    /// Its name on older kernels, where it had another.
+    pub before: Option<&'static str>,
     /// Program that must be attached first.
     pub after: Option<&'static str>,
 }
@@ -88,6 +90,7 @@ const fn hook(program: &'static str, how: How, target: &'static str) -> Hook {
         program,
         how,
         target,
+        before: None,
         after: None,
     }
 }
@@ -100,7 +103,19 @@ const fn begin(program: &'static str, tracepoint: &'static str, end: &'static st
     hook(program, How::RawTp, tracepoint).after(end)
 }
 
+const fn over_high(program: &'static str, how: How) -> Hook {
+    Hook {
+        before: Some("mem_cgroup_handle_over_high"),
+        ..hook(program, how, "__mem_cgroup_handle_over_high")
+    }
+}
+
 impl Hook {
+    /// The names of its target, the newest first.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        [self.target].into_iter().chain(self.before)
+    }
+
     const fn after(self, first: &'static str) -> Self {
         Self {
             after: Some(first),
@@ -114,7 +129,6 @@ pub(super) const ENTER: &str = "psi_memstall_enter";
 /// The function that ends it.
 pub(super) const LEAVE: &str = "psi_memstall_leave";
 const SWAP_IN: &str = "do_swap_page";
-const OVER_HIGH: &str = "mem_cgroup_handle_over_high";
 
 /// Every program, ends before begins, the better rung first.
 pub const HOOKS: [Hook; 28] = [
@@ -146,12 +160,12 @@ pub const HOOKS: [Hook; 28] = [
     hook("memstall_enter", How::Fentry, ENTER).after("memstall_leave"),
     hook("swap_in_done", How::Fexit, SWAP_IN).after("memstall_enter"),
     hook("swap_in", How::Fentry, SWAP_IN).after("swap_in_done"),
-    hook("over_high_done", How::Fexit, OVER_HIGH).after("memstall_enter"),
-    hook("over_high", How::Fentry, OVER_HIGH).after("over_high_done"),
+    over_high("over_high_done", How::Fexit).after("memstall_enter"),
+    over_high("over_high", How::Fentry).after("over_high_done"),
     hook("memstall_leave_k", How::Kprobe, LEAVE),
     hook("memstall_enter_k", How::Kprobe, ENTER).after("memstall_leave_k"),
     hook("swap_in_done_k", How::Kretprobe, SWAP_IN).after("memstall_enter_k"),
     hook("swap_in_k", How::Kprobe, SWAP_IN).after("swap_in_done_k"),
-    hook("over_high_done_k", How::Kretprobe, OVER_HIGH).after("memstall_enter_k"),
-    hook("over_high_k", How::Kprobe, OVER_HIGH).after("over_high_done_k"),
+    over_high("over_high_done_k", How::Kretprobe).after("memstall_enter_k"),
+    over_high("over_high_k", How::Kprobe).after("over_high_done_k"),
 ];

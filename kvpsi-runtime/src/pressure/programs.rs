@@ -13,7 +13,7 @@ use super::{
 };
 use aya::{
     Btf, Ebpf,
-    programs::{FEntry, FExit, KProbe, Program, RawTracePoint},
+    programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint},
 };
 use serde::Serialize;
 use std::{
@@ -75,16 +75,16 @@ pub(super) fn attach(ebpf: &mut Ebpf, hooks: &[Hook], rung: Rung) -> Vec<Program
     let mut reports: Vec<ProgramReport> = Vec::with_capacity(hooks.len());
     for h in hooks {
         let attached = |name: &str| reports.iter().any(|r| r.name == name && r.attached());
-        let state = if let Some(why) = unwanted(h.how.rung(), rung, reached(&reports)) {
-            State::NotNeeded(why)
+        let (hook, state) = if let Some(why) = unwanted(h.how.rung(), rung, reached(&reports)) {
+            (h.target, State::NotNeeded(why))
         } else if let Some(first) = h.after.filter(|first| !attached(first)) {
-            State::NotTried(format!("{first} is missing"))
+            (h.target, State::NotTried(format!("{first} is missing")))
         } else {
             attach_one(ebpf, h, &mut btf)
         };
         reports.push(ProgramReport {
             name: h.program,
-            hook: h.target,
+            hook,
             by: h.how,
             state,
         });
@@ -145,7 +145,28 @@ fn detach_unpaired(ebpf: &mut Ebpf, hooks: &[Hook], reports: &mut [ProgramReport
     }
 }
 
-fn attach_one(ebpf: &mut Ebpf, h: &Hook, btf: &mut Option<Result<Btf, String>>) -> State {
+/// By the first name of the hook that this kernel has.
+fn attach_one(
+    ebpf: &mut Ebpf,
+    h: &Hook,
+    btf: &mut Option<Result<Btf, String>>,
+) -> (&'static str, State) {
+    let mut tried = (h.target, State::NotTried("it has no hook".into()));
+    for target in h.names() {
+        tried = (target, attach_to(ebpf, h, target, btf));
+        if tried.1 == State::Attached {
+            break;
+        }
+    }
+    tried
+}
+
+fn attach_to(
+    ebpf: &mut Ebpf,
+    h: &Hook,
+    target: &str,
+    btf: &mut Option<Result<Btf, String>>,
+) -> State {
     let Some(program) = ebpf.program_mut(h.program) else {
         return State::NotLoaded("not in the object".into());
     };
@@ -161,21 +182,23 @@ fn attach_one(ebpf: &mut Ebpf, h: &Hook, btf: &mut Option<Result<Btf, String>>) 
                 Err(e) => return State::NotLoaded(format!("no BTF of the kernel: {e}")),
             };
             if h.how == How::Fentry {
-                <&mut FEntry>::try_from(&mut *program).and_then(|p| p.load(h.target, btf))
+                <&mut FEntry>::try_from(&mut *program).and_then(|p| p.load(target, btf))
             } else {
-                <&mut FExit>::try_from(&mut *program).and_then(|p| p.load(h.target, btf))
+                <&mut FExit>::try_from(&mut *program).and_then(|p| p.load(target, btf))
             }
         }
     };
-    if let Err(e) = loaded {
-        return State::NotLoaded(refusal(h.how, &e));
+    match loaded {
+        // By another name of its hook.
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(e) => return State::NotLoaded(refusal(h.how, &e)),
     }
     let attached = match h.how {
         How::RawTp => {
-            <&mut RawTracePoint>::try_from(program).and_then(|p| p.attach(h.target).map(drop))
+            <&mut RawTracePoint>::try_from(program).and_then(|p| p.attach(target).map(drop))
         }
         How::Kprobe | How::Kretprobe => {
-            <&mut KProbe>::try_from(program).and_then(|p| p.attach(h.target, 0).map(drop))
+            <&mut KProbe>::try_from(program).and_then(|p| p.attach(target, 0).map(drop))
         }
         How::Fentry => <&mut FEntry>::try_from(program).and_then(|p| p.attach().map(drop)),
         How::Fexit => <&mut FExit>::try_from(program).and_then(|p| p.attach().map(drop)),

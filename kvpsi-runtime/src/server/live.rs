@@ -205,7 +205,11 @@ impl Live {
             note: stats.as_ref().and_then(|s| {
                 let broken = s.source_error.as_ref();
                 broken
-                    .map(|e| format!("the signal broke: {e}; nothing is trimmed any more"))
+                    .map(|e| {
+                        format!(
+                            "the signal broke: {e}; limits are still watched, stalls are not seen"
+                        )
+                    })
                     .or_else(|| {
                         let gone = "the reactor's thread ended; nothing is trimmed any more";
                         (!s.alive).then(|| gone.to_owned())

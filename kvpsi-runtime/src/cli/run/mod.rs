@@ -289,7 +289,7 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     }
     if let Some(e) = &stats.source_error {
         tell!(
-            "signal {} broke: {e}; nothing was trimmed after that",
+            "signal {} broke: {e}; after that limits were watched, and no stall was seen",
             stats.signal
         );
     }

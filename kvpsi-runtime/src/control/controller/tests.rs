@@ -275,7 +275,7 @@ fn a_trim_that_found_everything_locked_is_tried_again() {
     assert_eq!(c.decide(MS + 1, short(Bytes::mib(4))), None);
     assert_eq!(
         c.sleep(MS, Bytes::mib(1), Bytes::mib(1)),
-        Some(Tuning::default().look)
+        Tuning::default().look
     );
     let again = c.decide(2 * MS, short(Bytes::mib(4))).unwrap();
     assert!(again.want > Bytes::ZERO && again.steps.has(Step::Window));

@@ -4,8 +4,9 @@
 //! and a reactor that waits for the stall may come too late. So a wall is watched:
 //! the less room is left, the more often, and for a while after something was missing
 //! more often still. A look is a glance at the usage alone (a system call for each
-//! level); all files are read where the usage rose into the headroom. What is missing
-//! is then returned before the next charge fails.
+//! level); all files are read where the usage rose into the headroom, and now and
+//! then, since a limit may be set at any time. What is missing is then returned before
+//! the next charge fails.
 //! Out of scope: what is returned ([`super::burst`]).
 
 use super::ns;
@@ -21,6 +22,10 @@ const MOST: Duration = Duration::from_millis(250);
 const FAST: u64 = 2 << 30;
 const SLOW: u64 = 128 << 20;
 const RECENT: Duration = Duration::from_secs(60);
+/// Between two readings of all files where nothing was missing lately, and where there
+/// is no wall: a limit that is set is known within a second.
+const AGAIN: Duration = Duration::from_secs(1);
+const UNLIMITED: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
@@ -58,31 +63,31 @@ impl Watch {
         self.pressed_ns.is_some_and(|t| since(t) < ns(RECENT))
     }
 
-    /// When the next look is due, ns; `None`: there is no wall.
-    pub fn next(&self) -> Option<u64> {
-        self.looked?;
+    /// When the next look is due, ns.
+    pub fn next(&self) -> u64 {
+        if self.looked.is_none() {
+            return self.looked_ns.saturating_add(ns(UNLIMITED));
+        }
         let speed = if self.is_recent() { FAST } else { SLOW };
         // Half of the headroom is the time until pages are back.
         let left = u64::try_from(self.glanced).unwrap_or(0) + self.headroom / 2;
         let wait = left.saturating_mul(1_000_000) / (speed / 1000);
-        Some(
-            self.glanced_ns
-                .saturating_add(wait.clamp(ns(LEAST), ns(MOST))),
-        )
+        self.glanced_ns
+            .saturating_add(wait.clamp(ns(LEAST), ns(MOST)))
     }
 
     /// A look is due and all files are to be read: what is left above the headroom,
     /// asked of `left`, is less than nothing and less than it was, or cannot be told.
     pub fn is_due(&mut self, now_ns: u64, left: impl FnOnce() -> Option<i64>) -> bool {
-        if self.next().is_none_or(|t| now_ns < t) {
+        if now_ns < self.next() {
             return false;
         }
         let Some(left) = left() else { return true };
         (self.glanced_ns, self.glanced) = (now_ns, left);
         let fell = self.looked.is_some_and(|before| left < before.min(0));
         // Files other than the usage change too.
-        let old = now_ns.saturating_sub(self.looked_ns) >= ns(MOST);
-        fell || (old && self.is_recent())
+        let again = if self.is_recent() { MOST } else { AGAIN };
+        fell || now_ns.saturating_sub(self.looked_ns) >= ns(again)
     }
 }
 
@@ -108,22 +113,24 @@ mod tests {
     fn a_wall_that_was_hit_is_watched_the_more_the_less_is_left() {
         let mut w = Watch::default();
         w.looked(MS, Some(&wall(1, 0)));
-        assert_eq!(w.next().map(|t| t / MS), Some(16));
+        assert_eq!(w.next() / MS, 16);
         w.looked(2 * MS, Some(&wall(1, 1)));
-        assert_eq!(w.next(), Some(4 * MS));
+        assert_eq!(w.next(), 4 * MS);
         let wait = |w: &mut Watch, at: u64, left: u64| {
             w.looked(at * MS, Some(&wall(left, 0)));
-            w.next().map(|t| t.div_ceil(MS) - at)
+            w.next().div_ceil(MS) - at
         };
-        assert_eq!(wait(&mut w, 100, 4), Some(2));
-        assert_eq!(wait(&mut w, 50_000, 66), Some(32));
-        assert_eq!(wait(&mut w, 50_000, 256), Some(125));
-        assert_eq!(wait(&mut w, 70_000, 6), Some(32));
-        assert_eq!(wait(&mut w, 70_000, 66), Some(250));
+        assert_eq!(wait(&mut w, 100, 4), 2);
+        assert_eq!(wait(&mut w, 50_000, 66), 32);
+        assert_eq!(wait(&mut w, 50_000, 256), 125);
+        assert_eq!(wait(&mut w, 70_000, 6), 32);
+        assert_eq!(wait(&mut w, 70_000, 66), 250);
         w.pressed(601_000 * MS);
-        assert_eq!(wait(&mut w, 601_001, 6), Some(2));
+        assert_eq!(wait(&mut w, 601_001, 6), 2);
+        // A limit may be set: no glance tells, all files are read.
         w.looked(601_002 * MS, None);
-        assert_eq!(w.next(), None);
+        assert!(!w.is_due(601_501 * MS, || panic!("too early")));
+        assert!(w.is_due(601_502 * MS, || None));
     }
 
     #[test]
@@ -133,7 +140,7 @@ mod tests {
         assert!(!w.is_due(2 * MS, || panic!("too early")));
         assert!(!w.is_due(5 * MS, || Some(1)));
         // Less was left: the next comes sooner.
-        assert_eq!(w.next(), Some(7 * MS));
+        assert_eq!(w.next(), 7 * MS);
         assert!(w.is_due(7 * MS, || Some(-1)));
         // What was seen already is nothing new, for a while.
         w.looked(7 * MS, Some(&wall(2, 0)));
@@ -141,6 +148,10 @@ mod tests {
         assert!(w.is_due(11 * MS, || Some(-(2 << 20) - 1)));
         assert!(w.is_due(257 * MS, || Some(0)));
         assert!(w.is_due(300 * MS, || None));
+        // A minute later too: the limit may be lower now.
+        w.looked(70_000 * MS, Some(&wall(66, 0)));
+        assert!(!w.is_due(70_250 * MS, || Some(62 << 20)));
+        assert!(w.is_due(71_000 * MS, || Some(62 << 20)));
     }
 
     /// Growth at any phase of the watch is seen before the limit is reached, and where

@@ -136,7 +136,9 @@ fn a_level_without_the_controller_is_passed_over_and_twenty_are_read() {
     }
     let mut walls = open(&path, Version::V2);
     assert_eq!(walls.len(), 19);
-    assert_eq!(walls.each().len(), 19);
+    let up: Vec<u32> = walls.each().iter().map(|l| l.up).collect();
+    let want: Vec<u32> = (0..20).filter(|up| *up != 12).collect();
+    assert_eq!(up, want);
     assert_eq!(walls.read(Depth::All).binding.unwrap().up, 0);
 }
 
@@ -160,6 +162,12 @@ fn swap_leaves_less_of_the_limit_of_both() {
     assert_eq!(walls.read(Depth::All).binding.unwrap().hits, Some(1));
     level(&ours, &[("memory.memsw.limit_in_bytes", "0")]);
     assert_eq!(walls.read(Depth::All).binding.unwrap().limit.0, 0);
+    // One of the two alone says nothing.
+    level(&ours, &[("memory.memsw.limit_in_bytes", "1100000")]);
+    for text in ["", "nonsense"] {
+        level(&ours, &[("memory.memsw.usage_in_bytes", text)]);
+        assert_eq!(walls.read(Depth::All).binding.unwrap().limit.0, 1_000_000);
+    }
 }
 
 #[test]
@@ -191,6 +199,48 @@ fn v1_has_no_more_restored_pages_than_the_whole_system() {
         let read = walls.read(Depth::Near).binding.unwrap();
         assert_eq!(read.restored, Some(bytes(want)), "{pages} {restored}");
     }
+}
+
+/// A level whose page cache nobody looked at for an hour tells of an hour's refaults:
+/// they say nothing of now.
+#[test]
+fn refaults_of_long_ago_are_none_of_this_moment() {
+    const MS: u64 = 1_000_000;
+    let hour = monotonic_ns() + 3_600_000_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (above, ours) = (dir.path().join("a"), dir.path().join("a/b"));
+    let again = |pages: u64| {
+        let stat = format!("inactive_file 9\nworkingset_restore_file {pages}\n");
+        fs::write(above.join("memory.stat"), stat).unwrap();
+    };
+    let hits = |n: u64| {
+        let events = format!("high 0\nmax {n}\n");
+        fs::write(above.join("memory.events.local"), events).unwrap();
+    };
+    v2(&above, "1000000\n", "max\n", 500_000);
+    v2(&ours, "800000\n", "max\n", 790_000);
+    hits(0);
+    again(0);
+    let mut walls = open(&ours, Version::V2);
+    assert_eq!(
+        walls
+            .read_at(monotonic_ns(), Depth::Near)
+            .binding
+            .unwrap()
+            .up,
+        0
+    );
+    again(90_000);
+    walls.read_at(hour, Depth::Near);
+    let hit = |walls: &mut Walls, n: u64, at: u64| {
+        hits(n);
+        let level = walls.read_at(at, Depth::Near).binding.unwrap();
+        assert_eq!(level.up, 1);
+        level.restored
+    };
+    assert_eq!(hit(&mut walls, 1, hour + MS), None);
+    again(90_005);
+    assert_eq!(hit(&mut walls, 2, hour + 2 * MS), Some(bytes(5)));
 }
 
 #[test]

@@ -69,3 +69,33 @@ fn nothing_left_to_give_ends_the_burst_instead_of_spinning() {
     }
     assert!((4..20).contains(&looks), "{looks} looks in two seconds");
 }
+
+/// Nor does a working set that comes back where nothing is left to give, or where trims
+/// are paused.
+#[test]
+fn refaults_that_nothing_answers_do_not_spin() {
+    for profile in [Profile::Latency, Profile::Balanced, Profile::Lossless] {
+        let mut c = Controller::new(Tuning::default(), profile, 4096);
+        let mut levels = Levels {
+            system: Some(system(200)),
+            ..Levels::default()
+        };
+        let restored = |levels: &mut Levels, mib| {
+            levels.system.as_mut().unwrap().restored = Some(Bytes::mib(mib));
+        };
+        restored(&mut levels, 0);
+        c.take_in(10_000 * MS, &levels);
+        let mut decisions = 0;
+        for t in 0..1000u64 {
+            let now = 10_000 * MS + (t + 1) * MS;
+            restored(&mut levels, if t == 0 { 800 } else { 0 });
+            while let Some(d) = c.decide(now, levels) {
+                restored(&mut levels, 0);
+                c.trimmed(now, &d, Gave::default());
+                decisions += 1;
+                assert!(decisions < 200, "{profile:?}, after {t} ms");
+            }
+        }
+        assert!(decisions > 1, "{profile:?}");
+    }
+}
