@@ -288,3 +288,35 @@ pub fn fill_page_cache(dir: &Path, bytes: u64) -> io::Result<File> {
     file.sync_all()?;
     Ok(file)
 }
+
+/// So many threads exit, each of which the kernel tells by writing into a page that
+/// nobody has touched (`clear_child_tid`, set_tid_address(2)): it is charged on the way out.
+///
+/// # Errors
+/// No memory, or a thread cannot be made.
+pub fn exit_into_new_pages(threads: usize) -> io::Result<()> {
+    let page = rustix::param::page_size();
+    let pages = memmap2::MmapMut::map_anon(threads * page)?;
+    // Never unmapped: the kernel writes when a thread has gone.
+    let pages = Box::leak(Box::new(pages));
+    let ended = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    for (at, place) in pages.chunks_mut(page).enumerate() {
+        let done = ended.clone();
+        let thread = std::thread::Builder::new().name("exit".into());
+        thread.stack_size(64 << 10).spawn(move || {
+            // SAFETY: the page is this thread's and stays mapped; libc's own word for the
+            // thread is not written, and nobody joins it.
+            unsafe { libc::syscall(libc::SYS_set_tid_address, place.as_mut_ptr()) };
+            done.fetch_add(1, Relaxed);
+        })?;
+        // A few at once.
+        while at + 1 - ended.load(Relaxed) > 8 {
+            std::thread::yield_now();
+        }
+    }
+    while ended.load(Relaxed) < threads {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    Ok(())
+}

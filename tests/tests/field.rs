@@ -16,16 +16,26 @@ use rustix::process::geteuid;
 use serde_json::{Value, json};
 use std::{
     io::Write,
-    os::unix::net::UnixListener,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+#[path = "field/faults.rs"]
+mod faults;
+
 const MIB: u64 = 1 << 20;
 
 /// A server in a cgroup without a limit, or a skip of `test`.
 fn served(test: &str) -> Option<(OwnedCgroup, Served)> {
+    served_with(test, &[], &[])
+}
+
+fn served_with(
+    test: &str,
+    args: &[&str],
+    variables: &[(&str, &str)],
+) -> Option<(OwnedCgroup, Served)> {
     let model = model(test)?;
     if !geteuid().is_root() {
         skip(test, "needs root for a memory cgroup");
@@ -36,7 +46,7 @@ fn served(test: &str) -> Option<(OwnedCgroup, Served)> {
     for file in [&model, &kvpsi_binary()] {
         std::fs::read(file).unwrap();
     }
-    let s = Served::start(&model, &[], Some(&cgroup));
+    let s = Served::start_with(&model, args, Some(&cgroup), variables);
     Some((cgroup, s))
 }
 
@@ -164,44 +174,6 @@ fn growth_after_growth_is_answered_before_it_reaches_the_limit() {
     // One may be missed by a machine that runs nothing for some milliseconds.
     let missed = hits.iter().filter(|h| **h > 0).count();
     assert!(missed <= 1, "{hits:?}");
-}
-
-/// A signal that breaks takes the events away, and no more: limits are watched.
-#[test]
-fn a_signal_that_breaks_leaves_the_limits_watched() {
-    let test = "broken-signal";
-    let (Some(model), Some(cgroup)) = (model(test), limited(test, 1 << 40)) else {
-        return;
-    };
-    for file in [&model, &kvpsi_binary()] {
-        std::fs::read(file).unwrap();
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("pressure");
-    let manager = UnixListener::bind(&path).unwrap();
-    let watch = [("MEMORY_PRESSURE_WATCH", path.to_str().unwrap())];
-    let s = Served::start_with(&model, &["--signal", "systemd"], Some(&cgroup), &watch);
-    talk(&s, &["a lighthouse", "the tides", "old bread"]);
-    drop(manager.accept().unwrap());
-    let broke = |s: &Served| s.status().note.is_some_and(|n| n.contains("signal broke"));
-    let since = Instant::now();
-    while !broke(&s) {
-        assert!(since.elapsed() < Duration::from_secs(5), "{}", s.said());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let mut hog = Hog::start(Some(&cgroup));
-    drop_page_cache(&cgroup);
-    let used = cgroup.memory().usage().unwrap().0;
-    cgroup.set_limit(Bytes(used + 8 * MIB)).unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
-    let lived = hog.grow_bare_at(24 * MIB, 100);
-    assert!(lived && cgroup.memory().oom_kills() == 0);
-    let trims = s.status().trims;
-    tell(
-        "broken_signal",
-        json!({ "returned": trims.bytes, "trims": trims.count }),
-    );
-    assert!(trims.bytes.0 >= 14 * MIB, "{}", trims.bytes.0);
 }
 
 /// Whoever reads a file from end to end needs none of our memory, however often:

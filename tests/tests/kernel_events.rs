@@ -187,6 +187,50 @@ fn work_of_kernel_threads_is_counted_and_is_no_stall() {
     }
 }
 
+/// `sched_process_exit` comes before a task has left its memory: where it waits for
+/// reclaim after that, nobody would take its entry away.
+#[test]
+fn tasks_that_stall_on_their_way_out_leave_no_entry() {
+    let test = "tasks_that_stall_on_their_way_out";
+    let Some(cgroup) = limited(test, LIMIT_BYTES) else {
+        return;
+    };
+    let config = SourceConfig {
+        rung: Rung::RawTp,
+        ..SourceConfig::default()
+    };
+    let mut source = match EbpfSource::open(&config) {
+        Ok(s) => s,
+        Err(e) => return skip(test, e),
+    };
+    let mut stalls = 0;
+    for _ in 0..3 {
+        let length = Duration::from_secs(2);
+        let storm = Storm::start(PRESSURE, Path::new(TMP), &cgroup, length, Duration::ZERO);
+        let mut storm = storm.unwrap();
+        let mut exits = Command::new(PRESSURE)
+            .args(["exits", "2000"])
+            .args(cgroup.procs())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        while exits.try_wait().unwrap().is_none() || !storm.over().unwrap() {
+            std::thread::sleep(Duration::from_millis(1));
+            source
+                .drain(&mut |e| stalls += u64::from(e.comm_str() == "exit"))
+                .unwrap();
+        }
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let followed = source.followed().unwrap();
+    let lives = |tid: &u32| Path::new(&format!("/proc/{tid}")).exists();
+    let dead = followed.iter().filter(|tid| !lives(tid)).count();
+    figure(&json!({
+        "figure": "exits", "stalls": stalls, "followed": followed.len(), "dead": dead,
+    }));
+    assert_eq!(dead, 0, "of {} entries, {stalls} events", followed.len());
+}
+
 #[test]
 fn every_source_detects_stalls_the_shortages_that_it_is_there_for() {
     let test = "every_source_detects_stalls";

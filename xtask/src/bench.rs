@@ -16,7 +16,7 @@ pub fn build(sh: &Shell, target: &Path, flags: &str) -> Result<PathBuf> {
     say(format!("building in release {flags}"));
     cmd!(
         sh,
-        "cargo build --release --package kvpsi-tests --bin kvpsi-bench --target-dir {target}"
+        "cargo build --release --workspace --exclude kvpsi-ebpf --bin kvpsi-bench --target-dir {target}"
     )
     .env("RUSTFLAGS", flags)
     .quiet()

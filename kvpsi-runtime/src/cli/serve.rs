@@ -16,7 +16,7 @@ use super::{
 };
 use crate::cli::tell::tell;
 use crate::{
-    control::{GovernorConfig, Prepared, Tap},
+    control::{GovernorConfig, Prepared, Tap, Tuning},
     engine::{Speculate, batch::BatchConfig},
     kv::{KvType, Profile, evict::Evict},
     model::{chat::ChatTemplate, default_model, gguf::files, ollama, weights::Weights},
@@ -152,6 +152,10 @@ pub struct Args {
     /// How far up the ladder eBPF goes
     #[arg(long, value_enum, default_value_t = Rung::Auto)]
     rung: Rung,
+    /// Stalled milliseconds a second at one of our limits from which text may go, whatever page
+    /// cache there is; without it stall time alone costs no text
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    stall_limit: Option<u64>,
     /// User to work for once the programs are attached, `NAME[:GROUP]` or `UID[:GID]`
     #[arg(long, value_name = "USER")]
     user: Option<User>,
@@ -345,6 +349,12 @@ fn listen(
     };
     let config = GovernorConfig {
         tap: Some(tap.clone()),
+        tuning: Tuning {
+            stall_time: args
+                .stall_limit
+                .map_or(Duration::MAX, Duration::from_millis),
+            ..Tuning::default()
+        },
         ..GovernorConfig::default()
     };
     match governor::listen_confined(choice, args.rung, config, confinement) {
@@ -443,31 +453,10 @@ impl Args {
     }
 
     fn key(&self) -> anyhow::Result<Option<String>> {
-        secret(
+        admin::secret(
             "API key",
             self.api_key.as_deref(),
             ("--api-key-file", self.api_key_file.as_deref()),
         )
     }
-}
-
-/// A key by itself, or the first line of a file.
-pub(super) fn secret(
-    what: &str,
-    given: Option<&str>,
-    (flag, file): (&str, Option<&Path>),
-) -> anyhow::Result<Option<String>> {
-    let key = match (given, file) {
-        (Some(key), _) => key.to_owned(),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("{flag} {}", path.display()))?;
-            text.lines().next().unwrap_or_default().trim().to_owned()
-        }
-        (None, None) => return Ok(None),
-    };
-    if key.is_empty() || key.contains(|c: char| !c.is_ascii_graphic()) {
-        bail!("the {what} must be printable ASCII without spaces, and not empty");
-    }
-    Ok(Some(key))
 }

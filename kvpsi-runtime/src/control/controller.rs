@@ -435,13 +435,11 @@ impl Controller {
     /// Takes in what a decision gave back.
     pub fn trimmed(&mut self, now_ns: u64, decision: &Decision, gave: Gave) {
         self.usage.returned(gave.bytes);
-        for bucket in &mut self.stalled {
-            bucket.less(now_ns, ns(self.tuning.stall_time) / 4);
-        }
         if decision.trigger == Trigger::EarlyWarning || decision.steps == Steps::SLACK {
             return;
         }
         let Some(b) = &mut self.burst else { return };
+        self.stalled[b.wall as usize].less(now_ns, ns(self.tuning.stall_time) / 4);
         for bucket in &mut self.restored {
             bucket.less(now_ns, gave.bytes.0.saturating_add(gave.deferred.0));
         }

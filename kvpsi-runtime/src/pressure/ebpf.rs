@@ -15,7 +15,7 @@ use crate::pressure::{
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, RingBuf},
+    maps::{HashMap, Map, MapData, RingBuf},
 };
 use bytemuck::{Pod, Zeroable};
 use kvpsi_common::{
@@ -276,6 +276,20 @@ impl EbpfSource {
             runs: info.run_count(),
             time: info.run_time(),
         })
+    }
+
+    /// Thread ids that the programs have an entry of. Takes the right to read a map, which
+    /// is given up after the start.
+    ///
+    /// # Errors
+    /// The map is missing, or the kernel refuses to read it.
+    pub fn followed(&self) -> io::Result<Vec<u32>> {
+        let map = self.ebpf.map("TASKS").ok_or(io::ErrorKind::NotFound)?;
+        let tasks: HashMap<_, u32, [u8; 32]> = map.try_into().map_err(io::Error::other)?;
+        tasks
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(io::Error::other)
     }
 
     /// The ring buffer of trace mode, once.

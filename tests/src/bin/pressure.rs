@@ -35,6 +35,12 @@ fn main() -> anyhow::Result<()> {
                 Duration::from_millis(length.parse()?),
             );
         }
+        ["exits", threads, procs @ ..] => {
+            for p in procs {
+                fs::write(p, "0").with_context(|| format!("cannot join {p}"))?;
+            }
+            kvpsi_tests::storm::exit_into_new_pages(threads.parse()?)?;
+        }
         ["open", signal] => {
             let choice = Choice::from_str(signal, false).map_err(anyhow::Error::msg)?;
             let opened = pressure::open(choice, &SourceConfig::default())?;
@@ -45,7 +51,7 @@ fn main() -> anyhow::Result<()> {
         }
         _ => {
             bail!(
-                "usage: pressure read FILE MS PAUSE_MS PROCS... | thrash FILE MS PROCS... | grow BYTES MS PROCS... | open SIGNAL"
+                "usage: pressure read FILE MS PAUSE_MS PROCS... | thrash FILE MS PROCS... | grow BYTES MS PROCS... | exits THREADS PROCS... | open SIGNAL"
             )
         }
     }

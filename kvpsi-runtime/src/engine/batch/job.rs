@@ -1,6 +1,6 @@
 //! One request: what was asked, how far it is, and what its client gets.
 
-use super::look::{Look, Seen};
+use super::seen::{Look, Seen};
 use crate::{
     engine::{
         Constraint, Finish, GenStats, SamplingConfig, Session, TokenLogprobs, answer::Answer,

@@ -1,71 +1,22 @@
 //! Prompts whose rows are looked at: how probable their tokens were, or what
 //! the model makes of them as a vector.
 //!
-//! Owns what is gathered while such a prompt is computed. Its rows go through a
+//! Owns how such a prompt is computed. Its rows go through a
 //! step of their own, and none of them comes from the cache: what was not
 //! computed cannot be looked at. Out of scope: whose prompts these are.
 
 use super::{
     Batch,
     job::{Job, State, StreamEvent},
+    seen::Look,
     work::Plan,
 };
 use crate::{
-    engine::{
-        Engine, Finish,
-        sampling::{TokenLogprobs, logprobs_of},
-    },
+    engine::{Engine, Finish},
     model::step::Step,
 };
 use candle_core::Result;
 use std::sync::atomic::Ordering::Relaxed;
-
-/// What is wanted of a prompt beside the answer to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// How probable each token was after those before it, and so many of the
-    /// likeliest in its place: [`StreamEvent::Prompt`] before the answer.
-    Logprobs(usize),
-    /// The mean of the last hidden states, of length 1: [`StreamEvent::Embedding`],
-    /// and no answer.
-    Embedding,
-}
-
-/// What was seen so far, of the first positions.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    positions: usize,
-    logprobs: Vec<TokenLogprobs>,
-    sum: Vec<f64>,
-}
-
-impl Seen {
-    fn logits(&mut self, at: usize, logits: &[f32], next: Option<&u32>, n: usize) {
-        if at == self.positions {
-            self.positions += 1;
-            self.logprobs
-                .extend(next.map(|t| logprobs_of(logits, *t, n)));
-        }
-    }
-
-    fn hidden(&mut self, at: usize, hidden: &[f32]) {
-        if at == self.positions {
-            self.positions += 1;
-            self.sum.resize(hidden.len(), 0.0);
-            let all = self.sum.iter_mut().zip(hidden);
-            all.for_each(|(sum, h)| *sum += f64::from(*h));
-        }
-    }
-
-    /// The mean has the direction of the sum.
-    #[expect(clippy::cast_possible_truncation, reason = "at most 1")]
-    fn embedding(&mut self) -> Vec<f32> {
-        let sum = std::mem::take(&mut self.sum);
-        let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let by = if length > 0.0 { length } else { 1.0 };
-        sum.iter().map(|x| (x / by) as f32).collect()
-    }
-}
 
 impl Batch {
     /// Takes a chunk of a prompt through whose rows are looked at.

@@ -11,11 +11,12 @@
 mod account;
 mod job;
 mod look;
+mod seen;
 mod work;
 
 pub use account::{BatchAccount, InFlight};
 pub use job::{Ask, Client, Failure, Outcome, StreamEvent};
-pub use look::Look;
+pub use seen::Look;
 
 use super::{Engine, EngineError};
 use crate::units::Bytes;
