@@ -183,6 +183,10 @@ impl Reader<'_, '_> {
         let stores = i < c.storing;
         let fused = name("attn_qkv");
         let (q, own) = if family.fused || self.gguf.has(&fused) {
+            if !stores {
+                let what = "holds keys and values of a layer that looks at another's";
+                return Err(self.bad(&fused, what));
+            }
             let [q, k, v] = self.rows(&fused, [q_width, kv_width, kv_width], hidden)?;
             (q, Some([k, v]))
         } else {
