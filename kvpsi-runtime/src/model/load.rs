@@ -28,8 +28,8 @@ const NOT_TEXT: [&str; 3] = ["v.", "mm.", "a."];
 
 mod kept;
 
-/// Told after each tensor: bytes read so far, and bytes of all tensors.
-pub type Progress<'a> = &'a mut dyn FnMut(Bytes, Bytes);
+/// Told how many bytes were read or checked so far, and of how many.
+pub type Progress<'a> = &'a mut (dyn FnMut(Bytes, Bytes) + Send);
 
 /// Where matrices come from, or go to.
 enum Matrices<'a, 'w> {
