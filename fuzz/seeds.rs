@@ -41,6 +41,10 @@ fn main() -> io::Result<()> {
     for (name, text) in REQUESTS {
         write(&format!("request/{name}"), text.as_bytes())?;
     }
+    write("splits/three", &parts())?;
+    let hex = "5a".repeat(32);
+    write("ollama/manifest", MANIFEST.replace("HEX", &hex).as_bytes())?;
+    write("ollama/name", b"registry.ollama.ai/library/qwen3:0.6b")?;
     for (name, text) in TEMPLATES {
         write(&format!("chat_template/{name}"), text.as_bytes())?;
     }
@@ -125,6 +129,34 @@ fn model(arch: &str, kind: &str) -> Vec<u8> {
         w.tensor(&format!("blk.0.{name}"), &[HIDDEN], 1.0);
     }
     w.bytes()
+}
+
+/// Three parts of a model, each behind its length.
+fn parts() -> Vec<u8> {
+    let mut out = Vec::new();
+    for (no, tensor) in (0..).zip(["token_embd.weight", "output_norm.weight", "other"]) {
+        let mut w = Writer::default();
+        w.number("split.no", no);
+        w.number("split.count", 3);
+        w.number("split.tensors.count", 3);
+        if no == 0 {
+            w.text("general.architecture", b"llama");
+            for (key, n) in [
+                ("block_count", 1),
+                ("context_length", 64),
+                ("embedding_length", 8),
+                ("feed_forward_length", 8),
+                ("attention.head_count", 1),
+            ] {
+                w.number(&format!("llama.{key}"), n);
+            }
+        }
+        w.tensor(tensor, &[8, 8], 0.5);
+        let part = w.bytes();
+        out.extend(u16::try_from(part.len()).unwrap_or(u16::MAX).to_le_bytes());
+        out.extend(part);
+    }
+    out
 }
 
 /// One of each, of a burst in a cgroup at its limit.
@@ -239,6 +271,9 @@ const TEXTS: [(&str, &str); 6] = [
         "Name:\tkvpsi\nUid:\t7\t7\t7\t7\nGroups:\t8 44 \nCapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n",
     ),
 ];
+
+/// As Ollama writes them, without sizes.
+const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json","config":{"digest":"sha256:HEX"},"layers":[{"mediaType":"application/vnd.ollama.image.model","digest":"sha256:HEX","size":1},{"mediaType":"application/vnd.ollama.image.template","digest":"sha256:HEX"}]}"#;
 
 const TEMPLATES: [(&str, &str); 3] = [
     (

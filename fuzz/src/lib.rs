@@ -6,17 +6,21 @@ use kvpsi::model::gguf::{Gguf, ModelError};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::{fs::File, io, os::fd::AsRawFd, os::unix::fs::FileExt, path::PathBuf, sync::OnceLock};
 
-/// The bytes as a file, until the next call.
+/// Files that there may be at once.
+pub const MOST_FILES: usize = 4;
+
+/// The bytes as file `number`, below [`MOST_FILES`], until the next call of the
+/// same number.
 ///
 /// # Errors
 /// The system gives no memory for it.
-pub fn as_file(bytes: &[u8]) -> io::Result<PathBuf> {
-    static FILE: OnceLock<File> = OnceLock::new();
-    let file = match FILE.get() {
+pub fn as_file(number: usize, bytes: &[u8]) -> io::Result<PathBuf> {
+    static FILES: [OnceLock<File>; MOST_FILES] = [const { OnceLock::new() }; MOST_FILES];
+    let file = match FILES[number].get() {
         Some(file) => file,
         None => {
             let made = memfd_create("fuzz", MemfdFlags::CLOEXEC)?;
-            FILE.get_or_init(|| made.into())
+            FILES[number].get_or_init(|| made.into())
         }
     };
     ftruncate(file, 0)?;
@@ -29,7 +33,7 @@ pub fn as_file(bytes: &[u8]) -> io::Result<PathBuf> {
 /// # Errors
 /// They are none.
 pub fn as_model(bytes: &[u8]) -> Result<Gguf, ModelError> {
-    let path = as_file(bytes).map_err(|source| ModelError::Open {
+    let path = as_file(0, bytes).map_err(|source| ModelError::Open {
         path: "memfd".into(),
         source,
     })?;

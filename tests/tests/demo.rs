@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use candle_core::quantized::gguf_file;
 use kvpsi_tests::{kvpsi_binary, model, quiet, skip, tiny::Tiny};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
@@ -184,15 +185,24 @@ fn without_a_chat_template_the_demo_continues_a_text() {
     let path = dir.path().join("m.gguf");
     let mut plain = Tiny::open(&real).unwrap();
     plain.metadata.remove("tokenizer.chat_template").unwrap();
-    plain.write(&path).unwrap();
-    let Some(c) = demo_of(test, &path, &["--press", "file", "-n", "60"]) else {
-        return;
-    };
-    let (out, report) = run(c, &dir.path().join("r.json"));
-    let text = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{text}");
-    assert!(text.contains("it continues a text"), "{text}");
-    assert!(n(&report, "/tokens") > 0.0, "{report}");
+    let mut prompts = Vec::new();
+    for start in [false, true] {
+        let key = "tokenizer.ggml.add_bos_token".to_owned();
+        plain.metadata.insert(key, gguf_file::Value::Bool(start));
+        plain.write(&path).unwrap();
+        let Some(c) = demo_of(test, &path, &["--press", "file", "-n", "60"]) else {
+            return;
+        };
+        let (out, report) = run(c, &dir.path().join("r.json"));
+        let text = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{text}");
+        assert!(text.contains("it continues a text"), "{text}");
+        assert!(n(&report, "/tokens") > 0.0, "{report}");
+        let told = text.split_once("reading a prompt of ").unwrap().1;
+        prompts.push(told.split_once(' ').unwrap().0.parse::<u32>().unwrap());
+    }
+    // No template writes the start token.
+    assert_eq!(prompts[0] + 1, prompts[1]);
 }
 
 #[test]

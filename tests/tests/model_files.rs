@@ -3,13 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use candle_core::quantized::{GgmlDType, gguf_file::Value};
+use candle_core::quantized::{
+    GgmlDType,
+    gguf_file::{Content, Value},
+};
+use kvpsi::model::{decoder::Decoder, gguf::Gguf};
 use kvpsi_tests::{
+    ours::Ours,
     served::Served,
     tiny::{Shape, Tiny},
 };
 use serde_json::json;
-use std::{path::Path, process::Command};
+use std::{io::Cursor, path::Path, process::Command};
 
 /// A model that can write: the printable bytes are its tokens.
 fn model(template: Option<&str>) -> Tiny {
@@ -143,12 +148,13 @@ fn a_template_that_adds_arguments_to_a_text_gets_them_as_a_text() {
 }
 
 #[test]
-fn vision_tensors_are_skipped_and_other_unknown_ones_are_refused() {
+fn tensors_of_pictures_and_sound_are_skipped_and_other_unknown_ones_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     for (tensor, runs) in [
         ("v.blk.0.attn_q.weight", true),
         ("mm.mm_input_projection.weight", true),
+        ("a.conv1d.1.weight", true),
         ("blk.0.of_next_year.weight", false),
     ] {
         let mut tiny = model(None);
@@ -158,5 +164,47 @@ fn vision_tensors_are_skipped_and_other_unknown_ones_are_refused() {
         let (ok, _, err) = run(path.to_str().unwrap(), dir.path(), &["--raw", "-p", "ab"]);
         assert_eq!(ok, runs, "{tensor}: {err}");
         assert!(runs || err.contains(tensor), "{err}");
+    }
+}
+
+/// Where the entry of a tensor has the length of its rows, and its offset.
+fn entry(file: &[u8], name: &str) -> (usize, usize) {
+    let at = file.windows(name.len()).position(|w| w == name.as_bytes());
+    let at = at.unwrap() + name.len();
+    let dims = usize::from(file[at]);
+    (at + 4, at + 4 + 8 * dims + 4)
+}
+
+#[test]
+fn a_tensor_that_is_not_aligned_is_read_and_an_empty_one_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model(None).write(&path).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let content = Content::read(&mut Cursor::new(&whole)).unwrap();
+    let tokens: Vec<u32> = (0..20).collect();
+    let want = Ours::load(&path, 64).after(&tokens, 20);
+    for name in ["blk.0.attn_v.weight", "blk.0.attn_norm.weight"] {
+        let info = &content.tensor_infos[name];
+        let bytes = info.shape.elem_count() / info.ggml_dtype.block_size();
+        let bytes = bytes * info.ggml_dtype.type_size();
+        let from = usize::try_from(content.tensor_data_offset + info.offset).unwrap();
+        let (rows, offset) = entry(&whole, name);
+        for by in [1, 2, 3, 31] {
+            // Behind all others, at no multiple of anything.
+            let mut file = whole.clone();
+            file.resize(whole.len().next_multiple_of(32) + by, 0);
+            let at = file.len() as u64 - content.tensor_data_offset;
+            file.extend(&whole[from..from + bytes]);
+            file[offset..offset + 8].copy_from_slice(&at.to_le_bytes());
+            std::fs::write(&path, &file).unwrap();
+            assert_eq!(Ours::load(&path, 64).after(&tokens, 20), want, "{name}");
+        }
+        let mut file = whole.clone();
+        file[rows..rows + 8].fill(0);
+        std::fs::write(&path, &file).unwrap();
+        let loaded = Gguf::open(&path).and_then(|gguf| Decoder::load(&gguf));
+        let e = loaded.err().unwrap().to_string();
+        assert!(e.contains(name) && e.contains("dimension of 0"), "{e}");
     }
 }

@@ -5,6 +5,8 @@
 
 #[path = "model_weights/ended.rs"]
 mod ended;
+#[path = "model_weights/kept.rs"]
+mod kept;
 #[path = "model_weights/served.rs"]
 mod served;
 

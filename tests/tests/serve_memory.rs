@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "serve_memory/weights.rs"]
+mod weights;
+
 use kvpsi::{
     control::{
         cgroup::OwnedCgroup,

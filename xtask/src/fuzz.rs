@@ -28,7 +28,7 @@ struct Target {
     allocation_mb: u32,
 }
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 8] = [
     target("request", 16 << 10, 16),
     target("gguf", 16 << 10, 64),
     // Every trim of a replay is kept to be told.
@@ -36,6 +36,8 @@ const TARGETS: [Target; 6] = [
     target("proc_text", 4 << 10, 16),
     target("chat_template", 4 << 10, 256),
     target("weights", 4 << 10, 16),
+    target("splits", 16 << 10, 64),
+    target("ollama", 4 << 10, 16),
 ];
 
 const fn target(name: &'static str, longest: u32, allocation_mb: u32) -> Target {
@@ -53,7 +55,7 @@ const MEMORY_MB: u32 = 1024;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// One of request, gguf, recording, proc_text, chat_template, weights [default: all, in turn]
+    /// One of request, gguf, recording, proc_text, chat_template, weights, splits, ollama [default: all, in turn]
     target: Option<String>,
     /// How long each target runs
     #[arg(long, value_name = "N", default_value_t = 60)]

@@ -53,6 +53,8 @@ fn with_bar<T>(read: impl FnOnce(Progress<'_>) -> T) -> T {
             shown = Some(bar(all.0, template));
         }
         if let Some(bar) = &shown {
+            // A file that is checked has other bytes than the model.
+            bar.set_length(all.0);
             bar.set_position(read.0);
         }
     });

@@ -110,7 +110,9 @@ fn talk(
             None => plain(&messages),
         };
         let added = text.strip_prefix(&held).unwrap_or(&text);
-        let prompt = engine.tokenizer().encode(added, false)?;
+        // A template writes the start token itself.
+        let start = !usable && held.is_empty();
+        let prompt = engine.tokenizer().encode(added, start)?;
         if let Some(notes) = ready.take() {
             say(&FromWorker::Ready {
                 signal: governor.stats().signal.into(),

@@ -215,7 +215,7 @@ impl Engine {
     pub fn load_with(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, EngineError> {
         let gguf = match config.more_parts.as_slice() {
             [] => Gguf::open(&config.model)?,
-            more => Gguf::open_parts(&[std::slice::from_ref(&config.model), more].concat())?,
+            more => Gguf::open_parts(&config.model, more)?,
         };
         let trained = gguf.config().context;
         let context = config.context.unwrap_or(trained.min(DEFAULT_CONTEXT));

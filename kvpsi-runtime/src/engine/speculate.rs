@@ -7,8 +7,8 @@
 //! is worth. Invariants: a token is sampled from the logits of its own
 //! position and a draft is kept only if it is that token, so the text is what
 //! it would be without drafts, for every sampler, seed, grammar and penalty;
-//! guesses are judged where they are not computed, too, so a request pays for
-//! none before it had right ones. Out of scope: rows and their memory.
+//! guesses are judged where they are not computed, too, so a request whose
+//! guesses were wrong pays for none. Out of scope: rows and their memory.
 
 use crate::model::step::MOST_ROWS;
 use std::time::Duration;
@@ -34,7 +34,8 @@ const LOOK_BACK: usize = 32 * 1024;
 /// The least share of a match's length in each class of [`Drafts::odds`].
 const CLASSES: [usize; 4] = [LEAST_MATCH, 4, 7, 12];
 /// Chance of a guess of which nothing is known, and what it weighs beside
-/// those that were judged.
+/// those that were judged: a request's first guesses are computed where a row
+/// more costs less than a quarter of a step.
 const PRIOR: (f32, f32) = (0.3, 2.0);
 /// Judged guesses after which the older half is forgotten.
 const REMEMBERED: f32 = 48.0;

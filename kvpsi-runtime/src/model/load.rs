@@ -28,8 +28,8 @@ const NOT_TEXT: [&str; 3] = ["v.", "mm.", "a."];
 
 mod kept;
 
-/// Told after each tensor: bytes read so far, and bytes of all tensors.
-pub type Progress<'a> = &'a mut dyn FnMut(Bytes, Bytes);
+/// Told how many bytes were read or checked so far, and of how many.
+pub type Progress<'a> = &'a mut (dyn FnMut(Bytes, Bytes) + Send);
 
 /// Where matrices come from, or go to.
 enum Matrices<'a, 'w> {
@@ -183,6 +183,10 @@ impl Reader<'_, '_> {
         let stores = i < c.storing;
         let fused = name("attn_qkv");
         let (q, own) = if family.fused || self.gguf.has(&fused) {
+            if !stores {
+                let what = "holds keys and values of a layer that looks at another's";
+                return Err(self.bad(&fused, what));
+            }
             let [q, k, v] = self.rows(&fused, [q_width, kv_width, kv_width], hidden)?;
             (q, Some([k, v]))
         } else {

@@ -60,8 +60,11 @@ fn bad(name: &str, what: impl Into<String>) -> ModelError {
     }
 }
 
-/// Where the manifest of a name lies in a store.
-fn manifest(name: &str) -> Result<PathBuf, ModelError> {
+/// Where the manifest of a name (without [`PREFIX`]) lies in a store.
+///
+/// # Errors
+/// It is no name, or would lead out of the store.
+pub fn manifest(name: &str) -> Result<PathBuf, ModelError> {
     let (path, tag) = match name.rsplit_once(':') {
         Some((path, tag)) if !tag.contains('/') => (path, tag),
         _ => (name, "latest"),
@@ -90,37 +93,55 @@ fn manifest(name: &str) -> Result<PathBuf, ModelError> {
 
 /// The weights that a manifest names.
 fn weights(store: &Path, manifest: &Path) -> Result<PathBuf, ModelError> {
-    let open = |source| ModelError::Open {
-        path: manifest.into(),
-        source,
-    };
     let bad = |what: String| ModelError::Format {
         path: manifest.into(),
         what,
     };
-    let mut text = String::new();
-    let file = open_regular(manifest).map_err(open)?;
-    file.take(MOST_MANIFEST)
-        .read_to_string(&mut text)
-        .map_err(open)?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| bad(format!("is no manifest of Ollama: {e}")))?;
-    let layers = json["layers"].as_array().into_iter().flatten();
-    let digest = layers
-        .filter(|l| l["mediaType"] == WEIGHTS)
-        .find_map(|l| l["digest"].as_str())
-        .ok_or_else(|| bad(format!("names no layer of the type {WEIGHTS}")))?;
-    let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(bad("names weights by something else than a SHA-256".into()));
-    }
-    let blob = store.join(format!("blobs/sha256-{hex}"));
+    let mut text = Vec::new();
+    let file = open_regular(manifest);
+    file.and_then(|file| file.take(MOST_MANIFEST).read_to_end(&mut text))
+        .map_err(|e| bad(format!("{e}; `ollama pull` fetches the model again")))?;
+    let blob = store.join(blob(&text).map_err(bad)?);
     match blob.is_file() {
         true => Ok(blob),
         false => Err(bad(format!(
             "names {}, which is not there: pull the model again",
             blob.display()
         ))),
+    }
+}
+
+/// Where the weights that a manifest names lie in a store.
+///
+/// # Errors
+/// In words, to be shown after the manifest's name: it is none, names no weights,
+/// or more than weights that kvpsi can use.
+pub fn blob(manifest: &[u8]) -> Result<String, String> {
+    let json: serde_json::Value =
+        serde_json::from_slice(manifest).map_err(|e| format!("is no manifest of Ollama: {e}"))?;
+    let layers = || json["layers"].as_array().into_iter().flatten();
+    let kind = |layer: &serde_json::Value| layer["mediaType"].as_str().map(str::to_owned);
+    // What answers without it is another model.
+    let adapter = layers().filter_map(kind).find(|k| k.ends_with(".adapter"));
+    if let Some(adapter) = adapter {
+        return Err(format!(
+            "names an adapter ({}), which kvpsi cannot apply: merge it into its model",
+            adapter.escape_debug().take(80).collect::<String>()
+        ));
+    }
+    let mut weights = layers().filter(|l| l["mediaType"] == WEIGHTS);
+    let digest = weights.next().and_then(|l| l["digest"].as_str());
+    let digest = digest.ok_or_else(|| format!("names no layer of the type {WEIGHTS}"))?;
+    if weights.next().is_some() {
+        return Err(format!(
+            "names several layers of the type {WEIGHTS}: `-m` takes the first file of a model in parts"
+        ));
+    }
+    match digest.strip_prefix("sha256:") {
+        Some(hex) if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            Ok(format!("blobs/sha256-{hex}"))
+        }
+        _ => Err("names weights by something else than a SHA-256".into()),
     }
 }
 
@@ -162,6 +183,17 @@ mod tests {
     }
 
     #[test]
+    fn the_seeds_of_the_fuzz_target_are_a_manifest_and_a_name() {
+        let seed = include_bytes!("../../../fuzz/seeds/ollama/manifest");
+        assert_eq!(
+            blob(seed).unwrap(),
+            format!("blobs/sha256-{}", "5a".repeat(32))
+        );
+        let name = include_str!("../../../fuzz/seeds/ollama/name");
+        manifest(name).unwrap();
+    }
+
+    #[test]
     fn a_manifest_leads_to_its_weights_or_says_what_is_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("manifest");
@@ -176,19 +208,33 @@ mod tests {
             )
         };
         let whole = layer(WEIGHTS, &format!("sha256:{hex}"));
+        let with = |kind: &str| {
+            let more = format!(r#", {{"mediaType": "{kind}", "digest": "sha256:{hex}"}}]}}"#);
+            whole.replace("]}", &more)
+        };
+        let adapter = with("application/vnd.ollama.image.adapter");
+        let second = with(WEIGHTS);
         for (text, says) in [
             ("{", "no manifest"),
             ("[]", "no layer"),
             (&layer("other", "sha256:"), "no layer"),
             (&layer(WEIGHTS, "sha256:../../x"), "SHA-256"),
             (&whole, "not there"),
+            (&adapter, "image.adapter"),
+            (&second, "several layers"),
         ] {
             let e = read(text).unwrap_err();
             assert!(e.contains(says) && !e.contains('\n'), "{text}: {e}");
         }
+        std::fs::remove_file(&path).unwrap();
+        let e = weights(dir.path(), &path).unwrap_err().to_string();
+        assert!(e.contains("ollama pull") && !e.contains("xtask"), "{e}");
         let blob = dir.path().join(format!("blobs/sha256-{hex}"));
         std::fs::create_dir(dir.path().join("blobs")).unwrap();
         std::fs::write(&blob, "GGUF").unwrap();
         assert_eq!(read(&whole).unwrap(), blob);
+        // A projector is for pictures: text does not need it.
+        let seeing = with("application/vnd.ollama.image.projector");
+        assert_eq!(read(&seeing).unwrap(), blob);
     }
 }

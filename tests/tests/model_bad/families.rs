@@ -79,6 +79,43 @@ fn layers_that_share_what_nobody_stores_are_named() {
         tiny.set(key, Value::U32(n));
         refused(&tiny, key);
     }
+    // One tensor of queries, keys and values stores.
+    for name in ["phi3-short", "phi3-long"] {
+        let mut tiny = family(name);
+        tiny.set("attention.shared_kv_layers", Value::U32(1));
+        refused(&tiny, "blk.1.attn_qkv.weight");
+    }
+}
+
+/// RoPE's factors are as many as the pairs of the longer heads, and memory is
+/// taken for heads that a layer has.
+#[test]
+fn heads_of_windows_that_fit_nothing_are_named() {
+    for (rotary, factors) in [(8, Some(4)), (16, Some(8)), (16, None)] {
+        let mut tiny = family("llama");
+        for (key, n) in [
+            ("attention.sliding_window", 16),
+            ("attention.key_length", 1024),
+            ("attention.value_length", 1024),
+            ("attention.key_length_swa", 16),
+            ("attention.value_length_swa", 16),
+            ("rope.dimension_count", rotary),
+        ] {
+            tiny.set(key, Value::U32(n));
+        }
+        let name = "rope_freqs.weight";
+        tiny.tensors.remove(name);
+        if let Some(n) = factors {
+            tiny.insert(name, &vec![2.0; n], &[n], GgmlDType::F32)
+                .unwrap();
+        }
+        refused(&tiny, "attention.key_length_swa");
+    }
+    // Gemma with windows in all layers.
+    let mut tiny = family("gemma4");
+    let all = Value::Array(vec![Value::Bool(true); 7]);
+    tiny.set("attention.sliding_window_pattern", all);
+    refused(&tiny, "attention.key_length_swa");
 }
 
 #[test]

@@ -33,8 +33,8 @@ Tokenizers are those of the file, whatever its family: BPE by the 91 names that 
 Face's tokenizers on the vocabularies of Qwen 3, Llama 3.1, gpt-oss, DeepSeek V3 and Gemma 3, on 46 texts in twenty
 scripts (`model_vocabularies.rs`). Unigram and WordPiece are refused by name: no family here has them.
 
-What differs from llama.cpp, where transformers and llama.cpp do: the ramp of gpt-oss's YaRN lies between whole
-dimensions (its configuration says `truncate: false`, which no key of the file holds), the window of Phi 3 is
+What differs from llama.cpp, where transformers and llama.cpp do: the ramp of gpt-oss's YaRN is not rounded to
+whole dimensions (its configuration says `truncate: false`, which no key of the file holds), the window of Phi 3 is
 observed, and Phi's factors for long texts are used where the KV pool has room for more tokens than its first context.
 
 ## Not here
@@ -44,6 +44,7 @@ observed, and Phi's factors for long texts are used where the KV pool has room f
 | lfm2, qwen3next, granitehybrid, falcon-h1, nemotron-h, mamba | short convolutions and gated states are one state for a whole sequence, not rows: nothing of it can be dropped, thinned, packed or shared by content, and an answer that was preempted or lost tokens could not be recomputed from the middle. They need a memory of their own beside the pool |
 | gemma4 26B and 31B | layers differ in their number of KV heads; blocks of the pool have one shape for all layers. Experts of 26B are chosen by another norm |
 | gemma3n | several streams for each row |
+| gptoss | Ollama's own files of gpt-oss: other names of tensors, queries, keys and values in one, gate and up in alternating rows, and no key that says YaRN. The files that llama.cpp's converter makes (`gpt-oss`) are read |
 | deepseek2, minicpm3 | keys and values are one compressed row, of unequal sizes |
 | qwen2moe, llama4, glm4moe, dots1, deepseek | a shared expert behind a gate, groups of experts, or dense layers among them: refused by the key's name where the family is here, by the family's elsewhere |
 ";

@@ -288,7 +288,7 @@ pub(super) fn narrow(n: usize) -> Result<usize, Error> {
 }
 
 /// Before a list is made of a text's characters or of values.
-fn listed(v: &Value) -> Result<(), Error> {
+pub(super) fn listed(v: &Value) -> Result<(), Error> {
     let values = v.as_str().map_or_else(|| v.len().unwrap_or(0), str::len);
     made(values.saturating_mul(size_of::<Value>()))
 }

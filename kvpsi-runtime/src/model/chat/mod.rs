@@ -30,6 +30,7 @@ use minijinja::{
     machinery::{CompiledTemplate, TemplateConfig, Vm, WhitespaceConfig, make_string_output},
     syntax::SyntaxConfig,
 };
+use serde_json::json;
 use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
@@ -105,13 +106,8 @@ impl ChatTemplate {
     /// # Errors
     /// The template does not compile, refuses these messages or fails.
     pub fn render(&self, messages: &[Message], prompt: bool) -> Result<String, ModelError> {
-        let messages: Vec<serde_json::Value> = messages.iter().map(Message::json).collect();
-        self.written(context! {
-            messages => messages,
-            add_generation_prompt => prompt,
-            bos_token => self.bos,
-            eos_token => self.eos,
-        })
+        let messages: Vec<_> = messages.iter().map(Message::json).collect();
+        self.render_value(&json!({"messages": messages, "add_generation_prompt": prompt}))
     }
 
     /// The same for whatever else a template may ask for: `variables` is a JSON
@@ -123,23 +119,16 @@ impl ChatTemplate {
     pub fn render_json(&self, variables: &str) -> Result<String, ModelError> {
         let given: BTreeMap<String, minijinja::Value> = serde_json::from_str(variables)
             .map_err(|e| ModelError::Template(format!("its variables are no JSON object: {e}")))?;
-        self.written(context! {
-            bos_token => self.bos,
-            eos_token => self.eos,
-            ..given.into_iter().collect::<minijinja::Value>()
-        })
+        self.written(given.into_iter().collect())
     }
 
     /// The same for variables of ours.
     fn render_value(&self, variables: &serde_json::Value) -> Result<String, ModelError> {
-        self.written(context! {
-            bos_token => self.bos,
-            eos_token => self.eos,
-            ..minijinja::Value::from_serialize(variables)
-        })
+        self.written(minijinja::Value::from_serialize(variables))
     }
 
     fn written(&self, variables: minijinja::Value) -> Result<String, ModelError> {
+        let variables = context! { bos_token => self.bos, eos_token => self.eos, ..variables };
         let written = self.program.as_ref().map_err(Clone::clone);
         written
             .and_then(|program| program.run(variables))

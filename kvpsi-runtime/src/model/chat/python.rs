@@ -272,6 +272,70 @@ fn formatter(out: &mut Output<'_>, state: &State<'_, '_>, v: &Value) -> Result<(
     Ok(out.write_str(text)?)
 }
 
+/// The methods of strings that make a list.
+fn split(s: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let (first, most, named): (Option<Value>, Option<i64>, Kwargs) = from_args(args)?;
+    let given = |key| Ok::<_, Error>(first.clone().or(named.get(key)?));
+    let all: Vec<&str> = if name == "splitlines" {
+        let keep = given("keepends")?.is_some_and(|keep| keep.is_true());
+        match keep {
+            true => s.split_inclusive('\n').collect(),
+            false => s.lines().collect(),
+        }
+    } else {
+        let sep = given("sep")?.filter(|sep| !sep.is_none());
+        let sep = match &sep {
+            None => None,
+            Some(sep) => Some(
+                sep.as_str()
+                    .ok_or_else(|| failed(format!("{name}: a separator is a text")))?,
+            ),
+        };
+        // A negative number is none.
+        let most = most.or(named.get("maxsplit")?);
+        let most = most.and_then(|n| usize::try_from(n).ok());
+        let most = most.map_or(usize::MAX, |n| n.saturating_add(1));
+        let mut all: Vec<&str> = match (sep, name) {
+            (Some(""), _) => return Err(failed(format!("{name}: empty separator"))),
+            (Some(sep), "split") => s.splitn(most, sep).collect(),
+            (Some(sep), _) => s.rsplitn(most, sep).collect(),
+            (None, "split") => words(s, most, str::trim_start, |s| {
+                s.split_once(char::is_whitespace)
+            }),
+            (None, _) => words(s, most, str::trim_end, |s| {
+                s.rsplit_once(char::is_whitespace)
+                    .map(|(rest, word)| (word, rest))
+            }),
+        };
+        if name == "rsplit" {
+            all.reverse();
+        }
+        all
+    };
+    named.assert_all_used()?;
+    Ok(all.into_iter().map(Value::from).collect())
+}
+
+/// Up to `most` parts between spaces, the last one whole; `next` gives a word and
+/// what is behind it, in the direction of `trim`.
+fn words<'s>(
+    s: &'s str,
+    most: usize,
+    trim: impl Fn(&'s str) -> &'s str,
+    next: impl Fn(&'s str) -> Option<(&'s str, &'s str)>,
+) -> Vec<&'s str> {
+    let (mut all, mut rest) = (Vec::new(), trim(s));
+    while !rest.is_empty() {
+        let (word, behind) = match next(rest) {
+            Some(cut) if all.len() + 1 < most => cut,
+            _ => (rest, ""),
+        };
+        all.push(word);
+        rest = trim(behind);
+    }
+    all
+}
+
 /// Methods of Python's strings that minijinja-contrib does not have.
 fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (v.as_str(), name, args) {
@@ -281,6 +345,10 @@ fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Resul
         }
         (Some(s), "join", [values, ..]) => limits::joined(values, s)?,
         (Some(s), "format", _) => limits::format(s, '{', args)?,
+        (Some(s), "split" | "rsplit" | "splitlines", _) => {
+            limits::listed(v)?;
+            return split(s, name, args);
+        }
         // Python counts the places between characters; the search would never end.
         (Some(s), "count", [what]) if what.as_str() == Some("") => {
             return Ok(Value::from(s.chars().count() + 1));
@@ -315,20 +383,6 @@ fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Resul
                 Some((a, b)) => parts([a, sep, b]),
                 None => parts(["", "", s]),
             }
-        }
-        "rsplit" => {
-            let (sep, most): (Option<&str>, Option<i64>) = from_args(args)?;
-            let most = most
-                .and_then(|n| usize::try_from(n).ok())
-                .map_or(usize::MAX, |n| n.saturating_add(1));
-            let mut all: Vec<&str> = match sep {
-                Some("") => return Err(failed("rsplit: empty separator")),
-                Some(sep) => s.rsplitn(most, sep).collect(),
-                None if most == usize::MAX => s.split_whitespace().rev().collect(),
-                None => s.trim_end().rsplitn(most, char::is_whitespace).collect(),
-            };
-            all.reverse();
-            Ok(all.into_iter().map(Value::from).collect())
         }
         "casefold" => {
             let () = from_args(args)?;
@@ -376,3 +430,6 @@ fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Resul
         _ => known,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -216,9 +216,17 @@ impl Config {
             true => (hidden as f32).sqrt(),
             false => 1.0,
         };
-        let [score_cap, logit_cap] = ["attn", "final"]
-            .map(|which| keys.float_or_off(&format!("{which}_logit_softcapping"), 1e-3..=1e6));
-        let caps = family.softcaps;
+        // 0 is none, and no key the family's.
+        let cap = |which: &str, usual: Option<f32>| {
+            let key = format!("{which}_logit_softcapping");
+            match keys.value(&key) {
+                None => Ok(usual),
+                Some(_) => keys.float_or_off(&key, 1e-3..=1e6),
+            }
+        };
+        let usual = family.softcaps;
+        let score_cap = cap("attn", usual.map(|[scores, _]| scores))?;
+        let logit_cap = cap("final", usual.map(|[_, logits]| logits))?;
         let feed_forwards = keys.each("feed_forward_length", layers, 1 << 20)?;
         let widest = feed_forwards.as_ref().and_then(|each| each.iter().max());
         let feed_forward = match widest {
@@ -231,6 +239,20 @@ impl Config {
         };
         let rope = positions::rope(&keys, family, context)?;
         let sliding = positions::sliding(&keys, family, layers, rope)?;
+        if let Some(s) = &sliding
+            && windowed_head_dim < head_dim
+        {
+            let what = if (0..layers).all(|i| s.layers.has(i)) {
+                format!("is {windowed_head_dim}, and no layer has heads of {head_dim}")
+            } else if s.factors {
+                format!("is {windowed_head_dim}: factors of RoPE are those of heads of {head_dim}")
+            } else {
+                String::new()
+            };
+            if !what.is_empty() {
+                return Err(keys.bad("attention.key_length_swa", what));
+            }
+        }
         let shared = or_none("attention.shared_kv_layers", layers as u64 - 1)?.unwrap_or(0);
         let storing = layers - shared;
         let kind = |i: usize| sliding.as_ref().is_some_and(|s| s.layers.has(i));
@@ -261,19 +283,17 @@ impl Config {
             pairs: family.pairs,
             temperature: positions::temperature(&keys)?,
             attention_scale,
-            score_cap: score_cap?.or(caps.map(|[scores, _]| scores)),
+            score_cap,
             embedding_scale: scale("embedding_scale", root)?,
             residual_scale: scale("residual_scale", 1.0)?,
             // Granite's key divides.
             logit_scale: 1.0 / scale("logit_scale", 1.0)?,
-            logit_cap: logit_cap?.or(caps.map(|[_, logits]| logits)),
+            logit_cap,
             gate: family.gate,
             experts: experts::read(&keys, family, feed_forward)?,
-            // All families here are trained with this one unless their
-            // configuration says otherwise (transformers' `rms_norm_eps`).
             rms_eps: keys
                 .float("attention.layer_norm_rms_epsilon", 1e-12..=1.0)?
-                .unwrap_or(1e-6),
+                .unwrap_or(family.rms_eps),
             vocab,
         })
     }

@@ -69,8 +69,7 @@ pub(super) fn read(
     }
     // ggml's numbers: the softmax of all, and of those that were chosen.
     let normed = match keys.int("expert_gating_func", 1024)? {
-        None => keys.flag("expert_weights_norm")?.unwrap_or(normed),
-        Some(1) => keys.flag("expert_weights_norm")?.unwrap_or(normed),
+        None | Some(1) => keys.flag("expert_weights_norm")?.unwrap_or(normed),
         Some(3) => true,
         Some(other) => {
             let what = format!("is {other}; supported: 1 (softmax), 3 (softmax of the chosen)");

@@ -59,6 +59,9 @@ pub struct Family {
     pub softcaps: Option<[f32; 2]>,
     /// Whether there are experts.
     pub experts: HasExperts,
+    /// Epsilon of the RMS norms where the file has none: `rms_norm_eps` of
+    /// transformers' configurations.
+    pub rms_eps: f32,
 }
 
 /// Layers that RoPE turns.
@@ -160,6 +163,7 @@ const LLAMA: Family = Family {
     shared_scale: None,
     softcaps: None,
     experts: HasExperts::Told { normed: true },
+    rms_eps: 1e-6,
 };
 
 const QWEN3: Family = Family {
@@ -207,6 +211,7 @@ pub static FAMILIES: &[Family] = &[
     Family {
         name: "mistral3",
         models: "Ministral 3",
+        rms_eps: 1e-5,
         ..LLAMA
     },
     Family {
@@ -254,6 +259,7 @@ pub static FAMILIES: &[Family] = &[
         qk_norm: QkNorm::Rows,
         norms_before: false,
         norms_behind: true,
+        rms_eps: 1e-5,
         ..QWEN3
     },
     Family {
@@ -263,6 +269,7 @@ pub static FAMILIES: &[Family] = &[
             normed: false,
             bias: false,
         },
+        rms_eps: 1e-5,
         ..QWEN3
     },
     Family {
@@ -272,6 +279,7 @@ pub static FAMILIES: &[Family] = &[
         qk_norm: QkNorm::None,
         long_rope: true,
         fused: true,
+        rms_eps: 1e-5,
         ..QWEN3
     },
     Family {
@@ -293,6 +301,7 @@ pub static FAMILIES: &[Family] = &[
             normed: true,
             bias: true,
         },
+        rms_eps: 1e-5,
         ..QWEN3
     },
     Family {

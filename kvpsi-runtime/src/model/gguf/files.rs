@@ -4,8 +4,8 @@
 //! parts that open together name the same count, each its own place, and no
 //! tensor twice. Out of scope: what a part holds.
 
-use super::{ModelError, scan::Tensors};
-use candle_core::quantized::gguf_file::{Content, Value};
+use super::{ModelError, keys::whole, scan::Tensors};
+use candle_core::quantized::gguf_file::Content;
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
@@ -59,15 +59,7 @@ fn cut(path: &Path) -> Option<(&str, usize, usize)> {
 
 /// A number of a part's header.
 fn number(content: &Content, key: &str) -> Option<u64> {
-    Some(match content.metadata.get(key)? {
-        Value::U8(n) => u64::from(*n),
-        Value::U16(n) => u64::from(*n),
-        Value::U32(n) => u64::from(*n),
-        Value::U64(n) => *n,
-        Value::I32(n) => u64::try_from(*n).ok()?,
-        Value::I64(n) => u64::try_from(*n).ok()?,
-        _ => return None,
-    })
+    u64::try_from(whole(content.metadata.get(key)?)?).ok()
 }
 
 /// Checks that `all` are the parts of one model, in their order.

@@ -31,11 +31,11 @@ impl Keys<'_> {
     }
 
     /// A whole number that is not negative.
-    fn whole(&self, key: &str) -> Result<Option<u64>, ModelError> {
+    fn number(&self, key: &str) -> Result<Option<u64>, ModelError> {
         // Some converters write one number for each layer.
         let value = match self.value(key) {
             Some(Value::Array(each)) => match each.split_first() {
-                Some((one, rest)) if rest.iter().all(|v| same(v, one)) => Some(one),
+                Some((one, rest)) if rest.iter().all(|v| whole(v) == whole(one)) => Some(one),
                 _ => {
                     return Err(self.bad(
                         key,
@@ -49,27 +49,22 @@ impl Keys<'_> {
     }
 
     fn natural(&self, key: &str, value: &Value) -> Result<u64, ModelError> {
-        match value {
-            Value::U8(n) => Ok(u64::from(*n)),
-            Value::U16(n) => Ok(u64::from(*n)),
-            Value::U32(n) => Ok(u64::from(*n)),
-            Value::U64(n) => Ok(*n),
-            Value::I32(n) if *n >= 0 => Ok(u64::from(n.unsigned_abs())),
-            Value::I64(n) if *n >= 0 => Ok(n.unsigned_abs()),
-            other => Err(self.bad(
-                key,
-                format!("is {:?}, a count was expected", other.value_type()),
-            )),
-        }
+        let n = whole(value).and_then(|n| u64::try_from(n).ok());
+        n.ok_or_else(|| {
+            let kind = value.value_type();
+            self.bad(key, format!("is {kind:?}, a count was expected"))
+        })
     }
 
     /// A count from 1 to `most`.
     pub fn int(&self, key: &str, most: u64) -> Result<Option<usize>, ModelError> {
-        let Some(n) = self.whole(key)? else {
-            return Ok(None);
-        };
+        let n = self.number(key)?;
+        n.map(|n| self.count(key, n, most)).transpose()
+    }
+
+    fn count(&self, key: &str, n: u64, most: u64) -> Result<usize, ModelError> {
         match usize::try_from(n) {
-            Ok(small) if (1..=most).contains(&n) => Ok(Some(small)),
+            Ok(small) if (1..=most).contains(&n) => Ok(small),
             _ => Err(self.bad(
                 key,
                 format!("is {n}, which is not between 1 and {most}: the file is damaged"),
@@ -91,19 +86,10 @@ impl Keys<'_> {
             let what = format!("has {} numbers for {layers} layers", each.len());
             return Err(self.bad(key, what));
         }
-        let each = each.iter().map(|v| self.count(key, v, most));
+        let each = each
+            .iter()
+            .map(|value| self.count(key, self.natural(key, value)?, most));
         each.collect::<Result<_, _>>().map(Some)
-    }
-
-    fn count(&self, key: &str, value: &Value, most: u64) -> Result<usize, ModelError> {
-        let n = self.natural(key, value)?;
-        match usize::try_from(n) {
-            Ok(small) if (1..=most).contains(&n) => Ok(small),
-            _ => Err(self.bad(
-                key,
-                format!("is {n}, which is not between 1 and {most}: the file is damaged"),
-            )),
-        }
     }
 
     pub fn required(&self, key: &str, most: u64) -> Result<usize, ModelError> {
@@ -134,7 +120,7 @@ impl Keys<'_> {
 
     /// Whether the key is there and 0.
     pub fn is_zero(&self, key: &str) -> bool {
-        matches!(self.whole(key), Ok(Some(0)))
+        matches!(self.number(key), Ok(Some(0)))
     }
 
     /// Truth values for each of so many layers, or none where the key is
@@ -188,7 +174,7 @@ impl Keys<'_> {
             None | Some(Value::Bool(false)) => true,
             Some(Value::F32(x)) => *x == 0.0,
             Some(Value::Bool(true) | Value::String(_) | Value::Array(_)) => false,
-            Some(_) => self.whole(key)?.is_none_or(|n| n <= 1),
+            Some(_) => self.number(key)?.is_none_or(|n| n <= 1),
         };
         if off {
             return Ok(());
@@ -197,13 +183,17 @@ impl Keys<'_> {
     }
 }
 
-/// Whether two numbers of a list are one.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::U32(a), Value::U32(b)) => a == b,
-        (Value::I32(a), Value::I32(b)) => a == b,
-        (Value::U64(a), Value::U64(b)) => a == b,
-        (Value::I64(a), Value::I64(b)) => a == b,
-        _ => false,
-    }
+/// A whole number of any width.
+pub(in crate::model) fn whole(value: &Value) -> Option<i128> {
+    Some(match value {
+        Value::U8(n) => i128::from(*n),
+        Value::I8(n) => i128::from(*n),
+        Value::U16(n) => i128::from(*n),
+        Value::I16(n) => i128::from(*n),
+        Value::U32(n) => i128::from(*n),
+        Value::I32(n) => i128::from(*n),
+        Value::U64(n) => i128::from(*n),
+        Value::I64(n) => i128::from(*n),
+        _ => return None,
+    })
 }

@@ -21,6 +21,7 @@ use scan::{TensorInfo, Tensors, WithoutTensors};
 pub use config::Config;
 pub use experts::Experts;
 pub use family::{FAMILIES, Family, HasExperts, QkNorm};
+pub(super) use keys::whole;
 pub use positions::{Layers, RopeConfig, Sliding, Temperature};
 
 use super::{linear::Format, open_regular};
@@ -161,30 +162,36 @@ impl Gguf {
     /// The file is missing, unreadable, no GGUF file, damaged, or of an
     /// architecture that kvpsi does not know; or a part is.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        Self::open_parts(&files::parts(path)?)
+        let parts = files::parts(path)?;
+        match parts.split_first() {
+            Some((first, others)) => Self::open_parts(first, others),
+            None => Self::open_parts(path, &[]),
+        }
     }
 
     /// Opens the parts of one model, in their order.
     ///
     /// # Errors
     /// As [`Gguf::open`].
-    pub fn open_parts(paths: &[PathBuf]) -> Result<Self, ModelError> {
-        let opened = paths.iter().map(|path| open_part(path));
+    pub fn open_parts(path: &Path, others: &[PathBuf]) -> Result<Self, ModelError> {
+        let paths = [path]
+            .into_iter()
+            .chain(others.iter().map(PathBuf::as_path));
+        let opened = paths.clone().map(open_part);
         let opened = opened.collect::<Result<Vec<_>, _>>()?;
-        let headers = paths.iter().zip(&opened);
+        let headers = paths.zip(&opened);
         let headers: Vec<_> = headers
-            .map(|(path, (part, content))| (path.as_path(), content, &part.tensors))
+            .map(|(path, (part, content))| (path, content, &part.tensors))
             .collect();
         files::belong_together(&headers)?;
-        let (parts, contents): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
-        let (Some(path), Some(content)) = (paths.first(), contents.into_iter().next()) else {
-            return Err(ModelError::NoDefault);
-        };
+        let (parts, mut contents): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        // There is one of each path.
+        let content = contents.swap_remove(0);
         let embedding = find(&parts, "token_embd.weight");
         let vocab = embedding.and_then(|(_, info)| info.shape.first().copied());
         let config = Config::read(path, &content, vocab)?;
         Ok(Self {
-            path: path.clone(),
+            path: path.to_owned(),
             parts,
             content,
             config,
@@ -330,10 +337,11 @@ fn open_part(path: &Path) -> Result<(Part, Content), ModelError> {
     // SAFETY: the mapping is private and only read; that others do not
     // write to a model that is being loaded is asked of the user.
     let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let tensors = scan::scan(&map[..], meta.len()).map_err(bad)?;
+    // What is mapped counts: the file may have become another meanwhile.
+    let tensors = scan::scan(&map).map_err(bad)?;
     let mut header = WithoutTensors(Cursor::new(&map[..]));
     let content = Content::read(&mut header).map_err(|e| bad(one_line(&e)))?;
-    check_tensors(path, &tensors, meta.len())?;
+    check_tensors(path, &tensors, map.len() as u64)?;
     let stamp = Stamp::of(&meta);
     let part = Part {
         map,

@@ -12,12 +12,12 @@
 use crate::model::linear::Format;
 use std::{
     collections::HashMap,
-    io::{BufRead, Cursor, Read, Seek, SeekFrom},
+    io::{Cursor, Read, Seek, SeekFrom},
 };
 
 /// Most bytes a header may take. Real ones hold a vocabulary and its merges:
 /// 2 to 20 MB.
-const MAX_HEADER: u64 = 256 << 20;
+const MAX_HEADER: usize = 256 << 20;
 /// Most elements over all arrays: the parser keeps 32 bytes for each, however
 /// small it is in the file.
 const MAX_ELEMENTS: u64 = 4 << 20;
@@ -85,30 +85,29 @@ impl Seek for WithoutTensors<'_> {
 }
 
 /// Reads and counts; every read is checked against the end of the file.
-struct Walk<R> {
-    from: R,
-    at: u64,
-    end: u64,
+struct Walk<'a> {
+    file: &'a [u8],
+    at: usize,
     elements: u64,
 }
 
-impl<R: BufRead> Walk<R> {
+impl<'a> Walk<'a> {
     fn take<const N: usize>(&mut self, what: &str) -> Result<[u8; N], String> {
         let mut bytes = [0; N];
-        self.need(N as u64, what)?;
-        self.from
-            .read_exact(&mut bytes)
-            .map_err(|e| format!("reading {what}: {e}"))?;
+        bytes.copy_from_slice(self.skip(N as u64, what)?);
         Ok(bytes)
     }
 
-    /// Accounts for `n` bytes that are about to be read.
-    fn need(&mut self, n: u64, what: &str) -> Result<(), String> {
-        let end = self.at.checked_add(n).filter(|&e| e <= self.end);
-        let Some(end) = end else {
+    /// The next `n` bytes.
+    fn skip(&mut self, n: u64, what: &str) -> Result<&'a [u8], String> {
+        let end = usize::try_from(n).ok();
+        let end = end.and_then(|n| self.at.checked_add(n));
+        let bytes = end.and_then(|end| Some((end, self.file.get(self.at..end)?)));
+        let Some((end, bytes)) = bytes else {
             return Err(format!(
                 "{what} wants {n} bytes at offset {}, but the file ends at {}: it is damaged or was not downloaded completely",
-                self.at, self.end
+                self.at,
+                self.file.len()
             ));
         };
         if end > MAX_HEADER {
@@ -117,26 +116,7 @@ impl<R: BufRead> Walk<R> {
             ));
         }
         self.at = end;
-        Ok(())
-    }
-
-    fn skip(&mut self, n: u64, what: &str) -> Result<(), String> {
-        self.need(n, what)?;
-        let mut left = n;
-        while left > 0 {
-            let have = self
-                .from
-                .fill_buf()
-                .map_err(|e| format!("reading {what}: {e}"))?
-                .len();
-            if have == 0 {
-                return Err(format!("the file became shorter while reading {what}"));
-            }
-            let step = usize::try_from(left).unwrap_or(usize::MAX).min(have);
-            self.from.consume(step);
-            left -= step as u64;
-        }
-        Ok(())
+        Ok(bytes)
     }
 
     fn u32(&mut self, what: &str) -> Result<u32, String> {
@@ -154,35 +134,27 @@ impl<R: BufRead> Walk<R> {
                 "{what} is {len} bytes long, {MAX_NAME} at most are usual"
             ));
         }
-        self.need(len, what)?;
-        let mut bytes = Vec::new();
-        (&mut self.from)
-            .take(len)
-            .read_to_end(&mut bytes)
-            .map_err(|e| format!("reading {what}: {e}"))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        let bytes = self.skip(len, what)?;
+        Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
     /// Walks over one value; returns it if it is an unsigned 32-bit number.
     fn value(&mut self, kind: u32, key: &str, depth: u32) -> Result<Option<u32>, String> {
-        match kind {
-            0 | 1 => self.skip(1, key)?,
+        let bytes = match kind {
+            0 | 1 => 1,
             7 => match self.take::<1>(key)? {
-                [0 | 1] => {}
+                [0 | 1] => 0,
                 [b] => return Err(format!("`{key}`: {b} is no truth value")),
             },
-            2 | 3 => self.skip(2, key)?,
+            2 | 3 => 2,
             4 => return self.u32(key).map(Some),
-            5 | 6 => self.skip(4, key)?,
-            10..=12 => self.skip(8, key)?,
-            8 => {
-                let len = self.u64(key)?;
-                self.skip(len, key)?;
-            }
-            9 => self.array(key, depth)?,
+            5 | 6 => 4,
+            10..=12 => 8,
+            8 => self.u64(key)?,
+            9 => return self.array(key, depth).map(|()| None),
             _ => return Err(format!("`{key}` has the unknown value type {kind}")),
-        }
-        Ok(None)
+        };
+        self.skip(bytes, key).map(|_| None)
     }
 
     fn array(&mut self, key: &str, depth: u32) -> Result<(), String> {
@@ -210,7 +182,7 @@ impl<R: BufRead> Walk<R> {
             }
             _ => return Err(format!("`{key}` is an array of the unknown type {kind}")),
         };
-        self.skip(len * width, key)
+        self.skip(len * width, key).map(|_| ())
     }
 
     fn tensor(&mut self, index: u64) -> Result<(String, TensorInfo), String> {
@@ -253,18 +225,17 @@ impl<R: BufRead> Walk<R> {
     }
 }
 
-/// Walks the header of a file of `file_len` bytes.
+/// Walks the header of a file.
 ///
 /// # Errors
 /// What is wrong with it, to be shown after the file's name.
-pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<Tensors, String> {
+pub(super) fn scan(file: &[u8]) -> Result<Tensors, String> {
     let mut walk = Walk {
-        from,
+        file,
         at: 0,
-        end: file_len,
         elements: 0,
     };
-    if file_len == 0 {
+    if file.is_empty() {
         return Err("the file is empty: download it again".into());
     }
     let magic = walk.take::<4>("the magic number")?;
@@ -315,6 +286,6 @@ pub(super) fn scan(from: impl BufRead, file_len: u64) -> Result<Tensors, String>
     }
     Ok(Tensors {
         by_name,
-        data_at: walk.at.next_multiple_of(alignment),
+        data_at: (walk.at as u64).next_multiple_of(alignment),
     })
 }

@@ -132,6 +132,50 @@ fn numbers_that_old_and_odd_converters_write_are_understood() {
     }
 }
 
+/// Of another architecture, by the same numbers.
+fn of(arch: &str, more: &[(&str, Value)]) -> Vec<u8> {
+    let own = |key: &str| format!("{arch}.{key}");
+    let mut m = metadata();
+    m.retain(|(k, _)| !k.ends_with("rms_epsilon"));
+    for (key, _) in &mut m {
+        *key = key.replace("llama.", &own(""));
+    }
+    m[0].1 = Value::String(arch.into());
+    m.extend(more.iter().map(|(key, value)| (own(key), value.clone())));
+    file_with(&m)
+}
+
+#[test]
+fn a_missing_epsilon_is_that_of_transformers() {
+    for (arch, eps) in [
+        ("qwen2", 1e-6),
+        ("gemma2", 1e-6),
+        ("mistral3", 1e-5),
+        ("phi3", 1e-5),
+        ("olmo2", 1e-5),
+    ] {
+        assert_eq!(
+            open(&of(arch, &[])).unwrap().config().rms_eps,
+            eps,
+            "{arch}"
+        );
+    }
+}
+
+#[test]
+fn a_soft_cap_of_0_is_none_and_one_that_is_missing_is_the_familys() {
+    let caps = |more: &[(&str, Value)]| {
+        let gguf = open(&of("gemma2", more)).unwrap();
+        [gguf.config().score_cap, gguf.config().logit_cap]
+    };
+    let [scores, logits] = ["attn_logit_softcapping", "final_logit_softcapping"];
+    assert_eq!(caps(&[]), [Some(50.0), Some(30.0)]);
+    let off = Value::F32(0.0);
+    assert_eq!(caps(&[(scores, off.clone())]), [None, Some(30.0)]);
+    assert_eq!(caps(&[(logits, off)]), [Some(50.0), None]);
+    assert_eq!(caps(&[(scores, Value::F32(7.0))]), [Some(7.0), Some(30.0)]);
+}
+
 #[test]
 fn a_big_endian_file_is_refused_by_name() {
     let mut bytes = file_with(&metadata());

@@ -25,8 +25,8 @@ impl Decoder {
     /// As [`Decoder::load`]; none for what is wrong with the cache.
     pub fn load_kept(gguf: &Gguf, weights: &Weights, progress: Progress<'_>) -> Result<Self> {
         let mut because = Vec::new();
-        if let Some(found) = weights.found(gguf) {
-            match Self::mapped(gguf, found, Place::Mapped, progress) {
+        if let Some(found) = weights.found(gguf, progress) {
+            match Self::mapped(gguf, found, Place::Mapped) {
                 Ok(decoder) => return Ok(decoder),
                 Err(e) => because.push(e),
             }
@@ -34,7 +34,7 @@ impl Decoder {
         let started = Instant::now();
         // What is wrong with the model itself is told below.
         if let Some(made) = Self::write(gguf, weights, progress).transpose() {
-            match Self::mapped(gguf, made, Place::Made(started.elapsed()), progress) {
+            match Self::mapped(gguf, made, Place::Made(started.elapsed())) {
                 Ok(decoder) => return Ok(decoder),
                 Err(e) => because.push(e),
             }
@@ -46,15 +46,14 @@ impl Decoder {
         Self::load_with(gguf, progress)
     }
 
-    /// Why not, in words.
+    /// Why not, in words. What takes time, the check of the file, is done.
     fn mapped(
         gguf: &Gguf,
         cached: std::result::Result<Cached, WeightsError>,
         place: Place,
-        progress: Progress<'_>,
     ) -> std::result::Result<Self, String> {
         let cached = cached.map_err(|e| e.to_string())?;
-        let read = Self::read(gguf, Matrices::Mapped(&cached, 0), progress);
+        let read = Self::read(gguf, Matrices::Mapped(&cached, 0), &mut |_, _| ());
         let decoder = read.map_err(|e| e.to_string())?;
         Ok(Self { place, ..decoder })
     }
@@ -73,7 +72,7 @@ impl Decoder {
                 Ok(None)
             }
             // A write that failed is what `finish` returns.
-            _ => weights.finish(writer).map(Some),
+            _ => weights.finish(writer, progress).map(Some),
         }
     }
 }

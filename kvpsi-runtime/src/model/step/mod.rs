@@ -1,10 +1,9 @@
 //! A step: the rows of some sequences through the decoder.
 //!
 //! Owns the memory of steps. That of a few rows (decode) is asked for once,
-//! and such a step allocates nothing (weights without kernels here go through
-//! candle, which does). That of many rows (prefill) comes with the first such
-//! step and goes with the next one of few rows, back to the kernel. Several
-//! sequences share each weight read. Refuses to know where KV lives, and what
+//! and such a step allocates nothing. That of many rows (prefill) comes with the
+//! first such step and goes with the next one of few rows, back to the kernel.
+//! Several sequences share each weight read. Refuses to know where KV lives, and what
 //! the logits are for.
 
 mod experts;

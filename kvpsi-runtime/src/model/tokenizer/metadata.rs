@@ -1,7 +1,7 @@
 //! Lists and numbers of a file's tokenizer, each refused by the name of its
 //! key where it is not what it must be.
 
-use crate::model::gguf::{Gguf, ModelError};
+use crate::model::gguf::{Gguf, ModelError, whole};
 use candle_core::quantized::gguf_file::Value;
 
 /// Reads the tokenizer's keys.
@@ -117,19 +117,4 @@ impl Metadata<'_> {
             )),
         }
     }
-}
-
-/// A whole number of any width.
-fn whole(value: &Value) -> Option<i128> {
-    Some(match value {
-        Value::U8(n) => i128::from(*n),
-        Value::I8(n) => i128::from(*n),
-        Value::U16(n) => i128::from(*n),
-        Value::I16(n) => i128::from(*n),
-        Value::U32(n) => i128::from(*n),
-        Value::I32(n) => i128::from(*n),
-        Value::U64(n) => i128::from(*n),
-        Value::I64(n) => i128::from(*n),
-        _ => return None,
-    })
 }

@@ -14,8 +14,12 @@
 use super::{Key, WeightsError};
 use crate::{
     mapped::MappedWeights,
-    model::linear::{Format, Packed},
+    model::{
+        linear::{Format, Packed},
+        load::Progress,
+    },
     thread_pool::thread_pool,
+    units::Bytes,
 };
 use memmap2::Advice;
 use serde::{Deserialize, Serialize};
@@ -25,7 +29,10 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// What a file begins with.
@@ -207,7 +214,12 @@ impl Cached {
     ///
     /// # Errors
     /// It cannot be mapped, is of another key, or damaged.
-    pub(super) fn open(file: &File, key: &Key, path: &Path) -> Result<Self, WeightsError> {
+    pub(super) fn open(
+        file: &File,
+        key: &Key,
+        path: &Path,
+        progress: Progress<'_>,
+    ) -> Result<Self, WeightsError> {
         // SAFETY: the mapping is only read. Nobody but our user can write to the
         // file (`Folder::open_file`), and kvpsi never writes to one that has
         // its name: it makes a new one and renames it.
@@ -228,7 +240,7 @@ impl Cached {
             map: Arc::new(map),
             table,
         };
-        match cached.first_damaged() {
+        match cached.first_damaged(progress) {
             None => Ok(cached),
             Some(tensor) => Err(damaged(format!("its weights of {tensor} are damaged"))),
         }
@@ -236,11 +248,21 @@ impl Cached {
 
     /// The tensor of a matrix that has not its checksum. Reads everything, on
     /// all threads: the weights are in memory afterwards, where there is room.
-    fn first_damaged(&self) -> Option<&str> {
-        let found = OnceLock::new();
-        thread_pool().spread(self.table.matrices.len(), |i| {
-            let matrix = &self.table.matrices[i];
-            if !self.intact(matrix) {
+    fn first_damaged(&self, progress: Progress<'_>) -> Option<&str> {
+        let matrices = &self.table.matrices;
+        let ranges = matrices.iter().filter_map(|m| m.place(self.map.len()));
+        let all = Bytes(ranges.map(|(.., range)| range.len() as u64).sum());
+        let (found, done, told) = (OnceLock::new(), AtomicU64::new(0), Mutex::new(progress));
+        let checked = |bytes: usize| {
+            done.fetch_add(bytes as u64, Ordering::Relaxed);
+            // Whoever tells now tells of this soon.
+            if let Ok(mut progress) = told.try_lock() {
+                progress(Bytes(done.load(Ordering::Relaxed)), all);
+            }
+        };
+        thread_pool().spread(matrices.len(), |i| {
+            let matrix = &matrices[i];
+            if !self.intact(matrix, &checked) {
                 // Of several any will do.
                 let _ = found.set(matrix.tensor.as_str());
             }
@@ -248,7 +270,7 @@ impl Cached {
         found.into_inner()
     }
 
-    fn intact(&self, matrix: &Matrix) -> bool {
+    fn intact(&self, matrix: &Matrix, checked: &impl Fn(usize)) -> bool {
         let Some((_, _, range)) = matrix.place(self.map.len()) else {
             return false;
         };
@@ -260,7 +282,8 @@ impl Cached {
             let _ = self
                 .map
                 .advise_range(Advice::WillNeed, piece.start, piece.len());
-            crc.update(&self.map[piece]);
+            crc.update(&self.map[piece.clone()]);
+            checked(piece.len());
         }
         crc.finalize() == matrix.crc
     }

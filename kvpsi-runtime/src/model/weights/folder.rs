@@ -17,9 +17,9 @@ use rustix::{
     process::geteuid,
 };
 use std::{
-    fs::{DirBuilder, File, Metadata, TryLockError},
+    fs::{File, Metadata, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -73,6 +73,29 @@ pub struct Entry {
     pub model: Result<String, String>,
 }
 
+/// Makes a folder and those above it that are not there, all of them `user`'s.
+/// Each is opened in the one above it, which that user may have changed meanwhile.
+fn make_all(path: &Path, user: Option<u32>) -> io::Result<()> {
+    let missing = path.ancestors().take_while(|above| !above.exists());
+    let missing: Vec<_> = missing.collect();
+    let there = path.ancestors().nth(missing.len()).unwrap_or(path);
+    let mut at = File::open(there)?;
+    for name in missing.iter().rev().filter_map(|folder| folder.file_name()) {
+        let made = rustix::fs::mkdirat(&at, name, Mode::RWXU);
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match made {
+            Ok(()) | Err(Errno::EXIST) => {
+                at = File::from(rustix::fs::openat(&at, name, flags, Mode::empty())?);
+            }
+            Err(e) => return Err(e.into()),
+        }
+        if made.is_ok() {
+            fchown(&at, user, None)?;
+        }
+    }
+    Ok(())
+}
+
 impl Folder {
     /// Where the cache is: `weights` in systemd's `CACHE_DIRECTORY`, else in
     /// `kvpsi` below `XDG_CACHE_HOME` or `~/.cache`.
@@ -104,13 +127,8 @@ impl Folder {
             what: "cannot be made",
             source,
         };
-        let is_new = !path.exists();
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(io)?;
+        make_all(path, user).map_err(io)?;
         let folder = Self::open(path)?;
-        if is_new && user.is_some() {
-            fchown(&folder.fd, user, None).map_err(io)?;
-        }
         let owner = user.unwrap_or_else(|| geteuid().as_raw());
         let folder = Self { owner, ..folder };
         let meta = folder.fd.metadata().map_err(io)?;
@@ -382,8 +400,8 @@ impl Folder {
             }
             if self.remove(&oldest.name).is_ok() {
                 tracing::info!("{}: removed, to make room", oldest.name);
+                sum -= oldest.bytes.0;
             }
-            sum -= oldest.bytes.0;
         }
         Ok(())
     }

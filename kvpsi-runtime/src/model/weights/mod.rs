@@ -18,7 +18,10 @@ mod write;
 pub use folder::Folder;
 pub use key::Key;
 
-use super::gguf::{Gguf, Stamp};
+use super::{
+    gguf::{Gguf, Stamp},
+    load::Progress,
+};
 use crate::units::Bytes;
 use file::Cached;
 use std::{
@@ -210,13 +213,17 @@ impl Weights {
 
     /// The file that was found, checked as [`Cached::open`] does. Of a model
     /// that was replaced meanwhile there is none, and [`Weights::begin`] says so.
-    pub(super) fn found(&self, gguf: &Gguf) -> Option<Result<Cached, WeightsError>> {
+    pub(super) fn found(
+        &self,
+        gguf: &Gguf,
+        progress: Progress<'_>,
+    ) -> Option<Result<Cached, WeightsError>> {
         let held = &*self.0;
         let file = held.found.as_ref()?;
         if !gguf.stamps().eq(held.stamps.iter().copied()) {
             return None;
         }
-        let opened = Cached::open(file, &held.key, &self.path());
+        let opened = Cached::open(file, &held.key, &self.path(), progress);
         if opened.is_ok() {
             held.folder.used(file);
             // The bound may be a lower one than last time.
@@ -269,7 +276,11 @@ impl Weights {
     }
 
     /// Gives the file its name and opens it.
-    pub(super) fn finish(&self, writer: Writer<'_>) -> Result<Cached, WeightsError> {
+    pub(super) fn finish(
+        &self,
+        writer: Writer<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Cached, WeightsError> {
         let held = &*self.0;
         let now = held.files.iter().map(|file| file.metadata());
         for (now, before) in now.zip(&held.stamps) {
@@ -279,7 +290,7 @@ impl Weights {
                 return Err(WeightsError::Replaced(held.model.clone()));
             }
         }
-        let open = |file| Cached::open(&file, &held.key, &self.path());
+        let mut open = |file| Cached::open(&file, &held.key, &self.path(), progress);
         let name = held.key.file_name();
         let finished = writer.finish(|| open(held.folder.open_file(&name)?));
         // Its name for the time may be another process's from now on.

@@ -5,7 +5,7 @@ use super::{
     Folder, Key,
     file::{HEAD_BYTES, Matrix, Table, framed, parse},
 };
-use crate::model::linear::Format;
+use crate::{model::linear::Format, units::Bytes};
 
 /// A table of one matrix of `Q8_0`, `[16, 32]`, whose tiles have 544 bytes, so
 /// nine lines.
@@ -83,4 +83,30 @@ fn nobody_takes_a_file_that_was_just_begun_for_one_that_a_crash_left() {
         }
     });
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_cannot_be_removed_makes_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let [stays, goes] = ["stays.weights", "goes.weights"].map(|n| dir.path().join(n));
+    // Not removed as a file is. On some file systems a folder takes no bytes.
+    std::fs::create_dir(&stays).unwrap();
+    (0..200).for_each(|i| {
+        std::fs::write(stays.join(format!("a name of some length {i}")), "").unwrap();
+    });
+    let old = std::fs::File::open(&stays).unwrap();
+    old.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    std::fs::write(&goes, vec![1; 1 << 16]).unwrap();
+    let folder = Folder::make(dir.path(), None).unwrap();
+    let bytes = |name: &str| {
+        let all = folder.entries();
+        all.iter().find(|e| e.name == name).unwrap().bytes
+    };
+    if bytes("stays.weights") == Bytes::ZERO {
+        return;
+    }
+    folder
+        .make_room(Bytes::ZERO, bytes("goes.weights"))
+        .unwrap();
+    assert!(stays.exists() && !goes.exists());
 }

@@ -70,6 +70,11 @@ fn what_takes_too_much_is_an_error_in_time() {
         "{{ ('x' * 60000000)|list|length }}".into(),
         "{{ (['x' * 60000] * 1000)|map('list')|list|length }}".into(),
         "{{ (['x' * 60000] * 1000)|map('split', '')|list|length }}".into(),
+        "{{ ('x' * 2000000).rsplit('x')|length }}".into(),
+        "{{ ('\n' * 2000000).splitlines()|length }}".into(),
+        "{{ ('\n' * 2000000).splitlines(true)|length }}".into(),
+        "{{ ('x' * 2000000).split('x')|length }}".into(),
+        "{{ 'abc'.split('')|length }}".into(),
         "{{ strftime_now('%c' * 30000) }}".into(),
         // What the compiler looks at again and again.
         format!("{{{{ {} }}}}", vec!["a == b"; 20_000].join(" and ")),

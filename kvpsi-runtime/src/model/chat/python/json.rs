@@ -6,23 +6,44 @@ use super::super::limits::MOST_DEPTH;
 use super::{MOST_TEXT, failed, write_number};
 use minijinja::{
     Error,
-    value::{Kwargs, Value, ValueKind},
+    value::{Kwargs, Rest, Value, ValueKind},
 };
 use std::fmt::Write;
 
 /// Most characters that a line is indented by for each level.
 const MOST_INDENT: usize = 64;
 
-/// `json.dumps` with the arguments that transformers passes on.
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let ascii: Option<bool> = options.get("ensure_ascii")?;
-    let sorted: Option<bool> = options.get("sort_keys")?;
-    let indent: Option<Value> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    options.assert_all_used()?;
+/// `json.dumps` with the arguments that transformers passes on, by their names or
+/// in this order.
+const ARGUMENTS: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
+
+pub(super) fn tojson(value: &Value, places: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    if places.len() > ARGUMENTS.len() {
+        return Err(failed("tojson: more than four arguments"));
+    }
+    let mut given = ARGUMENTS.map(|_| None);
+    for (i, (given, name)) in given.iter_mut().zip(ARGUMENTS).enumerate() {
+        let place = places.get(i).cloned();
+        // One that is given twice stays unused.
+        let one: Option<Value> = match place {
+            Some(place) => Some(place),
+            None => named.get(name)?,
+        };
+        *given = one.filter(|v| !v.is_none());
+    }
+    named.assert_all_used()?;
+    let [ascii, indent, separators, sorted] = given;
+    let on = |flag: Option<Value>| flag.is_some_and(|flag| flag.is_true());
+    let separators = match separators {
+        None => None,
+        Some(two) => {
+            let texts = two.try_iter()?.map(|v| v.as_str().map(str::to_owned));
+            let texts: Option<Vec<_>> = texts.collect();
+            Some(texts.ok_or_else(|| failed("tojson: separators are texts"))?)
+        }
+    };
     let indent = match indent {
         None => None,
-        Some(v) if v.is_none() => None,
         Some(v) => Some(match v.as_str() {
             Some(text) => text.chars().take(MOST_INDENT).collect(),
             None => " ".repeat(usize::try_from(v)?.min(MOST_INDENT)),
@@ -38,8 +59,8 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
     };
     let mut json = Json {
         out: String::new(),
-        ascii: ascii.unwrap_or(false),
-        sorted: sorted.unwrap_or(false),
+        ascii: on(ascii),
+        sorted: on(sorted),
         indent,
         item,
         key,

@@ -1,7 +1,10 @@
 use super::{super::Gguf, *};
 use candle_core::{
     Device, Tensor,
-    quantized::{GgmlDType, QTensor, gguf_file},
+    quantized::{
+        GgmlDType, QTensor,
+        gguf_file::{self, Value},
+    },
 };
 use std::path::PathBuf;
 
@@ -97,6 +100,22 @@ fn error(path: &Path) -> String {
     let e = Gguf::open(path).unwrap_err().to_string();
     assert!(!e.contains('\n'), "{e}");
     e
+}
+
+/// As the target takes it apart: the length of each part, and the part.
+#[test]
+fn the_seed_of_the_fuzz_target_is_a_model_in_parts() {
+    let mut seed = &include_bytes!("../../../../../fuzz/seeds/splits/three")[..];
+    let dir = tempfile::tempdir().unwrap();
+    for path in paths(dir.path()) {
+        let (len, rest) = seed.split_first_chunk().unwrap();
+        let (part, rest) = rest.split_at(usize::from(u16::from_le_bytes(*len)));
+        std::fs::write(path, part).unwrap();
+        seed = rest;
+    }
+    assert!(seed.is_empty());
+    let gguf = Gguf::open(&paths(dir.path())[1]).unwrap();
+    assert_eq!(gguf.tensors().count(), 3);
 }
 
 #[test]
