@@ -105,7 +105,8 @@ impl ChatTemplate {
     /// # Errors
     /// The template does not compile, refuses these messages or fails.
     pub fn render(&self, messages: &[Message], prompt: bool) -> Result<String, ModelError> {
-        let messages: Vec<serde_json::Value> = messages.iter().map(Message::json).collect();
+        let messages: Vec<serde_json::Value> =
+            messages.iter().cloned().map(Message::json).collect();
         self.written(context! {
             messages => messages,
             add_generation_prompt => prompt,
@@ -131,11 +132,13 @@ impl ChatTemplate {
     }
 
     /// The same for variables of ours.
-    fn render_value(&self, variables: &serde_json::Value) -> Result<String, ModelError> {
+    fn render_value(&self, variables: serde_json::Value) -> Result<String, ModelError> {
+        let given = minijinja::Value::from_serialize(&variables);
+        drop(variables);
         self.written(context! {
             bos_token => self.bos,
             eos_token => self.eos,
-            ..minijinja::Value::from_serialize(variables)
+            ..given
         })
     }
 
