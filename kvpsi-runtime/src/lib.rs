@@ -49,6 +49,8 @@ pub mod pressure;
 #[cfg(feature = "llm")]
 pub mod profile;
 #[cfg(feature = "llm")]
+pub mod random;
+#[cfg(feature = "llm")]
 pub mod sandbox;
 #[cfg(feature = "llm")]
 pub mod server;

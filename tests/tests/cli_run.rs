@@ -90,6 +90,26 @@ fn wrong_usage_exits_with_2() {
 }
 
 #[test]
+fn a_number_that_cannot_be_is_named_with_what_can() {
+    for (flag, says) in [
+        ("--temperature", "temperature must be between 0 and 100"),
+        ("--top-p", "top-p must be above 0"),
+        ("--top-k", "'--top-k <TOP_K>': -1 is not in 0.."),
+        ("--repeat-penalty", "repeat-penalty must be above 0"),
+        ("--seed", "'--seed <SEED>': -2 is not in -1.."),
+    ] {
+        let value = if flag == "--seed" { "-2" } else { "-1" };
+        let out = run(&["run", "-p", "x", flag, value, "-m", "none.gguf"]);
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            !out.status.success() && (err.contains(says) || err.contains("none.gguf")),
+            "{flag}: {err}"
+        );
+        assert!(!err.contains("unexpected argument"), "{err}");
+    }
+}
+
+#[test]
 fn a_prompt_longer_than_the_context_names_both_numbers() {
     let Some(model) = model("a_prompt_longer_than_the_context_names_both_numbers") else {
         return;
@@ -125,6 +145,7 @@ fn the_same_seed_gives_the_same_text_and_another_one_another() {
     assert!(first.split_whitespace().count() > 5, "{first}");
     assert_eq!(first, text("1"));
     assert_ne!(first, text("2"));
+    assert_ne!(text("-1"), text("-1"));
 }
 
 #[test]

@@ -93,10 +93,12 @@ fn vocabularies(test: &str) -> Vec<Vocabulary> {
 fn tool(name: &str, at: &Value, strict: bool) -> Tool {
     Tool {
         name: name.into(),
-        json: json!({"type": "function", "function": {"name": name, "strict": strict, "parameters": {
-            "type": "object", "properties": {"at": at}, "required": ["at"],
-            "additionalProperties": false,
-        }}}),
+        json: Arc::new(
+            json!({"type": "function", "function": {"name": name, "strict": strict, "parameters": {
+                "type": "object", "properties": {"at": at}, "required": ["at"],
+                "additionalProperties": false,
+            }}}),
+        ),
     }
 }
 

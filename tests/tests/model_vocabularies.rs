@@ -414,11 +414,11 @@ fn real_templates_write_tools_or_have_them_explained_and_no_text_adds_a_turn() {
                 ],
                 tools: vec![Tool {
                     name: "look".into(),
-                    json: function,
+                    json: std::sync::Arc::new(function),
                 }],
                 ..Conversation::default()
             };
-            let text = template.text(&conversation, &tokenizer).unwrap();
+            let text = template.text(conversation, &tokenizer).unwrap();
             for part in ["look", "\"at\"", "properties"] {
                 assert!(text.text.contains(part), "{name}: {}", text.text);
             }

@@ -219,6 +219,15 @@ fn requests_beyond_the_queue_are_told_to_retry() {
         assert_eq!(status, 429, "{text}");
         assert!(text.to_lowercase().contains("retry-after: "), "{text}");
         assert!(text.contains("rate_limit_exceeded"), "{text}");
+        let body = hello(&json!({"max_tokens": 5})).to_string();
+        for (path, says) in [
+            ("/api/chat", "{\"error\":\"too many requests"),
+            ("/v1/messages", "\"type\":\"rate_limit_error\""),
+        ] {
+            let (status, text) = s.raw(&request(path, body.as_bytes())).unwrap();
+            assert!(status == 429 && text.contains(says), "{text}");
+            assert!(text.to_lowercase().contains("retry-after: "), "{text}");
+        }
         assert!(first.join().unwrap().unwrap().done);
         assert_eq!(second.join().unwrap().unwrap().pieces.len(), 3);
     });

@@ -207,6 +207,9 @@ fn a_request_is_a_line_of_the_log_and_every_line_is_json() {
     );
     let (_, text) = ask(&s, "GET", "/v1/nothing", &[], "");
     assert!(text.contains("x-request-id: req-"), "{text}");
+    for (path, id) in [("/robots.txt", "mine-3"), ("/v1/models/other", "mine-4")] {
+        ask(&s, "GET", path, &[&format!("X-Request-Id: {id}")], "");
+    }
     let (status, said) = s.stop();
     assert!(status.success(), "{said}");
     let lines: Vec<Value> = (said.lines())
@@ -218,6 +221,8 @@ fn a_request_is_a_line_of_the_log_and_every_line_is_json() {
             .find(|l| l["id"] == id)
             .unwrap_or_else(|| panic!("{said}"))
     };
+    assert_eq!(of("mine-3")["path"], "/robots.txt");
+    assert_eq!(of("mine-4")["path"], "/v1/models/other");
     let line = of("mine-1");
     assert_eq!(
         (

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi_tests::{model, served::Served};
+use candle_core::quantized::gguf_file::Value as Setting;
+use kvpsi_tests::{model, served::Served, tiny::Tiny};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -195,11 +196,56 @@ fn fields_that_steer_what_is_drawn_are_obeyed() {
 }
 
 #[test]
+fn a_gap_is_filled_where_the_vocabulary_has_tokens_for_it() {
+    let test = "a_gap_is_filled_where_the_vocabulary_has_tokens_for_it";
+    let Some(file) = model(test) else { return };
+    let body = json!({"prompt": "def f(", "suffix": "\n    return x", "max_tokens": 3});
+    let s = Served::start(&file, &[], None);
+    for path in [COMPLETION, "/api/generate"] {
+        let (status, e) = s.post(path, &body);
+        assert!(
+            status == 400 && e.to_string().contains("no fill-in tokens"),
+            "{e}"
+        );
+    }
+    let mut tiny = Tiny::open(&file).unwrap();
+    for (key, id) in [("fim_pre", 3), ("suffix", 4), ("fim_mid", 5)] {
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        tiny.metadata.insert(key, Setting::U32(id));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fill.gguf");
+    tiny.write(&path).unwrap();
+    let s = Served::start(&path, &[], None);
+    let (status, filled) = s.post(COMPLETION, &body);
+    assert_eq!(status, 200, "{filled}");
+    let count = |text: &str| s.post("/tokenize", &json!({"content": text})).1["count"].as_u64();
+    let texts = count("def f(").unwrap() + count("\n    return x").unwrap();
+    assert_eq!(filled["usage"]["prompt_tokens"], texts + 3, "{filled}");
+    let ollama = json!({
+        "prompt": "def f(", "suffix": "\n    return x", "stream": false, "options": {"num_predict": 3},
+    });
+    let (status, answer) = s.post("/api/generate", &ollama);
+    assert_eq!(
+        (status, &answer["prompt_eval_count"]),
+        (200, &json!(texts + 3)),
+        "{answer}"
+    );
+    let listed = json!({"prompt": ["a", "b"], "suffix": "c"});
+    assert_eq!(s.post(COMPLETION, &listed).1["error"]["param"], "suffix");
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "suffix": "c"});
+    assert_eq!(s.post(CHAT, &chat).1["error"]["param"], "suffix");
+}
+
+#[test]
 fn models_and_tokens_are_told() {
-    let Some(s) = serve("models_and_tokens_are_told", &["--alias", "org/smol"]) else {
+    let Some(s) = serve(
+        "models_and_tokens_are_told",
+        &["--alias", "org/smol:latest"],
+    ) else {
         return;
     };
-    let (status, body) = s.get("/v1/models/org/smol");
+    let (status, body) = s.get("/v1/models/org/smol:latest");
     assert_eq!(status, 200, "{body}");
     let one: Value = serde_json::from_str(&body).unwrap();
     let all: Value = serde_json::from_str(&s.get("/v1/models").1).unwrap();
@@ -207,7 +253,10 @@ fn models_and_tokens_are_told() {
     assert_eq!(s.get("/v1/models/gpt-9").0, 404);
 
     let text = "Half an emoji 🦀, naïve words\n and  spaces";
-    let (_, vllm) = s.post("/tokenize", &json!({"model": "org/smol", "prompt": text}));
+    let (_, vllm) = s.post(
+        "/tokenize",
+        &json!({"model": "org/smol:latest", "prompt": text}),
+    );
     let (_, llama) = s.post("/tokenize", &json!({"content": text}));
     assert_eq!(
         vllm["tokens"], llama["tokens"],
@@ -223,6 +272,32 @@ fn models_and_tokens_are_told() {
     let (_, counted) = s.post("/tokenize", &chat);
     let (_, answer) = s.post(CHAT, &with(&chat, &json!({"max_tokens": 1})));
     assert_eq!(counted["count"], answer["usage"]["prompt_tokens"]);
+    // More than the context, and what is not obeyed.
+    for (path, body, field) in [
+        ("/detokenize", json!({"tokens": vec![5; 100_000]}), "tokens"),
+        (
+            "/tokenize",
+            json!({"content": "x", "parse_special": false}),
+            "parse_special",
+        ),
+        (
+            "/tokenize",
+            json!({"content": "x", "with_pieces": true}),
+            "with_pieces",
+        ),
+    ] {
+        let (status, e) = s.post(path, &body);
+        assert_eq!((status, &e["error"]["param"]), (400, &json!(field)), "{e}");
+    }
+    // Ollama's clients add a tag, or leave it out.
+    for name in ["org/smol", "org/smol:latest"] {
+        let body =
+            json!({"model": name, "prompt": "hi", "stream": false, "options": {"num_predict": 1}});
+        for path in ["/api/generate", "/api/show"] {
+            let (status, answer) = s.post(path, &body);
+            assert_eq!(status, 200, "{answer}");
+        }
+    }
     for bad in [
         json!({}),
         json!({"tokens": [999_999]}),
@@ -357,6 +432,25 @@ fn texts_become_vectors_of_length_1() {
         );
     }
     assert_eq!(ask(&json!({"input": "a", "model": "x"})).0, 404);
+    // More than there are places: each in its turn, and in their order.
+    let many: Vec<String> = (0..150).map(|i| format!("Number {}.", i % 50)).collect();
+    let (status, answer) = ask(&json!({"input": many}));
+    assert_eq!(status, 200, "{answer}");
+    let got: Vec<Vec<f64>> = answer["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(vector)
+        .collect();
+    assert_eq!(got.len(), 150);
+    assert!(dot(&got[7], &got[57]) > 0.999 && dot(&got[7], &got[107]) > 0.999);
+    assert!(dot(&got[7], &got[8]) < 0.9999);
+    let (status, ollama) = s.post("/api/embed", &json!({"input": ["A lamp.", "x"]}));
+    assert_eq!(status, 200, "{ollama}");
+    assert_eq!(ollama["embeddings"][0].as_array().unwrap().len(), 576);
+    let (status, e) = ask(&json!({"input": vec!["a"; 2049]}));
+    let why = e["error"]["message"].as_str().unwrap();
+    assert!(status == 400 && why.contains("2048"), "{e}");
     // Beside a chat that goes on.
     let chat = json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 60, "ignore_eos": true});
     let (beside, alone) = std::thread::scope(|scope| {
@@ -366,5 +460,29 @@ fn texts_become_vectors_of_length_1() {
         (beside, &all[1])
     });
     assert!(dot(&vector(&beside["data"][0]), alone) > 0.9999);
-    s.rest();
+    assert_eq!(s.rest().inbound.answer_bytes.0, 0);
+}
+
+/// What was begun ends the prompt, though the template's own text has it, too.
+#[test]
+fn an_answer_that_was_begun_goes_on_where_it_ends() {
+    let test = "an_answer_that_was_begun_goes_on_where_it_ends";
+    let Some(file) = model(test) else { return };
+    let mut s = Served::start(&file, &[], None);
+    for begun in ["<", "e", "|", "im_end", "The answer is  ", "\u{e9}"] {
+        let body = json!({
+            "messages": [
+                { "role": "user", "content": "e < | im_end" },
+                { "role": "assistant", "content": begun },
+            ],
+            "continue_final_message": true, "add_generation_prompt": false,
+        });
+        let (status, told) = s.post("/tokenize", &body);
+        assert_eq!(status, 200, "{told}");
+        let (_, told) = s.post("/detokenize", &json!({ "tokens": told["tokens"] }));
+        let text = told["prompt"].as_str().unwrap();
+        let end = format!("<|im_start|>assistant\n{}", begun.trim_end());
+        assert!(text.ends_with(&end), "{begun:?}: {text:?}");
+    }
+    s.stop();
 }

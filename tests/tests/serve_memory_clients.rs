@@ -74,11 +74,11 @@ fn stalled(s: &Served) -> TcpStream {
     stream
 }
 
-fn start(test: &str, cgroup: Option<&OwnedCgroup>) -> Option<Served> {
+fn start(test: &str, args: &[&str], cgroup: Option<&OwnedCgroup>) -> Option<Served> {
     let file: &Path = &model(test)?;
     // Out here: page cache is charged to who reads it first.
     std::fs::read(file).unwrap();
-    let s = Served::start(file, &[], cgroup);
+    let s = Served::start(file, args, cgroup);
     // Threads and buffers of a server that answers are there first.
     assert_eq!(s.raw(&request(CHAT, &body(200))).unwrap().0, 200);
     s.rest();
@@ -91,7 +91,7 @@ fn no_bodies_and_no_sockets_take_memory_or_keep_health_waiting() {
     let Some(cgroup) = limited("serve-clients", 300 << 20) else {
         return;
     };
-    let Some(s) = start(test, Some(&cgroup)) else {
+    let Some(s) = start(test, &[], Some(&cgroup)) else {
         return;
     };
     let before = s.status();
@@ -161,7 +161,9 @@ fn no_bodies_and_no_sockets_take_memory_or_keep_health_waiting() {
 #[test]
 fn idle_connections_give_way_and_a_request_on_the_way_does_not() {
     let test = "idle_connections_give_way_and_a_request_on_the_way_does_not";
-    let Some(s) = start(test, None) else { return };
+    let Some(s) = start(test, &[], None) else {
+        return;
+    };
     let mut idle: Vec<_> = (0..300).map(|_| s.connect().unwrap()).collect();
     std::thread::sleep(Duration::from_millis(100));
     let began = Instant::now();
@@ -179,4 +181,141 @@ fn idle_connections_give_way_and_a_request_on_the_way_does_not() {
     let mut answer = String::new();
     last.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// A JSON text of so many bytes that becomes many times as much: numbers in a
+/// list, or objects with a key.
+fn dense(bytes: usize, piece: &str) -> String {
+    format!("[{}0]", piece.repeat((bytes - 3) / piece.len()))
+}
+
+/// Bodies whose JSON becomes much more than its text, or stays while they wait.
+fn dense_bodies() -> Vec<(&'static str, String)> {
+    let hello = r#"[{"role": "user", "content": "hi"}]"#;
+    let (zeros, objects) = (dense(990_000, "0,"), dense(990_000, r#"{"a":0},"#));
+    // Admitted, and kept by who waits.
+    let tools = dense(200_000, "0,");
+    let texts = json!(dense(490_000, "0,")).to_string();
+    let many = vec!["a"; 200];
+    vec![
+        (
+            CHAT,
+            format!(r#"{{"messages": {hello}, "chat_template_kwargs": {{"x": {zeros}}}}}"#),
+        ),
+        (
+            CHAT,
+            format!(r#"{{"messages": {hello}, "chat_template_kwargs": {{"x": {objects}}}}}"#),
+        ),
+        (
+            CHAT,
+            format!(
+                r#"{{"messages": {hello}, "max_tokens": 20, "tool_choice": "none", "tools":
+                [{{"type": "function", "function": {{"name": "f", "x": {tools}}}}}]}}"#
+            ),
+        ),
+        (
+            CHAT,
+            format!(
+                r#"{{"messages": [{{"role": "assistant", "tool_calls":
+                [{{"id": "c", "function": {{"name": "f", "arguments": {texts}}}}}]}}]}}"#
+            ),
+        ),
+        (
+            "/v1/responses",
+            format!(
+                r#"{{"input": "hi", "max_output_tokens": 20, "user": {zeros}, "text": {{"x": 1}}}}"#
+            ),
+        ),
+        (
+            "/v1/responses",
+            format!(
+                r#"{{"input": "hi", "max_output_tokens": 20, "tool_choice": "none", "stream": true,
+                "tools": [{{"type": "function", "name": "f", "parameters": {{"x": {tools}}}}}]}}"#
+            ),
+        ),
+        (
+            "/v1/messages",
+            format!(
+                r#"{{"messages": {hello}, "max_tokens": 20, "tool_choice": {{"type": "none"}},
+                "tools": [{{"name": "f", "input_schema": {{"x": {tools}}}}}]}}"#
+            ),
+        ),
+        ("/v1/completions", format!(r#"{{"prompt": {zeros}}}"#)),
+        ("/detokenize", format!(r#"{{"tokens": {zeros}}}"#)),
+        (
+            "/tokenize",
+            format!(r#"{{"content": "{}"}}"#, "a ".repeat(490_000)),
+        ),
+        ("/v1/embeddings", json!({ "input": many }).to_string()),
+        ("/api/embed", json!({ "input": many }).to_string()),
+    ]
+}
+
+#[test]
+fn no_json_and_no_answer_takes_memory_that_no_bound_counts() {
+    let test = "no_json_and_no_answer_takes_memory_that_no_bound_counts";
+    let Some(cgroup) = limited("serve-dense", 300 << 20) else {
+        return;
+    };
+    let Some(s) = start(test, &["--queue", "80"], Some(&cgroup)) else {
+        return;
+    };
+    let before = s.status();
+    let bodies = dense_bodies();
+    let (statuses, most, kept) = std::thread::scope(|scope| {
+        // Answers that nobody reads.
+        let long = json!({"tokens": vec![28; 8000]}).to_string();
+        let unread: Vec<_> = (0..100)
+            .map(|_| {
+                let mut stream = s.connect().unwrap();
+                let _ = stream.write_all(&request("/detokenize", long.as_bytes()));
+                stream
+            })
+            .collect();
+        let asking: Vec<_> = (bodies.iter())
+            .flat_map(|body| std::iter::repeat_n(body, 6))
+            .map(|(path, body)| {
+                let s = &s;
+                scope.spawn(move || s.raw(&request(path, body.as_bytes())).map_or(0, |r| r.0))
+            })
+            .collect();
+        let (mut most, mut kept) = (0, 0);
+        while asking.iter().any(|a| !a.is_finished()) {
+            most = most.max(cgroup.memory().usage().unwrap().0);
+            kept = kept.max(s.status().inbound.answer_bytes.0);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(unread);
+        let statuses: Vec<u16> = asking.into_iter().map(|a| a.join().unwrap()).collect();
+        (statuses, most, kept)
+    });
+    let began = Instant::now();
+    let least = before.rss.0 * 11 / 10;
+    let back = loop {
+        let rss = s.status().rss.0;
+        if rss <= least || began.elapsed() > Duration::from_secs(10) {
+            break rss;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    figure(&json!({
+        "figure": "clients_json", "statuses": statuses, "rss_before": before.rss.0,
+        "cgroup_most": most, "rss_after": back, "answers": kept,
+        "seconds": began.elapsed().as_secs_f64(), "oom_kills": cgroup.memory().oom_kills(),
+    }));
+    assert_eq!(cgroup.memory().oom_kills(), 0);
+    for ((path, _), got) in bodies.iter().zip(statuses.chunks(6)) {
+        assert!(
+            got.iter().all(|s| [200, 400, 429, 503].contains(s)),
+            "{path}: {got:?}"
+        );
+    }
+    assert!(statuses.contains(&200) && kept > 0, "{statuses:?}");
+    assert!(back <= least, "{} -> {back}", before.rss.0);
+    let after = s.rest();
+    assert_eq!(
+        (after.inbound.answer_bytes.0, after.requests.waiting),
+        (0, 0),
+        "{after:?}"
+    );
 }

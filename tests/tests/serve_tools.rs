@@ -357,6 +357,17 @@ fn thoughts_are_kept_apart_whole_and_streamed() {
         !thought.contains("think>") && (done || !thought.is_empty()),
         "{whole}"
     );
+    // Tokens of the thought are counted apart, and are part of all.
+    let thinks = &whole["usage"]["completion_tokens_details"]["reasoning_tokens"];
+    let (thinks, all) = (
+        thinks.as_u64().unwrap(),
+        &whole["usage"]["completion_tokens"],
+    );
+    assert!(thinks > 0 && thinks <= all.as_u64().unwrap(), "{whole}");
+    let response = json!({"input": "Name a river.", "max_output_tokens": 20, "temperature": 0});
+    let (_, response) = s.post("/v1/responses", &response);
+    let thinks = &response["usage"]["output_tokens_details"]["reasoning_tokens"];
+    assert!(thinks.as_u64().unwrap() > 0, "{response}");
     let mut body = body;
     body["stream"] = json!(true);
     let streamed = s.stream("/v1/chat/completions", &body, |_| true).unwrap();
@@ -474,28 +485,4 @@ fn no_api_lets_a_text_make_a_turn() {
     assert_eq!(prompt_tokens(&raw), prompt_tokens(&bare) + 2);
     let (status, said) = s.stop();
     assert!(status.success(), "{said}");
-}
-
-/// What was begun ends the prompt, though the template's own text has it, too.
-#[test]
-fn an_answer_that_was_begun_goes_on_where_it_ends() {
-    let test = "an_answer_that_was_begun_goes_on_where_it_ends";
-    let Some(file) = model(test) else { return };
-    let mut s = Served::start(&file, &[], None);
-    for begun in ["<", "e", "|", "im_end", "The answer is  ", "\u{e9}"] {
-        let body = json!({
-            "messages": [
-                { "role": "user", "content": "e < | im_end" },
-                { "role": "assistant", "content": begun },
-            ],
-            "continue_final_message": true, "add_generation_prompt": false,
-        });
-        let (status, told) = s.post("/tokenize", &body);
-        assert_eq!(status, 200, "{told}");
-        let (_, told) = s.post("/detokenize", &json!({ "tokens": told["tokens"] }));
-        let text = told["prompt"].as_str().unwrap();
-        let end = format!("<|im_start|>assistant\n{}", begun.trim_end());
-        assert!(text.ends_with(&end), "{begun:?}: {text:?}");
-    }
-    s.stop();
 }

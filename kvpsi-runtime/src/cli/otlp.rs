@@ -6,7 +6,7 @@ use crate::{sandbox::Confinement, server::spans::SpanSink};
 use std::sync::Arc;
 #[cfg(feature = "otlp")]
 use {
-    crate::otlp::{Endpoint, Otlp},
+    crate::otlp::{Endpoint, Otlp, not_obeyed},
     anyhow::Context,
     std::net::IpAddr,
 };
@@ -17,22 +17,74 @@ use {
 pub struct Args {
     /// Send a trace of every request to this collector (OTLP over HTTP), as http://127.0.0.1:4318
     #[cfg(feature = "otlp")]
-    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = wanted)]
+    #[arg(long, value_name = "URL", env = VARIABLE, value_parser = wanted)]
     otlp_endpoint: Option<Wanted>,
 }
 
-/// An endpoint; none where the variable is empty, as the standard has it.
+/// Of all signals, and of traces alone.
+#[cfg(feature = "otlp")]
+const VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+#[cfg(feature = "otlp")]
+const TRACES_VARIABLE: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+
+/// What a flag or a variable says; an empty variable says nothing, as the standard
+/// has it.
 #[cfg(feature = "otlp")]
 #[derive(Clone, Debug)]
-struct Wanted(Option<Endpoint>);
+struct Wanted {
+    endpoint: Option<Endpoint>,
+    /// The flag says it.
+    by_flag: bool,
+}
 
 #[cfg(feature = "otlp")]
 fn wanted(text: &str) -> Result<Wanted, String> {
-    let off = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|v| v.eq_ignore_ascii_case("true"));
-    if off || text.is_empty() {
-        return Ok(Wanted(None));
+    let by_flag = !std::env::var(VARIABLE).is_ok_and(|v| v == text);
+    if is_off() || text.is_empty() {
+        return Ok(Wanted {
+            endpoint: None,
+            by_flag,
+        });
     }
-    text.parse().map(|endpoint| Wanted(Some(endpoint)))
+    match text.parse() {
+        Ok(endpoint) => Ok(Wanted {
+            endpoint: Some(endpoint),
+            by_flag,
+        }),
+        Err(why) if by_flag => Err(why),
+        // The environment is for all programs: one that cannot use it does without.
+        Err(_) => Ok(Wanted {
+            endpoint: None,
+            by_flag,
+        }),
+    }
+}
+
+#[cfg(feature = "otlp")]
+fn is_off() -> bool {
+    std::env::var("OTEL_SDK_DISABLED").is_ok_and(|v| v.eq_ignore_ascii_case("true"))
+}
+
+/// What of OpenTelemetry's variables is not obeyed, and why.
+#[cfg(feature = "otlp")]
+fn wrong_variables(by_flag: bool, found: bool) -> Vec<String> {
+    let get = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let mut all = Vec::new();
+    if !by_flag && !is_off() {
+        let wrong = |name: &str, parsed: Result<Endpoint, String>| {
+            let why = parsed.err()?;
+            Some(format!("{name}: no spans are sent: {why}"))
+        };
+        match (get(TRACES_VARIABLE), get(VARIABLE)) {
+            (Some(url), _) => all.extend(wrong(TRACES_VARIABLE, Endpoint::of_traces(&url))),
+            (None, Some(url)) => all.extend(wrong(VARIABLE, url.parse())),
+            (None, None) => {}
+        }
+    }
+    if found {
+        all.extend(not_obeyed(get));
+    }
+    all
 }
 
 /// The exporter, if one was asked for.
@@ -44,13 +96,23 @@ pub struct Exporting {
 
 #[cfg(feature = "otlp")]
 impl Args {
-    fn endpoint(&self) -> Option<&Endpoint> {
-        self.otlp_endpoint.as_ref()?.0.as_ref()
+    fn by_flag(&self) -> bool {
+        self.otlp_endpoint.as_ref().is_some_and(|w| w.by_flag)
+    }
+
+    /// The flag's, or that of the variable for traces, or that for all signals.
+    fn endpoint(&self) -> Option<Endpoint> {
+        let traces = std::env::var(TRACES_VARIABLE).ok();
+        let traces = traces.filter(|v| !v.is_empty() && !is_off() && !self.by_flag());
+        match traces {
+            Some(url) => Endpoint::of_traces(&url).ok(),
+            None => self.otlp_endpoint.as_ref()?.endpoint.clone(),
+        }
     }
 
     /// Lets `confinement` reach the collector.
     pub fn allow(&self, confinement: &mut Confinement) {
-        if let Some(endpoint) = self.endpoint() {
+        if let Some(endpoint) = &self.endpoint() {
             let (host, port) = endpoint.host_and_port();
             confinement.connect = Some(port);
             confinement.resolve = host.parse::<IpAddr>().is_err();
@@ -62,7 +124,11 @@ impl Args {
     /// # Errors
     /// OpenTelemetry's variables ask for what is not there.
     pub fn start(&self) -> anyhow::Result<Exporting> {
-        let otlp = self.endpoint().map(Otlp::start).transpose();
+        let endpoint = self.endpoint();
+        for line in wrong_variables(self.by_flag(), endpoint.is_some()) {
+            tracing::warn!("{line}");
+        }
+        let otlp = endpoint.as_ref().map(Otlp::start).transpose();
         let otlp = otlp.context("--otlp-endpoint: a variable OTEL_... cannot be obeyed")?;
         Ok(Exporting { otlp })
     }

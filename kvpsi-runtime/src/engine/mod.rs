@@ -19,7 +19,7 @@ mod speculate;
 mod stats;
 mod stops;
 
-pub use constraint::{Constraint, Grammar, GrammarError, Grammars};
+pub use constraint::{Constraint, Grammar, GrammarError, Grammars, MOST_GRAMMAR};
 pub use recompute::Recomputed;
 pub use sampling::{MAX_LOGPROBS, SamplingConfig, TokenLogprobs};
 pub use session::Session;

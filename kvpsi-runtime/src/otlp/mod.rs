@@ -10,6 +10,7 @@
 mod client;
 mod queue;
 mod tree;
+mod variables;
 
 use crate::server::spans::{SpanCounts, SpanSink};
 use client::Client;
@@ -19,6 +20,7 @@ use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use queue::{Counted, Queue};
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use ureq::http::Uri;
+pub use variables::not_obeyed;
 
 /// Below an endpoint: where OTLP has traces go.
 const PATH: &str = "/v1/traces";
@@ -35,6 +37,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     base: String,
+    /// What is added to it.
+    path: &'static str,
     host: String,
     port: u16,
 }
@@ -47,7 +51,20 @@ impl Endpoint {
     }
 
     fn url(&self) -> String {
-        format!("{}{PATH}", self.base)
+        format!("{}{}", self.base, self.path)
+    }
+
+    /// The same for a URL that traces alone go to: nothing is added to it.
+    ///
+    /// # Errors
+    /// As [`Endpoint::from_str`].
+    pub fn of_traces(text: &str) -> Result<Self, String> {
+        let endpoint: Self = text.parse()?;
+        Ok(Self {
+            base: text.to_owned(),
+            path: "",
+            ..endpoint
+        })
     }
 }
 
@@ -86,6 +103,7 @@ impl FromStr for Endpoint {
         }
         Ok(Self {
             base: text.trim_end_matches('/').to_owned(),
+            path: PATH,
             // An IPv6 address is in brackets there.
             host: host.trim_matches(['[', ']']).to_owned(),
             port: uri.port_u16().unwrap_or(PORT),
@@ -226,6 +244,8 @@ mod tests {
         let e = of("http://127.0.0.1:4318/").unwrap();
         assert_eq!(e.host_and_port(), ("127.0.0.1", 4318));
         assert_eq!(e.url(), "http://127.0.0.1:4318/v1/traces");
+        let e = Endpoint::of_traces("http://127.0.0.1:4318/x/").unwrap();
+        assert_eq!(e.url(), "http://127.0.0.1:4318/x/");
         let e = of("http://[::1]:7/otel").unwrap();
         assert_eq!(e.host_and_port(), ("::1", 7));
         assert_eq!(e.url(), "http://[::1]:7/otel/v1/traces");

@@ -56,12 +56,10 @@ impl Queue {
         entered
     }
 
-    fn leave(&self, spans: usize, exported: bool) {
-        let counter = match exported {
-            true => &self.counts.exported,
-            false => &self.counts.failed,
-        };
-        counter.fetch_add(spans as u64, Relaxed);
+    fn leave(&self, spans: usize, exported: usize) {
+        let failed = (spans - exported) as u64;
+        self.counts.exported.fetch_add(exported as u64, Relaxed);
+        self.counts.failed.fetch_add(failed, Relaxed);
         self.waiting.fetch_sub(spans, Relaxed);
     }
 
@@ -99,10 +97,23 @@ impl<E: SpanExporter> SpanExporter for Counted<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         let done = self.inner.export(batch).await;
-        self.queue.leave(spans, done.is_ok());
-        if let Err(e) = &done {
-            let why = self.client.take_broken().unwrap_or_else(|| e.to_string());
-            self.queue.tell(&self.endpoint, &why);
+        let last = self.client.take_last();
+        let rejected = usize::try_from(last.rejected).unwrap_or(usize::MAX);
+        let taken = match done {
+            Ok(()) => spans.saturating_sub(rejected),
+            Err(_) => 0,
+        };
+        self.queue.leave(spans, taken);
+        match &done {
+            Err(e) => {
+                let why = last.broken.unwrap_or_else(|| e.to_string());
+                self.queue.tell(&self.endpoint, &why);
+            }
+            Ok(()) if taken < spans => {
+                let why = format!("it took {taken} of {spans}");
+                self.queue.tell(&self.endpoint, &why);
+            }
+            Ok(()) => {}
         }
         done
     }

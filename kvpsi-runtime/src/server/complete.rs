@@ -4,7 +4,7 @@
 //! shapes of answers, and how tokens are computed.
 
 use super::{
-    api::{Prompt, Request},
+    api::{Prompt, Request, Tools},
     error::ApiError,
     inbound::{Held, Inbound},
     live::Live,
@@ -29,7 +29,6 @@ use axum::{
     },
 };
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -145,8 +144,15 @@ impl Completer {
             }
             Ok((prepared, echo))
         });
+        let prompts = prompts.collect::<Result<_, ApiError>>()?;
+        // It may wait for long, and what functions and grammars say takes memory.
+        request.grammar = None;
+        request.tools = Tools {
+            one_call: request.tools.one_call,
+            ..Tools::default()
+        };
         Ok(Ready {
-            prompts: prompts.collect::<Result<_, ApiError>>()?,
+            prompts,
             request,
             chat,
             permits,
@@ -155,7 +161,7 @@ impl Completer {
 
     /// The model that is asked for is the one that is here.
     pub(super) fn is_ours(&self, asked: Option<&str>) -> Result<(), ApiError> {
-        match asked.filter(|m| *m != self.name) {
+        match asked.filter(|asked| !is_model(asked, &self.name)) {
             Some(asked) => Err(ApiError::no_model(asked, &self.name)),
             None => Ok(()),
         }
@@ -193,7 +199,7 @@ impl Completer {
             permits,
         } = ready;
         let arrived = Instant::now();
-        let id = RandomState::new().build_hasher().finish();
+        let id = crate::random::number();
         let prompt_tokens = prompts.iter().map(|(p, _)| p.tokens.len()).sum();
         self.note.figures().prompt_tokens = prompt_tokens;
         // The logprobs of a prompt that is repeated are its part of the answer's.
@@ -217,7 +223,8 @@ impl Completer {
                 // As vLLM does: else they would all be the same.
                 sampling.seed = sampling.seed.wrapping_add(nth as u64);
                 let (metrics, note) = (self.metrics.clone(), self.note.clone());
-                let client = EventSender::new(choice, sender.clone(), metrics, permit, note);
+                let places = Arc::new(vec![permit]);
+                let client = EventSender::new(choice, sender.clone(), metrics, places, note);
                 let constraint = prepared.constraint.as_ref().map(Constraint::another);
                 let sent = self.live.loaded.ask(Ask {
                     id: match choice {
@@ -283,6 +290,13 @@ pub(super) struct Begun<T> {
     pub events: UnboundedReceiver<ChoiceEvent>,
     /// None where nothing was asked.
     pub first: Option<ChoiceEvent>,
+}
+
+/// Whether a model is asked for by its name, with Ollama's tag for the one that is
+/// meant without a tag or not.
+pub(super) fn is_model(asked: &str, name: &str) -> bool {
+    let plain = |name: &str| name.strip_suffix(":latest").unwrap_or(name).to_owned();
+    plain(asked) == plain(name)
 }
 
 pub(super) fn ended() -> ApiError {

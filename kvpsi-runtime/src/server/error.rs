@@ -7,7 +7,7 @@ use axum::{
     Json,
     http::{
         HeaderValue, StatusCode,
-        header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -34,10 +34,6 @@ pub struct ApiError {
     /// What became of the request was counted where it happened.
     pub counted: bool,
 }
-
-/// On a response: see [`ApiError::counted`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Counted;
 
 impl ApiError {
     fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
@@ -74,11 +70,11 @@ impl ApiError {
     }
 
     /// 400: prompt and answer do not fit.
-    pub fn too_long(prompt: usize, most: usize) -> Self {
+    pub fn too_long(field: &str, prompt: usize, most: usize) -> Self {
         Self {
             code: Some("context_length_exceeded"),
             ..Self::param(
-                "messages",
+                field,
                 format!(
                     "the prompt has {prompt} tokens or more, and this server takes {most}: shorten it, or start the server with a larger --ctx"
                 ),
@@ -88,12 +84,30 @@ impl ApiError {
 
     /// 400: a text that cannot be made into tokens piece by piece.
     #[must_use]
-    pub fn no_cut(bytes: usize) -> Self {
+    pub fn no_cut(field: &str, bytes: usize) -> Self {
         Self {
             code: Some("context_length_exceeded"),
-            ..Self::bad(format!(
-                "the prompt has {bytes} bytes without a space between letters or the end of a line: split that text, or shorten it"
-            ))
+            ..Self::param(
+                field,
+                format!(
+                    "the prompt has {bytes} bytes without a space between letters or the end of a line: split that text, or shorten it"
+                ),
+            )
+        }
+    }
+
+    /// The same for a field that has another name elsewhere.
+    #[must_use]
+    pub fn named(self, from: &str, to: &str) -> Self {
+        let message = self
+            .message
+            .replace(&format!("`{from}`"), &format!("`{to}`"));
+        Self {
+            param: self
+                .param
+                .map(|p| if p == from { to.to_owned() } else { p }),
+            message,
+            ..self
         }
     }
 
@@ -212,14 +226,6 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, Some("timeout"), message)
     }
 
-    /// Its response, with another API's JSON.
-    pub(super) fn shaped(&self, body: &Value) -> Response {
-        let mut response = self.clone().into_response();
-        *response.body_mut() = body.to_string().into();
-        response.headers_mut().remove(CONTENT_LENGTH);
-        response
-    }
-
     /// Its JSON.
     #[must_use]
     pub fn body(&self) -> Value {
@@ -247,9 +253,8 @@ impl IntoResponse for ApiError {
             let value = HeaderValue::from_static(challenge);
             response.headers_mut().insert(WWW_AUTHENTICATE, value);
         }
-        if self.counted {
-            response.extensions_mut().insert(Counted);
-        }
+        // For who counts it, and gives it its API's shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -1,10 +1,11 @@
-//! What requests hold before they are admitted: bodies, and the text that is
-//! made into tokens.
+//! What requests hold outside the KV budget: bodies, the text that is made into
+//! tokens, and answers that are made at once (tokens, texts, vectors).
 //!
 //! Owns the bounds that all requests share. Invariants: bodies of more than
 //! [`SMALL`] bytes reserve their bytes of a common total before a byte is read,
 //! in the order in which they came; who brings too little while others wait
-//! loses its place; so many prompts at once are made into tokens, and no more.
+//! loses its place; so many prompts at once are made into tokens, and no more;
+//! an answer that is made at once is counted until its last byte is sent.
 //! All of it is counted. Out of scope: what a body holds, and KV memory.
 
 use super::{connections::Connection, error::ApiError};
@@ -27,6 +28,9 @@ const LARGE_AT_ONCE: usize = 4;
 /// What a large body must bring while others wait for its place: from a second
 /// on, so many bytes a second.
 const LEAST_RATE: u64 = 64 << 10;
+/// Bytes of answers that are made at once, and of the inputs that they wait for:
+/// 2048 vectors of 4096 numbers and their texts.
+const MOST_ANSWERS: usize = 48 << 20;
 /// Between two looks whether others wait.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -42,6 +46,7 @@ pub(super) struct Inbound {
     held: AtomicUsize,
     waiting: AtomicUsize,
     turns: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
     /// Places in `turns`.
     pub at_once: usize,
     /// Bytes of bodies since the start.
@@ -108,6 +113,7 @@ impl Inbound {
             held: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             turns: Arc::new(Semaphore::new(at_once.max(1))),
+            answers: Arc::new(Semaphore::new(MOST_ANSWERS)),
             at_once: at_once.max(1),
             taken: AtomicU64::new(0),
         })
@@ -116,6 +122,32 @@ impl Inbound {
     /// Bytes of bodies that are held now.
     pub fn held(&self) -> usize {
         self.held.load(Relaxed)
+    }
+
+    /// Bytes of answers that are held now.
+    pub fn answers(&self) -> usize {
+        MOST_ANSWERS - self.answers.available_permits()
+    }
+
+    /// Room for an answer of so many bytes until it is dropped; `what` of the
+    /// request asks for them.
+    pub fn keep(&self, bytes: usize, what: &str) -> Result<OwnedSemaphorePermit, ApiError> {
+        let many = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if bytes > MOST_ANSWERS {
+            return Err(ApiError::param(
+                what,
+                format!(
+                    "`{what}` asks for {bytes} bytes at once, and {MOST_ANSWERS} are given: send it in parts"
+                ),
+            ));
+        }
+        let place = self.answers.clone().try_acquire_many_owned(many);
+        place.map_err(|_| {
+            ApiError::unavailable(
+                "answers",
+                format!("other answers hold {} of the {MOST_ANSWERS} bytes that they may take together; try again later", self.answers()),
+            )
+        })
     }
 
     /// Bodies that wait for others to be done with.
@@ -290,6 +322,26 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(1));
         let ended: Vec<_> = slow.iter().filter(|s| s.is_finished()).collect();
         assert!(!ended.is_empty());
+    }
+
+    #[test]
+    fn answers_that_are_made_at_once_share_their_bytes() {
+        let all = Inbound::new(1 << 20, 1);
+        let kept = all.keep(MOST_ANSWERS - 10, "input").unwrap();
+        assert_eq!(all.answers(), MOST_ANSWERS - 10);
+        let e = all.keep(11, "input").unwrap_err();
+        assert_eq!(
+            (e.status, e.code),
+            (StatusCode::SERVICE_UNAVAILABLE, Some("answers"))
+        );
+        assert!(all.keep(10, "input").is_ok());
+        let e = all.keep(MOST_ANSWERS + 1, "input").unwrap_err();
+        assert_eq!(
+            (e.status, e.param.as_deref()),
+            (StatusCode::BAD_REQUEST, Some("input"))
+        );
+        drop(kept);
+        assert_eq!(all.answers(), 0);
     }
 
     #[tokio::test]

@@ -198,7 +198,11 @@ impl Metrics {
                 let closed = counter!(names::CONNECTIONS_CLOSED.name, "reason" => reason);
                 closed.absolute(n.load(Relaxed));
             }
-            for (state, bytes) in [("held", inbound.held()), ("most", inbound.total)] {
+            for (state, bytes) in [
+                ("held", inbound.held()),
+                ("most", inbound.total),
+                ("answers", inbound.answers()),
+            ] {
                 gauge!(names::BODY_BYTES.name, "state" => state).set(bytes as f64);
             }
             gauge!(names::BODIES_WAITING.name).set(inbound.waiting() as f64);

@@ -46,6 +46,8 @@ pub struct Loaded {
     pub context: usize,
     /// Tokens that there are.
     pub vocab: usize,
+    /// Numbers of a vector that a text becomes.
+    pub hidden: usize,
     /// The architecture, as the file names it.
     pub family: String,
     /// Bytes of its weights.
@@ -126,6 +128,7 @@ impl ModelThread {
         let (context, pool, ladder) = (engine.context(), engine.pool(), engine.ladder());
         let decoder = engine.decoder();
         let (vocab, family) = (decoder.config().vocab, decoder.config().family.name);
+        let hidden = decoder.config().hidden;
         let model_bytes = decoder.weights().0;
         let batch = Batch::new(engine, config);
         let account = batch.account();
@@ -147,6 +150,7 @@ impl ModelThread {
             chat,
             context,
             vocab,
+            hidden,
             family: family.into(),
             model_bytes,
             pool,

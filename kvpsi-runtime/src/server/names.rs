@@ -116,7 +116,7 @@ table! {
     PROBE_SECONDS: Seconds, "kvpsi_probe_seconds_total", ["program"], "Seconds that an eBPF program ran.";
     CONNECTIONS: Gauge, "kvpsi_connections", [], "Open connections.";
     CONNECTIONS_CLOSED: Counter, "kvpsi_connections_closed_total", ["reason"], "Connections that gave way to others: idle ones, and stalled bodies.";
-    BODY_BYTES: Gauge, "kvpsi_body_bytes", ["state"], "Bytes of requests before they are admitted: held, and most that large ones may take together.";
+    BODY_BYTES: Gauge, "kvpsi_body_bytes", ["state"], "Bytes of requests outside the KV budget: held before they are admitted, most that large ones may take together, and answers made at once (tokens, texts, vectors).";
     BODIES_WAITING: Gauge, "kvpsi_bodies_waiting", [], "Bodies that wait for bytes that others hold.";
     PROMPTS_PREPARING: Gauge, "kvpsi_prompts_preparing", [], "Prompts that are made into tokens now.";
     HTTP_REQUESTS: Counter, "kvpsi_http_requests_total", ["path", "status"], "Requests over HTTP, by path and status.";

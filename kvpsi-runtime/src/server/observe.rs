@@ -8,21 +8,24 @@
 
 use super::{
     connections::{Client, Connection},
-    error::{ApiError, Counted},
-    routes::PATHS,
+    error::ApiError,
+    page,
+    routes::{known, shaped_for},
     spans::{ChoiceRecord, RequestRecord, Traced, context},
     state::Server,
 };
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONNECTION},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+        header::{CONNECTION, CONTENT_LENGTH},
+    },
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use http_body_util::BodyExt;
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -105,9 +108,9 @@ pub(super) async fn observe(
     let id = id(request.headers());
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let known = PATHS.iter().find(|p| **p == path).copied();
+    let known = known(&path);
     let looks = LOOKS.contains(&path.as_str());
-    let quiet = known.is_none_or(|p| LOOKS.contains(&p) || ["/kvpsi/history", "/"].contains(&p));
+    let quiet = looks || path == "/kvpsi/history" || page::has(&path);
     let begun = Instant::now();
     let traced = (server.config.spans.as_ref().zip(known)).filter(|_| !quiet);
     let traced = traced.map(|(sink, path)| {
@@ -154,6 +157,10 @@ pub(super) async fn observe(
     };
     let status = response.status();
     count(&server, known, &response);
+    if let Some(e) = response.extensions_mut().remove::<ApiError>() {
+        *response.body_mut() = shaped_for(&end.path, &e).to_string().into();
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id.clone());
     if reserved {
@@ -189,7 +196,7 @@ fn id(headers: &HeaderMap) -> HeaderValue {
         !v.is_empty() && v.len() <= LONGEST_ID && v.iter().all(u8::is_ascii_graphic)
     };
     given.filter(good).cloned().unwrap_or_else(|| {
-        let number = RandomState::new().build_hasher().finish();
+        let number = crate::random::number();
         let made = HeaderValue::from_str(&format!("req-{number:016x}"));
         made.unwrap_or_else(|_| HeaderValue::from_static("req"))
     })
@@ -200,7 +207,8 @@ fn count(server: &Server, known: Option<&'static str>, response: &Response) {
     let status = response.status();
     let path = known.unwrap_or("other");
     server.metrics.responded(path, status.as_u16());
-    let counted = response.extensions().get::<Counted>().is_some();
+    let error = response.extensions().get::<ApiError>();
+    let counted = error.is_some_and(|e| e.counted);
     let reason = match status {
         _ if counted => return,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "not_allowed",

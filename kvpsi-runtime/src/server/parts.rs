@@ -6,7 +6,6 @@
 
 use crate::model::chat::{AnswerParser, Part};
 use serde_json::{Value, json};
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// A call with the id that its result will name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +33,8 @@ pub(super) struct Parts {
     one_call: bool,
     /// Calls so far.
     pub calls: usize,
+    /// Tokens of thoughts so far, with the marks around them.
+    pub thought_tokens: usize,
 }
 
 impl Parts {
@@ -43,6 +44,7 @@ impl Parts {
             short_ids,
             one_call,
             calls: 0,
+            thought_tokens: 0,
         }
     }
 
@@ -60,6 +62,17 @@ impl Parts {
                 self.told(parts)
             }
         }
+    }
+
+    /// The same for the text of a token, which is counted where it is thought.
+    pub fn piece(&mut self, token: Option<u32>, text: &str) -> Vec<Told> {
+        let thinks = |parts: &Self| parts.parser.as_ref().is_some_and(AnswerParser::in_thought);
+        let before = thinks(self);
+        let told = self.push(text);
+        if token.is_some() && (before || thinks(self)) {
+            self.thought_tokens += 1;
+        }
+        told
     }
 
     /// The rest, once the answer is over.
@@ -91,7 +104,7 @@ impl Parts {
     }
 
     fn id(&self) -> String {
-        let number = RandomState::new().build_hasher().finish();
+        let number = crate::random::number();
         if self.short_ids {
             // Hexadecimal digits are letters and digits.
             format!("{:09x}", number & 0xf_ffff_ffff)

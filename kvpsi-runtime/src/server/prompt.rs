@@ -9,7 +9,7 @@ use super::{
     live::Live,
 };
 use crate::{
-    engine::{Constraint, Grammar},
+    engine::{Constraint, Grammar, GrammarError},
     model::{
         chat::{self, AnswerParser, ChatTemplate, ChatText, Style, Tool, ToolFormat},
         gguf::ModelError,
@@ -28,7 +28,8 @@ pub(super) struct Prepared {
 }
 
 /// Takes a while for a long prompt or a large grammar: not on a thread of the
-/// runtime. The prompt may have `most` tokens.
+/// runtime. The prompt may have `most` tokens. What the tools and the grammar of
+/// `request` say is in what comes back.
 pub(super) fn prepare(
     live: &Live,
     request: &Request,
@@ -38,7 +39,7 @@ pub(super) fn prepare(
     let Prompt::Chat(asked) = prompt else {
         let grammars = request.grammar.iter().map(|(_, g)| g.clone()).collect();
         return Ok(Prepared {
-            tokens: tokens(live, prompt, most)?,
+            tokens: tokens(live, prompt, request.field, most)?,
             constraint: constraint(live, request, grammars, None)?,
             parser: None,
             short_ids: false,
@@ -53,17 +54,18 @@ pub(super) fn prepare(
             "this model's template has calls in a form that is not read here; --chat-template gives another",
         ));
     }
-    let text = template.text(&asked, &live.loaded.tokenizer).map_err(bad)?;
-    drop(asked);
+    let field = request.field;
+    let text = template.text(asked, &live.loaded.tokenizer);
+    let text = text.map_err(|e| bad(field, &e))?;
     let thinking = text.thinking();
-    let tokens = chat_tokens(live, &text, most)?;
+    let tokens = chat_tokens(live, &text, field, most)?;
     drop(text);
     let format = style.format.unwrap_or(ToolFormat::Hermes);
     let Answers {
         grammars,
         before,
         held,
-    } = answers(live, request, style, thinking).map_err(|e| cannot("tools", e))?;
+    } = answers(live, request, style, thinking)?;
     let parser = AnswerParser::new(style, tools, thinking);
     let before = match thinking {
         true => Some(chat::rest_of_thought(&live.loaded.tokenizer)),
@@ -80,14 +82,14 @@ pub(super) fn prepare(
     })
 }
 
-fn bad(e: ModelError) -> ApiError {
-    let hint = match &e {
+fn bad(field: &str, e: &ModelError) -> ApiError {
+    let hint = match e {
         ModelError::Template(_) => {
             "; /v1/completions does without, `kvpsi serve --chat-template` takes another one"
         }
         _ => "",
     };
-    ApiError::param("messages", format!("{e}{hint}"))
+    ApiError::param(field, format!("{e}{hint}"))
 }
 
 fn template(live: &Live) -> Result<&ChatTemplate, ApiError> {
@@ -103,54 +105,79 @@ pub(super) fn encode(
     live: &Live,
     text: &str,
     start: bool,
+    field: &str,
     most: usize,
 ) -> Result<Vec<u32>, ApiError> {
-    short(live.loaded.tokenizer.encode_up_to(text, start, most), most)
+    let tokens = live.loaded.tokenizer.encode_up_to(text, start, most);
+    short(tokens, field, most)
 }
 
-fn chat_tokens(live: &Live, text: &ChatText, most: usize) -> Result<Vec<u32>, ApiError> {
+fn chat_tokens(
+    live: &Live,
+    text: &ChatText,
+    field: &str,
+    most: usize,
+) -> Result<Vec<u32>, ApiError> {
     let tokenizer = &live.loaded.tokenizer;
-    short(tokenizer.encode_guarded(&text.text, text.mark, most), most)
+    let tokens = tokenizer.encode_guarded(&text.text, text.mark, most);
+    short(tokens, field, most)
 }
 
 fn short(
     tokens: Result<Result<Vec<u32>, TooLong>, ModelError>,
+    field: &str,
     most: usize,
 ) -> Result<Vec<u32>, ApiError> {
-    tokens.map_err(bad)?.map_err(|e| match e {
-        TooLong::Tokens(least) => ApiError::too_long(least, most),
-        TooLong::Run(bytes) => ApiError::no_cut(bytes),
+    let tokens = tokens.map_err(|e| bad(field, &e))?;
+    tokens.map_err(|e| match e {
+        TooLong::Tokens(least) => ApiError::too_long(field, least, most),
+        TooLong::Run(bytes) => ApiError::no_cut(field, bytes),
     })
 }
 
-/// The prompt's tokens, if they are `most` or less.
-pub(super) fn tokens(live: &Live, prompt: Prompt, most: usize) -> Result<Vec<u32>, ApiError> {
+/// The prompt's tokens, if they are `most` or less. It came in `field`.
+pub(super) fn tokens(
+    live: &Live,
+    prompt: Prompt,
+    field: &str,
+    most: usize,
+) -> Result<Vec<u32>, ApiError> {
     let loaded = &live.loaded;
+    let empty = || ApiError::param(field, format!("`{field}` is empty"));
     match prompt {
         Prompt::Chat(asked) => {
-            let text = template(live)?
-                .text(&asked, &loaded.tokenizer)
-                .map_err(bad)?;
-            chat_tokens(live, &text, most)
+            let text = template(live)?.text(asked, &loaded.tokenizer);
+            let text = text.map_err(|e| bad(field, &e))?;
+            chat_tokens(live, &text, field, most)
         }
         Prompt::Text(text) => {
             // Control tokens are recognised, as vLLM and llama.cpp do here.
-            let tokens = encode(live, &text, true, most)?;
-            if tokens.is_empty() {
-                return Err(ApiError::param("prompt", "`prompt` is empty"));
+            let tokens = encode(live, &text, true, field, most)?;
+            match tokens.is_empty() {
+                true => Err(empty()),
+                false => Ok(tokens),
             }
-            Ok(tokens)
+        }
+        Prompt::Fill(before, after) => {
+            let filled = loaded.tokenizer.fill(&before, &after, most);
+            match filled.transpose() {
+                Some(tokens) => short(tokens, field, most),
+                None => Err(ApiError::unsupported(
+                    "suffix",
+                    "this model has no fill-in tokens",
+                )),
+            }
         }
         Prompt::List(_) => Err(ApiError::internal("a list within a list of prompts")),
         Prompt::Tokens(tokens) => {
             let vocab = loaded.vocab;
             match tokens.iter().find(|t| **t as usize >= vocab) {
                 Some(t) => Err(ApiError::param(
-                    "prompt",
-                    format!("`prompt` has the token {t}; this model has {vocab}"),
+                    field,
+                    format!("`{field}` has the token {t}; this model has {vocab}"),
                 )),
-                None if tokens.is_empty() => Err(ApiError::param("prompt", "`prompt` is empty")),
-                None if tokens.len() > most => Err(ApiError::too_long(tokens.len(), most)),
+                None if tokens.is_empty() => Err(empty()),
+                None if tokens.len() > most => Err(ApiError::too_long(field, tokens.len(), most)),
                 None => Ok(tokens),
             }
         }
@@ -172,19 +199,24 @@ fn answers(
     request: &Request,
     style: Style,
     thinking: bool,
-) -> Result<Answers, String> {
+) -> Result<Answers, ApiError> {
     let tokenizer = &live.loaded.tokenizer;
     let format = style.format.unwrap_or(ToolFormat::Hermes);
     let parallel = !request.tools.one_call;
     let calls = |tools: &[_]| {
         let lark = format.grammar(tools, parallel, tokenizer);
-        lark.map(Grammar::Lark)
+        lark.map(Grammar::Lark).map_err(|e| cannot("tools", e))
     };
     let of = |grammars| Answers {
         grammars,
         ..Answers::default()
     };
     if let Some(forced) = request.tools.forced() {
+        // There is a call instead of an answer; what is asked for beside it must be
+        // something that could be obeyed all the same.
+        if let Some((field, grammar)) = &request.grammar {
+            compile(live, vec![grammar.clone()], None).map_err(|e| cannot(field, e))?;
+        }
         return Ok(of(vec![calls(&forced)?]));
     }
     let told = request.tools.told();
@@ -194,7 +226,8 @@ fn answers(
         }
         // A thought that was begun is before the answer.
         let thinks = style.thinks && !thinking;
-        let free = format.free_grammar(told, parallel, thinks, tokenizer)?;
+        let free = format.free_grammar(told, parallel, thinks, tokenizer);
+        let free = free.map_err(|e| cannot("tools", e))?;
         return Ok(Answers {
             held: free.is_some(),
             ..of(free.map(Grammar::Lark).into_iter().collect())
@@ -232,12 +265,22 @@ fn constraint(
             return Err(ApiError::unsupported(name, why));
         }
     }
-    let compiled = live
-        .loaded
-        .grammars()
-        .and_then(|g| g.compile(grammars, before));
+    let alone = request.grammar.as_ref().filter(|_| grammars.len() > 1);
+    let alone = alone.cloned();
+    let compiled = compile(live, grammars, before);
     compiled.map(Some).map_err(|e| {
         let field = request.grammar.as_ref().map_or("tools", |(field, _)| field);
-        cannot(field, e)
+        // Which of them it is: the answer's, or that of calls.
+        let calls = alone.is_some_and(|(_, g)| compile(live, vec![g], None).is_ok());
+        cannot(if calls { "tools" } else { field }, e)
     })
+}
+
+fn compile(
+    live: &Live,
+    grammars: Vec<Grammar>,
+    before: Option<&str>,
+) -> Result<Constraint, GrammarError> {
+    let all = live.loaded.grammars();
+    all.and_then(|all| all.compile(grammars, before))
 }

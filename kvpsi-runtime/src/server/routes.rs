@@ -5,7 +5,7 @@
 
 use super::{
     anthropic, api,
-    complete::Completer,
+    complete::{Completer, is_model},
     connections::Connection,
     error::ApiError,
     inbound::Held,
@@ -42,12 +42,33 @@ type App = State<Arc<Server>>;
 /// How long a browser need not ask again.
 const PREFLIGHT: Duration = Duration::from_secs(600);
 
+/// All paths below `/v1/models/`.
+const ONE_MODEL: &str = "/v1/models/{id}";
+
+/// The name by which a path is counted.
+pub(super) fn known(path: &str) -> Option<&'static str> {
+    match path.strip_prefix("/v1/models/") {
+        Some(_) => Some(ONE_MODEL),
+        None => PATHS.into_iter().find(|p| *p == path),
+    }
+}
+
+/// An error in the shape that clients of a path's API read.
+pub(super) fn shaped_for(path: &str, e: &ApiError) -> serde_json::Value {
+    match path {
+        _ if path.starts_with("/v1/messages") => anthropic::error(e),
+        _ if path.starts_with("/api/") => ollama::error(e),
+        _ => e.body(),
+    }
+}
+
 /// Paths that are counted by name.
-pub(super) const PATHS: [&str; 24] = [
+pub(super) const PATHS: [&str; 25] = [
     "/",
     "/health",
     "/metrics",
     "/v1/models",
+    ONE_MODEL,
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -146,16 +167,10 @@ fn ollama_paths() -> Router<Arc<Server>> {
 
 async fn admit(State(server): App, mut request: Request, next: Next) -> Response {
     let access = &server.config.access;
-    let path = request.uri().path();
-    let error = match path {
-        _ if path.starts_with("/v1/messages") => anthropic::error,
-        _ if path.starts_with("/api/") => ollama::error,
-        _ => ApiError::into_response,
-    };
     key_of_anthropic(request.headers_mut());
     match access.admit(request.headers(), connection(&request)) {
         Ok(()) => next.run(request).await,
-        Err(e) => error(e),
+        Err(e) => e.into_response(),
     }
 }
 
@@ -228,52 +243,38 @@ async fn response(State(s): App, request: Request) -> Result<Response, ApiError>
     responses::answer(completer, body).await
 }
 
-async fn message(State(s): App, request: Request) -> Response {
-    let answer = async {
-        let (completer, body) = begin(&s, request).await?;
-        anthropic::answer(completer, body).await
-    };
-    answer.await.unwrap_or_else(anthropic::error)
+async fn message(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = begin(&s, request).await?;
+    anthropic::answer(completer, body).await
 }
 
-async fn count(State(s): App, request: Request) -> Response {
-    let counted = async {
-        let live = ready(&s)?;
-        let body = read(&s, request).await?;
-        texts::in_turn(&s, live, body, anthropic::count).await
-    };
-    let counted = counted.await.map(|counted| Json(counted).into_response());
-    counted.unwrap_or_else(anthropic::error)
+async fn count(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let live = ready(&s)?;
+    let body = read(&s, request).await?;
+    let count = move |body: &[u8]| anthropic::count(&live, body);
+    Ok(Json(texts::in_turn(&s, body, count).await?).into_response())
 }
 
-async fn ollama_chat(State(s): App, request: Request) -> Response {
-    ollama_answer(&s, request, true).await
+async fn ollama_chat(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = begin(&s, request).await?;
+    ollama::answer(completer, body, true).await
 }
 
-async fn ollama_generate(State(s): App, request: Request) -> Response {
-    ollama_answer(&s, request, false).await
+async fn ollama_generate(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = begin(&s, request).await?;
+    ollama::answer(completer, body, false).await
 }
 
-async fn ollama_answer(server: &Server, request: Request, chat: bool) -> Response {
-    let answer = async {
-        let (completer, body) = begin(server, request).await?;
-        ollama::answer(completer, body, chat).await
-    };
-    answer.await.unwrap_or_else(ollama::error)
+async fn ollama_embed(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let (completer, body) = begin(&s, request).await?;
+    ollama::embed(completer, body).await
 }
 
-async fn ollama_embed(State(s): App, request: Request) -> Response {
-    let answer = async {
-        let (completer, body) = begin(&s, request).await?;
-        ollama::embed(completer, body).await
-    };
-    answer.await.unwrap_or_else(ollama::error)
-}
-
-async fn ollama_show(State(s): App, request: Request) -> Response {
-    let body = read(&s, request).await;
-    let shown = body.and_then(|body| ollama::show(&s, &body));
-    shown.map_or_else(ollama::error, |shown| Json(shown).into_response())
+async fn ollama_show(State(s): App, request: Request) -> Result<Response, ApiError> {
+    let body = read(&s, request).await?;
+    let server = s.clone();
+    let show = move |body: &[u8]| ollama::show(&server, body);
+    Ok(Json(texts::in_turn(&s, body, show).await?).into_response())
 }
 
 /// What a request for an answer needs, and its body.
@@ -309,7 +310,7 @@ async fn models(State(server): App) -> Result<Response, ApiError> {
 
 async fn model(State(server): App, Path(id): Path<String>) -> Result<Response, ApiError> {
     let live = ready(&server)?;
-    if id != server.config.name {
+    if !is_model(&id, &server.config.name) {
         return Err(ApiError::no_model(&id, &server.config.name));
     }
     Ok(Json(described(&server, &live)).into_response())
@@ -425,4 +426,30 @@ async fn trace(State(server): App) -> Result<Response, ApiError> {
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
     Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_the_shape_of_its_path() {
+        for (e, kind) in [
+            (ApiError::busy(1), "rate_limit_error"),
+            (
+                ApiError::unavailable("memory", "no room"),
+                "overloaded_error",
+            ),
+            (ApiError::no_path("/x"), "not_found_error"),
+            (ApiError::internal("a fault"), "api_error"),
+        ] {
+            let openai = shaped_for("/v1/chat/completions", &e);
+            assert_eq!(openai["error"]["message"], e.message);
+            let anthropic = shaped_for("/v1/messages/count_tokens", &e);
+            assert_eq!(anthropic["error"]["type"], kind);
+            assert_eq!(shaped_for("/api/nothing", &e), json!({"error": e.message}));
+        }
+        assert_eq!(known("/v1/models/a/b"), Some("/v1/models/{id}"));
+        assert_eq!((known("/health"), known("/x")), (Some("/health"), None));
+    }
 }

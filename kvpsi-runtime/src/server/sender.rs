@@ -32,15 +32,16 @@ pub(super) struct EventSender {
     record: Option<ChoiceRecord>,
     /// Trims and preemptions that are in the record.
     recorded: (u64, u64),
-    _permit: AdmissionPermit,
+    _places: Arc<Vec<AdmissionPermit>>,
 }
 
 impl EventSender {
+    /// `places` are free again when all who hold them are done.
     pub fn new(
         choice: usize,
         events: UnboundedSender<ChoiceEvent>,
         metrics: Arc<Metrics>,
-        permit: AdmissionPermit,
+        places: Arc<Vec<AdmissionPermit>>,
         note: Arc<Note>,
     ) -> Self {
         let arrived = Instant::now();
@@ -55,7 +56,7 @@ impl EventSender {
             last: None,
             record,
             recorded: (0, 0),
-            _permit: permit,
+            _places: places,
         }
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Choice {
     outcome: Option<Outcome>,
     /// Of a chat: what its answer is made of.
     parts: Parts,
+    /// And what it was taken apart into, where it is shown whole.
+    told: Vec<Told>,
     /// Tokens of text that is held back.
     held: Vec<Token>,
 }
@@ -168,16 +170,16 @@ impl Shape {
                 text,
                 logprobs,
             } => {
-                let (text, token) = choice.take(token, &text, logprobs);
+                let (text, held) = choice.take(token, &text, logprobs);
                 if choice.parts.parses() {
-                    choice.held.extend(token);
-                    let told = choice.parts.push(&text);
+                    choice.held.extend(held);
+                    let told = choice.parts.piece(token, &text);
                     return (self.deltas(index, told), None);
                 }
-                if text.is_empty() && (token.is_none() || self.logprobs.is_none()) {
+                if text.is_empty() && (held.is_none() || self.logprobs.is_none()) {
                     return (Vec::new(), None);
                 }
-                let logprobs = self.logprobs(token.as_slice());
+                let logprobs = self.logprobs(held.as_slice());
                 (vec![self.piece(index, &text, &logprobs, None)], None)
             }
             StreamEvent::Done(outcome) => {
@@ -253,9 +255,12 @@ impl Shape {
                 text,
                 logprobs,
             } => {
-                let (text, token) = choice.take(token, &text, logprobs);
-                choice.text.push_str(&text);
-                choice.tokens.extend(token);
+                let (text, shown) = choice.take(token, &text, logprobs);
+                choice.tokens.extend(shown);
+                match choice.parts.parses() {
+                    true => choice.told.extend(choice.parts.piece(token, &text)),
+                    false => choice.text.push_str(&text),
+                }
             }
             StreamEvent::Done(outcome) => {
                 let (rest, _) = choice.take(None, "", None);
@@ -274,12 +279,16 @@ impl Shape {
     /// The whole answer.
     pub fn whole(&mut self) -> Value {
         let chat = self.chat;
-        let told = self.choices.iter_mut().map(|choice| {
-            let mut told = choice.parts.push(&choice.text);
+        let parted = |choice: &mut Choice| {
+            let mut told = std::mem::take(&mut choice.told);
+            told.extend(choice.parts.push(&std::mem::take(&mut choice.text)));
             told.extend(choice.parts.finish());
             told
-        });
-        let told: Vec<Vec<Told>> = if chat { told.collect() } else { Vec::new() };
+        };
+        let told: Vec<Vec<Told>> = match chat {
+            true => self.choices.iter_mut().map(parted).collect(),
+            false => Vec::new(),
+        };
         let mut told = told.into_iter();
         let choices = self.choices.iter().enumerate().map(|(index, choice)| {
             let mut whole = match told.next() {
@@ -312,12 +321,14 @@ impl Shape {
         );
         // A prompt is counted once, whatever many answers it gets.
         let cached: usize = outcomes().map(|o| o.cached_tokens).sum();
+        let thought: usize = self.choices.iter().map(|c| c.parts.thought_tokens).sum();
         let mass = outcomes().map(|o| o.loss.mass).fold(0.0, f32::max);
         json!({
             "prompt_tokens": prompt,
             "completion_tokens": tokens,
             "total_tokens": prompt + tokens,
             "prompt_tokens_details": {"cached_tokens": cached.min(prompt)},
+            "completion_tokens_details": {"reasoning_tokens": thought},
             "kvpsi": {
                 "trims": outcomes().map(|o| o.loss.trims).sum::<u64>(),
                 "tokens_dropped": outcomes().map(|o| o.loss.tokens).sum::<u64>(),

@@ -136,11 +136,19 @@ pub(super) fn context(headers: &HeaderMap) -> HeaderMap {
         let mut all = headers.get_all(&name).iter();
         if let (Some(value), None) = (all.next(), all.next())
             && value.len() <= LONGEST_CONTEXT
+            && (name != CONTEXT[0] || is_parent(value.as_bytes()))
         {
             kept.insert(name, value.clone());
         }
     }
     kept
+}
+
+/// Lower-case hexadecimal digits and `-` alone, as W3C has it: who parses numbers
+/// takes a sign and capitals, too.
+fn is_parent(value: &[u8]) -> bool {
+    let plain = |b: &u8| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-');
+    value.iter().all(plain)
 }
 
 /// What became of spans.
@@ -250,6 +258,11 @@ mod tests {
         let kept = context(&headers);
         assert_eq!(kept.len(), 2);
         assert_eq!(kept["traceparent"], parent);
+        for wrong in [parent.replacen("0af", "+af", 1), parent.to_uppercase()] {
+            headers.insert("traceparent", wrong.parse().unwrap());
+            assert!(!context(&headers).contains_key("traceparent"), "{wrong}");
+        }
+        headers.insert("traceparent", parent.parse().unwrap());
         headers.append("traceparent", parent.parse().unwrap());
         headers.insert(
             "tracestate",

@@ -110,6 +110,7 @@ impl Server {
                 connections: self.connections.count() as u64,
                 body_bytes: Bytes(inbound.held() as u64),
                 most_body_bytes: Bytes(inbound.total as u64),
+                answer_bytes: Bytes(inbound.answers() as u64),
                 waiting: inbound.waiting() as u64,
                 preparing: inbound.preparing() as u64,
             },

@@ -5,16 +5,24 @@
 //! (`content`, `add_special`, false by default); an answer has the fields of
 //! both, which agree on `tokens`. Out of scope: how tokens are made.
 
-use super::{api, error::ApiError, live::Live, prompt, state::Server};
-use crate::server::inbound::Held;
+use super::{
+    api,
+    error::ApiError,
+    inbound::{Held, Inbound},
+    live::Live,
+    prompt,
+    state::Server,
+};
 use axum::{
-    Json,
+    body::{Body, Bytes},
+    http::{HeaderValue, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
-/// Most tokens of an answer or a request: no context of a model is longer.
+/// Most tokens that are counted: no context of a model is longer.
 pub(super) const MOST: usize = 1 << 17;
 
 /// A text, by either server's names.
@@ -25,6 +33,9 @@ struct Text {
     messages: Option<serde::de::IgnoredAny>,
     add_special_tokens: Option<bool>,
     add_special: Option<bool>,
+    parse_special: Option<bool>,
+    with_pieces: Option<bool>,
+    return_token_strs: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -54,10 +65,34 @@ fn bad(e: &serde_json::Error) -> ApiError {
 
 fn tokens(live: &Live, body: &[u8]) -> Result<Vec<u32>, ApiError> {
     let asked: Text = serde_json::from_slice(body).map_err(|e| bad(&e))?;
+    for (name, given, neutral, why) in [
+        ("with_pieces", asked.with_pieces, false, "ask /detokenize"),
+        (
+            "return_token_strs",
+            asked.return_token_strs,
+            false,
+            "ask /detokenize",
+        ),
+        (
+            "parse_special",
+            asked.parse_special,
+            true,
+            "control tokens in a prompt are recognised; those in `messages` are text",
+        ),
+    ] {
+        if given.is_some_and(|given| given != neutral) {
+            return Err(ApiError::unsupported(name, why));
+        }
+    }
+    let most = live.loaded.context;
     if asked.messages.is_some() {
         let chat = api::parse_chat(body)?;
-        return prompt::tokens(live, chat.prompt, MOST);
+        return prompt::tokens(live, chat.prompt, chat.field, most);
     }
+    let field = match asked.prompt {
+        Some(_) => "prompt",
+        None => "content",
+    };
     let (text, special) = match (asked.prompt, asked.content) {
         (Some(text), _) => (text, asked.add_special_tokens.unwrap_or(true)),
         (None, Some(text)) => (text, asked.add_special.unwrap_or(false)),
@@ -71,22 +106,51 @@ fn tokens(live: &Live, body: &[u8]) -> Result<Vec<u32>, ApiError> {
     if text.is_empty() && !special {
         return Ok(Vec::new());
     }
-    prompt::encode(live, &text, special, MOST)
+    prompt::encode(live, &text, special, field, most)
 }
 
 /// Runs what takes a while in its turn.
 pub(super) async fn in_turn<T: Send + 'static>(
     server: &Arc<Server>,
-    live: Arc<Live>,
     body: Held,
-    work: fn(&Live, &[u8]) -> Result<T, ApiError>,
+    work: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let turn = server.inbound.turn().await?;
     let done = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        work(&live, &body)
+        work(&body)
     });
     done.await.map_err(|e| ApiError::internal(e.to_string()))?
+}
+
+/// A JSON answer, and its share of what answers may take, until it is sent.
+struct Kept {
+    json: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+impl Kept {
+    fn new(all: &Inbound, answer: &impl Serialize, field: &str) -> Result<Self, ApiError> {
+        let room = all.keep(api::values::bytes(answer), field)?;
+        let json = serde_json::to_vec(answer);
+        Ok(Self {
+            json: json.map_err(|e| ApiError::internal(e.to_string()))?,
+            _room: room,
+        })
+    }
+}
+
+impl IntoResponse for Kept {
+    fn into_response(self) -> Response {
+        let kind = HeaderValue::from_static("application/json");
+        ([(CONTENT_TYPE, kind)], Body::from(Bytes::from_owner(self))).into_response()
+    }
 }
 
 /// `POST /tokenize`.
@@ -95,14 +159,17 @@ pub(super) async fn tokenize(
     live: Arc<Live>,
     body: Held,
 ) -> Result<Response, ApiError> {
-    let max_model_len = live.loaded.context;
-    let tokens = in_turn(server, live, body, tokens).await?;
-    let answer = Tokens {
-        count: tokens.len(),
-        tokens,
-        max_model_len,
+    let all = server.inbound.clone();
+    let answer = move |body: &[u8]| {
+        let tokens = tokens(&live, body)?;
+        let answer = Tokens {
+            count: tokens.len(),
+            tokens,
+            max_model_len: live.loaded.context,
+        };
+        Kept::new(&all, &answer, "prompt")
     };
-    Ok(Json(answer).into_response())
+    Ok(in_turn(server, body, answer).await?.into_response())
 }
 
 /// `POST /detokenize`.
@@ -111,12 +178,16 @@ pub(super) async fn detokenize(
     live: Arc<Live>,
     body: Held,
 ) -> Result<Response, ApiError> {
-    let text = in_turn(server, live, body, text).await?;
-    let answer = TextOf {
-        prompt: &text,
-        content: &text,
+    let all = server.inbound.clone();
+    let answer = move |body: &[u8]| {
+        let text = text(&live, body)?;
+        let answer = TextOf {
+            prompt: &text,
+            content: &text,
+        };
+        Kept::new(&all, &answer, "tokens")
     };
-    Ok(Json(answer).into_response())
+    Ok(in_turn(server, body, answer).await?.into_response())
 }
 
 fn text(live: &Live, body: &[u8]) -> Result<String, ApiError> {
@@ -128,10 +199,14 @@ fn text(live: &Live, body: &[u8]) -> Result<String, ApiError> {
             format!("`tokens` has the token {unknown}; this model has {vocab}"),
         ));
     }
-    if asked.tokens.len() > MOST {
+    let most = live.loaded.context;
+    if asked.tokens.len() > most {
         return Err(ApiError::param(
             "tokens",
-            format!("`tokens` has more than {MOST} tokens"),
+            format!(
+                "`tokens` has {} tokens, and the context {most}",
+                asked.tokens.len()
+            ),
         ));
     }
     let decoded = live.loaded.tokenizer.decode(&asked.tokens);

@@ -172,6 +172,9 @@ pub struct Inbound {
     pub body_bytes: Bytes,
     /// Most that large bodies may take together.
     pub most_body_bytes: Bytes,
+    /// Bytes of answers that are made at once: tokens, texts, vectors.
+    #[serde(default)]
+    pub answer_bytes: Bytes,
     /// Bodies that wait for others to be done with.
     pub waiting: u64,
     /// Prompts that are made into tokens.

@@ -43,12 +43,12 @@ pub(super) trait Wire: Send + Unpin + 'static {
     fn begin(&mut self) -> Vec<String>;
     /// Parts of the answer.
     fn told(&mut self, parts: Vec<Told>) -> Vec<String>;
-    /// Its end.
-    fn done(&mut self, outcome: &Outcome) -> Vec<String>;
+    /// Its end, after so many tokens of thought.
+    fn done(&mut self, outcome: &Outcome, thought: usize) -> Vec<String>;
     /// Another end.
     fn failed(&mut self, error: &ApiError) -> Vec<String>;
     /// All of it as one object.
-    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome) -> Value;
+    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome, thought: usize) -> Value;
 }
 
 /// The events of one answer, and what takes them apart.
@@ -94,10 +94,12 @@ impl Answering {
                 StreamEvent::Started { .. }
                 | StreamEvent::Prompt(_)
                 | StreamEvent::Embedding(_) => {}
-                StreamEvent::Piece { text, .. } => told.extend(parts.push(&text)),
+                StreamEvent::Piece { token, text, .. } => told.extend(parts.piece(token, &text)),
                 StreamEvent::Done(outcome) => {
                     told.extend(parts.finish());
-                    return Ok(Json(wire.whole(told, &outcome)).into_response());
+                    return Ok(
+                        Json(wire.whole(told, &outcome, parts.thought_tokens)).into_response()
+                    );
                 }
                 StreamEvent::Failed(failure) => return Err(failure.into()),
             }
@@ -121,14 +123,14 @@ impl<W: Wire> Frames<W> {
             StreamEvent::Started { .. } | StreamEvent::Prompt(_) | StreamEvent::Embedding(_) => {
                 Vec::new()
             }
-            StreamEvent::Piece { text, .. } => match parts.push(&text) {
+            StreamEvent::Piece { token, text, .. } => match parts.piece(token, &text) {
                 told if told.is_empty() => Vec::new(),
                 told => self.wire.told(told),
             },
             StreamEvent::Done(outcome) => {
                 let told = parts.finish();
                 let mut frames = self.wire.told(told);
-                frames.extend(self.wire.done(&outcome));
+                frames.extend(self.wire.done(&outcome, parts.thought_tokens));
                 self.ended = true;
                 frames
             }

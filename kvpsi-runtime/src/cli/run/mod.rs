@@ -89,19 +89,19 @@ pub struct Args {
     #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS")]
     max_tokens: usize,
     /// 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
     top_p: f64,
     /// Choose among this many likeliest tokens; 0 for all
-    #[arg(long, default_value_t = 40)]
-    top_k: usize,
-    /// The same seed gives the same text
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[arg(long, default_value_t = 40, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
+    top_k: u32,
+    /// The same seed gives the same text; -1 draws one
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    seed: i64,
     /// Make recent tokens less likely; 1 changes nothing
-    #[arg(long, default_value_t = 1.1)]
+    #[arg(long, default_value_t = 1.1, allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// Tokens that prompt and answers may have together [default: the model's, up to 8192]
     #[arg(long, value_name = "TOKENS")]
@@ -341,8 +341,8 @@ impl Args {
             max_tokens: self.max_tokens,
             temperature: self.temperature,
             top_p: Some(self.top_p),
-            top_k: Some(self.top_k).filter(|&k| k > 0),
-            seed: self.seed,
+            top_k: Some(self.top_k as usize).filter(|&k| k > 0),
+            seed: u64::try_from(self.seed).unwrap_or_else(|_| crate::random::number()),
             repeat_penalty: self.repeat_penalty,
             ..SamplingConfig::default()
         }

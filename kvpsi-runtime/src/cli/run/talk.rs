@@ -213,7 +213,7 @@ impl Talk {
             begin: Some(true),
             ..Conversation::new(said.seen())
         };
-        (self.template()?.text(&asked, self.engine.tokenizer())).map_err(|e| match e {
+        (self.template()?.text(asked, self.engine.tokenizer())).map_err(|e| match e {
             ModelError::Template(_) => anyhow::anyhow!(
                 "{e}; `kvpsi run --raw` sends a prompt without it, --chat-template takes another one"
             ),

@@ -6,8 +6,13 @@
 //! be part of a call; a call leaves when it is whole, or cut off at the end.
 //! Out of scope: the shapes that clients want.
 
-use super::{Style, Tool, ToolFormat, harmony::Harmony, xml};
+use super::{
+    Style, Tool, ToolFormat,
+    harmony::Harmony,
+    xml::{self, Function},
+};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,13 +31,15 @@ pub enum Part {
 }
 
 const THINK: (&str, &str) = ("<think>", "</think>");
+/// What ends a call in Hermes' form and Qwen-Coder's.
+pub(super) const CALL_END: &str = "</tool_call>";
 
 /// Takes one answer apart.
 #[derive(Clone, Debug)]
 pub struct AnswerParser {
     /// How calls are written, where functions may be called.
     format: Option<ToolFormat>,
-    tools: Vec<Tool>,
+    functions: Arc<[Function]>,
     thinks: bool,
     state: State,
     held: String,
@@ -65,7 +72,9 @@ impl AnswerParser {
         let plain = format.is_none() && !style.thinks && !thinking && !harmony;
         (!plain).then(|| Self {
             format,
-            tools: tools.to_vec(),
+            functions: (format.into_iter())
+                .flat_map(|format| tools.iter().map(move |tool| Function::new(tool, format)))
+                .collect(),
             thinks: style.thinks || thinking,
             state: if thinking {
                 State::Thought
@@ -90,6 +99,15 @@ impl AnswerParser {
         }
     }
 
+    /// Whether what comes next is part of a thought, as far as is known.
+    #[must_use]
+    pub fn in_thought(&self) -> bool {
+        match &self.harmony {
+            Some(harmony) => harmony.in_thought(),
+            None => self.state == State::Thought,
+        }
+    }
+
     /// Takes a piece of the answer: the parts that are sure by now.
     pub fn push(&mut self, piece: &str) -> Vec<Part> {
         if let Some(harmony) = &mut self.harmony {
@@ -97,7 +115,7 @@ impl AnswerParser {
         }
         self.held.push_str(piece);
         let mut parts = Vec::new();
-        while self.step(&mut parts) {}
+        while self.step(&mut parts, false) {}
         parts
     }
 
@@ -106,8 +124,9 @@ impl AnswerParser {
         if let Some(harmony) = &mut self.harmony {
             return harmony.finish();
         }
-        let held = std::mem::take(&mut self.held);
         let mut parts = Vec::new();
+        while self.step(&mut parts, true) {}
+        let held = std::mem::take(&mut self.held);
         match self.state {
             // After a call, the beginning of another one's mark.
             State::Text if self.trim && self.open().is_some_and(|o| o.starts_with(held.trim())) => {
@@ -134,7 +153,7 @@ impl AnswerParser {
                     parts.extend(calls);
                     self.trim = true;
                     // Cut off within the mark that ends a call.
-                    if !(self.state == State::Call && "</tool_call>".starts_with(rest.trim())) {
+                    if !(self.state == State::Call && CALL_END.starts_with(rest.trim())) {
                         self.text(rest, &mut parts);
                     }
                 }
@@ -153,8 +172,8 @@ impl AnswerParser {
         self.state == State::Call || self.trim || !held.trim_start().starts_with(['{', '['])
     }
 
-    /// One step; false when more text is needed.
-    fn step(&mut self, parts: &mut Vec<Part>) -> bool {
+    /// One step; false when more text is needed. `over`: no more comes.
+    fn step(&mut self, parts: &mut Vec<Part>, over: bool) -> bool {
         match self.state {
             State::Start => self.start(),
             State::Thought => {
@@ -199,12 +218,12 @@ impl AnswerParser {
                 false
             }
             State::Call => {
-                let Some((inside, rest)) = self.held.split_once("</tool_call>") else {
+                let Some((inside, rest)) = self.closed(over) else {
                     return false;
                 };
                 let (calls, left) = self.calls(inside);
                 if calls.is_empty() || !left.trim().is_empty() {
-                    let text = format!("<tool_call>{inside}</tool_call>");
+                    let text = format!("<tool_call>{inside}{CALL_END}");
                     let rest = rest.to_owned();
                     self.trim = false;
                     self.text(&text, parts);
@@ -219,6 +238,20 @@ impl AnswerParser {
             }
             State::Calls => false,
         }
+    }
+
+    /// A call that has its end, and what comes behind: the first mark that does not
+    /// lie within a text of its arguments, or the first of all where that text has
+    /// no end.
+    fn closed(&self, over: bool) -> Option<(&str, &str)> {
+        let marks = || self.held.match_indices(CALL_END).map(|(at, _)| at);
+        let within = |at: usize| match self.format {
+            Some(ToolFormat::Xml) => xml::is_open(&self.held[..at]),
+            _ => in_text(&self.held[..at]),
+        };
+        let first = marks().next().filter(|_| over);
+        let at = marks().find(|at| !within(*at)).or(first)?;
+        Some((&self.held[..at], &self.held[at + CALL_END.len()..]))
     }
 
     /// Whether the answer begins with a thought, or is a call as a whole.
@@ -268,13 +301,13 @@ impl AnswerParser {
     fn calls<'a>(&self, text: &'a str) -> (Vec<Part>, &'a str) {
         match self.format {
             Some(ToolFormat::MistralArgs) => named_calls(text),
-            Some(ToolFormat::Xml) => match xml::call(text, &self.tools) {
+            Some(ToolFormat::Xml) => match xml::call(text, &self.functions) {
                 Some((call, rest)) => (vec![call], rest),
                 None => (Vec::new(), text),
             },
             _ => {
                 let bare = self.state == State::Calls && !self.marked(text);
-                let known = |name: &str| !bare || self.tools.iter().any(|t| t.name == name);
+                let known = |name: &str| !bare || self.functions.iter().any(|f| f.name == name);
                 json_calls(text, &known)
             }
         }
@@ -361,6 +394,23 @@ fn after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
 fn name_of(text: &str) -> Option<&str> {
     let quoted = after(text, "name")?.strip_prefix('"')?;
     Some(quoted.split_once('"')?.0)
+}
+
+/// Whether an object ends within a text.
+fn in_text(json: &str) -> bool {
+    if !json.trim_start().starts_with('{') {
+        return false;
+    }
+    let (mut within, mut escaped) = (false, false);
+    for b in json.bytes() {
+        match b {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = within,
+            b'"' => within = !within,
+            _ => {}
+        }
+    }
+    within
 }
 
 /// An object that ends too soon.

@@ -68,26 +68,27 @@ impl Message {
     }
 
     /// As templates know it: transformers' keys, and those that have no value
-    /// are not there.
-    pub(super) fn json(&self) -> Value {
-        let mut m = json!({"role": self.role, "content": self.content});
-        if let Some(reasoning) = &self.reasoning {
-            m["reasoning_content"] = json!(reasoning);
+    /// are not there. Moved: a call's arguments may be large.
+    pub(super) fn json(self) -> Value {
+        let mut m = json!({"role": self.role});
+        m["content"] = self.content.into();
+        if let Some(reasoning) = self.reasoning {
+            m["reasoning_content"] = reasoning.into();
         }
         if !self.calls.is_empty() {
-            let one = |c: &ToolCall| {
-                json!({
-                    "id": c.id, "type": "function",
-                    "function": {"name": c.name, "arguments": c.arguments},
-                })
+            let one = |c: ToolCall| {
+                let mut call =
+                    json!({"id": c.id, "type": "function", "function": {"name": c.name}});
+                call["function"]["arguments"] = c.arguments;
+                call
             };
-            m["tool_calls"] = self.calls.iter().map(one).collect();
+            m["tool_calls"] = self.calls.into_iter().map(one).collect();
         }
-        if let Some(id) = &self.call_id {
-            m["tool_call_id"] = json!(id);
+        if let Some(id) = self.call_id {
+            m["tool_call_id"] = id.into();
         }
-        if let Some(name) = &self.name {
-            m["name"] = json!(name);
+        if let Some(name) = self.name {
+            m["name"] = name.into();
         }
         m
     }
@@ -151,11 +152,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// The template does not compile, refuses this conversation or fails.
-    pub fn text(
-        &self,
-        asked: &Conversation,
-        tokenizer: &Tokenizer,
-    ) -> Result<ChatText, ModelError> {
+    pub fn text(&self, asked: Conversation, tokenizer: &Tokenizer) -> Result<ChatText, ModelError> {
         let style = self.style();
         let tooled = !asked.tools.is_empty()
             || (asked.messages.iter()).any(|m| m.role == Role::Tool || !m.calls.is_empty());
@@ -163,12 +160,11 @@ impl ChatTemplate {
             return self.one(asked, tokenizer);
         }
         // Some templates refuse instructions: then the first question has them.
-        let rendered = self.one(&explained(asked, Role::System), tokenizer);
-        rendered.or_else(|_| self.one(&explained(asked, Role::User), tokenizer))
+        let rendered = self.one(explained(&asked, Role::System), tokenizer);
+        rendered.or_else(|_| self.one(explained(&asked, Role::User), tokenizer))
     }
 
-    fn one(&self, c: &Conversation, tokenizer: &Tokenizer) -> Result<ChatText, ModelError> {
-        let mut c = c.clone();
+    fn one(&self, mut c: Conversation, tokenizer: &Tokenizer) -> Result<ChatText, ModelError> {
         let mut goes_on = c.goes_on();
         if goes_on
             && c.messages
@@ -180,14 +176,14 @@ impl ChatTemplate {
             goes_on = false;
             c.begin = c.begin.or(Some(true));
         }
-        let mut variables = Value::Object(c.variables.clone());
+        let mut variables = Value::Object(std::mem::take(&mut c.variables));
         if c.messages.iter().any(|m| !m.calls.is_empty()) && self.wants_text() {
             let calls = c.messages.iter_mut().flat_map(|m| &mut m.calls);
             calls.for_each(ToolCall::as_text);
         }
-        variables["messages"] = c.messages.iter().map(Message::json).collect();
+        variables["messages"] = c.messages.into_iter().map(Message::json).collect();
         if !c.tools.is_empty() {
-            variables["tools"] = c.tools.iter().map(|t| t.json.clone()).collect();
+            variables["tools"] = c.tools.iter().map(|t| (*t.json).clone()).collect();
         }
         let mut all = Vec::new();
         texts(&variables, &mut all);
@@ -207,7 +203,7 @@ impl ChatTemplate {
             begun.truncate(begun.trim_end().len());
             begun.push_str(&here);
         }
-        let mut text = self.render_value(&variables)?;
+        let mut text = self.render_value(variables)?;
         if goes_on {
             text.truncate(text.find(&here).ok_or_else(|| {
                 ModelError::Template(
@@ -311,7 +307,9 @@ fn explained(c: &Conversation, role: Role) -> Conversation {
     Conversation {
         messages,
         tools: Vec::new(),
-        ..c.clone()
+        variables: c.variables.clone(),
+        begin: c.begin,
+        go_on: c.go_on,
     }
 }
 

@@ -40,6 +40,10 @@ pub(super) struct Harmony {
 }
 
 impl Harmony {
+    pub fn in_thought(&self) -> bool {
+        self.within == Within::Thought
+    }
+
     pub fn push(&mut self, piece: &str) -> Vec<Part> {
         self.held.push_str(piece);
         let mut parts = Vec::new();

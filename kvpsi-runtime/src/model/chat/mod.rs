@@ -106,8 +106,8 @@ impl ChatTemplate {
     /// # Errors
     /// The template does not compile, refuses these messages or fails.
     pub fn render(&self, messages: &[Message], prompt: bool) -> Result<String, ModelError> {
-        let messages: Vec<_> = messages.iter().map(Message::json).collect();
-        self.render_value(&json!({"messages": messages, "add_generation_prompt": prompt}))
+        let messages: Vec<_> = messages.iter().cloned().map(Message::json).collect();
+        self.render_value(json!({"messages": messages, "add_generation_prompt": prompt}))
     }
 
     /// The same for whatever else a template may ask for: `variables` is a JSON
@@ -123,8 +123,10 @@ impl ChatTemplate {
     }
 
     /// The same for variables of ours.
-    fn render_value(&self, variables: &serde_json::Value) -> Result<String, ModelError> {
-        self.written(minijinja::Value::from_serialize(variables))
+    fn render_value(&self, variables: serde_json::Value) -> Result<String, ModelError> {
+        let given = minijinja::Value::from_serialize(&variables);
+        drop(variables);
+        self.written(given)
     }
 
     fn written(&self, variables: minijinja::Value) -> Result<String, ModelError> {

@@ -6,6 +6,7 @@
 
 use super::schema::decoded;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// How a family writes the calls of functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub struct Tool {
     /// Its name.
     pub name: String,
     /// As the client sent it: `{"type": "function", "function": {...}}`.
-    pub json: Value,
+    pub json: Arc<Value>,
 }
 
 impl Tool {

@@ -13,18 +13,70 @@
 //! takes that, too), and JSON everywhere else. Out of scope: the marks around it.
 
 use super::answer::Part;
-use super::{schema::closed, style::Tool};
+use super::{
+    schema::closed,
+    style::{Tool, ToolFormat},
+};
 use serde_json::{Map, Value, json};
+
+/// What an argument may be, beside other JSON.
+#[derive(Clone, Copy, Debug)]
+struct Takes {
+    texts: bool,
+    null: bool,
+}
+
+impl Takes {
+    /// Where no schema says.
+    const ANY: Self = Self {
+        texts: true,
+        null: true,
+    };
+}
+
+/// What is kept of a function while its calls may come.
+#[derive(Clone, Debug)]
+pub(super) struct Function {
+    pub name: String,
+    /// Arguments that its schema names, where calls are in this form.
+    arguments: Vec<(String, Takes)>,
+}
+
+impl Function {
+    pub fn new(tool: &Tool, format: ToolFormat) -> Self {
+        let mut arguments = Vec::new();
+        if format == ToolFormat::Xml {
+            let schema = tool.parameters();
+            let named = schema["properties"].as_object();
+            arguments.extend(named.into_iter().flat_map(|all| all.keys()).map(|key| {
+                let takes = Takes {
+                    texts: texts(&schema, key),
+                    null: allows(&schema, key, "null"),
+                };
+                (key.clone(), takes)
+            }));
+        }
+        Self {
+            name: tool.name.clone(),
+            arguments,
+        }
+    }
+
+    fn takes(&self, key: &str) -> Takes {
+        let named = self.arguments.iter().find(|(name, _)| name == key);
+        named.map_or(Takes::ANY, |(_, takes)| *takes)
+    }
+}
 
 /// The call of `text`, and what comes after it; `None` where it is none. A call
 /// without its end was cut off: its arguments are a JSON text's beginning.
-pub(super) fn call<'a>(text: &'a str, tools: &[Tool]) -> Option<(Part, &'a str)> {
+pub(super) fn call<'a>(text: &'a str, functions: &[Function]) -> Option<(Part, &'a str)> {
     let (name, mut rest) = text
         .trim_start()
         .strip_prefix("<function=")?
         .split_once('>')?;
-    let schema = tools.iter().find(|t| t.name == name).map(Tool::parameters);
-    let schema = schema.unwrap_or_default();
+    let function = functions.iter().find(|f| f.name == name);
+    let takes = |key: &str| function.map_or(Takes::ANY, |f| f.takes(key));
     let mut arguments = Map::new();
     let told = |arguments: String| Part::Call {
         name: name.to_owned(),
@@ -51,7 +103,7 @@ pub(super) fn call<'a>(text: &'a str, tools: &[Tool]) -> Option<(Part, &'a str)>
             }
             begun.push_str(&format!("{}:", json!(key)));
             let value = value.strip_prefix('\n').unwrap_or(value);
-            match texts(&schema, key) {
+            match takes(key).texts {
                 true => {
                     begun.push_str(&json!(value).to_string());
                     begun.pop();
@@ -60,7 +112,7 @@ pub(super) fn call<'a>(text: &'a str, tools: &[Tool]) -> Option<(Part, &'a str)>
             }
             return Some((told(begun), ""));
         };
-        arguments.insert(key.to_owned(), read(value, &schema, key));
+        arguments.insert(key.to_owned(), read(value, takes(key)));
         rest = after;
     }
 }
@@ -72,12 +124,18 @@ fn open(arguments: Map<String, Value>) -> String {
     text
 }
 
-fn read(value: &str, schema: &Value, key: &str) -> Value {
+/// Whether the value of an argument has no end yet.
+pub(super) fn is_open(call: &str) -> bool {
+    let last = call.rsplit_once("<parameter=");
+    last.is_some_and(|(_, value)| !value.contains("</parameter>"))
+}
+
+fn read(value: &str, takes: Takes) -> Value {
     let value = value.strip_prefix('\n').unwrap_or(value);
     let value = value.strip_suffix('\n').unwrap_or(value);
     let parsed = serde_json::from_str::<Value>(value).ok();
-    let keep = |v: &Value| match texts(schema, key) {
-        true => v.is_null() && allows(schema, key, "null"),
+    let keep = |v: &Value| match takes.texts {
+        true => v.is_null() && takes.null,
         false => true,
     };
     parsed
@@ -201,10 +259,11 @@ pub(super) fn rules(tool: &Tool, rule: &str) -> Result<String, String> {
             ));
         }
         let most = most.map_or(String::new(), |n| n.to_string());
-        // A text with the tag that ends it would not come back whole.
+        // A text with the tag that ends it, or the mark that ends the call, would not
+        // come back whole.
         all.push_str(&format!(
             "{name}: {tag} {name}v \"\\n\"\n{name}v[suffix=\"</parameter>\"]: \
-             /(?s:.{{{least},{most}}})\\n/ & ~/(?s:.*)<\\/parameter>(?s:.*)/\n"
+             /(?s:.{{{least},{most}}})\\n/ & ~/(?s:.*)<\\/(parameter|tool_call)>(?s:.*)/\n"
         ));
     }
     Ok(format!("{rule}: {call} {}\n{all}", text("</function>")))

@@ -7,6 +7,7 @@
 
 mod bpe;
 mod bytes;
+mod fill;
 mod guarded;
 mod metadata;
 mod pieces;
@@ -17,6 +18,7 @@ pub use bytes::TokenBytes;
 
 use super::gguf::{Gguf, ModelError};
 use bytes::Alphabet;
+use fill::Fill;
 use guarded::Controls;
 use metadata::Metadata;
 use pieces::Spans;
@@ -78,6 +80,7 @@ pub struct Tokenizer {
     /// A space is put before a text.
     in_front: bool,
     spans: Spans,
+    fill: Option<Fill>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -150,6 +153,7 @@ impl Tokenizer {
             control_ids: controls().map(|(id, _)| *id).collect(),
             controls: Controls::new(controls().map(|(_, t)| t.content.clone())),
             in_front,
+            fill: fill::find(&from, &inner, count)?,
             spans: Spans::of(&inner, &tokens, in_front),
             inner,
             ends,

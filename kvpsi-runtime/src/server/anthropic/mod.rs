@@ -16,8 +16,8 @@ pub(super) use request::parse;
 use request::parse_count;
 
 /// An error as Anthropic's clients read it.
-pub(super) fn error(e: ApiError) -> Response {
-    e.shaped(&json!({"type": "error", "error": error_body(&e)}))
+pub(super) fn error(e: &ApiError) -> Value {
+    json!({"type": "error", "error": error_body(e)})
 }
 
 fn error_body(e: &ApiError) -> Value {
@@ -47,6 +47,6 @@ pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response,
 /// The answer to `/v1/messages/count_tokens`. Takes a while for a long prompt.
 pub(super) fn count(live: &Live, body: &[u8]) -> Result<Value, ApiError> {
     let request = parse_count(body)?;
-    let tokens = prompt::tokens(live, request.prompt, super::texts::MOST)?;
+    let tokens = prompt::tokens(live, request.prompt, request.field, super::texts::MOST)?;
     Ok(json!({"input_tokens": tokens.len()}))
 }

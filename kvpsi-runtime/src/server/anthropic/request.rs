@@ -7,14 +7,15 @@ use crate::{
         api::{
             Prompt, Request, ToolChoice, Tools,
             fields::Fields,
-            messages::{MOST_MESSAGES, arguments, name_results},
-            tools::response_format,
+            messages::{arguments, list, name_results},
+            sampling::{self, refuse, stops},
+            tools::{grammar, response_format},
+            values::Left,
         },
         error::ApiError,
     },
 };
 use serde_json::{Map, Value};
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The body of `/v1/messages`.
 ///
@@ -26,7 +27,7 @@ pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
     if fields.get("max_tokens").is_none() {
         return Err(ApiError::param("max_tokens", "`max_tokens` is required"));
     }
-    request(&fields)
+    request(fields)
 }
 
 /// The body of `/v1/messages/count_tokens`: the same, and no `max_tokens`.
@@ -34,34 +35,40 @@ pub fn parse(body: &[u8]) -> Result<Request, ApiError> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_count(body: &[u8]) -> Result<Request, ApiError> {
-    request(&Fields::parse(body)?)
+    request(Fields::parse(body)?)
 }
 
-fn request(fields: &Fields) -> Result<Request, ApiError> {
-    for (name, why) in [
+fn request(mut fields: Fields) -> Result<Request, ApiError> {
+    refuse(&fields)?;
+    fields.refuse(&[
         ("container", "no containers"),
         ("mcp_servers", "no MCP servers"),
-    ] {
-        if fields.asks_for(name) {
-            return Err(ApiError::unsupported(name, why));
-        }
-    }
-    let tools = tools(fields)?;
-    let mut conversation = Conversation::new(messages(fields)?);
+        ("response_format", "use output_config.format"),
+        ("logprobs", "use /v1/chat/completions"),
+    ])?;
+    sampling::one_choice(&fields)?;
+    kept_whole(&fields)?;
+    let tools = tools(&mut fields)?;
+    let mut conversation = Conversation::new(messages(&fields)?);
     conversation.tools = tools.told().to_vec();
-    conversation.variables = thinking(fields)?;
+    conversation.variables = thinking(&fields)?;
     let output = fields.get("output_config").and_then(|c| c.get("format"));
     let format = fields
         .get("output_format")
-        .or(output)
-        .filter(|f| !f.is_null());
-    let grammar = format.map(response_format).transpose()?.flatten();
+        .map(|f| ("output_format", f))
+        .or_else(|| Some(("output_config.format", output.filter(|f| !f.is_null())?)));
+    let format = format.map(|(name, format)| {
+        let format = response_format(format, name)?;
+        Ok::<_, ApiError>(format.map(|g| (name.to_owned(), g)))
+    });
+    let format = format.transpose()?.flatten();
     Ok(Request {
         model: fields.text("model")?,
         prompt: Prompt::Chat(conversation),
+        field: "messages",
         tools,
-        grammar: grammar.map(|g| ("output_format".to_owned(), g)),
-        sampling: sampling(fields)?,
+        grammar: grammar(&fields, format)?,
+        sampling: sampling(&fields)?,
         choices: 1,
         echo: false,
         stream: fields.flag("stream")?.unwrap_or(false),
@@ -69,19 +76,32 @@ fn request(fields: &Fields) -> Result<Request, ApiError> {
     })
 }
 
+/// `context_management` may ask that all is kept, and for nothing else.
+fn kept_whole(fields: &Fields) -> Result<(), ApiError> {
+    let name = "context_management";
+    let edits = match fields.get(name) {
+        None => return Ok(()),
+        Some(given) => given.get("edits").and_then(Value::as_array),
+    };
+    let keeps = |edit: &Value| edit.get("keep").is_some_and(|keep| keep == "all");
+    match edits.is_none_or(|edits| edits.iter().all(keeps)) {
+        true => Ok(()),
+        false => Err(ApiError::unsupported(name, "send what is to be kept")),
+    }
+}
+
+/// The fields of OpenAI's chats, within Anthropic's ranges.
 fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
     let most = fields.whole("max_tokens", 1..=u64::MAX)?;
-    let top_k = fields.whole("top_k", 0..=u64::MAX)?.filter(|k| *k > 0);
-    let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let temperature = fields.number("temperature", 0.0..=1.0)?;
+    let shared = sampling::sampling(fields, 1, usize::MAX)?;
+    let mut all = stops(fields, "stop_sequences")?;
+    all.extend(shared.stops);
     Ok(SamplingConfig {
-        max_tokens: most.map_or(usize::MAX, small),
-        temperature: fields.number("temperature", 0.0..=1.0)?.unwrap_or(1.0),
-        top_p: fields.number("top_p", 0.0..=1.0)?.map(|p| p.max(1e-6)),
-        top_k: top_k.map(small),
-        seed: RandomState::new().build_hasher().finish(),
-        repeat_penalty: 1.0,
-        stops: crate::server::api::sampling::stops(fields, "stop_sequences")?,
-        ..SamplingConfig::default()
+        max_tokens: most.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+        temperature: temperature.unwrap_or(1.0),
+        stops: all,
+        ..shared
     })
 }
 
@@ -103,13 +123,27 @@ fn thinking(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
             return Err(ApiError::param("thinking", why));
         }
     }
+    let effort = fields.get("output_config").and_then(|c| c.get("effort"));
+    if let Some(effort) = effort.filter(|e| !e.is_null()) {
+        // The templates' word for the most is OpenAI's.
+        let effort = match effort.as_str() {
+            Some(effort @ ("low" | "medium" | "high" | "xhigh")) => effort,
+            Some("max") => "xhigh",
+            _ => {
+                let name = "output_config.effort";
+                let why = format!("`{name}` must be low, medium, high, xhigh or max");
+                return Err(ApiError::param(name, why));
+            }
+        };
+        variables.insert("reasoning_effort".into(), effort.into());
+    }
     Ok(variables)
 }
 
-fn tools(fields: &Fields) -> Result<Tools, ApiError> {
-    let given = fields.list("tools")?;
+fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
+    let given = fields.take_list("tools")?;
     let mut functions: Vec<Map<String, Value>> = Vec::with_capacity(given.len());
-    for tool in given {
+    for mut tool in given {
         let kind = tool.get("type").and_then(Value::as_str);
         if !matches!(kind, None | Some("custom")) {
             return Err(ApiError::unsupported(
@@ -124,13 +158,13 @@ fn tools(fields: &Fields) -> Result<Tools, ApiError> {
             ("input_schema", "parameters"),
             ("strict", "strict"),
         ] {
-            if let Some(value) = tool.get(from) {
-                function.insert(to.into(), value.clone());
+            if let Some(value) = tool.get_mut(from) {
+                function.insert(to.into(), value.take());
             }
         }
         functions.push(function);
     }
-    let mut tools = Tools::new(functions.iter().collect(), "tools")?;
+    let mut tools = Tools::new(functions, "tools")?;
     let Some(choice) = fields.get("tool_choice") else {
         return Ok(tools);
     };
@@ -152,16 +186,7 @@ fn tools(fields: &Fields) -> Result<Tools, ApiError> {
 }
 
 fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
-    let Some(Value::Array(all)) = fields.get("messages") else {
-        return Err(ApiError::param(
-            "messages",
-            "`messages` must be an array of messages",
-        ));
-    };
-    if all.is_empty() || all.len() > MOST_MESSAGES {
-        let why = format!("`messages` must have 1 to {MOST_MESSAGES} messages");
-        return Err(ApiError::param("messages", why));
-    }
+    let all = list(fields, "messages", "messages")?;
     let mut messages = Vec::with_capacity(all.len() + 1);
     if let Some(system) = fields.get("system") {
         let text = text_of(system).ok_or_else(|| {
@@ -175,7 +200,7 @@ fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
         }
     }
     for (i, m) in all.iter().enumerate() {
-        let added = add(&mut messages, m);
+        let added = add(&mut messages, m, &fields.left);
         added.map_err(|why| ApiError::param("messages", format!("`messages[{i}]` {why}")))?;
     }
     name_results(&mut messages);
@@ -198,12 +223,12 @@ fn text_of(content: &Value) -> Option<String> {
 }
 
 /// A message; results of calls become messages of their own before its text.
-fn add(messages: &mut Vec<Message>, m: &Value) -> Result<(), &'static str> {
+fn add(messages: &mut Vec<Message>, m: &Value, left: &Left) -> Result<(), &'static str> {
     let role = match m.get("role").and_then(Value::as_str) {
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
         Some("system") => Role::System,
-        _ => return Err("must have the role user or assistant"),
+        _ => return Err("must have the role user, assistant or system"),
     };
     let blocks = match m.get("content") {
         Some(Value::String(text)) => {
@@ -233,7 +258,7 @@ fn add(messages: &mut Vec<Message>, m: &Value) -> Result<(), &'static str> {
                 name: text("name")
                     .ok_or("has a tool_use block without a `name`")?
                     .to_owned(),
-                arguments: arguments(block.get("input")),
+                arguments: arguments(block.get("input"), left),
             }),
             Some("tool_result") => {
                 let content = match block.get("content") {

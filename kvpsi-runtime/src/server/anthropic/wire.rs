@@ -145,7 +145,7 @@ impl Wire for Blocks {
         frames
     }
 
-    fn done(&mut self, outcome: &Outcome) -> Vec<String> {
+    fn done(&mut self, outcome: &Outcome, _thought: usize) -> Vec<String> {
         let mut frames = Vec::new();
         self.close(&mut frames);
         let (reason, stop) = self.reason(outcome);
@@ -163,7 +163,7 @@ impl Wire for Blocks {
         vec![sse("error", &error)]
     }
 
-    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome) -> Value {
+    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome, _thought: usize) -> Value {
         let (thought, mut text, calls) = gathered(parts);
         let mut content = Vec::new();
         if !thought.is_empty() {

@@ -18,13 +18,23 @@ const DEFAULT_TOKENS: usize = 16;
 /// # Errors
 /// As [`super::parse_chat`].
 pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
-    let fields = Fields::parse(body)?;
+    let mut fields = Fields::parse(body)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
+    let suffix = suffix(&mut fields)?;
     let mut request = common(&fields)?;
     if fields.asks_for("tools") {
         return Err(ApiError::unsupported("tools", "use /v1/chat/completions"));
     }
     request.prompt = prompt(&fields)?;
+    if let Some(suffix) = suffix {
+        request.prompt = match request.prompt {
+            Prompt::Text(text) if !echo => Prompt::Fill(text, suffix),
+            _ => {
+                let why = "only with one text as the prompt, and without echo";
+                return Err(ApiError::unsupported("suffix", why));
+            }
+        };
+    }
     // Nothing is generated where the prompt alone is asked about.
     let least = u64::from(!echo);
     request.sampling = sampling::sampling(&fields, least, DEFAULT_TOKENS)?;
@@ -38,6 +48,13 @@ pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
         ));
     }
     Ok(request)
+}
+
+/// The text behind the gap, where there is one.
+pub(in crate::server) fn suffix(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let suffix = fields.text("suffix")?.filter(|s| !s.is_empty());
+    fields.leave(&["suffix"]);
+    Ok(suffix)
 }
 
 /// A text, tokens, or a list of either.
@@ -59,7 +76,7 @@ fn prompt(fields: &Fields) -> Result<Prompt, ApiError> {
 }
 
 /// Tokens, or a list of texts and lists of tokens.
-pub(super) fn list(all: &[Value]) -> Option<Prompt> {
+fn list(all: &[Value]) -> Option<Prompt> {
     match all {
         [Value::String(_) | Value::Array(_), ..] if all.len() <= MOST_PROMPTS => {
             let mut prompts: Vec<Prompt> = all.iter().map(one).collect::<Option<_>>()?;

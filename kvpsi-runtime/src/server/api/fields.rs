@@ -1,45 +1,68 @@
 //! The fields of a JSON object, each asked for by name and type.
 
-use super::{super::error::ApiError, is_nothing};
+use super::{super::error::ApiError, is_nothing, values::Left};
 use serde_json::{Map, Value};
 use std::{fmt::Display, ops::RangeInclusive};
 
 /// A parsed body.
-pub(in crate::server) struct Fields(Map<String, Value>);
+pub(in crate::server) struct Fields {
+    all: Map<String, Value>,
+    /// For JSON in its texts.
+    pub left: Left,
+}
 
 impl Fields {
     /// Of an object that is there.
     pub fn of(fields: Map<String, Value>) -> Self {
-        Self(fields)
+        Self {
+            all: fields,
+            left: Left::default(),
+        }
     }
 
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
+        let left = Left::default();
+        match left.parse(body) {
+            Ok(Value::Object(all)) => Ok(Self { all, left }),
             Ok(_) => Err(ApiError::bad("the body must be a JSON object")),
             Err(e) if body.is_empty() => Err(ApiError::bad(format!("the body is empty: {e}"))),
+            Err(e) if e.is_data() => Err(ApiError::bad(format!("the body is too much: {e}"))),
             Err(e) => Err(ApiError::bad(format!("the body is not JSON: {e}"))),
         }
     }
 
-    /// Only these fields from now on.
-    pub fn keep(&mut self, names: &[&str]) {
-        self.0.retain(|name, _| names.contains(&name.as_str()));
+    /// Without these fields from now on.
+    pub fn leave(&mut self, names: &[&str]) {
+        self.all.retain(|name, _| !names.contains(&name.as_str()));
+    }
+
+    /// A field, which is not there any more; null is none.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        let value = self.all.get_mut(name).map(Value::take);
+        value.filter(|v| !v.is_null())
     }
 
     /// A field that has another name elsewhere.
     pub fn set(&mut self, name: &str, value: Option<Value>) {
-        self.0.insert(name.to_owned(), value.unwrap_or_default());
+        self.all.insert(name.to_owned(), value.unwrap_or_default());
     }
 
     /// A field; null is none.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|v| !v.is_null())
+        self.all.get(name).filter(|v| !v.is_null())
     }
 
     /// A field is there and asks for something.
     pub fn asks_for(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|v| !is_nothing(v))
+        self.all.get(name).is_some_and(|v| !is_nothing(v))
+    }
+
+    /// Refuses those of `refused` that are there and ask for something.
+    pub fn refuse(&self, refused: &[(&str, &str)]) -> Result<(), ApiError> {
+        match refused.iter().find(|(name, _)| self.asks_for(name)) {
+            Some((name, why)) => Err(ApiError::unsupported(name, why)),
+            None => Ok(()),
+        }
     }
 
     fn typed<T>(
@@ -60,10 +83,10 @@ impl Fields {
         self.typed(name, "a string", |v| v.as_str().map(str::to_owned))
     }
 
-    /// An array; none is an empty one.
-    pub fn list(&self, name: &str) -> Result<&[Value], ApiError> {
-        match self.get(name) {
-            None => Ok(&[]),
+    /// An array, which is not there any more; none is an empty one.
+    pub fn take_list(&mut self, name: &str) -> Result<Vec<Value>, ApiError> {
+        match self.take(name) {
+            None => Ok(Vec::new()),
             Some(Value::Array(all)) => Ok(all),
             Some(_) => Err(ApiError::param(name, format!("`{name}` must be an array"))),
         }

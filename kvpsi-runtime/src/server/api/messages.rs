@@ -1,6 +1,6 @@
 //! The messages of a conversation, as OpenAI's chat API has them.
 
-use super::fields::Fields;
+use super::{fields::Fields, values::Left};
 use crate::{
     model::chat::{Message, Role, ToolCall},
     server::error::ApiError,
@@ -16,20 +16,9 @@ pub(in crate::server) const MOST_CALLS: usize = 128;
 type Wrong = (&'static str, &'static str);
 
 pub(super) fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
-    let Some(Value::Array(all)) = fields.get("messages") else {
-        return Err(ApiError::param(
-            "messages",
-            "`messages` must be an array of messages",
-        ));
-    };
-    if all.is_empty() || all.len() > MOST_MESSAGES {
-        return Err(ApiError::param(
-            "messages",
-            format!("`messages` must have 1 to {MOST_MESSAGES} messages"),
-        ));
-    }
+    let all = list(fields, "messages", "messages")?;
     let one = |(i, m): (usize, &Value)| {
-        message(m).map_err(|(what, why)| {
+        message(m, &fields.left).map_err(|(what, why)| {
             let param = format!("messages[{i}]{what}");
             ApiError::param(param.clone(), format!("`{param}` {why}"))
         })
@@ -37,6 +26,21 @@ pub(super) fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
     let mut messages: Vec<Message> = all.iter().enumerate().map(one).collect::<Result<_, _>>()?;
     name_results(&mut messages);
     Ok(messages)
+}
+
+/// The messages or items of a field, which has one at least.
+pub(in crate::server) fn list<'a>(
+    fields: &'a Fields,
+    name: &str,
+    what: &str,
+) -> Result<&'a [Value], ApiError> {
+    match fields.get(name) {
+        Some(Value::Array(all)) if (1..=MOST_MESSAGES).contains(&all.len()) => Ok(all),
+        _ => Err(ApiError::param(
+            name,
+            format!("`{name}` must be an array of 1 to {MOST_MESSAGES} {what}"),
+        )),
+    }
 }
 
 /// A result says which function it is of, where its call is known: some
@@ -52,7 +56,7 @@ pub(in crate::server) fn name_results(messages: &mut [Message]) {
 }
 
 /// A message, or which part of it is wrong and why.
-fn message(m: &Value) -> Result<Message, Wrong> {
+fn message(m: &Value, left: &Left) -> Result<Message, Wrong> {
     let Value::Object(m) = m else {
         return Err(("", "must be an object with `role` and `content`"));
     };
@@ -75,10 +79,15 @@ fn message(m: &Value) -> Result<Message, Wrong> {
         if role != Role::Assistant {
             return Err((".tool_calls", "belongs to messages of the assistant"));
         }
-        message.calls = calls_of(calls).ok_or((
+        message.calls = calls_of(calls, left).ok_or((
             ".tool_calls",
             "must be an array of at most 128 calls, each with `id` and `function`: its `name` and `arguments`",
         ))?;
+    }
+    for name in ["reasoning_content", "reasoning"] {
+        if let Some(Value::String(thought)) = m.get(name) {
+            message.reasoning = Some(thought.clone());
+        }
     }
     message.content = match m.get("content") {
         Some(Value::String(s)) => s.clone(),
@@ -86,11 +95,6 @@ fn message(m: &Value) -> Result<Message, Wrong> {
         None | Some(Value::Null) if role == Role::Assistant => refusal(m, &message)?,
         _ => return Err((".content", "must be a string or an array of text parts")),
     };
-    for name in ["reasoning_content", "reasoning"] {
-        if let Some(Value::String(thought)) = m.get(name) {
-            message.reasoning = Some(thought.clone());
-        }
-    }
     if role == Role::Tool {
         match m.get("tool_call_id") {
             Some(Value::String(id)) => message.call_id = Some(id.clone()),
@@ -105,8 +109,11 @@ fn message(m: &Value) -> Result<Message, Wrong> {
 fn refusal(m: &Map<String, Value>, message: &Message) -> Result<String, Wrong> {
     match m.get("refusal") {
         Some(Value::String(refusal)) => Ok(refusal.clone()),
-        _ if !message.calls.is_empty() => Ok(String::new()),
-        _ => Err((".content", "may be null only beside `tool_calls`")),
+        _ if !message.calls.is_empty() || message.reasoning.is_some() => Ok(String::new()),
+        _ => Err((
+            ".content",
+            "may be null only beside `tool_calls` or `reasoning_content`",
+        )),
     }
 }
 
@@ -128,7 +135,7 @@ fn text_of(parts: &[Value]) -> Result<String, Wrong> {
     Ok(all)
 }
 
-fn calls_of(calls: &Value) -> Option<Vec<ToolCall>> {
+fn calls_of(calls: &Value, left: &Left) -> Option<Vec<ToolCall>> {
     let calls = calls.as_array().filter(|c| c.len() <= MOST_CALLS)?;
     let one = |c: &Value| {
         let function = c.get("function")?;
@@ -139,18 +146,18 @@ fn calls_of(calls: &Value) -> Option<Vec<ToolCall>> {
                 .unwrap_or_default()
                 .into(),
             name: function.get("name")?.as_str()?.to_owned(),
-            arguments: arguments(function.get("arguments")),
+            arguments: arguments(function.get("arguments"), left),
         })
     };
     calls.iter().map(one).collect()
 }
 
 /// Templates want an object; a text that is none (a call was cut off) stays one.
-pub(in crate::server) fn arguments(given: Option<&Value>) -> Value {
+pub(in crate::server) fn arguments(given: Option<&Value>, left: &Left) -> Value {
     match given {
         None | Some(Value::Null) => Value::Object(Map::new()),
         Some(Value::String(text)) if text.trim().is_empty() => Value::Object(Map::new()),
-        Some(Value::String(text)) => match serde_json::from_str(text) {
+        Some(Value::String(text)) => match left.parse(text.as_bytes()) {
             Ok(object @ Value::Object(_)) => object,
             _ => Value::String(text.clone()),
         },

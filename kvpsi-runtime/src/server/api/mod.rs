@@ -7,12 +7,13 @@
 //! are an error. Pure: bytes in, a request or an error out. Out of scope: of
 //! tokens.
 
-mod completion;
+pub(super) mod completion;
 mod embeddings;
 pub(super) mod fields;
 pub(super) mod messages;
 pub(super) mod sampling;
 pub(super) mod tools;
+pub(super) mod values;
 
 use super::error::ApiError;
 use crate::{
@@ -32,11 +33,16 @@ pub enum Prompt {
     Chat(Conversation),
     /// A text.
     Text(String),
+    /// Texts around a gap.
+    Fill(String, String),
     /// Tokens.
     Tokens(Vec<u32>),
     /// Several texts or tokens, each answered by itself.
     List(Vec<Prompt>),
 }
+
+/// Values that `chat_template_kwargs` may have.
+const MOST_VARIABLES: usize = 1 << 12;
 
 /// A request, checked but for what only the model knows.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +51,8 @@ pub struct Request {
     pub model: Option<String>,
     /// What is to be gone on with.
     pub prompt: Prompt,
+    /// The field that it came in, for errors.
+    pub field: &'static str,
     /// Functions that may be called.
     pub tools: Tools,
     /// What the answer must be, and the field that says so.
@@ -74,30 +82,32 @@ const REFUSED: [(&str, &str); 3] = [
 /// It is not JSON, a field has a wrong type or value, or asks for something
 /// that this server cannot do.
 pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
-    let fields = Fields::parse(body)?;
+    let mut fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
+    request.field = "messages";
     request.sampling = sampling::sampling(&fields, 1, usize::MAX)?;
-    for (name, why) in [
+    fields.refuse(&[
         ("echo", "the answer begins where the prompt ends"),
         ("add_special_tokens", "the chat template brings them"),
-    ] {
-        if fields.asks_for(name) {
-            return Err(ApiError::unsupported(name, why));
-        }
+    ])?;
+    let asked = conversation(&mut fields)?;
+    request.tools = tools::tools(&mut fields)?;
+    let messages = messages::messages(&fields)?;
+    if asked.go_on == Some(true) && messages.last().is_some_and(|m| !m.calls.is_empty()) {
+        return Err(ApiError::param(
+            "continue_final_message",
+            "`continue_final_message`: the last message calls functions, and calls cannot be gone on with",
+        ));
     }
-    request.tools = tools::tools(&fields)?;
     request.prompt = Prompt::Chat(Conversation {
-        messages: messages::messages(&fields)?,
+        messages,
         tools: request.tools.told().to_vec(),
-        ..conversation(&fields)?
+        ..asked
     });
+    let top = fields.whole("top_logprobs", 0..=MAX_LOGPROBS as u64)?;
     if fields.flag("logprobs")?.unwrap_or(false) {
-        let top = fields.whole("top_logprobs", 0..=MAX_LOGPROBS as u64)?;
         request.sampling.logprobs = Some(small(top.unwrap_or(0)));
-    } else if fields
-        .whole("top_logprobs", 0..=MAX_LOGPROBS as u64)?
-        .is_some()
-    {
+    } else if top.is_some_and(|n| n > 0) {
         return Err(ApiError::param(
             "top_logprobs",
             "`top_logprobs` needs `logprobs: true`",
@@ -113,11 +123,7 @@ fn small(n: u64) -> usize {
 /// What all have.
 pub(super) fn common(fields: &Fields) -> Result<Request, ApiError> {
     sampling::refuse(fields)?;
-    for (name, why) in REFUSED {
-        if fields.asks_for(name) {
-            return Err(ApiError::unsupported(name, why));
-        }
-    }
+    fields.refuse(&REFUSED)?;
     if let Some(modalities) = fields.get("modalities")
         && modalities != &serde_json::json!(["text"])
     {
@@ -152,8 +158,9 @@ pub(super) fn common(fields: &Fields) -> Result<Request, ApiError> {
     Ok(Request {
         model: fields.text("model")?,
         prompt: Prompt::Tokens(Vec::new()),
+        field: "prompt",
         tools: Tools::default(),
-        grammar: tools::grammar(fields)?,
+        grammar: tools::grammar(fields, None)?,
         sampling: SamplingConfig::default(),
         choices: sampling::choices(fields)?,
         echo: false,
@@ -164,17 +171,8 @@ pub(super) fn common(fields: &Fields) -> Result<Request, ApiError> {
 
 /// What the template is told besides messages and tools, and where the answer
 /// begins: the fields are vLLM's.
-fn conversation(fields: &Fields) -> Result<Conversation, ApiError> {
-    let mut variables = match fields.get("chat_template_kwargs") {
-        None => serde_json::Map::new(),
-        Some(Value::Object(variables)) => variables.clone(),
-        Some(_) => {
-            return Err(ApiError::param(
-                "chat_template_kwargs",
-                "`chat_template_kwargs` must be an object",
-            ));
-        }
-    };
+fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
+    let mut variables = variables(fields)?;
     if let Some(effort) = fields.text("reasoning_effort")? {
         think(&mut variables, &effort).map_err(|why| ApiError::param("reasoning_effort", why))?;
     }
@@ -192,6 +190,20 @@ fn conversation(fields: &Fields) -> Result<Conversation, ApiError> {
         go_on,
         ..Conversation::default()
     })
+}
+
+/// `chat_template_kwargs`: what else the template is told.
+pub(super) fn variables(fields: &mut Fields) -> Result<serde_json::Map<String, Value>, ApiError> {
+    let name = "chat_template_kwargs";
+    match fields.take(name) {
+        None => Ok(serde_json::Map::new()),
+        Some(v) if !values::within(&v, MOST_VARIABLES) => Err(ApiError::param(
+            name,
+            format!("`{name}` has more than {MOST_VARIABLES} values"),
+        )),
+        Some(Value::Object(variables)) => Ok(variables),
+        Some(_) => Err(ApiError::param(name, format!("`{name}` must be an object"))),
+    }
 }
 
 /// How much is thought: templates ask for `reasoning_effort` or for
@@ -215,7 +227,7 @@ fn is_nothing(v: &Value) -> bool {
         Value::Null | Value::Bool(false) => true,
         Value::Array(a) => a.is_empty(),
         Value::Object(o) => o.is_empty(),
-        Value::String(s) => s.is_empty() || s == "none",
+        Value::String(s) => s.is_empty(),
         Value::Number(n) => n.as_f64() == Some(0.0),
         Value::Bool(true) => false,
     }

@@ -1,6 +1,14 @@
 //! The bodies of the other APIs: whatever comes in their fields.
 
-use crate::server::{anthropic, api::Prompt, error::ApiError, ollama, responses};
+use crate::{
+    engine::Grammar,
+    server::{
+        anthropic,
+        api::{Prompt, Request},
+        error::ApiError,
+        ollama, responses,
+    },
+};
 use axum::http::StatusCode;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -42,13 +50,148 @@ fn what_is_no_json_object_is_a_bad_request_everywhere() {
 #[test]
 fn a_wrong_type_names_its_field_everywhere() {
     for (field, parse) in all() {
-        let body = json!({"max_tokens": 5, field: 5});
+        let mut body = json!({ field: 5 });
+        if field == "messages" {
+            body["max_tokens"] = json!(5);
+        }
         let e = parse(body.to_string().as_bytes()).unwrap_err();
         assert_eq!(
             (e.status, e.param.as_deref()),
             (StatusCode::BAD_REQUEST, Some(field))
         );
     }
+}
+
+/// A request of the responses API, and of Anthropic's.
+fn both(more: &Value) -> [Result<Request, ApiError>; 2] {
+    let with = |mut body: Value| {
+        let more = more.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(more);
+        body.to_string()
+    };
+    let chat = json!([{"role": "user", "content": "hi"}]);
+    [
+        responses::parse(with(json!({"input": chat})).as_bytes()).map(|(r, _)| r),
+        anthropic::parse(with(json!({"messages": chat, "max_tokens": 5})).as_bytes()),
+    ]
+}
+
+#[test]
+fn what_chats_refuse_or_obey_other_apis_refuse_or_obey_too() {
+    for refused in [
+        json!({"dry_multiplier": 1}),
+        json!({"functions": [{}]}),
+        json!({"skip_special_tokens": false}),
+        json!({"verbosity": "low"}),
+        json!({"logprobs": true}),
+        json!({"n": 2}),
+    ] {
+        for parsed in both(&refused) {
+            let e = parsed.unwrap_err();
+            let field = refused.as_object().unwrap().keys().next().cloned();
+            assert_eq!((e.status, e.param), (StatusCode::BAD_REQUEST, field));
+        }
+    }
+    let obeyed = json!({
+        "seed": 7, "top_k": 3, "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": 0.5,
+        "repetition_penalty": 1.2, "logit_bias": {"5": 1}, "stop": "x", "stop_token_ids": [4],
+        "structured_outputs": {"regex": "a+"}, "n": 1,
+    });
+    for parsed in both(&obeyed) {
+        let r = parsed.unwrap();
+        let s = r.sampling;
+        assert_eq!((s.seed, s.top_k, s.min_p), (7, Some(3), Some(0.1)));
+        assert_eq!((s.presence_penalty, s.frequency_penalty), (1.0, 0.5));
+        assert_eq!(
+            (s.logit_bias, s.stops),
+            (vec![(5, 1.0)], vec!["x".to_owned()])
+        );
+        assert_eq!((s.stop_tokens, s.repeat_penalty), (vec![4], 1.2));
+        assert_eq!(r.grammar.unwrap().1, Grammar::Regex("a+".into()));
+    }
+}
+
+#[test]
+fn the_fields_of_one_api_are_obeyed_or_refused() {
+    for (more, field) in [
+        (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
+        (json!({"reasoning": {"effort": 5}}), "reasoning.effort"),
+        (json!({"reasoning": {"effort": "very"}}), "reasoning.effort"),
+        (json!({"reasoning": "much"}), "reasoning"),
+        (
+            json!({"include": ["message.output_text.logprobs"]}),
+            "include",
+        ),
+        (json!({"user": ["x"]}), "user"),
+        (
+            json!({"safety_identifier": "x".repeat(1000)}),
+            "safety_identifier",
+        ),
+        (
+            json!({"text": {"format": {"type": "json_schema", "schema": {"x": "y".repeat(200_000)}}}}),
+            "text.format",
+        ),
+        (json!({"max_output_tokens": 0}), "max_output_tokens"),
+        (
+            json!({"max_output_tokens": 1_180_591_620_717_411_303_424u128 as f64}),
+            "max_output_tokens",
+        ),
+        (json!({"max_tokens": 5}), "max_tokens"),
+        (
+            json!({"input": [{"type": "item_reference", "id": "rs_1"}]}),
+            "input",
+        ),
+    ] {
+        let mut body = json!({"input": "hi"});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let e = responses::parse(body.to_string().as_bytes()).unwrap_err();
+        assert_eq!(e.param.as_deref(), Some(field), "{e:?}");
+        assert!(!e.message.contains("max_completion_tokens"), "{e:?}");
+    }
+    let parse = |more: Value| both(&more)[1].clone();
+    for (more, field) in [
+        (
+            json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}),
+            "context_management",
+        ),
+        (
+            json!({"output_config": {"effort": "very"}}),
+            "output_config.effort",
+        ),
+        (
+            json!({"output_config": {"format": {"type": "x"}}}),
+            "output_config.format",
+        ),
+    ] {
+        assert_eq!(parse(more).unwrap_err().param.as_deref(), Some(field));
+    }
+    let kept = json!({"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]});
+    let r = parse(json!({"context_management": kept, "output_config": {"effort": "max"}}));
+    let Prompt::Chat(c) = r.unwrap().prompt else {
+        panic!()
+    };
+    assert_eq!(c.variables["reasoning_effort"], "xhigh");
+}
+
+#[test]
+fn a_response_repeats_what_is_known_and_nothing_else() {
+    let body = json!({
+        "input": "hi", "user": "u", "x": [1, 2], "reasoning": {"effort": "low", "x": 1},
+        "text": {"format": {"type": "text", "x": 1}, "x": 1},
+        "tools": [{"type": "function", "name": "f", "parameters": {}, "x": 1}],
+        "tool_choice": "none",
+    });
+    let (_, echo) = responses::parse(body.to_string().as_bytes()).unwrap();
+    let echo: Value = serde_json::from_str(&echo).unwrap();
+    assert!(!echo.to_string().contains("\"x\""), "{echo}");
+    assert_eq!(echo["tools"][0]["name"], "f");
+    assert_eq!(
+        (&echo["user"], &echo["tool_choice"]),
+        (&json!("u"), &json!("none"))
+    );
+    assert_eq!(echo["reasoning"], json!({"effort": "low", "summary": null}));
 }
 
 proptest! {
@@ -76,7 +219,10 @@ proptest! {
         ]),
     ) {
         for (field, parse) in all() {
-            let mut body = json!({"max_tokens": 5, field: [{"role": "user", "content": "hi"}]});
+            let mut body = json!({ field: [{"role": "user", "content": "hi"}] });
+            if field == "messages" {
+                body["max_tokens"] = json!(5);
+            }
             if field == "prompt" {
                 body[field] = json!("hi");
             }

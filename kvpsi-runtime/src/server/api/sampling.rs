@@ -10,8 +10,7 @@
 
 use super::{super::error::ApiError, fields::Fields, is_nothing, small};
 use crate::engine::SamplingConfig;
-use serde_json::{Value, json};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use serde_json::Value;
 
 /// Most stop texts.
 const MOST_STOPS: usize = 16;
@@ -23,15 +22,19 @@ const MOST_NAMED: usize = 1024;
 pub(super) const MOST_CHOICES: u64 = 128;
 
 /// Refused whatever the endpoint, and why. Null, false, 0 and what is empty ask
-/// for nothing.
-pub(super) const REFUSED: [(&str, &str); 39] = [
+/// for nothing, unless [`is_neutral`] says otherwise.
+pub(super) const REFUSED: [(&str, &str); 44] = [
     ("functions", "use tools"),
     ("function_call", "use tool_choice"),
     // OpenAI.
     ("audio", "text only"),
     ("prediction", "no predicted outputs"),
     ("web_search_options", "no search"),
-    ("suffix", "no insertion"),
+    ("verbosity", "say in a message how long the answer is to be"),
+    (
+        "suffix",
+        "only in /v1/completions, with one text as the prompt",
+    ),
     // vLLM.
     ("use_beam_search", "no beam search"),
     (
@@ -61,11 +64,21 @@ pub(super) const REFUSED: [(&str, &str); 39] = [
     ("kv_transfer_params", "no transfer of KV caches"),
     ("mm_processor_kwargs", "text only"),
     ("ebnf", "use grammar"),
+    ("length_penalty", "no beam search"),
+    (
+        "skip_special_tokens",
+        "control tokens are never part of the answer",
+    ),
+    (
+        "include_reasoning",
+        "thoughts come apart, in `reasoning_content`",
+    ),
     // llama.cpp.
     ("n_predict", "use max_tokens"),
     ("n_indent", "use stop"),
     ("n_keep", "a prompt that is too long is refused"),
     ("n_probs", "use logprobs"),
+    ("return_tokens", "use /tokenize"),
     ("min_keep", "use top_k"),
     ("t_max_predict_ms", "use max_tokens"),
     ("dynatemp_range", "use temperature"),
@@ -78,37 +91,30 @@ pub(super) const REFUSED: [(&str, &str); 39] = [
     ("lora", "no adapters"),
 ];
 
-/// Values that ask for nothing, beside those that any field has.
-fn neutral() -> [(&'static str, Value); 6] {
-    [
-        ("length_penalty", json!(1.0)),
-        ("n_predict", json!(-1)),
-        ("n_keep", json!(-1)),
-        ("thinking_token_budget", json!(-1)),
-        ("truncate_prompt_tokens", json!(-1)),
-        ("t_max_predict_ms", json!(-1)),
-    ]
+/// Whether the value of a field asks for nothing.
+fn is_neutral(name: &str, v: &Value) -> bool {
+    match name {
+        "length_penalty" => is_nothing(v) || v.as_f64() == Some(1.0),
+        "n_predict"
+        | "n_keep"
+        | "thinking_token_budget"
+        | "truncate_prompt_tokens"
+        | "t_max_predict_ms" => is_nothing(v) || v.as_f64() == Some(-1.0),
+        "function_call" => is_nothing(v) || v == "none",
+        "verbosity" => is_nothing(v) || v == "medium",
+        // Here it is false that asks for something.
+        "skip_special_tokens" | "include_reasoning" => *v == true,
+        _ => is_nothing(v),
+    }
 }
 
 /// Refuses what would change the answer and is not obeyed.
-pub(super) fn refuse(fields: &Fields) -> Result<(), ApiError> {
-    let neutral = neutral();
-    let asks = |name: &str| {
-        let value = fields.get(name).filter(|v| !is_nothing(v))?;
-        let harmless = neutral.iter().any(|(n, v)| {
-            *n == name && (v == value || (v.as_f64().is_some() && v.as_f64() == value.as_f64()))
-        });
-        (!harmless).then_some(())
-    };
-    for (name, why) in REFUSED {
-        if asks(name).is_some() {
-            return Err(ApiError::unsupported(name, why));
-        }
+pub(in crate::server) fn refuse(fields: &Fields) -> Result<(), ApiError> {
+    let asks = |name: &str| fields.get(name).is_some_and(|v| !is_neutral(name, v));
+    match REFUSED.into_iter().find(|(name, _)| asks(name)) {
+        Some((name, why)) => Err(ApiError::unsupported(name, why)),
+        None => Ok(()),
     }
-    if asks("length_penalty").is_some() {
-        return Err(ApiError::unsupported("length_penalty", "no beam search"));
-    }
-    Ok(())
 }
 
 /// How many answers to a prompt.
@@ -127,6 +133,14 @@ pub(super) fn choices(fields: &Fields) -> Result<usize, ApiError> {
         return Err(ApiError::unsupported("best_of", "use n"));
     }
     Ok(small(n))
+}
+
+/// For APIs with one answer.
+pub(in crate::server) fn one_choice(fields: &Fields) -> Result<(), ApiError> {
+    match choices(fields)? {
+        1 => Ok(()),
+        _ => Err(ApiError::unsupported("n", "use /v1/chat/completions")),
+    }
 }
 
 /// OpenAI's defaults, which change nothing. `max_tokens` is [`usize::MAX`] where
@@ -186,6 +200,7 @@ pub(in crate::server) fn sampling(
         typical_p: typical.filter(|p| *p > 0.0 && *p < 1.0),
         seed: seed(fields)?,
         repeat_penalty: repeat.unwrap_or(1.0) as f32,
+        repeat_last: repeat_last(fields)?,
         presence_penalty: penalty("presence_penalty")? as f32,
         frequency_penalty: penalty("frequency_penalty")? as f32,
         logit_bias: logit_bias(fields)?,
@@ -193,15 +208,26 @@ pub(in crate::server) fn sampling(
         stop_tokens: stop_tokens(fields)?,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         logprobs: None,
-        ..SamplingConfig::default()
     })
+}
+
+/// llama.cpp's `repeat_last_n`: tokens that `repeat_penalty` looks at; 0 turns it
+/// off, and -1 is all of them.
+fn repeat_last(fields: &Fields) -> Result<usize, ApiError> {
+    match fields.get("repeat_last_n").and_then(Value::as_i64) {
+        Some(-1) => Ok(usize::MAX),
+        _ => {
+            let given = fields.whole("repeat_last_n", 0..=u64::MAX)?;
+            Ok(given.map_or(SamplingConfig::default().repeat_last, small))
+        }
+    }
 }
 
 /// Any number; without one, and for -1, every answer has its own.
 fn seed(fields: &Fields) -> Result<u64, ApiError> {
     match fields.get("seed") {
-        None => Ok(RandomState::new().build_hasher().finish()),
-        Some(v) if v.as_i64() == Some(-1) => Ok(RandomState::new().build_hasher().finish()),
+        None => Ok(crate::random::number()),
+        Some(v) if v.as_i64() == Some(-1) => Ok(crate::random::number()),
         Some(v) => (v.as_u64().or_else(|| v.as_i64().map(i64::cast_unsigned)))
             .ok_or_else(|| ApiError::param("seed", "`seed` must be a whole number")),
     }
@@ -259,7 +285,7 @@ fn stop_tokens(fields: &Fields) -> Result<Vec<u32>, ApiError> {
 pub(in crate::server) fn stops(fields: &Fields, name: &str) -> Result<Vec<String>, ApiError> {
     let bad = |why: String| ApiError::param(name, why);
     let shape = || bad(format!("`{name}` must be a string or an array of strings"));
-    let stops = match fields.get(name) {
+    let mut stops = match fields.get(name) {
         None => Vec::new(),
         Some(Value::String(s)) => vec![s.clone()],
         Some(Value::Array(all)) => {
@@ -268,12 +294,14 @@ pub(in crate::server) fn stops(fields: &Fields, name: &str) -> Result<Vec<String
         }
         Some(_) => return Err(shape()),
     };
+    // What is empty asks for nothing.
+    stops.retain(|s| !s.is_empty());
     if stops.len() > MOST_STOPS {
         return Err(bad(format!("`{name}` has more than {MOST_STOPS} texts")));
     }
-    if stops.iter().any(|s| s.is_empty() || s.len() > LONGEST_STOP) {
+    if stops.iter().any(|s| s.len() > LONGEST_STOP) {
         return Err(bad(format!(
-            "a text of `{name}` must have 1 to {LONGEST_STOP} bytes"
+            "a text of `{name}` must have at most {LONGEST_STOP} bytes"
         )));
     }
     Ok(stops)

@@ -64,6 +64,10 @@ fn what_cannot_be_obeyed_is_refused_by_name() {
         ("dry_multiplier", json!(0.8)),
         ("truncate_prompt_tokens", json!(5)),
         ("xtc_probability", json!(0.5)),
+        ("skip_special_tokens", json!(false)),
+        ("include_reasoning", json!(false)),
+        ("verbosity", json!("low")),
+        ("return_tokens", json!(true)),
         ("length_penalty", json!(0.5)),
         ("response_format", json!({"type": "yaml"})),
         ("modalities", json!(["audio"])),
@@ -101,6 +105,14 @@ fn what_asks_for_nothing_is_accepted() {
         ("skip_special_tokens", json!(true)),
         ("suffix", json!("")),
         ("bad_words", json!([])),
+        ("top_logprobs", json!(0)),
+        ("stop", json!("")),
+        ("stop", json!([""])),
+        ("verbosity", json!("medium")),
+        ("include_reasoning", json!(true)),
+        ("return_tokens", json!(false)),
+        ("repeat_last_n", json!(64)),
+        ("function_call", json!("none")),
     ] {
         let r = chat(&json!({ field: value })).unwrap();
         let s = r.sampling;
@@ -125,6 +137,8 @@ fn biases_and_tokens_are_named_by_their_ids() {
         (s.min_p, s.typical_p, s.min_tokens),
         (Some(0.05), Some(0.9), 3)
     );
+    let last = |n: i64| get(json!({"repeat_last_n": n})).repeat_last;
+    assert_eq!([last(0), last(5), last(-1)], [0, 5, usize::MAX]);
     let e = chat(&json!({"min_tokens": 3, "max_tokens": 2})).unwrap_err();
     assert_eq!(e.param.as_deref(), Some("min_tokens"));
     let many: serde_json::Map<String, Value> =
@@ -150,7 +164,6 @@ fn a_wrong_type_or_range_names_the_field() {
         ("stop_token_ids", json!([-1])),
         ("top_k", json!(-2)),
         ("stop", json!(5)),
-        ("stop", json!([""])),
         ("stop", json!(vec!["x"; 17])),
         ("stream", json!("yes")),
         ("seed", json!(1.5)),
@@ -236,6 +249,47 @@ fn calls_and_their_results_are_messages() {
 }
 
 #[test]
+fn a_thought_alone_is_a_message_and_calls_are_not_gone_on_with() {
+    let thought = json!({"role": "assistant", "content": null, "reasoning_content": "Hm."});
+    let r = chat(&json!({"messages": [thought]})).unwrap();
+    let Prompt::Chat(c) = r.prompt else { panic!() };
+    assert_eq!(c.messages[0].reasoning.as_deref(), Some("Hm."));
+    let called = json!({"role": "assistant", "content": "So:", "tool_calls": [
+        {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+    ]});
+    let e = chat(&json!({"messages": [called], "continue_final_message": true})).unwrap_err();
+    assert_eq!(e.param.as_deref(), Some("continue_final_message"));
+    assert!(chat(&json!({"messages": [called]})).is_ok());
+}
+
+#[test]
+fn what_a_request_becomes_has_a_bound() {
+    let zeros = |n: usize| Value::Array(vec![json!(0); n]);
+    let e = chat(&json!({"x": zeros(1 << 18)})).unwrap_err();
+    assert!(e.message.contains("values"), "{e:?}");
+    // JSON within texts counts too.
+    let arguments = json!({"a": zeros((1 << 18) - 100)}).to_string();
+    let called = |arguments: &str| {
+        json!({"messages": [{"role": "assistant", "tool_calls": [
+            {"id": "c", "function": {"name": "f", "arguments": arguments}},
+            {"id": "d", "function": {"name": "f", "arguments": arguments}},
+        ]}]})
+    };
+    let Prompt::Chat(c) = chat(&called(&arguments)).unwrap().prompt else {
+        panic!()
+    };
+    let is_object: Vec<bool> = (c.messages[0].calls.iter())
+        .map(|c| c.arguments.is_object())
+        .collect();
+    assert_eq!(is_object, [true, false]);
+    let e = chat(&json!({"chat_template_kwargs": {"x": zeros(1 << 12)}})).unwrap_err();
+    assert_eq!(e.param.as_deref(), Some("chat_template_kwargs"));
+    let tool = json!({"type": "function", "function": {"name": "f", "x": "y".repeat(257 << 10)}});
+    let e = chat(&json!({"tools": [tool], "tool_choice": "none"})).unwrap_err();
+    assert_eq!(e.param.as_deref(), Some("tools"));
+}
+
+#[test]
 fn tools_are_told_unless_none_may_be_called() {
     let tool =
         json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
@@ -269,6 +323,22 @@ fn one_grammar_is_obeyed_and_two_are_refused() {
         grammar(json!({"guided_regex": "a+"})),
         Some(Grammar::Regex("a+".into()))
     );
+    for more in [
+        json!({"json_schema": {}}),
+        json!({"structured_outputs": {"json": {}}}),
+    ] {
+        assert_eq!(grammar(more), Some(Grammar::Schema(json!({}))));
+    }
+    assert_eq!(
+        grammar(json!({"guided_regex": "none"})),
+        Some(Grammar::Regex("none".into()))
+    );
+    for nothing in [
+        json!({"guided_regex": ""}),
+        json!({"structured_outputs": {"json": null}}),
+    ] {
+        assert_eq!(grammar(nothing), None);
+    }
     let both = json!({"guided_regex": "a", "guided_choice": ["a"]});
     assert_eq!(
         chat(&both).unwrap_err().param.as_deref(),

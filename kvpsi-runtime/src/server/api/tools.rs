@@ -4,18 +4,25 @@
 //! fields of vLLM, SGLang and llama.cpp for guided decoding. Out of scope:
 //! whether a grammar compiles.
 
-use super::fields::Fields;
+use super::{
+    fields::Fields,
+    is_nothing,
+    values::{Left, bytes},
+};
 use crate::{
     engine::{Grammar, gbnf},
     model::chat::Tool,
     server::error::ApiError,
 };
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// Most functions.
 const MOST_TOOLS: usize = 256;
 /// Longest name of one, in bytes.
 const LONGEST_NAME: usize = 128;
+/// Most bytes of all functions, as JSON: twice what one grammar may have.
+const MOST_BYTES: usize = 256 << 10;
 
 /// Whether functions are called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,10 +80,16 @@ impl Tools {
     ///
     /// # Errors
     /// Too many, or one is not what it must be; the error names `param`.
-    pub fn new(functions: Vec<&Map<String, Value>>, param: &str) -> Result<Self, ApiError> {
+    pub fn new(functions: Vec<Map<String, Value>>, param: &str) -> Result<Self, ApiError> {
         let bad = |why: String| Err(ApiError::param(param, why));
         if functions.len() > MOST_TOOLS {
             return bad(format!("`{param}` has more than {MOST_TOOLS} functions"));
+        }
+        let size = functions.iter().map(bytes).fold(0, usize::saturating_add);
+        if size > MOST_BYTES {
+            return bad(format!(
+                "`{param}` has {size} bytes, and {MOST_BYTES} are taken"
+            ));
         }
         let mut all: Vec<Tool> = Vec::with_capacity(functions.len());
         for (i, function) in functions.into_iter().enumerate() {
@@ -101,9 +114,13 @@ impl Tools {
                     "`{param}[{i}]`: `parameters` must be a JSON schema"
                 ));
             }
+            let name = name.to_owned();
+            let mut tool = Map::new();
+            tool.insert("type".into(), json!("function"));
+            tool.insert("function".into(), Value::Object(function));
             all.push(Tool {
-                name: name.to_owned(),
-                json: json!({"type": "function", "function": function}),
+                name,
+                json: Arc::new(Value::Object(tool)),
             });
         }
         Ok(Self {
@@ -133,14 +150,12 @@ impl Tools {
 }
 
 /// `tools`, `tool_choice` and `parallel_tool_calls`.
-pub(super) fn tools(fields: &Fields) -> Result<Tools, ApiError> {
-    let given = fields.list("tools")?;
+pub(super) fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
+    let given = fields.take_list("tools")?;
     let mut functions = Vec::with_capacity(given.len());
-    for (i, tool) in given.iter().enumerate() {
-        match (
-            tool.get("type").and_then(Value::as_str),
-            tool.get("function"),
-        ) {
+    for (i, mut tool) in given.into_iter().enumerate() {
+        let function = tool.get_mut("function").map(Value::take);
+        match (tool.get("type").and_then(Value::as_str), function) {
             (Some("function"), Some(Value::Object(function))) => functions.push(function),
             (Some("function") | None, _) => {
                 return Err(ApiError::param(
@@ -188,9 +203,13 @@ pub(super) fn tools(fields: &Fields) -> Result<Tools, ApiError> {
     Ok(tools)
 }
 
-/// What the answer must be, by whichever field says so; two are an error.
-pub(super) fn grammar(fields: &Fields) -> Result<Option<(String, Grammar)>, ApiError> {
-    let mut found: Option<(String, Grammar)> = None;
+/// What the answer must be, by whichever field says so; two are an error. `found`:
+/// what a field of another API says.
+pub(in crate::server) fn grammar(
+    fields: &Fields,
+    found: Option<(String, Grammar)>,
+) -> Result<Option<(String, Grammar)>, ApiError> {
+    let mut found = found;
     let mut add = |name: &str, grammar: Option<Grammar>| match (grammar, &found) {
         (None, _) => Ok(()),
         (Some(_), Some((other, _))) => Err(ApiError::param(
@@ -203,7 +222,8 @@ pub(super) fn grammar(fields: &Fields) -> Result<Option<(String, Grammar)>, ApiE
         }
     };
     if let Some(format) = fields.get("response_format") {
-        add("response_format", response_format(format)?)?;
+        let name = "response_format";
+        add(name, response_format(format, name)?)?;
     }
     for (name, kind) in [
         ("guided_json", "json"),
@@ -214,8 +234,8 @@ pub(super) fn grammar(fields: &Fields) -> Result<Option<(String, Grammar)>, ApiE
         ("guided_grammar", "grammar"),
         ("grammar", "grammar"),
     ] {
-        if let Some(value) = fields.get(name).filter(|v| !super::is_nothing(v)) {
-            add(name, Some(guided(name, kind, value)?))?;
+        if let Some(value) = fields.get(name).filter(|v| !is_no_grammar(v)) {
+            add(name, Some(guided(name, kind, value, &fields.left)?))?;
         }
     }
     if let Some(outputs) = fields.get("structured_outputs") {
@@ -226,10 +246,11 @@ pub(super) fn grammar(fields: &Fields) -> Result<Option<(String, Grammar)>, ApiE
         for (key, value) in outputs {
             let name = format!("structured_outputs.{key}");
             match key.as_str() {
-                _ if super::is_nothing(value) => {}
+                "json" | "regex" | "choice" | "grammar" if is_no_grammar(value) => {}
                 "json" | "regex" | "choice" | "grammar" => {
-                    add(&name, Some(guided(&name, key, value)?))?;
+                    add(&name, Some(guided(&name, key, value, &fields.left)?))?;
                 }
+                _ if is_nothing(value) => {}
                 "json_object" => add(&name, Some(Grammar::json_object()))?,
                 _ => {
                     return Err(ApiError::unsupported(
@@ -243,10 +264,18 @@ pub(super) fn grammar(fields: &Fields) -> Result<Option<(String, Grammar)>, ApiE
     Ok(found)
 }
 
+/// Whether a value is none of a grammar. `{}` is the schema of any JSON.
+fn is_no_grammar(v: &Value) -> bool {
+    is_nothing(v) && !v.is_object()
+}
+
 /// OpenAI's `response_format`, and the `schema` that llama.cpp takes beside
 /// `json_object`.
-pub(in crate::server) fn response_format(format: &Value) -> Result<Option<Grammar>, ApiError> {
-    let param = |why: &str| ApiError::param("response_format", format!("`response_format` {why}"));
+pub(in crate::server) fn response_format(
+    format: &Value,
+    name: &str,
+) -> Result<Option<Grammar>, ApiError> {
+    let param = |why: &str| ApiError::param(name, format!("`{name}` {why}"));
     match format.get("type").and_then(Value::as_str) {
         Some("text") => Ok(None),
         Some("json_object") => Ok(Some(match format.get("schema") {
@@ -263,21 +292,23 @@ pub(in crate::server) fn response_format(format: &Value) -> Result<Option<Gramma
             }
         }
         Some(_) => Err(ApiError::unsupported(
-            "response_format",
+            name,
             "only `text`, `json_object` and `json_schema`",
         )),
         None => Err(param("must be an object with a `type`")),
     }
 }
 
-fn guided(name: &str, kind: &str, value: &Value) -> Result<Grammar, ApiError> {
+fn guided(name: &str, kind: &str, value: &Value, left: &Left) -> Result<Grammar, ApiError> {
     let bad = |what: &str| ApiError::param(name, format!("`{name}` must be {what}"));
     match kind {
         "json" => match value {
             Value::Object(_) | Value::Bool(_) => Ok(Grammar::Schema(value.clone())),
             Value::String(text) => {
-                let schema = serde_json::from_str(text).map_err(|_| bad("a JSON schema"))?;
-                Ok(Grammar::Schema(schema))
+                let schema = left.parse(text.as_bytes());
+                schema
+                    .map(Grammar::Schema)
+                    .map_err(|_| bad("a JSON schema"))
             }
             _ => Err(bad("a JSON schema")),
         },

@@ -8,7 +8,13 @@
 mod request;
 mod wire;
 
-use super::{complete::Completer, error::ApiError, inbound::Held, state::Server, wire::Answering};
+use super::{
+    complete::{Completer, is_model},
+    error::ApiError,
+    inbound::Held,
+    state::Server,
+    wire::Answering,
+};
 use axum::{
     Json,
     response::{IntoResponse, Response},
@@ -24,8 +30,8 @@ pub(super) use request::{parse_chat, parse_generate};
 const API_VERSION: &str = "0.12.0";
 
 /// An error as Ollama's clients read it.
-pub(super) fn error(e: ApiError) -> Response {
-    e.shaped(&json!({"error": e.message}))
+pub(super) fn error(e: &ApiError) -> Value {
+    json!({"error": e.message})
 }
 
 /// Answers `/api/chat` or `/api/generate`.
@@ -64,13 +70,12 @@ pub(super) async fn answer(
 /// `truncate` says.
 pub(super) async fn embed(completer: Completer, body: Held) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let embedded = completer.embedded(body, request::parse_embed).await?;
-    Ok(Json(json!({
-        "model": embedded.model, "embeddings": embedded.vectors,
-        "total_duration": wire::ns(arrived.elapsed()), "load_duration": 0,
-        "prompt_eval_count": embedded.prompt_tokens,
-    }))
-    .into_response())
+    let embedded = completer.embedded(body).await?;
+    let rest = json!({
+        "model": embedded.model, "total_duration": wire::ns(arrived.elapsed()),
+        "load_duration": 0, "prompt_eval_count": embedded.prompt_tokens,
+    });
+    Ok(embedded.response("embeddings", &rest, |_, vector| vector.to_owned()))
 }
 
 /// The model as the lists have it.
@@ -122,7 +127,7 @@ pub(super) fn show(server: &Server, body: &[u8]) -> Result<Value, ApiError> {
         some => some,
     };
     let have = &server.config.name;
-    if let Some(asked) = asked.filter(|a| a.trim_end_matches(":latest") != have) {
+    if let Some(asked) = asked.filter(|asked| !is_model(asked, have)) {
         return Err(ApiError::no_model(&asked, have));
     }
     let live = server.live();

@@ -9,12 +9,19 @@ use crate::{
     engine::{Grammar, SamplingConfig},
     model::chat::{Conversation, Message, Role, ToolCall},
     server::{
-        api::{Embeddings, Prompt, Request, Tools, fields::Fields, messages, parse_embeddings},
+        api::{
+            Prompt, Request, Tools,
+            completion::suffix,
+            fields::Fields,
+            messages,
+            sampling::{refuse, stops},
+            think,
+            values::Left,
+        },
         error::ApiError,
     },
 };
 use serde_json::{Map, Value};
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Options that would change the answer and are not obeyed unless they have the
 /// value that changes nothing.
@@ -23,24 +30,20 @@ const REFUSED: [(&str, f64); 2] = [("mirostat", 0.0), ("tfs_z", 1.0)];
 /// The body of `/api/chat`. Without messages it asks that the model be loaded,
 /// and no more: a list of no prompts.
 pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
-    let fields = Fields::parse(body)?;
+    let mut fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
-    let all = match fields.get("messages") {
-        None => return Ok(nothing(request)),
-        Some(Value::Array(all)) if all.is_empty() => return Ok(nothing(request)),
-        Some(Value::Array(all)) if all.len() <= messages::MOST_MESSAGES => all,
-        Some(_) => {
-            let why = "`messages` must be an array of at most 4096 messages";
-            return Err(ApiError::param("messages", why));
-        }
-    };
+    request.field = "messages";
+    if !fields.asks_for("messages") {
+        return Ok(nothing(request));
+    }
+    request.tools = tools(&mut fields)?;
+    let all = messages::list(&fields, "messages", "messages")?;
     let one = |(i, m): (usize, &Value)| {
         let why = |why| ApiError::param("messages", format!("`messages[{i}]` {why}"));
-        message(m).map_err(why)
+        message(m, &fields.left).map_err(why)
     };
     let mut conversation =
         Conversation::new(all.iter().enumerate().map(one).collect::<Result<_, _>>()?);
-    request.tools = tools(&fields)?;
     conversation.tools = request.tools.told().to_vec();
     conversation.variables = thinking(&fields)?;
     request.prompt = Prompt::Chat(conversation);
@@ -49,21 +52,22 @@ pub fn parse_chat(body: &[u8]) -> Result<Request, ApiError> {
 
 /// The body of `/api/generate`, likewise.
 pub fn parse_generate(body: &[u8]) -> Result<Request, ApiError> {
-    let fields = Fields::parse(body)?;
+    let mut fields = Fields::parse(body)?;
     let mut request = common(&fields)?;
-    for (name, why) in [
-        ("suffix", "no insertion"),
+    let suffix = suffix(&mut fields)?;
+    fields.refuse(&[
         ("images", "text only"),
         ("template", "start the server with --chat-template"),
         ("context", "send the conversation to /api/chat"),
-    ] {
-        if fields.asks_for(name) {
-            return Err(ApiError::unsupported(name, why));
-        }
-    }
+    ])?;
     let Some(prompt) = fields.text("prompt")?.filter(|p| !p.is_empty()) else {
         return Ok(nothing(request));
     };
+    if let Some(suffix) = suffix {
+        fields.refuse(&[("system", "not beside suffix")])?;
+        request.prompt = Prompt::Fill(prompt, suffix);
+        return Ok(request);
+    }
     if fields.flag("raw")?.unwrap_or(false) {
         request.prompt = Prompt::Text(prompt);
         return Ok(request);
@@ -77,21 +81,6 @@ pub fn parse_generate(body: &[u8]) -> Result<Request, ApiError> {
     Ok(request)
 }
 
-/// The body of `/api/embed`.
-///
-/// # Errors
-/// As [`parse_chat`].
-pub fn parse_embed(body: &[u8]) -> Result<Embeddings, ApiError> {
-    let mut request = parse_embeddings(body)?;
-    request.model = request.model.map(|m| plain(&m));
-    Ok(request)
-}
-
-/// A model's name without the tag that clients add.
-fn plain(model: &str) -> String {
-    model.trim_end_matches(":latest").to_owned()
-}
-
 /// No prompt at all: that the model be loaded, and no more.
 fn nothing(request: Request) -> Request {
     Request {
@@ -101,6 +90,10 @@ fn nothing(request: Request) -> Request {
 }
 
 fn common(fields: &Fields) -> Result<Request, ApiError> {
+    fields.refuse(&[
+        ("logprobs", "use /v1/chat/completions"),
+        ("top_logprobs", "use /v1/chat/completions"),
+    ])?;
     let format = match fields.get("format") {
         None => None,
         Some(Value::String(s)) if s.is_empty() => None,
@@ -114,8 +107,9 @@ fn common(fields: &Fields) -> Result<Request, ApiError> {
         }
     };
     Ok(Request {
-        model: fields.text("model")?.map(|m| plain(&m)),
+        model: fields.text("model")?,
         prompt: Prompt::Tokens(Vec::new()),
+        field: "prompt",
         tools: Tools::default(),
         grammar: format.map(|grammar| ("format".to_owned(), grammar)),
         sampling: sampling(fields)?,
@@ -135,6 +129,7 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
         Some(_) => return Err(ApiError::param("options", "`options` must be an object")),
     };
     let options = Fields::of(options);
+    refuse(&options)?;
     for (name, neutral) in REFUSED {
         if options
             .number(name, -1e9..=1e9)?
@@ -162,7 +157,7 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
     let seed = whole("seed")?.filter(|s| *s != -1).map(i64::cast_unsigned);
     let stops = match options.get("stop") {
         None => Vec::new(),
-        Some(_) => crate::server::api::sampling::stops(&options, "stop")?,
+        Some(_) => stops(&options, "stop")?,
     };
     Ok(SamplingConfig {
         // -1 and -2: up to the context.
@@ -185,7 +180,7 @@ fn sampling(fields: &Fields) -> Result<SamplingConfig, ApiError> {
         typical_p: Some(number("typical_p", 0.0..=1.0, 1.0)?).filter(|p| *p > 0.0 && *p < 1.0),
         presence_penalty: number("presence_penalty", -2.0..=2.0, 0.0)? as f32,
         frequency_penalty: number("frequency_penalty", -2.0..=2.0, 0.0)? as f32,
-        seed: seed.unwrap_or_else(|| RandomState::new().build_hasher().finish()),
+        seed: seed.unwrap_or_else(crate::random::number),
         stops,
         ..SamplingConfig::default()
     })
@@ -200,7 +195,7 @@ fn thinking(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
             variables.insert("enable_thinking".into(), (*think).into());
         }
         Some(Value::String(level)) => {
-            let set = crate::server::api::think(&mut variables, level);
+            let set = think(&mut variables, level);
             set.map_err(|_| ApiError::param("think", "`think` must be true, false, or a level"))?;
         }
         Some(_) => {
@@ -213,25 +208,27 @@ fn thinking(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
     Ok(variables)
 }
 
-fn tools(fields: &Fields) -> Result<Tools, ApiError> {
-    let given = fields.list("tools")?;
-    let functions = given
-        .iter()
-        .map(|t| t.get("function").and_then(Value::as_object));
+fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
+    let given = fields.take_list("tools")?;
+    let function = |mut tool: Value| match tool.get_mut("function")?.take() {
+        Value::Object(function) => Some(function),
+        _ => None,
+    };
+    let functions = given.into_iter().map(function);
     let functions = functions.collect::<Option<Vec<_>>>();
     let functions = functions
         .ok_or_else(|| ApiError::param("tools", "each of `tools` must have a `function`"))?;
     Tools::new(functions, "tools")
 }
 
-fn message(m: &Value) -> Result<Message, &'static str> {
+fn message(m: &Value, left: &Left) -> Result<Message, &'static str> {
     let text = |name: &str| m.get(name).and_then(Value::as_str);
     let role = match text("role") {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
         Some("tool") => Role::Tool,
-        _ => return Err("has a role that is none of system, user, assistant, tool"),
+        _ => return Err("has a role that is none of system, developer, user, assistant, tool"),
     };
     if m.get("images")
         .is_some_and(|i| i.as_array().is_none_or(|i| !i.is_empty()) && !i.is_null())
@@ -267,7 +264,7 @@ fn message(m: &Value) -> Result<Message, &'static str> {
                     None => format!("call{i:05}"),
                 },
                 name: name.ok_or("has a tool call without a name")?.to_owned(),
-                arguments: messages::arguments(function.get("arguments")),
+                arguments: messages::arguments(function.get("arguments"), left),
             });
         }
     }

@@ -102,7 +102,7 @@ impl Wire for Lines {
         vec![format!("{}\n", self.line(&thought, &text, calls))]
     }
 
-    fn done(&mut self, outcome: &Outcome) -> Vec<String> {
+    fn done(&mut self, outcome: &Outcome, _thought: usize) -> Vec<String> {
         let mut line = self.line("", "", Vec::new());
         self.end(&mut line, outcome);
         vec![format!("{line}\n")]
@@ -112,7 +112,7 @@ impl Wire for Lines {
         vec![format!("{}\n", json!({"error": error.message}))]
     }
 
-    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome) -> Value {
+    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome, _thought: usize) -> Value {
         let (thought, text, calls) = gathered(parts);
         let mut line = self.line(&thought, &text, calls);
         self.end(&mut line, outcome);

@@ -40,6 +40,11 @@ const fn file(path: &'static str, kind: &'static str, text: &'static str) -> Fil
     File { path, kind, text }
 }
 
+/// Whether a path is a file of the page.
+pub(super) fn has(path: &str) -> bool {
+    FILES.iter().any(|file| file.path == path)
+}
+
 const FILES: [File; 8] = [
     file("/", HTML, include_str!("index.html")),
     file("/page.css", CSS, include_str!("page.css")),

@@ -16,7 +16,8 @@ pub(super) struct Items {
     model: String,
     created: u64,
     prompt_tokens: usize,
-    echo: Map<String, Value>,
+    /// What is repeated of the request: a JSON object.
+    echo: String,
     /// Items that are whole.
     output: Vec<Value>,
     open: Option<Open>,
@@ -37,13 +38,7 @@ struct Open {
 }
 
 impl Items {
-    pub fn new(
-        id: u64,
-        model: String,
-        created: u64,
-        prompt_tokens: usize,
-        echo: Map<String, Value>,
-    ) -> Self {
+    pub fn new(id: u64, model: String, created: u64, prompt_tokens: usize, echo: String) -> Self {
         Self {
             id,
             model,
@@ -64,8 +59,9 @@ impl Items {
             "previous_response_id": null, "store": false, "truncation": "disabled",
             "background": false, "usage": null,
         });
-        if let Some(response) = response.as_object_mut() {
-            response.extend(self.echo.clone());
+        let echo = serde_json::from_str::<Map<String, Value>>(&self.echo);
+        if let (Some(response), Ok(echo)) = (response.as_object_mut(), echo) {
+            response.extend(echo);
         }
         response
     }
@@ -121,7 +117,6 @@ impl Items {
     }
 
     fn grow(&mut self, kind: Kind, text: &str, frames: &mut Vec<String>) {
-        let index = self.output.len();
         if self.open.as_ref().is_none_or(|open| open.kind != kind) {
             self.close(frames, "completed");
             let index = self.output.len();
@@ -146,7 +141,7 @@ impl Items {
                 text: String::new(),
             });
         }
-        let index = index.max(self.output.len());
+        let index = self.output.len();
         let id = self.item(kind, "", "in_progress")["id"].clone();
         let mut data = json!({
             "item_id": id, "output_index": index, "content_index": 0, "delta": text,
@@ -217,7 +212,12 @@ impl Items {
         self.output.push(item);
     }
 
-    fn end(&mut self, outcome: &Outcome, frames: &mut Vec<String>) -> (Value, &'static str) {
+    fn end(
+        &mut self,
+        outcome: &Outcome,
+        thought: usize,
+        frames: &mut Vec<String>,
+    ) -> (Value, &'static str) {
         let cut = matches!(
             outcome.stats.finish,
             Finish::MaxTokens | Finish::Length | Finish::Exhausted
@@ -233,7 +233,7 @@ impl Items {
             "input_tokens": self.prompt_tokens,
             "input_tokens_details": {"cached_tokens": outcome.cached_tokens},
             "output_tokens": tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": thought},
             "total_tokens": self.prompt_tokens + tokens,
         });
         (response, status)
@@ -263,9 +263,9 @@ impl Wire for Items {
         frames
     }
 
-    fn done(&mut self, outcome: &Outcome) -> Vec<String> {
+    fn done(&mut self, outcome: &Outcome, thought: usize) -> Vec<String> {
         let mut frames = Vec::new();
-        let (response, status) = self.end(outcome, &mut frames);
+        let (response, status) = self.end(outcome, thought, &mut frames);
         let name = format!("response.{status}");
         frames.push(self.event(&name, json!({"response": response})));
         frames
@@ -277,8 +277,8 @@ impl Wire for Items {
         vec![self.event("response.failed", json!({"response": response}))]
     }
 
-    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome) -> Value {
+    fn whole(&mut self, parts: Vec<Told>, outcome: &Outcome, thought: usize) -> Value {
         self.told(parts);
-        self.end(outcome, &mut Vec::new()).0
+        self.end(outcome, thought, &mut Vec::new()).0
     }
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 fn tool(name: &str) -> Tool {
     Tool {
         name: name.into(),
-        json: json!({"type": "function", "function": {"name": name}}),
+        json: Arc::new(json!({"type": "function", "function": {"name": name}})),
     }
 }
 
@@ -262,4 +262,32 @@ proptest! {
         let style = style(format, true);
         prop_assert_eq!(parts(style, thinking, &[&whole]), parts(style, thinking, &chars));
     }
+}
+
+#[test]
+fn a_mark_within_an_argument_ends_no_call() {
+    let inside = r#"{"name": "look", "arguments": {"at": "a </tool_call> \" b"}}"#;
+    let arguments = r#"{"at":"a </tool_call> \" b"}"#;
+    let one = format!("<tool_call>\n{inside}\n</tool_call>");
+    let hermes = style(ToolFormat::Hermes, false);
+    let want = vec![call("look", arguments), text("End.")];
+    for cut in 0..one.len() {
+        let pieces = [&one[..cut], &one[cut..], "End."];
+        assert_eq!(parts(hermes, false, &pieces), want, "{cut}");
+    }
+    let two = format!("{one}\n{one}");
+    let calls = vec![call("look", arguments); 2];
+    assert_eq!(parts(hermes, false, &[&two]), calls);
+    // A text without its end: the first mark ends the call.
+    let open = r#"<tool_call>{"name": "look", "arguments": {"at": "x}}</tool_call> Well."#;
+    let told = parts(hermes, false, &[open]);
+    assert!(
+        matches!(told.last(), Some(Part::Text(t)) if t.ends_with("Well.")),
+        "{told:?}"
+    );
+
+    let xml = style(ToolFormat::Xml, false);
+    let one = "<tool_call>\n<function=look>\n<parameter=at>\na </tool_call> b\n</parameter>\n</function>\n</tool_call>End.";
+    let want = vec![call("look", r#"{"at":"a </tool_call> b"}"#), text("End.")];
+    assert_eq!(parts(xml, false, &[one]), want);
 }
