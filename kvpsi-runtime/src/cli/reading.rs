@@ -4,9 +4,9 @@ use crate::cli::tell::tell;
 use crate::{
     engine::{Engine, EngineConfig, EngineError},
     model::{
+        Progress,
         decoder::Decoder,
         gguf::{Gguf, ModelError},
-        load::Progress,
         weights::Weights,
     },
 };

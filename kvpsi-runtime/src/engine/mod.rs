@@ -29,10 +29,10 @@ pub use stats::{Finish, GenStats};
 use crate::{
     kv::{KvError, KvPool, KvType, Ladder, LadderConfig, PoolConfig, Profile, evict::Evict},
     model::{
+        Progress,
         chat::ChatTemplate,
         decoder::Decoder,
         gguf::{Gguf, ModelError},
-        load::Progress,
         step::{MOST_ROWS, Step},
         tokenizer::Tokenizer,
         weights::Weights,

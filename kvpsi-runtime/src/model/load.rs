@@ -8,6 +8,7 @@
 //! belongs to the model is left out in silence. Errors name the tensor.
 
 use super::{
+    Progress,
     decoder::{Decoder, Experts, FeedForward, Gated, Layer, PerLayer, Told},
     gguf::{Config, Gguf, ModelError, QkNorm, RopeConfig, TensorData},
     linear::{Linear, Packed, choose},
@@ -27,9 +28,6 @@ const REDUNDANT: [&str; 2] = ["attn_rot_embd.weight", "rotary_emb.inv_freq"];
 const NOT_TEXT: [&str; 3] = ["v.", "mm.", "a."];
 
 mod kept;
-
-/// Told how many bytes were read or checked so far, and of how many.
-pub type Progress<'a> = &'a mut (dyn FnMut(Bytes, Bytes) + Send);
 
 /// Where matrices come from, or go to.
 enum Matrices<'a, 'w> {

@@ -17,7 +17,11 @@ pub mod step;
 pub mod tokenizer;
 pub mod weights;
 
+use crate::units::Bytes;
 use std::{fs::File, io, os::unix::fs::OpenOptionsExt, path::Path};
+
+/// Told how many bytes were read or checked so far, and of how many.
+pub type Progress<'a> = &'a mut (dyn FnMut(Bytes, Bytes) + Send);
 
 /// Opens a file to be read as a whole: one that has an end. A pipe would wait for
 /// its writer, a device go on for ever.

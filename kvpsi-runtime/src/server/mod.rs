@@ -23,6 +23,7 @@ mod observe;
 mod ollama;
 mod page;
 mod parts;
+mod paths;
 mod permits;
 mod prompt;
 mod responses;

@@ -10,7 +10,7 @@ use super::{
     connections::{Client, Connection},
     error::ApiError,
     page,
-    routes::{known, shaped_for},
+    paths::{known, shaped_for},
     spans::{ChoiceRecord, RequestRecord, Traced, context},
     state::Server,
 };

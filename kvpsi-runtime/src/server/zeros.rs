@@ -5,9 +5,8 @@
 //! that only the kernel or the eBPF programs name.
 
 use super::{
-    metrics::Ended,
     names::{self, Metric},
-    routes::PATHS,
+    paths::PATHS,
 };
 use crate::{control::Verdicts, kv::Step};
 use ::metrics::{counter, gauge};
@@ -35,9 +34,9 @@ pub(super) fn begin(model: &str) {
     ] {
         counter!(metric.name, names::MODEL => model.to_owned()).increment(0);
     }
-    for ended in [Ended::Stop, Ended::Length] {
+    for ended in ["stop", "length"] {
         counter!(names::REQUEST_SUCCESS.name,
-            names::MODEL => model.to_owned(), "finished_reason" => ended.name())
+            names::MODEL => model.to_owned(), "finished_reason" => ended)
         .increment(0);
     }
     each(

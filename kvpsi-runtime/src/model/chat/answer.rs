@@ -9,30 +9,13 @@
 use super::{
     Style, Tool, ToolFormat,
     harmony::Harmony,
+    part::{CALL_END, Part, sure},
     xml::{self, Function},
 };
 use serde_json::Value;
 use std::sync::Arc;
 
-/// A part of an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// What the model thought before it answered.
-    Thought(String),
-    /// What it says.
-    Text(String),
-    /// A function that it calls.
-    Call {
-        /// The function.
-        name: String,
-        /// Its arguments, a JSON text; of a call that was cut off, its beginning.
-        arguments: String,
-    },
-}
-
 const THINK: (&str, &str) = ("<think>", "</think>");
-/// What ends a call in Hermes' form and Qwen-Coder's.
-pub(super) const CALL_END: &str = "</tool_call>";
 
 /// Takes one answer apart.
 #[derive(Clone, Debug)]
@@ -318,15 +301,6 @@ fn thought(text: &str, parts: &mut Vec<Part>) {
     if !text.is_empty() {
         parts.push(Part::Thought(text.to_owned()));
     }
-}
-
-/// Bytes of a text that cannot be the beginning of a mark.
-pub(super) fn sure(text: &str, mark: &str) -> usize {
-    let begins = |n: &usize| text.ends_with(&mark[..*n]);
-    let held = (1..mark.len())
-        .rev()
-        .find(|n| mark.is_char_boundary(*n) && begins(n));
-    text.len() - held.unwrap_or(0)
 }
 
 /// JSON objects one after another, in an array or not, each a call of a `known`

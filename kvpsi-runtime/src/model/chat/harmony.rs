@@ -4,7 +4,7 @@
 //! `commentary` are said, what goes `to=functions.NAME` is a call (openai/harmony,
 //! `docs/format.md`). Out of scope: the prompt.
 
-use super::answer::{Part, sure};
+use super::part::{Part, sure};
 
 const MARKS: [&str; 7] = [
     "<|channel|>",

@@ -8,7 +8,7 @@
 //! holds itself: a cycle is never freed, and printing it overflows the stack. Out
 //! of scope: what a template means.
 
-use super::python::{CONCATENATED, SLICED, failed};
+use super::{CONCATENATED, SLICED, failed};
 use minijinja::{
     Environment, Error, State,
     machinery::{CompiledTemplate, Instruction, Instructions, Token, Tokenizer, WhitespaceConfig},

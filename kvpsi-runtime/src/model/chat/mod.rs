@@ -11,22 +11,24 @@ mod calls;
 mod conversation;
 mod harmony;
 mod limits;
+mod part;
 mod python;
 mod schema;
 mod style;
 mod xml;
 
-pub use answer::{AnswerParser, Part};
+pub use answer::AnswerParser;
 pub use builtin::NAMES;
 pub use calls::rest_of_thought;
 pub use conversation::{ChatText, Conversation, Message, Role, ToolCall};
+pub use part::Part;
 pub use schema::decoded;
 pub use style::{Style, Tool, ToolFormat};
 
 use super::gguf::{Gguf, ModelError};
 use candle_core::quantized::gguf_file::Value;
 use minijinja::{
-    AutoEscape, Environment, Error, context,
+    AutoEscape, Environment, Error, ErrorKind, context,
     machinery::{CompiledTemplate, TemplateConfig, Vm, WhitespaceConfig, make_string_output},
     syntax::SyntaxConfig,
 };
@@ -37,6 +39,14 @@ use std::{
 };
 
 const KEY: &str = "tokenizer.chat_template";
+/// What `value[start:stop:step]` and `a ~ b` are compiled to.
+const SLICED: &str = "__sliced";
+const CONCATENATED: &str = "__concatenated";
+
+fn failed(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, what)
+}
+
 /// Instructions a template may take; real ones need some dozens for each
 /// message and a few thousand at most, about half of them those of `limits`.
 const FUEL: u64 = 4_000_000;

@@ -7,7 +7,7 @@
 
 mod json;
 
-use super::limits;
+use super::{CONCATENATED, SLICED, failed, limits};
 use minijinja::{
     Environment, Error, ErrorKind, Output, State,
     value::{Kwargs, Value, ValueKind, from_args},
@@ -66,10 +66,6 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
         write_str(&mut text, v).map(|()| text)
     });
 }
-
-/// What `value[start:stop:step]` and `a ~ b` are compiled to.
-pub(super) const SLICED: &str = "__sliced";
-pub(super) const CONCATENATED: &str = "__concatenated";
 
 /// A slice as Python takes it.
 fn sliced(v: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value, Error> {
@@ -138,10 +134,6 @@ fn indent(
         out.push_str(line.strip_suffix('\r').unwrap_or(line));
     }
     Ok(out)
-}
-
-pub(super) fn failed(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, what)
 }
 
 /// Local time, as `datetime.now().strftime`.

@@ -12,8 +12,8 @@
 //! must come. A value is a text where its schema takes texts (but `null`, where it
 //! takes that, too), and JSON everywhere else. Out of scope: the marks around it.
 
-use super::answer::Part;
 use super::{
+    part::Part,
     schema::closed,
     style::{Tool, ToolFormat},
 };

@@ -4,9 +4,10 @@
 //! private memory. Invariant: what is wrong with the cache is a line, and never
 //! a model that does not load. Out of scope: files.
 
-use super::{Matrices, Progress, Result};
+use super::{Matrices, Result};
 use crate::{
     model::{
+        Progress,
         decoder::Decoder,
         gguf::Gguf,
         linear::Packed,

@@ -15,8 +15,8 @@ use super::{Key, WeightsError};
 use crate::{
     mapped::MappedWeights,
     model::{
+        Progress,
         linear::{Format, Packed},
-        load::Progress,
     },
     thread_pool::thread_pool,
     units::Bytes,

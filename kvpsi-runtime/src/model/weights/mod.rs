@@ -19,8 +19,8 @@ pub use folder::Folder;
 pub use key::Key;
 
 use super::{
+    Progress,
     gguf::{Gguf, Stamp},
-    load::Progress,
 };
 use crate::units::Bytes;
 use file::Cached;

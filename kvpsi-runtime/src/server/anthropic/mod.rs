@@ -9,30 +9,11 @@ mod wire;
 use super::{
     complete::Completer, error::ApiError, inbound::Held, live::Live, prompt, wire::Answering,
 };
-use axum::{http::StatusCode, response::Response};
+use axum::response::Response;
 use serde_json::{Value, json};
 
 pub(super) use request::parse;
 use request::parse_count;
-
-/// An error as Anthropic's clients read it.
-pub(super) fn error(e: &ApiError) -> Value {
-    json!({"type": "error", "error": error_body(e)})
-}
-
-fn error_body(e: &ApiError) -> Value {
-    let kind = match e.status {
-        StatusCode::UNAUTHORIZED => "authentication_error",
-        StatusCode::FORBIDDEN => "permission_error",
-        StatusCode::NOT_FOUND => "not_found_error",
-        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
-        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
-        s if s.is_client_error() => "invalid_request_error",
-        _ => "api_error",
-    };
-    json!({"type": kind, "message": e.message})
-}
 
 /// Answers `/v1/messages`.
 pub(super) async fn answer(completer: Completer, body: Held) -> Result<Response, ApiError> {

@@ -159,7 +159,7 @@ impl Wire for Blocks {
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<String> {
-        let error = json!({"type": "error", "error": super::error_body(error)});
+        let error = error.anthropic();
         vec![sse("error", &error)]
     }
 

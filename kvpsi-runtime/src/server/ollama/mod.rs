@@ -29,11 +29,6 @@ pub(super) use request::{parse_chat, parse_generate};
 /// enough for tools (0.3), schemas (0.5) and thoughts (0.9).
 const API_VERSION: &str = "0.12.0";
 
-/// An error as Ollama's clients read it.
-pub(super) fn error(e: &ApiError) -> Value {
-    json!({"error": e.message})
-}
-
 /// Answers `/api/chat` or `/api/generate`.
 pub(super) async fn answer(
     completer: Completer,
