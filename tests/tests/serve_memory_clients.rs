@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvpsi::control::cgroup::OwnedCgroup;
+use kvpsi::{control::cgroup::OwnedCgroup, server::view::Status};
 use kvpsi_tests::{
     figure, model,
     served::{Served, request},
@@ -265,7 +265,7 @@ fn no_json_and_no_answer_takes_memory_that_no_bound_counts() {
     let (statuses, most, kept) = std::thread::scope(|scope| {
         // Answers that nobody reads.
         let long = json!({"tokens": vec![28; 8000]}).to_string();
-        let unread: Vec<_> = (0..100)
+        let unread: Vec<_> = (0..40)
             .map(|_| {
                 let mut stream = s.connect().unwrap();
                 let _ = stream.write_all(&request("/detokenize", long.as_bytes()));
@@ -273,7 +273,7 @@ fn no_json_and_no_answer_takes_memory_that_no_bound_counts() {
             })
             .collect();
         let asking: Vec<_> = (bodies.iter())
-            .flat_map(|body| std::iter::repeat_n(body, 6))
+            .flat_map(|body| std::iter::repeat_n(body, 4))
             .map(|(path, body)| {
                 let s = &s;
                 scope.spawn(move || s.raw(&request(path, body.as_bytes())).map_or(0, |r| r.0))
@@ -282,7 +282,13 @@ fn no_json_and_no_answer_takes_memory_that_no_bound_counts() {
         let (mut most, mut kept) = (0, 0);
         while asking.iter().any(|a| !a.is_finished()) {
             most = most.max(cgroup.memory().usage().unwrap().0);
-            kept = kept.max(s.status().inbound.answer_bytes.0);
+            // A connection of its own: an idle one gives way to the others.
+            let head = "GET /kvpsi/status HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+            if let Ok((200, text)) = s.raw(head.as_bytes()) {
+                let body = text.split_once("\r\n\r\n").unwrap().1;
+                let status: Status = serde_json::from_str(body).unwrap();
+                kept = kept.max(status.inbound.answer_bytes.0);
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
         drop(unread);
@@ -304,7 +310,7 @@ fn no_json_and_no_answer_takes_memory_that_no_bound_counts() {
         "seconds": began.elapsed().as_secs_f64(), "oom_kills": cgroup.memory().oom_kills(),
     }));
     assert_eq!(cgroup.memory().oom_kills(), 0);
-    for ((path, _), got) in bodies.iter().zip(statuses.chunks(6)) {
+    for ((path, _), got) in bodies.iter().zip(statuses.chunks(4)) {
         assert!(
             got.iter().all(|s| [200, 400, 429, 503].contains(s)),
             "{path}: {got:?}"

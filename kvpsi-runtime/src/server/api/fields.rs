@@ -7,7 +7,7 @@ use std::{fmt::Display, ops::RangeInclusive};
 /// A parsed body.
 pub(in crate::server) struct Fields {
     all: Map<String, Value>,
-    /// For JSON in its texts.
+    /// For JSON in its texts, and arguments of calls.
     pub left: Left,
 }
 
@@ -16,14 +16,17 @@ impl Fields {
     pub fn of(fields: Map<String, Value>) -> Self {
         Self {
             all: fields,
-            left: Left::default(),
+            left: Left::of_texts(),
         }
     }
 
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let left = Left::default();
         match left.parse(body) {
-            Ok(Value::Object(all)) => Ok(Self { all, left }),
+            Ok(Value::Object(all)) => Ok(Self {
+                all,
+                left: Left::of_texts(),
+            }),
             Ok(_) => Err(ApiError::bad("the body must be a JSON object")),
             Err(e) if body.is_empty() => Err(ApiError::bad(format!("the body is empty: {e}"))),
             Err(e) if e.is_data() => Err(ApiError::bad(format!("the body is too much: {e}"))),

@@ -152,7 +152,8 @@ fn calls_of(calls: &Value, left: &Left) -> Option<Vec<ToolCall>> {
     calls.iter().map(one).collect()
 }
 
-/// Templates want an object; a text that is none (a call was cut off) stays one.
+/// Templates want an object; a text that is none (a call was cut off) stays one, and
+/// what is too large becomes one.
 pub(in crate::server) fn arguments(given: Option<&Value>, left: &Left) -> Value {
     match given {
         None | Some(Value::Null) => Value::Object(Map::new()),
@@ -161,6 +162,7 @@ pub(in crate::server) fn arguments(given: Option<&Value>, left: &Left) -> Value 
             Ok(object @ Value::Object(_)) => object,
             _ => Value::String(text.clone()),
         },
-        Some(other) => other.clone(),
+        Some(other) if left.spend(other) => other.clone(),
+        Some(large) => Value::String(large.to_string()),
     }
 }

@@ -268,7 +268,7 @@ fn what_a_request_becomes_has_a_bound() {
     let e = chat(&json!({"x": zeros(1 << 18)})).unwrap_err();
     assert!(e.message.contains("values"), "{e:?}");
     // JSON within texts counts too.
-    let arguments = json!({"a": zeros((1 << 18) - 100)}).to_string();
+    let arguments = json!({"a": zeros(20_000)}).to_string();
     let called = |arguments: &str| {
         json!({"messages": [{"role": "assistant", "tool_calls": [
             {"id": "c", "function": {"name": "f", "arguments": arguments}},

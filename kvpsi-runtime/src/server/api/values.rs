@@ -12,7 +12,11 @@ pub(in crate::server) const MOST_VALUES: usize = 1 << 18;
 /// An object takes as much as so many numbers, beside its values.
 const OBJECT: usize = 8;
 
-/// Values that may come yet, for all of a body: the JSON in its texts too.
+/// Values of calls' arguments and of the JSON in a body's texts, all together:
+/// templates copy them.
+const MOST_IN_TEXTS: usize = 1 << 15;
+
+/// Values that may come yet.
 pub(in crate::server) struct Left(Cell<usize>);
 
 impl Default for Left {
@@ -22,6 +26,18 @@ impl Default for Left {
 }
 
 impl Left {
+    /// For a body's texts and the arguments of its calls.
+    pub fn of_texts() -> Self {
+        Self(Cell::new(MOST_IN_TEXTS))
+    }
+
+    /// Counts a value that is there, if it is no more than is left.
+    pub fn spend(&self, v: &Value) -> bool {
+        let left = count(v, self.0.get());
+        self.0.set(left.unwrap_or(self.0.get()));
+        left.is_some()
+    }
+
     /// A value that is no more than is left.
     ///
     /// # Errors
@@ -36,19 +52,21 @@ impl Left {
 
 /// Whether a value has at most so many values in it, objects as [`Left`] counts them.
 pub(in crate::server) fn within(v: &Value, most: usize) -> bool {
-    fn count(v: &Value, left: usize) -> Option<usize> {
-        match v {
-            Value::Array(all) => all
-                .iter()
-                .try_fold(left.checked_sub(1)?, |l, v| count(v, l)),
-            Value::Object(all) => {
-                let left = left.checked_sub(1 + OBJECT)?;
-                all.values().try_fold(left, |l, v| count(v, l))
-            }
-            _ => left.checked_sub(1),
-        }
-    }
     count(v, most).is_some()
+}
+
+/// What is left of so many values, if `v` has no more.
+fn count(v: &Value, left: usize) -> Option<usize> {
+    match v {
+        Value::Array(all) => all
+            .iter()
+            .try_fold(left.checked_sub(1)?, |l, v| count(v, l)),
+        Value::Object(all) => {
+            let left = left.checked_sub(1 + OBJECT)?;
+            all.values().try_fold(left, |l, v| count(v, l))
+        }
+        _ => left.checked_sub(1),
+    }
 }
 
 /// Bytes of a value as JSON, without its text.
@@ -78,7 +96,7 @@ impl Counting<'_> {
         let left = self.0.get().checked_sub(many);
         let left = left.ok_or_else(|| {
             E::custom(format!(
-                "it has more than {MOST_VALUES} values, where an object counts as {OBJECT} more"
+                "it has too many values (a body may have {MOST_VALUES}), where an object counts as {OBJECT} more"
             ))
         })?;
         self.0.set(left);
@@ -180,7 +198,7 @@ mod tests {
         let parse = |text: &str| Left::default().parse(text.as_bytes());
         assert!(parse(&list(MOST_VALUES - 1)).is_ok());
         let e = parse(&list(MOST_VALUES)).unwrap_err().to_string();
-        assert!(e.contains("more than 262144 values"), "{e}");
+        assert!(e.contains("may have 262144"), "{e}");
         let objects = format!("[{}0]", r#"{"a":0},"#.repeat(MOST_VALUES / 9));
         assert!(parse(&objects).is_err());
         // What one text takes others lack.
