@@ -4,8 +4,8 @@
 //! hooks call; events are made in [`crate::send`]. Invariants: a run that adds
 //! to `seen` adds to exactly one of `delivered`, `coalesced` and `dropped`; a
 //! task enters a scope once and leaves it once, whatever it nests and
-//! whichever family of hooks sees it; a kernel thread enters none: no task waits
-//! for it.
+//! whichever family of hooks sees it; a kernel thread enters none but PSI's: no
+//! task waits for it.
 //!
 //! What a run costs is mostly memory that reclaim has just driven out of the
 //! cache: a run looks its maps up once and touches few lines.

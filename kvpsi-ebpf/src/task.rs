@@ -1,8 +1,9 @@
 //! What is known of a task that stalls, or stalled before.
 //!
 //! Invariant: an entry is written by its own task only, in its own context. It
-//! stays until the task exits, or until a stall on its way out ends: to insert and to delete one costs more than
-//! all the rest of a stall, and tasks that stall once stall again.
+//! stays until the task exits, or until a stall on its way out ends: to insert and
+//! to delete one costs more than all the rest of a stall, and tasks that stall once
+//! stall again.
 
 use crate::here::{Here, bump};
 use aya_ebpf::{
@@ -15,7 +16,7 @@ use kvpsi_common::{
     shared::{CGROUP, MEMSTALL, SYSTEM},
 };
 
-/// Flag of [`Task::flags`]: a thread of the kernel's own reclaim.
+/// Flag of [`Task::flags`]: a kernel thread that works in the background.
 pub const BACKGROUND: u8 = 1;
 /// Flag: in `do_swap_page`.
 pub const SWAPS_IN: u8 = 2;

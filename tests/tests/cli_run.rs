@@ -101,10 +101,7 @@ fn a_number_that_cannot_be_is_named_with_what_can() {
         let value = if flag == "--seed" { "-2" } else { "-1" };
         let out = run(&["run", "-p", "x", flag, value, "-m", "none.gguf"]);
         let err = String::from_utf8_lossy(&out.stderr);
-        assert!(
-            !out.status.success() && (err.contains(says) || err.contains("none.gguf")),
-            "{flag}: {err}"
-        );
+        assert!(!out.status.success() && err.contains(says), "{flag}: {err}");
         assert!(!err.contains("unexpected argument"), "{err}");
     }
 }

@@ -221,14 +221,26 @@ fn tasks_that_stall_on_their_way_out_leave_no_entry() {
                 .unwrap();
         }
     }
-    std::thread::sleep(Duration::from_millis(100));
+    // Threads of others exit meanwhile: an entry that is left stays.
+    let dead = |followed: &[u32]| -> Vec<u32> {
+        let lives = |tid: &u32| Path::new(&format!("/proc/{tid}")).exists();
+        followed.iter().copied().filter(|tid| !lives(tid)).collect()
+    };
+    let first = dead(&source.followed().unwrap());
+    std::thread::sleep(Duration::from_millis(300));
     let followed = source.followed().unwrap();
-    let lives = |tid: &u32| Path::new(&format!("/proc/{tid}")).exists();
-    let dead = followed.iter().filter(|tid| !lives(tid)).count();
+    let last = dead(&followed);
+    let dead = last.iter().filter(|tid| first.contains(tid)).count();
     figure(&json!({
         "figure": "exits", "stalls": stalls, "followed": followed.len(), "dead": dead,
     }));
     assert_eq!(dead, 0, "of {} entries, {stalls} events", followed.len());
+    if stalls == 0 {
+        skip(
+            test,
+            "no task stalled on its way out (this kernel tells of exits later)",
+        );
+    }
 }
 
 #[test]

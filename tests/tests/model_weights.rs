@@ -116,7 +116,9 @@ impl Home {
     }
 
     fn run_with(&self, when: &str) -> Command {
-        let mut c = self.command(&["run", "--signal", "none", "--raw", "-p", "ab", "-n", "9"]);
+        let mut c = self.command(&[
+            "run", "--signal", "none", "--raw", "-p", "ab", "-n", "9", "--seed", "1",
+        ]);
         c.args(["--weights-cache", when, "-m"]).arg(&self.model);
         c
     }

@@ -157,6 +157,27 @@ impl Drop for Socket {
     }
 }
 
+/// A key by itself, or the first line of a file.
+pub(super) fn secret(
+    what: &str,
+    given: Option<&str>,
+    (flag, file): (&str, Option<&Path>),
+) -> anyhow::Result<Option<String>> {
+    let key = match (given, file) {
+        (Some(key), _) => key.to_owned(),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("{flag} {}", path.display()))?;
+            text.lines().next().unwrap_or_default().trim().to_owned()
+        }
+        (None, None) => return Ok(None),
+    };
+    if key.is_empty() || key.contains(|c: char| !c.is_ascii_graphic()) {
+        bail!("the {what} must be printable ASCII without spaces, and not empty");
+    }
+    Ok(Some(key))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,25 +214,4 @@ mod tests {
             assert!(origin(bad).is_err(), "{bad}");
         }
     }
-}
-
-/// A key by itself, or the first line of a file.
-pub(super) fn secret(
-    what: &str,
-    given: Option<&str>,
-    (flag, file): (&str, Option<&Path>),
-) -> anyhow::Result<Option<String>> {
-    let key = match (given, file) {
-        (Some(key), _) => key.to_owned(),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("{flag} {}", path.display()))?;
-            text.lines().next().unwrap_or_default().trim().to_owned()
-        }
-        (None, None) => return Ok(None),
-    };
-    if key.is_empty() || key.contains(|c: char| !c.is_ascii_graphic()) {
-        bail!("the {what} must be printable ASCII without spaces, and not empty");
-    }
-    Ok(Some(key))
 }

@@ -6,7 +6,7 @@
 //! [`LOOK`]. Where it moved, or where there is no PSI, /proc/vmstat says whether
 //! a working set came back. A kswapd that is awake and finds nothing to do closes the
 //! gate, and no wake comes when it goes on: until it sleeps, and at the start, it is
-//! looked for each [`AWAKE_NS`]. While it sleeps, nothing is read.
+//! looked for each [`AWAKE_NS`]. While it sleeps, the gate has nothing read.
 //! Out of scope: what a working set that came back is worth
 //! ([`super::controller`]).
 
@@ -23,7 +23,7 @@ const HOLD_NS: u64 = 20_000_000;
 /// What its events told.
 #[derive(Debug, Default)]
 enum Kswapd {
-    /// No event told yet.
+    /// No event told yet, or one of several sleeps.
     #[default]
     Unknown,
     Awake,
@@ -46,8 +46,9 @@ impl Gate {
             Some(Kind::KswapdWake) => self.kswapd = Kswapd::Awake,
             // It is awake, or has given up.
             Some(Kind::DirectReclaim) => {}
+            // Of one node, and perhaps before a wake that was told no more.
             Some(Kind::KswapdSleep) => {
-                self.kswapd = Kswapd::Asleep;
+                self.kswapd = Kswapd::Unknown;
                 return;
             }
             _ => return,
@@ -136,9 +137,15 @@ mod tests {
         assert!(!g.is_open() && g.is_due(222 * MS));
         g.looked(222 * MS, true);
         assert!(g.is_open());
-        // It sleeps: nothing is looked at.
+        // It sleeps: after one more look nothing is looked at. Another node's may not.
         g.observe(&event(Kind::KswapdSleep, 230 * MS));
         g.looked(250 * MS, false);
+        g.looked(350 * MS, true);
+        assert!(g.is_open());
+        g.observe(&event(Kind::KswapdSleep, 360 * MS));
+        g.looked(400 * MS, false);
+        assert!(!g.is_open() && g.is_due(500 * MS));
+        g.looked(500 * MS, false);
         assert!(!g.is_open() && !g.is_due(u64::MAX));
         // It slept from the start.
         let mut g = Gate::default();

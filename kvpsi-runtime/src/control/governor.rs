@@ -127,7 +127,8 @@ pub struct GovernorStats {
     pub wakeups: u64,
     /// Trim records lost because nobody read them.
     pub records_lost: u64,
-    /// The source broke with this error; nothing is trimmed any more.
+    /// The source broke with this error: limits are watched, and no stall is seen. Where
+    /// the reactor is not [`Self::alive`], why it ended.
     pub source_error: Option<String>,
     /// What became of the source since it was opened, if anything did.
     pub source_note: Option<String>,

@@ -26,6 +26,9 @@ const EVERY: Timespec = Timespec {
     tv_nsec: 500_000_000,
 };
 
+/// Looks in which not all files of a set open before it is taken as it is.
+const TRIES: u32 = 4;
+
 /// Looks between two readings of /proc/zoneinfo: five seconds. It takes 100 us.
 const MARKS_EVERY: u32 = 10;
 
@@ -85,7 +88,8 @@ impl Signature {
 
     /// Levels that have a limit file.
     fn limited(&self) -> usize {
-        self.0.iter().filter(|(_, limit)| limit.is_some()).count()
+        let watched = self.0.iter().take(MOST_LEVELS);
+        watched.filter(|(_, limit)| limit.is_some()).count()
     }
 }
 
@@ -107,6 +111,7 @@ impl Survey {
     }
 
     fn watch(&mut self, stop: &OwnedFd, find: &dyn Fn() -> Option<MemoryCgroup>) {
+        let mut tries = 0;
         for look in 1u32.. {
             let mut fds = [PollFd::new(stop, PollFlags::IN)];
             match poll(&mut fds, Some(&EVERY)) {
@@ -127,12 +132,16 @@ impl Survey {
                 continue;
             }
             let walls = Walls::open(&cgroup);
-            if walls.len() < now.limited().min(MOST_LEVELS) {
-                let path = cgroup.path.display();
-                tracing::debug!("the limits of {path} cannot all be read: tried again");
-                continue;
+            let path = cgroup.path.display();
+            if walls.len() < now.limited() {
+                tries += 1;
+                if tries < TRIES {
+                    continue;
+                }
+                tracing::warn!("not all memory limits of {path} can be read");
             }
-            tracing::info!("memory limits are now those of {}", cgroup.path.display());
+            tries = 0;
+            tracing::info!("memory limits are now those of {path}");
             handover.put(walls);
             self.signature = now;
         }
@@ -185,15 +194,12 @@ mod tests {
         let mut walls = Some(Walls::open(&a));
         let wait_for = |walls: &mut Option<Walls>, path: &std::path::Path| {
             let since = Instant::now();
-            let mut taken = false;
-            while !taken || walls.as_ref().unwrap().path() != path {
-                assert!(
-                    since.elapsed() < Duration::from_secs(1),
-                    "{}",
-                    path.display()
-                );
+            // What is taken takes the place of none.
+            *walls = Some(Walls::default());
+            while walls.as_ref().unwrap().path() != path {
+                let waited = since.elapsed();
+                assert!(waited < Duration::from_secs(1), "{}", path.display());
                 std::thread::sleep(Duration::from_millis(5));
-                taken |= handover.waits();
                 handover.take(walls);
             }
         };

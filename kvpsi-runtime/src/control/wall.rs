@@ -255,8 +255,8 @@ impl Walls {
     /// whole system restored. Costs a read of /proc/vmstat while there are some.
     fn bound(&mut self, now_ns: u64, level: &mut CgroupLevel) {
         // All are of one hierarchy.
-        let all_counted = self.levels.iter().all(|l| l.version == Version::V1);
-        let Some(refaulted) = level.restored.filter(|r| all_counted && *r > Bytes::ZERO) else {
+        let v1 = self.levels.iter().all(|l| l.version == Version::V1);
+        let Some(refaulted) = level.restored.filter(|r| v1 && *r > Bytes::ZERO) else {
             return;
         };
         if self.vmstat.is_some() {

@@ -41,6 +41,9 @@ impl Clock {
     }
 }
 
+/// Answers or inputs of a request that have spans of their own.
+const MOST_CHOICES: usize = 128;
+
 /// Makes the spans of a request, and ends them.
 pub(super) fn make(tracer: &SdkTracer, request: &RequestRecord) {
     let clock = Clock::now();
@@ -68,7 +71,13 @@ pub(super) fn make(tracer: &SdkTracer, request: &RequestRecord) {
         }
     }
     let below = Context::new().with_remote_span_context(span.span_context().clone());
-    for choice in choices {
+    // A request of 2048 inputs has as many: its own span comes last and is to have room.
+    let left_out = choices.len().saturating_sub(MOST_CHOICES);
+    if left_out > 0 {
+        let left_out = i64::try_from(left_out).unwrap_or(i64::MAX);
+        span.set_attribute(KeyValue::new("kvpsi.choices_left_out", left_out));
+    }
+    for choice in choices.into_iter().take(MOST_CHOICES) {
         phases(tracer, &below, clock, choice, many);
     }
     span.end_with_timestamp(clock.at(request.ended));

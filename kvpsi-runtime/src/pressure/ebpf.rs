@@ -114,6 +114,10 @@ impl SourceStats for EbpfStats {
         self.attached.get().map(|a| a.rung)
     }
 
+    fn background(&self) -> u64 {
+        self.counters().background
+    }
+
     fn kinds(&self) -> Vec<(Kind, KindCounters)> {
         let counters = self.counters();
         Kind::ALL.map(|k| (k, *counters.of(k))).to_vec()

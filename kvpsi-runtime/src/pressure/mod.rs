@@ -61,6 +61,10 @@ pub trait SourceStats: Send + Sync {
     fn rung(&self) -> Option<programs::Rung> {
         None
     }
+    /// Work of kernel threads that it saw: no event tells of it.
+    fn background(&self) -> u64 {
+        0
+    }
     /// Counts by kind, where the source keeps them.
     fn kinds(&self) -> Vec<(Kind, KindCounters)> {
         Vec::new()

@@ -142,6 +142,9 @@ pub struct Watched {
     /// The first source failed, and is not asked again.
     broken: bool,
     rule: Rule,
+    /// Work of kernel threads that the first source saw until the last look: the other
+    /// account holds it too.
+    background: u64,
     next_look_ns: u64,
     stats: Arc<WatchedStats>,
 }
@@ -173,6 +176,7 @@ impl Watched {
             other,
             broken: false,
             rule: Rule::default(),
+            background: 0,
             next_look_ns: monotonic_ns().saturating_add(LOOK_NS),
             stats,
         }
@@ -245,6 +249,11 @@ impl PressureSource for Watched {
         }
         if look {
             self.next_look_ns = now.saturating_add(LOOK_NS);
+            // Its programs run: the other account holds this work, too.
+            let background = self.stats.first.background();
+            if std::mem::replace(&mut self.background, background) != background {
+                self.rule.reported();
+            }
             if self.rule.look() {
                 self.stats.found.fetch_add(1, Relaxed);
             }

@@ -295,7 +295,9 @@ pub(super) struct Begun<T> {
 /// Whether a model is asked for by its name, with Ollama's tag for the one that is
 /// meant without a tag or not.
 pub(super) fn is_model(asked: &str, name: &str) -> bool {
-    let plain = |name: &str| name.strip_suffix(":latest").unwrap_or(name).to_owned();
+    fn plain(name: &str) -> &str {
+        name.strip_suffix(":latest").unwrap_or(name)
+    }
     plain(asked) == plain(name)
 }
 

@@ -50,7 +50,11 @@ impl Encoding {
     fn of(self, vector: &[f32]) -> String {
         match self {
             Self::Float => {
-                let numbers: Vec<String> = vector.iter().map(f32::to_string).collect();
+                let number = |x: &f32| match x.is_finite() {
+                    true => x.to_string(),
+                    false => "null".into(),
+                };
+                let numbers: Vec<String> = vector.iter().map(number).collect();
                 format!("[{}]", numbers.join(","))
             }
             Self::Base64 => {
@@ -104,9 +108,8 @@ impl Completer {
         self.is_ours(request.model.as_deref())?;
         let many = request.inputs.len().min(AT_ONCE);
         // As many as are free, and one at least: the others wait for their turn.
-        let places = (1..=many).rev().map(|n| self.permits.take(n));
-        let places = places.reduce(Result::or).unwrap_or(Ok(Vec::new()));
-        let places = places.map_err(busy)?;
+        let places = (2..=many).rev().find_map(|n| self.permits.take(n).ok());
+        let places = places.map_or_else(|| self.permits.take(many.min(1)).map_err(busy), Ok)?;
         // There is no answer that wants a position of its own.
         let most = self.most_tokens();
         let numbers = request.inputs.len().saturating_mul(self.live.loaded.hidden);
@@ -130,7 +133,7 @@ impl Completer {
 
     /// Hands inputs to the model, as many at once as there are places.
     async fn compute(self, inputs: Inputs) -> Result<Embedded, ApiError> {
-        let arrived = Instant::now();
+        let deadline = Instant::now() + self.timeout;
         let count = inputs.tokens.len();
         let prompt_tokens = inputs.tokens.iter().map(Vec::len).sum::<usize>();
         self.note.figures().prompt_tokens = prompt_tokens;
@@ -150,7 +153,7 @@ impl Completer {
                     format!("{id:016x}-{i}"),
                     i,
                     tokens,
-                    arrived,
+                    deadline,
                     &sender,
                     &places,
                 )?;
@@ -181,7 +184,7 @@ impl Completer {
         id: String,
         nth: usize,
         tokens: Vec<u32>,
-        arrived: Instant,
+        deadline: Instant,
         sender: &UnboundedSender<ChoiceEvent>,
         places: &Arc<Vec<AdmissionPermit>>,
     ) -> Result<(), ApiError> {
@@ -193,8 +196,9 @@ impl Completer {
             look: Some(Look::Embedding),
             constraint: None,
             sampling: SamplingConfig::default(),
-            arrived,
-            deadline: arrived + self.timeout,
+            // It waited for a place of its own request's until now.
+            arrived: Instant::now(),
+            deadline,
             client: Box::new(client),
         });
         match sent {

@@ -203,17 +203,13 @@ impl Live {
             signal: stats.as_ref().map_or("none", |s| s.signal).into(),
             rung: governor.and_then(|g| Some(g.source().rung()?.name().into())),
             note: stats.as_ref().and_then(|s| {
-                let broken = s.source_error.as_ref();
-                broken
-                    .map(|e| {
-                        format!(
-                            "the signal broke: {e}; limits are still watched, stalls are not seen"
-                        )
-                    })
-                    .or_else(|| {
-                        let gone = "the reactor's thread ended; nothing is trimmed any more";
-                        (!s.alive).then(|| gone.to_owned())
-                    })
+                let gone = "the reactor's thread ended; nothing is trimmed any more";
+                let broken = |e| {
+                    format!("the signal broke: {e}; limits are still watched, stalls are not seen")
+                };
+                (!s.alive)
+                    .then(|| gone.to_owned())
+                    .or_else(|| s.source_error.as_ref().map(broken))
                     .or_else(|| s.source_note.clone())
             }),
             profile: loaded.ladder.profile(),

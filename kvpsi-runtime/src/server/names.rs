@@ -111,7 +111,7 @@ table! {
     DROPPED_TOKENS: Counter, "kvpsi_dropped_tokens_total", [], "Positions that lost their keys and values.";
     OWED_BYTES: Gauge, "kvpsi_reclaim_owed_bytes", [], "Bytes that packing and thinning were asked for and have not returned yet.";
     SOURCE_INFO: Gauge, "kvpsi_source_info", ["signal", "rung"], "1 for the active source of pressure events.";
-    SOURCE_BROKEN: Gauge, "kvpsi_source_broken", [], "1 when the pressure source failed: nothing is trimmed any more.";
+    SOURCE_BROKEN: Gauge, "kvpsi_source_broken", [], "1 when the pressure source failed: limits are watched, and no stall is seen.";
     PROBE_RUNS: Counter, "kvpsi_probe_runs_total", ["program"], "Runs of an eBPF program.";
     PROBE_SECONDS: Seconds, "kvpsi_probe_seconds_total", ["program"], "Seconds that an eBPF program ran.";
     CONNECTIONS: Gauge, "kvpsi_connections", [], "Open connections.";

@@ -158,9 +158,9 @@ pub struct Args {
 /// The model, the prompt or a setting cannot be used, or stdout is broken.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let prompt = args.prompt()?;
-    let model = default_model::named(args.model.as_deref())?;
     let sampling = args.sampling();
     sampling.check()?;
+    let model = default_model::named(args.model.as_deref())?;
     let template = args.chat_template.as_deref();
     let template = template.map(ChatTemplate::source_of).transpose()?;
     let held = HeldModel::open(&model);
@@ -287,7 +287,9 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
     if let Some(note) = &stats.source_note {
         tell!("{note}");
     }
-    if let Some(e) = &stats.source_error {
+    if !stats.alive {
+        tell!("the reactor's thread ended; nothing was trimmed after that");
+    } else if let Some(e) = &stats.source_error {
         tell!(
             "signal {} broke: {e}; after that limits were watched, and no stall was seen",
             stats.signal

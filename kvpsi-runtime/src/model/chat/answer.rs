@@ -26,6 +26,8 @@ pub struct AnswerParser {
     thinks: bool,
     state: State,
     held: String,
+    /// Up to here no mark ends the call that is held.
+    open_until: usize,
     /// White space at the beginning of the next text is not part of it.
     trim: bool,
     /// Calls without a mark are none.
@@ -65,6 +67,7 @@ impl AnswerParser {
                 State::Start
             },
             held: String::new(),
+            open_until: 0,
             trim: thinking,
             marked: false,
             harmony: harmony.then(Harmony::default),
@@ -201,9 +204,11 @@ impl AnswerParser {
                 false
             }
             State::Call => {
-                let Some((inside, rest)) = self.closed(over) else {
+                let Some(at) = self.closed(over) else {
                     return false;
                 };
+                self.open_until = 0;
+                let (inside, rest) = (&self.held[..at], &self.held[at + CALL_END.len()..]);
                 let (calls, left) = self.calls(inside);
                 if calls.is_empty() || !left.trim().is_empty() {
                     let text = format!("<tool_call>{inside}{CALL_END}");
@@ -223,18 +228,22 @@ impl AnswerParser {
         }
     }
 
-    /// A call that has its end, and what comes behind: the first mark that does not
-    /// lie within a text of its arguments, or the first of all where that text has
-    /// no end.
-    fn closed(&self, over: bool) -> Option<(&str, &str)> {
-        let marks = || self.held.match_indices(CALL_END).map(|(at, _)| at);
-        let within = |at: usize| match self.format {
-            Some(ToolFormat::Xml) => xml::is_open(&self.held[..at]),
-            _ => in_text(&self.held[..at]),
-        };
-        let first = marks().next().filter(|_| over);
-        let at = marks().find(|at| !within(*at)).or(first)?;
-        Some((&self.held[..at], &self.held[at + CALL_END.len()..]))
+    /// Where a call ends: at the first mark that does not lie within a text of its
+    /// arguments, or the first of all where that text has no end. Each mark is looked
+    /// at once: an answer may be full of them.
+    fn closed(&mut self, over: bool) -> Option<usize> {
+        while let Some(at) = self.held[self.open_until..].find(CALL_END) {
+            let at = self.open_until + at;
+            let within = match self.format {
+                Some(ToolFormat::Xml) => xml::is_open(&self.held[..at]),
+                _ => in_text(&self.held[..at]),
+            };
+            if !within {
+                return Some(at);
+            }
+            self.open_until = at + CALL_END.len();
+        }
+        self.held.find(CALL_END).filter(|_| over)
     }
 
     /// Whether the answer begins with a thought, or is a call as a whole.

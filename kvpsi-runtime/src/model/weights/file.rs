@@ -255,7 +255,7 @@ impl Cached {
         let (found, done, told) = (OnceLock::new(), AtomicU64::new(0), Mutex::new(progress));
         let checked = |bytes: usize| {
             done.fetch_add(bytes as u64, Ordering::Relaxed);
-            // Whoever tells now tells of this soon.
+            // Whoever tells now tells of most of it.
             if let Ok(mut progress) = told.try_lock() {
                 progress(Bytes(done.load(Ordering::Relaxed)), all);
             }
@@ -267,6 +267,11 @@ impl Cached {
                 let _ = found.set(matrix.tensor.as_str());
             }
         });
+        if let Ok(progress) = told.into_inner()
+            && found.get().is_none()
+        {
+            progress(all, all);
+        }
         found.into_inner()
     }
 

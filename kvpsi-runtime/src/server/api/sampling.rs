@@ -33,7 +33,7 @@ pub(super) const REFUSED: [(&str, &str); 44] = [
     ("verbosity", "say in a message how long the answer is to be"),
     (
         "suffix",
-        "only in /v1/completions, with one text as the prompt",
+        "only in /v1/completions and /api/generate, with one text as the prompt",
     ),
     // vLLM.
     ("use_beam_search", "no beam search"),

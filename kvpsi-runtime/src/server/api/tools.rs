@@ -308,7 +308,7 @@ fn guided(name: &str, kind: &str, value: &Value, left: &Left) -> Result<Grammar,
                 let schema = left.parse(text.as_bytes());
                 schema
                     .map(Grammar::Schema)
-                    .map_err(|_| bad("a JSON schema"))
+                    .map_err(|e| bad(&format!("a JSON schema ({e})")))
             }
             _ => Err(bad("a JSON schema")),
         },

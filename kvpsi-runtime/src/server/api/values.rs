@@ -17,36 +17,50 @@ const OBJECT: usize = 8;
 const MOST_IN_TEXTS: usize = 1 << 15;
 
 /// Values that may come yet.
-pub(in crate::server) struct Left(Cell<usize>);
+pub(in crate::server) struct Left {
+    left: Cell<usize>,
+    most: usize,
+}
 
 impl Default for Left {
     fn default() -> Self {
-        Self(Cell::new(MOST_VALUES))
+        Self::of(MOST_VALUES)
     }
 }
 
 impl Left {
+    fn of(most: usize) -> Self {
+        Self {
+            left: Cell::new(most),
+            most,
+        }
+    }
+
     /// For a body's texts and the arguments of its calls.
     pub fn of_texts() -> Self {
-        Self(Cell::new(MOST_IN_TEXTS))
+        Self::of(MOST_IN_TEXTS)
     }
 
     /// Counts a value that is there, if it is no more than is left.
     pub fn spend(&self, v: &Value) -> bool {
-        let left = count(v, self.0.get());
-        self.0.set(left.unwrap_or(self.0.get()));
+        let left = count(v, self.left.get());
+        self.left.set(left.unwrap_or(self.left.get()));
         left.is_some()
     }
 
-    /// A value that is no more than is left.
+    /// A value that is no more than is left. One that is refused takes nothing of it.
     ///
     /// # Errors
     /// It is more, or no JSON.
     pub fn parse(&self, bytes: &[u8]) -> serde_json::Result<Value> {
+        let before = self.left.get();
         let mut json = serde_json::Deserializer::from_slice(bytes);
-        let value = Counting(&self.0).deserialize(&mut json)?;
-        json.end()?;
-        Ok(value)
+        let value = Counting(self).deserialize(&mut json);
+        let value = value.and_then(|value| json.end().map(|()| value));
+        if value.is_err() {
+            self.left.set(before);
+        }
+        value
     }
 }
 
@@ -89,17 +103,18 @@ pub(in crate::server) fn bytes(v: &impl serde::Serialize) -> usize {
 }
 
 #[derive(Clone, Copy)]
-struct Counting<'a>(&'a Cell<usize>);
+struct Counting<'a>(&'a Left);
 
 impl Counting<'_> {
     fn take<E: Error>(self, many: usize) -> Result<(), E> {
-        let left = self.0.get().checked_sub(many);
+        let left = self.0.left.get().checked_sub(many);
         let left = left.ok_or_else(|| {
             E::custom(format!(
-                "it has too many values (a body may have {MOST_VALUES}), where an object counts as {OBJECT} more"
+                "it has too many values (a body may have {} of its kind), where an object counts as {OBJECT} more",
+                self.0.most
             ))
         })?;
-        self.0.set(left);
+        self.0.left.set(left);
         Ok(())
     }
 }
@@ -204,7 +219,11 @@ mod tests {
         // What one text takes others lack.
         let left = Left::default();
         assert!(left.parse(list(MOST_VALUES / 2).as_bytes()).is_ok());
-        assert!(left.parse(list(MOST_VALUES / 2).as_bytes()).is_err());
+        // Nor does one that is refused.
+        for refused in [list(MOST_VALUES / 2), "[0, 0, x]".into()] {
+            assert!(left.parse(refused.as_bytes()).is_err());
+        }
+        assert!(left.parse(list(MOST_VALUES / 2 - 2).as_bytes()).is_ok());
         assert!(within(&json!({"a": [0, 0]}), 12) && !within(&json!({"a": [0, 0]}), 11));
         assert_eq!(bytes(&json!({"a": [0, 0]})), r#"{"a":[0,0]}"#.len());
     }
