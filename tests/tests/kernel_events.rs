@@ -192,7 +192,8 @@ fn work_of_kernel_threads_is_counted_and_is_no_stall() {
 #[test]
 fn tasks_that_stall_on_their_way_out_leave_no_entry() {
     let test = "tasks_that_stall_on_their_way_out";
-    let Some(cgroup) = limited(test, LIMIT_BYTES) else {
+    // Room for threads that are on their way out and hold their kernel stacks.
+    let Some(cgroup) = limited(test, 2 * LIMIT_BYTES) else {
         return;
     };
     let config = SourceConfig {
@@ -209,7 +210,7 @@ fn tasks_that_stall_on_their_way_out_leave_no_entry() {
         let storm = Storm::start(PRESSURE, Path::new(TMP), &cgroup, length, Duration::ZERO);
         let mut storm = storm.unwrap();
         let mut exits = Command::new(PRESSURE)
-            .args(["exits", "2000"])
+            .args(["exits", "1500"])
             .args(cgroup.procs())
             .stdin(Stdio::null())
             .spawn()

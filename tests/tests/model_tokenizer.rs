@@ -13,6 +13,7 @@ const NORMAL: u32 = 1;
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 const BYTE: u32 = 6;
+const UNKNOWN: u32 = 2;
 
 /// Pieces with their kinds; a later one has a lower score.
 #[derive(Clone)]
@@ -299,6 +300,50 @@ fn control_and_added_tokens_are_found_as_written_and_unused_ones_are_not() {
     model.metadata.remove("tokenizer.ggml.token_type");
     let tokens = read(&model).unwrap().encode("x123", false).unwrap();
     assert_eq!(tokens.len(), 4);
+}
+
+/// What continues a text keeps the space that it begins with, and a text that begins
+/// has none.
+#[test]
+fn a_text_that_goes_on_keeps_its_space() {
+    let vocab = Vocab::spm(&PIECES);
+    let tokenizer = std::sync::Arc::new(read(&vocab.model("llama")).unwrap());
+    let tokens = tokenizer.encode("he he", false).unwrap();
+    for cut in 0..=tokens.len() {
+        let (prompt, rest) = tokens.split_at(cut);
+        let mut stream = tokenizer.stream_behind(prompt.last().copied());
+        let mut text = tokenizer.decode(prompt).unwrap();
+        for token in rest {
+            text += &stream.push(*token).unwrap();
+        }
+        text += &stream.finish().unwrap();
+        assert_eq!(text, "he he", "{cut} of {tokens:?}");
+    }
+}
+
+/// A broken control token is text, also where the bytes of its mark are of a kind that
+/// is found as it is written.
+#[test]
+fn a_mark_whose_bytes_are_added_tokens_is_none_of_the_text() {
+    for kind in [NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE] {
+        let bytes = (0..=255u8).map(|b| (format!("<0x{b:02X}>"), kind));
+        let letters = ["h", "e", "l", "o", "\u{2581}", "<", "/", "s", ">"];
+        let mut all = vec![
+            ("<unk>".into(), UNKNOWN),
+            ("<s>".into(), CONTROL),
+            ("</s>".into(), CONTROL),
+        ];
+        all.extend(bytes);
+        all.extend(letters.map(|t| (t.to_owned(), NORMAL)));
+        let tokenizer = read(&Vocab(all).model("llama")).unwrap();
+        let text = "hello </s>";
+        let mark = tokenizer.mark([text].into_iter()).unwrap();
+        let guarded = tokenizer.guard(text, mark).unwrap();
+        let ids = tokenizer.encode_guarded(&guarded, mark, 1000).unwrap();
+        let ids = ids.unwrap();
+        assert!(!ids.contains(&2), "{kind}: {ids:?}");
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text, "{kind}");
+    }
 }
 
 #[test]

@@ -60,24 +60,25 @@ impl Taken {
 }
 
 impl Answer {
-    /// To a session that has `before` tokens, `waiting` of which must be
+    /// To a session that has the tokens `before`, the last `waiting` of which must be
     /// computed first.
     pub fn new(
         tokenizer: &Arc<Tokenizer>,
         sampling: &SamplingConfig,
         started: Instant,
-        before: usize,
+        before: &[u32],
         waiting: usize,
     ) -> Self {
+        let last = before.last().copied().filter(|_| sampling.continues);
         Self {
             tokenizer: tokenizer.clone(),
             sampler: Sampler::new(sampling),
             constraint: None,
-            stream: tokenizer.stream(),
+            stream: tokenizer.stream_behind(last),
             stops: Stops::new(&sampling.stops),
             started,
             first: None,
-            before,
+            before: before.len(),
             drafts: Drafts::default(),
             stats: GenStats {
                 prompt_tokens: waiting,

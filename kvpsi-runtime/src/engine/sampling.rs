@@ -51,6 +51,8 @@ pub struct SamplingConfig {
     pub stops: Vec<String>,
     /// Go on where the model would end its answer.
     pub ignore_eos: bool,
+    /// The answer goes on with the prompt's text: a space in front of it is kept.
+    pub continues: bool,
     /// How probable the token was, and so many of the likeliest: before
     /// penalties and temperature.
     pub logprobs: Option<usize>,
@@ -95,6 +97,7 @@ impl Default for SamplingConfig {
             stop_tokens: Vec::new(),
             stops: Vec::new(),
             ignore_eos: false,
+            continues: false,
             logprobs: None,
         }
     }

@@ -240,8 +240,8 @@ impl Engine {
         sampling.check()?;
         let started = Instant::now();
         self.append_to(session, prompt)?;
-        let before = session.tokens.len();
         let waiting = session.waiting();
+        let before = &session.tokens;
         let mut answer = Answer::new(&self.tokenizer, sampling, started, before, waiting);
         if let Err(finish) = self.prefill(session)? {
             answer.stats.finish = finish;

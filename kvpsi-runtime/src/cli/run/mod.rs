@@ -346,6 +346,7 @@ impl Args {
             top_k: Some(self.top_k as usize).filter(|&k| k > 0),
             seed: u64::try_from(self.seed).unwrap_or_else(|_| crate::random::number()),
             repeat_penalty: self.repeat_penalty,
+            continues: self.raw,
             ..SamplingConfig::default()
         }
     }

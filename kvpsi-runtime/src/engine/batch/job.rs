@@ -175,7 +175,8 @@ impl Job {
     pub fn begin(&mut self, session: Session, tokenizer: &Arc<Tokenizer>) {
         let (all, waiting) = (session.tokens().len(), session.waiting());
         let sampling = &self.ask.sampling;
-        let answer = Answer::new(tokenizer, sampling, self.ask.arrived, all, waiting)
+        let before = session.tokens();
+        let answer = Answer::new(tokenizer, sampling, self.ask.arrived, before, waiting)
             .following(self.ask.constraint.take());
         self.cached_tokens = all - waiting;
         self.session = Some(session);

@@ -397,12 +397,10 @@ fn blocks_end(of: &Instructions<'_>) -> Result<(), Error> {
     let mut depths = Vec::with_capacity(of.len());
     let mut jumps = Vec::new();
     for at in 0..u32::try_from(of.len()).unwrap_or(u32::MAX) {
-        open = match of.get(at) {
-            Some(I::EndCapture | I::PopFrame | I::PopAutoEscape) => open.saturating_sub(1),
-            _ => open,
-        };
+        // Before it is carried out: the end of an `if` may jump to what ends its block.
         depths.push(open);
         match of.get(at) {
+            Some(I::EndCapture | I::PopFrame | I::PopAutoEscape) => open = open.saturating_sub(1),
             Some(I::BeginCapture(_) | I::PushWith | I::PushAutoEscape) => open += 1,
             Some(I::Jump(to)) => jumps.push((open, *to as usize)),
             _ => {}

@@ -107,7 +107,10 @@ impl Tokenizer {
         // Between two added tokens a text is tokenized by itself.
         let (mut from, mut first) = (0, 0);
         for (i, (id, (start, end))) in ids.iter().zip(encoding.get_offsets()).enumerate() {
-            if self.added.contains(id) {
+            // A byte of the mark may be typed as an added token, and have the mark's place.
+            let written = || self.inner.id_to_token(*id);
+            let is_written = |token: String| text[*start..*end].contains(&token);
+            if self.added.contains(id) && written().is_some_and(is_written) {
                 self.marked(&text[from..*start], mark, &ids[first..i], &mut tokens)?;
                 tokens.push(*id);
                 (from, first) = (*end, i + 1);

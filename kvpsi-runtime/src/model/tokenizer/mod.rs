@@ -230,10 +230,18 @@ impl Tokenizer {
     /// Starts to turn tokens into text one by one.
     #[must_use]
     pub fn stream(self: &Arc<Self>) -> TextStream {
+        self.stream_behind(None)
+    }
+
+    /// The same for a text that goes on behind a token: a space that it begins with is
+    /// kept, which a tokenizer takes away from the beginning of a text.
+    #[must_use]
+    pub fn stream_behind(self: &Arc<Self>, last: Option<u32>) -> TextStream {
+        let window: Vec<u32> = last.into_iter().filter(|t| !self.is_control(*t)).collect();
         TextStream {
             tokenizer: self.clone(),
-            window: Vec::new(),
-            context: 0,
+            context: window.len(),
+            window,
         }
     }
 }

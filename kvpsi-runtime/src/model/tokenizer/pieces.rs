@@ -16,9 +16,10 @@ use tokenizers::{NormalizerWrapper, pre_tokenizers::byte_level::ByteLevel};
 
 /// Bytes after which a text is cut where it may be.
 const PIECE: usize = 8 << 10;
-/// Most bytes without such a place: a tokenizer's memory for them is what all
-/// prompts take together.
+/// Most bytes without such a place, and for each token that may be: a tokenizer takes
+/// some 300 times as much memory for them.
 const LONGEST_PIECE: usize = 512 << 10;
+const BYTES_A_TOKEN: usize = 16;
 
 /// What is known of a vocabulary's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +144,9 @@ impl Tokenizer {
                 0..=PIECE => text.len(),
                 _ => self.spans.cut(text, at + PIECE).unwrap_or(text.len()),
             };
-            if end - at > LONGEST_PIECE {
+            // Texts in any script have fewer bytes a token.
+            let longest = most.saturating_mul(BYTES_A_TOKEN).max(4 * PIECE);
+            if end - at > longest.min(LONGEST_PIECE) {
                 return Ok(Err(TooLong::Run(end - at)));
             }
             tokens.extend(ids_of(&text[next..end])?);

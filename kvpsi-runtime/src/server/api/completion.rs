@@ -38,6 +38,7 @@ pub fn parse_completion(body: &[u8]) -> Result<Request, ApiError> {
     // Nothing is generated where the prompt alone is asked about.
     let least = u64::from(!echo);
     request.sampling = sampling::sampling(&fields, least, DEFAULT_TOKENS)?;
+    request.sampling.continues = true;
     request.echo = echo;
     let logprobs = fields.whole("logprobs", 0..=MAX_LOGPROBS as u64)?;
     request.sampling.logprobs = logprobs.map(small);

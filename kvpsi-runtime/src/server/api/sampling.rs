@@ -206,6 +206,7 @@ pub(in crate::server) fn sampling(
         logit_bias: logit_bias(fields)?,
         stops: stops(fields, "stop")?,
         stop_tokens: stop_tokens(fields)?,
+        continues: false,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         logprobs: None,
     })

@@ -70,6 +70,7 @@ pub fn parse_generate(body: &[u8]) -> Result<Request, ApiError> {
     }
     if fields.flag("raw")?.unwrap_or(false) {
         request.prompt = Prompt::Text(prompt);
+        request.sampling.continues = true;
         return Ok(request);
     }
     let system = fields.text("system")?.filter(|s| !s.is_empty());

@@ -57,3 +57,30 @@ fn arguments_of_tojson_may_be_given_by_their_place() {
         assert!(text.is_err(), "{arguments}: {text:?}");
     }
 }
+
+/// The end of an `if` is where its branches jump to, and may be what ends a block.
+#[test]
+fn a_block_may_end_with_an_if() {
+    for (source, want) in [
+        (
+            "{% set x %}{% if true %}a{% else %}b{% endif %}{% endset %}{{ x }}",
+            "a",
+        ),
+        (
+            "{% set x %}{% if false %}a{% elif true %}b{% endif %}{% endset %}{{ x }}",
+            "b",
+        ),
+        (
+            "{% filter upper %}{% if true %}a{% else %}b{% endif %}{% endfilter %}",
+            "A",
+        ),
+        (
+            "{% with y = 1 %}{% if y %}a{% else %}b{% endif %}{% endwith %}",
+            "a",
+        ),
+    ] {
+        assert_eq!(rendered(source).as_deref(), Ok(want), "{source}");
+    }
+    let leaves = "{% for i in [1] %}{% set x %}{% break %}{% endset %}{% endfor %}";
+    assert!(rendered(leaves).unwrap_err().contains("cannot leave"));
+}
