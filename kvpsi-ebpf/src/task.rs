@@ -105,7 +105,7 @@ pub fn insert(tid: u32, task: &Task) -> bool {
         flags: task.flags | if exited { EXITED } else { 0 },
         ..*task
     };
-    TASKS.insert(tid, &task, u64::from(BPF_NOEXIST)).is_ok()
+    TASKS.insert(tid, task, u64::from(BPF_NOEXIST)).is_ok()
 }
 
 /// A stall is over: nothing more will be told of a task that has exited.

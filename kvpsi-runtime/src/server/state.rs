@@ -131,13 +131,17 @@ impl Server {
     }
 
     async fn tidy(self: Arc<Self>) {
-        let mut tidied = 0;
+        let (mut tidied, mut again) = (0, false);
         loop {
             tokio::time::sleep(TIDY).await;
-            let taken = self.inbound.taken.load(Relaxed);
-            let busy = self.inbound.preparing() > 0;
-            if taken - tidied >= WORTH_TIDYING && !busy {
-                tidied = taken;
+            let inbound = &self.inbound;
+            let taken = inbound.taken.load(Relaxed);
+            let busy = inbound.preparing() > 0;
+            let rests = inbound.held() == 0 && inbound.answers() == 0 && self.permits.taken() == 0;
+            let worth = taken - tidied >= WORTH_TIDYING;
+            if !busy && (worth || (again && rests)) {
+                // Who was still at work has more to return.
+                (tidied, again) = (taken, !rests);
                 // It holds up who allocates, and takes a while.
                 let _ = tokio::task::spawn_blocking(heap::give_back).await;
             }

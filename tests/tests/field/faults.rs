@@ -38,7 +38,7 @@ fn a_signal_that_breaks_leaves_the_limits_watched() {
     let Some((cgroup, s)) = served_with("broken-signal", &signal, &watch) else {
         return;
     };
-    talk(&s, &["a lighthouse", "the tides", "old bread"]);
+    talk(&s, &["a lighthouse"]);
     drop(manager.accept().unwrap());
     let broke = |s: &Served| s.status().note.is_some_and(|n| n.contains("signal broke"));
     let since = Instant::now();
@@ -68,7 +68,7 @@ fn a_server_that_is_moved_while_it_trims_has_the_new_cgroups_walls() {
     let (Some((old, s)), Some(new)) = (served("moved-from"), limited("moved-to", 1 << 40)) else {
         return;
     };
-    talk(&s, &["a lighthouse", "the tides", "old bread"]);
+    talk(&s, &["a lighthouse"]);
     let used = old.memory().usage().unwrap().0;
     old.set_limit(Bytes(used + 8 * MIB)).unwrap();
     let mut hog = Hog::start(Some(&old));
@@ -109,7 +109,7 @@ fn a_server_that_was_stopped_returns_what_is_missing_when_it_goes_on() {
     let Some((cgroup, s)) = served("stopped") else {
         return;
     };
-    talk(&s, &["a lighthouse", "the tides", "old bread"]);
+    talk(&s, &["a lighthouse"]);
     drop_page_cache(&cgroup);
     let mut hog = Hog::start(Some(&cgroup));
     let used = cgroup.memory().usage().unwrap().0;
