@@ -101,6 +101,8 @@ fn a_server_that_is_moved_while_it_trims_has_the_new_cgroups_walls() {
         wall.max == Some(Bytes::mib(64)) && wall.hits > before.walls[0].hits
     });
     talk(&s, &["how a ship is built"]);
+    // Before the cgroup they are in.
+    drop((hog, s));
 }
 
 /// While it is stopped it returns nothing; when it goes on, what is missing by then.
