@@ -141,6 +141,15 @@ const MEMSTALL: [Kind; 4] = [
     Kind::MemcgThrottle,
 ];
 
+/// The lowest rung, or a skip of `test`.
+fn tracepoints(test: &str) -> Option<EbpfSource> {
+    let config = SourceConfig {
+        rung: Rung::RawTp,
+        ..SourceConfig::default()
+    };
+    EbpfSource::open(&config).map_err(|e| skip(test, e)).ok()
+}
+
 /// Of each kernel thread by its name, whatever it waits for: here it is a process that
 /// has the name.
 #[test]
@@ -151,13 +160,8 @@ fn work_of_kernel_threads_is_counted_and_is_no_stall() {
     };
     let dir = tempfile::tempdir_in(TMP).unwrap();
     for name in ["khugepaged", "kswapd0", "ksmd", "khug"] {
-        let config = SourceConfig {
-            rung: Rung::RawTp,
-            ..SourceConfig::default()
-        };
-        let mut source = match EbpfSource::open(&config) {
-            Ok(s) => s,
-            Err(e) => return skip(test, e),
+        let Some(mut source) = tracepoints(test) else {
+            return;
         };
         let program = dir.path().join(name);
         fs::copy(PRESSURE, &program).unwrap();
@@ -196,13 +200,8 @@ fn tasks_that_stall_on_their_way_out_leave_no_entry() {
     let Some(cgroup) = limited(test, 2 * LIMIT_BYTES) else {
         return;
     };
-    let config = SourceConfig {
-        rung: Rung::RawTp,
-        ..SourceConfig::default()
-    };
-    let mut source = match EbpfSource::open(&config) {
-        Ok(s) => s,
-        Err(e) => return skip(test, e),
+    let Some(mut source) = tracepoints(test) else {
+        return;
     };
     let mut stalls = 0;
     for _ in 0..3 {
