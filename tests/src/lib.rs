@@ -21,6 +21,7 @@ mod skip;
 #[cfg(feature = "llm")]
 pub mod soak;
 pub mod storm;
+pub mod swap;
 #[cfg(feature = "llm")]
 pub mod talker;
 #[cfg(feature = "llm")]

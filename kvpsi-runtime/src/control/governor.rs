@@ -14,6 +14,7 @@ use super::{
     record::{Tap, Trigger, TrimRecord},
     report::Verdicts,
     survey::{Handover, Signature, Survey},
+    swap::SwapWatch,
     system::SystemGauge,
     wall::Walls,
     witness,
@@ -201,12 +202,14 @@ impl Prepared {
         let of_worker = Arc::clone(&ladder);
         let system = self.watches_system.then(SystemGauge::open);
         let system = system.and_then(Result::ok);
+        let swap = SwapWatch::open();
         self.threads.spawn("kvpsi-reclaim", move |stop| {
             Worker {
                 ladder: of_worker,
                 order,
                 shared,
                 system,
+                swap,
                 stop,
             }
             .run();

@@ -23,6 +23,7 @@ pub mod reactor;
 pub mod record;
 pub mod report;
 mod survey;
+mod swap;
 pub mod system;
 pub mod wall;
 mod witness;

@@ -335,7 +335,7 @@ impl Reactor {
             ordered,
         };
         self.controller.trimmed(trimmed.returned_ns, decision, gave);
-        if trimmed.given() == Bytes::ZERO {
+        if trimmed.given() == Bytes::ZERO && trimmed.swapped == Bytes::ZERO {
             return;
         }
         let rss_after = self.shared.rss();

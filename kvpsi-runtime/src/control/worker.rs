@@ -3,7 +3,8 @@
 //! Owns the thread's life. After every block the reactor may have given what is
 //! missing itself, or stalls may be over: the reactor lowers the order then. Told
 //! to stop, the worker ends after the step it is at. Owns also the cushion's
-//! filling, which waits for a quarter of a second without a trim, and for room.
+//! filling, which waits for a quarter of a second without a trim, and for room; and
+//! says when blocks in swap are counted.
 //! Out of scope: how much is missing.
 
 use super::{
@@ -11,6 +12,7 @@ use super::{
     order::Order,
     reactor::Shared,
     record::{Trigger, TrimRecord},
+    swap::SwapWatch,
     system::SystemGauge,
     wall::Depth,
 };
@@ -33,6 +35,7 @@ pub(super) struct Worker {
     pub shared: Arc<Shared>,
     /// The whole system, where it counts.
     pub system: Option<SystemGauge>,
+    pub swap: SwapWatch,
     /// Readable: stop.
     pub stop: OwnedFd,
 }
@@ -59,7 +62,9 @@ impl Worker {
                 PollFd::new(&self.stop, PollFlags::IN),
                 PollFd::new(self.order.wakes(), PollFlags::IN),
             ];
-            match poll(&mut fds, Some(&TICK)) {
+            let woken = poll(&mut fds, Some(&TICK));
+            self.swap.look(monotonic_ns(), &pool);
+            match woken {
                 Ok(0) => {
                     let before = std::mem::replace(&mut trims, self.shared.trims.load(Relaxed));
                     if trims == before {

@@ -13,15 +13,18 @@ use crate::{
 pub struct Account {
     /// Address space of the arena.
     pub reserved: Bytes,
-    /// Blocks whose pages the process holds.
+    /// Pages of blocks that are in RAM.
     pub resident: Bytes,
+    /// Pages of blocks that the kernel swapped out, as last counted
+    /// ([`KvPool::count_swapped`](super::KvPool::count_swapped)).
+    pub swapped: Bytes,
     /// Blocks whose pages the kernel has.
     pub returned: Bytes,
     /// Blocks of open sequences; one that several share counts once.
     pub in_use: Bytes,
     /// Blocks of ended and idle sequences, kept to be used again.
     pub cached: Bytes,
-    /// Resident blocks without a reference, those retired among them.
+    /// Blocks with pages and without a reference, those retired among them.
     pub slack: Bytes,
     /// Blocks that left their tables and whose pages are returned when the last
     /// guard that may have seen them is closed.
@@ -43,6 +46,8 @@ pub struct Account {
     pub cache_hit_tokens: u64,
     /// Rows of keys and values that found no block: always 0, or a bug.
     pub writes_lost: u64,
+    /// Bytes whose pages were in swap when they were given back.
+    pub swap_freed: Bytes,
     /// Bytes that a trim or a slow step deferred to the close of a guard, and
     /// that were returned then.
     pub deferred_returned: Bytes,

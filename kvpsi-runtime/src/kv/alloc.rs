@@ -18,7 +18,10 @@ use std::ptr::NonNull;
 /// What returning a batch came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Freed {
+    /// That were in RAM.
     pub pages: usize,
+    /// That were in swap.
+    pub swapped: usize,
     pub blocks: u32,
     pub calls: u32,
     pub errors: u32,
@@ -33,13 +36,16 @@ pub(super) struct Alloc {
     slack: FreeList,
     /// Free, without pages.
     returned: FreeList,
-    /// Pages of blocks; reserved before a block is taken that has none.
+    /// Pages of blocks, in RAM or in swap; reserved before a block is taken that has
+    /// none.
     resident: AtomicUsize,
     /// Most pages that are to be resident, as the reactor adjusts it.
     budget: AtomicUsize,
     /// Most pages that may be, as the user set it.
     limit: AtomicUsize,
     madvise_errors: AtomicU64,
+    /// Pages that were returned while they were in swap.
+    swap_freed: AtomicU64,
     /// Free blocks that keep their pages for the next trim: no guard can hold
     /// them, and no token is lost by returning them.
     cushion: AtomicUsize,
@@ -59,6 +65,7 @@ impl Alloc {
             budget: AtomicUsize::new(usize::MAX),
             limit: AtomicUsize::new(usize::MAX),
             madvise_errors: AtomicU64::new(0),
+            swap_freed: AtomicU64::new(0),
             cushion: AtomicUsize::new(0),
         }
     }
@@ -101,6 +108,34 @@ impl Alloc {
         self.madvise_errors.load(Relaxed)
     }
 
+    pub fn swap_freed(&self) -> u64 {
+        self.swap_freed.load(Relaxed)
+    }
+
+    /// Counts anew which pages of blocks are in swap. Reads the page tables: not for
+    /// the reactor.
+    pub fn count_swapped(&self) {
+        for i in 0..self.arena.blocks() {
+            let held = self.blocks.held_by(i);
+            if held == 0 && self.blocks.swapped_of(i) == 0 {
+                continue;
+            }
+            let in_ram = self.arena.in_ram(i, held).unwrap_or(held);
+            self.blocks.set_swapped(i, held - in_ram);
+            // It may have been returned meanwhile.
+            if self.blocks.held_by(i) == 0 {
+                self.blocks.set_swapped(i, 0);
+            }
+        }
+    }
+
+    /// Has the kernel read a block's pages that are in swap.
+    pub fn bring_in(&self, id: BlockId) {
+        if self.blocks.set_swapped(id.index(), 0) > 0 {
+            self.arena.will_need(id.index());
+        }
+    }
+
     /// Pages of a block in that encoding.
     pub fn pages(&self, kind: KvType) -> usize {
         let bytes = self.shape.block_bytes_as(kind).0;
@@ -120,7 +155,7 @@ impl Alloc {
             // Free blocks of an encoding of fewer pages: several make one.
             let mut batch = Batch::new();
             batch.push(self.take_slack()?);
-            if self.return_pages(&mut batch).pages == 0 {
+            if self.return_pages(&mut batch).blocks == 0 {
                 return None;
             }
         }
@@ -168,9 +203,11 @@ impl Alloc {
 
     fn hand_out(&self, block: FreeBlock, kind: KvType, there: usize) -> OwnedBlock {
         let need = self.pages(kind);
-        if there < need {
+        let swapped = self.blocks.set_swapped(block.id().index(), 0) > 0;
+        let from = if swapped { 0 } else { there };
+        if from < need {
             // SAFETY: a free block, which the token says is the caller's alone.
-            unsafe { self.arena.touch(block.id().index(), there..need) };
+            unsafe { self.arena.touch(block.id().index(), from..need) };
         }
         self.blocks.begin(block, kind, need.max(there))
     }
@@ -261,9 +298,9 @@ impl Alloc {
         }
         while let Some(block) = run.pop() {
             if given {
-                let held = self.blocks.held(block.id());
-                self.resident.fetch_sub(held, SeqCst);
-                freed.pages += held;
+                let (held, swapped) = self.emptied(block.id().index());
+                freed.pages += held - swapped;
+                freed.swapped += swapped;
                 freed.blocks += 1;
                 self.returned.insert(block);
             } else {
@@ -285,9 +322,23 @@ impl Alloc {
             self.madvise_errors.fetch_add(1, Relaxed);
             return 0;
         }
+        let (held, swapped) = self.emptied(number);
+        held - swapped
+    }
+
+    /// A block lost its pages: how many, and how many of them were in swap.
+    fn emptied(&self, number: usize) -> (usize, usize) {
         let held = self.blocks.emptied(number);
+        let swapped = self.blocks.set_swapped(number, 0).min(held);
         self.resident.fetch_sub(held, SeqCst);
-        held
+        self.swap_freed.fetch_add(swapped as u64, Relaxed);
+        (held, swapped)
+    }
+
+    /// Pages of a block that returning it gives the kernel: none that are in swap.
+    pub fn in_ram(&self, id: BlockId) -> usize {
+        let held = self.blocks.held(id);
+        held.saturating_sub(self.blocks.swapped_of(id.index()))
     }
 
     #[cfg(test)]

@@ -180,6 +180,39 @@ impl Arena {
         }
     }
 
+    /// How many of the first `pages` of block `i` are in RAM, none in swap.
+    pub fn in_ram(&self, i: usize, pages: usize) -> Option<usize> {
+        let size = rustix::param::page_size();
+        assert!(pages * size <= self.block_bytes);
+        let (mut found, mut there) = (0, [0u8; 256]);
+        for first in (0..pages).step_by(there.len()) {
+            let n = there.len().min(pages - first);
+            // SAFETY: within the block, checked above.
+            let at = unsafe { self.block(i).add(first * size) };
+            // SAFETY: a range of our own mapping, and a byte for each of its pages.
+            let r = unsafe { libc::mincore(at.as_ptr().cast(), n * size, there.as_mut_ptr()) };
+            if r != 0 {
+                return None;
+            }
+            found += there[..n].iter().filter(|page| **page & 1 != 0).count();
+        }
+        Some(found)
+    }
+
+    /// Has the kernel read what it swapped out of block `i`, into memory where a
+    /// fault finds it without waiting.
+    pub fn will_need(&self, i: usize) {
+        // SAFETY: advice on our own mapping changes no content. A refusal leaves it to
+        // the faults.
+        let _ = unsafe {
+            mm::madvise(
+                self.block(i).as_ptr().cast(),
+                self.block_bytes,
+                Advice::WillNeed,
+            )
+        };
+    }
+
     fn protect(&self, first: usize, n: usize, flags: MprotectFlags) -> bool {
         let at = self.block(first).as_ptr().cast();
         // SAFETY: our own mapping; blocks change hands only between owners.

@@ -5,11 +5,11 @@
 //! index (`prefix`), blocks that left (`retire`, with `epoch` for readers), the
 //! account (`account`). Over them: `sequence` and `share` for the engine,
 //! `reclaim` for memory (with `evict` for what tokens are worth), `view` for
-//! attention, `encoding` and `hadamard` for rows.
+//! attention, `swap` for what the kernel swapped out, `encoding` and `hadamard` for rows.
 //! Out of scope: why memory is wanted back. No event, no cgroup, no PSI is here.
 //!
 //! Invariants, each tested:
-//! - resident + returned = reserved, at all times, and as smaps sees it;
+//! - resident + swapped + returned = reserved, at all times, and as smaps sees it;
 //! - a block stands in as many tables as it has references, or is cached, or
 //!   free with pages, or free without, or retired: never two of them, never
 //!   none. Each state is a value that leaving it consumes (`block::token`);
@@ -33,6 +33,7 @@ mod reclaim;
 mod retire;
 mod sequence;
 mod share;
+mod swap;
 mod table;
 mod types;
 mod view;

@@ -229,7 +229,7 @@ impl KvPool {
         usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()
     }
 
-    /// Bytes of pages that are there: [`Account::resident`] without the rest.
+    /// Bytes of pages that count against the budget, in RAM or in swap.
     #[must_use]
     pub fn resident(&self) -> Bytes {
         self.bytes(self.alloc.resident().min(self.alloc.reserved()))
@@ -248,17 +248,19 @@ impl KvPool {
     #[must_use]
     pub fn account(&self) -> Account {
         let all = self.alloc.reserved();
-        let resident = self.alloc.resident().min(all);
+        let held = self.alloc.resident().min(all);
+        let swapped = self.alloc.blocks().swapped().min(held);
         let in_use = self.alloc.blocks().in_use().min(all);
         let cached = self.alloc.blocks().cached().min(all);
         let c = &self.counters;
         Account {
             reserved: self.bytes(all),
-            resident: self.bytes(resident),
-            returned: self.bytes(all - resident),
+            resident: self.bytes(held - swapped),
+            swapped: self.bytes(swapped),
+            returned: self.bytes(all - held),
             in_use: self.bytes(in_use),
             cached: self.bytes(cached),
-            slack: self.bytes(resident.saturating_sub(in_use + cached)),
+            slack: self.bytes(held.saturating_sub(in_use + cached)),
             retired: self.retired(),
             live_tokens: c.live_tokens.get(),
             floor: self.bytes(in_use.saturating_sub(self.droppable())),
@@ -268,6 +270,7 @@ impl KvPool {
             cache_evicted: c.cache_evicted.get(),
             cache_hit_tokens: c.cache_hit_tokens.get(),
             writes_lost: c.writes_lost.get(),
+            swap_freed: Bytes(self.alloc.swap_freed() * rustix::param::page_size() as u64),
             deferred_returned: Bytes(c.deferred_returned.get() * rustix::param::page_size() as u64),
         }
     }

@@ -69,7 +69,8 @@ impl KvPool {
     /// before them are written by now. To stay within the budget cached blocks
     /// are evicted, then, if it may, the sequence's own oldest; sinks and the
     /// recent window never are, so below that floor the budget is passed over,
-    /// but not the limit ([`KvPool::set_limit`]). Not to be called under a guard.
+    /// but not the limit ([`KvPool::set_limit`]). What the kernel swapped out of the
+    /// sequence is read. Not to be called under a guard.
     ///
     /// # Errors
     /// Beyond the context, closed, preempted, appended to by another thread, or
@@ -93,6 +94,7 @@ impl KvPool {
         let n = self.config.shape.block_tokens;
         let certain = tokens;
         let tokens = certain.saturating_add(drafts);
+        self.bring_in(seq);
         let start = self.tables.get(seq).ok_or(KvError::Closed)?.len();
         let end = start.saturating_add(tokens);
         {

@@ -281,6 +281,7 @@ fn memory(s: &Status, pool: &KvPool) {
     let kv = &s.kv;
     for (state, bytes) in [
         ("resident", kv.resident),
+        ("swapped", kv.swapped),
         ("in_use", kv.in_use),
         ("cached", kv.cached),
         ("slack", kv.slack),
@@ -296,6 +297,7 @@ fn memory(s: &Status, pool: &KvPool) {
     counter!(names::KV_BLOCKS_EVICTED.name, "by" => "budget").absolute(a.self_evicted);
     counter!(names::KV_BLOCKS_EVICTED.name, "by" => "cache").absolute(a.cache_evicted);
     counter!(names::MADVISE_ERRORS.name).absolute(a.madvise_errors);
+    counter!(names::KV_SWAP_FREED.name).absolute(a.swap_freed.0);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are f64")]

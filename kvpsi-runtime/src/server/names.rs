@@ -91,10 +91,11 @@ table! {
     ROW_COST: Gauge, "kvpsi_spec_decode_row_cost_ratio", [], "Seconds that checking one more token takes, as a share of a step of one token.";
     PREFIX_CACHE_QUERIES: Counter, "vllm:prefix_cache_queries_total", [MODEL], "Tokens of prompts that were looked for in the cache.";
     PREFIX_CACHE_HITS: Counter, "vllm:prefix_cache_hits_total", [MODEL], "Tokens of prompts that were found in the cache.";
-    KV_BYTES: Gauge, "kvpsi_kv_bytes", ["state"], "Bytes of keys and values: resident, in_use, cached, slack, floor, budget, capacity.";
+    KV_BYTES: Gauge, "kvpsi_kv_bytes", ["state"], "Bytes of keys and values: resident, swapped, in_use, cached, slack, floor, budget, capacity.";
     KV_TOKENS: Gauge, "kvpsi_kv_tokens", [], "Positions with keys and values.";
     KV_BLOCKS_EVICTED: Counter, "kvpsi_kv_blocks_evicted_total", ["by"], "Blocks evicted from a request or the cache to keep the budget.";
     MADVISE_ERRORS: Counter, "kvpsi_madvise_errors_total", [], "Times that madvise failed to return pages.";
+    KV_SWAP_FREED: Counter, "kvpsi_kv_swap_freed_bytes_total", [], "Bytes of keys and values that were in swap when they were given back.";
     KV_RETURNED: Counter, "kvpsi_kv_returned_bytes_total", [], "Bytes of keys and values returned to the kernel.";
     STALLS: Counter, "kvpsi_stalls_total", ["kind", "scope"], "Stalls on memory that ended, by kind and by whose they were.";
     STALL_SECONDS: Seconds, "kvpsi_stall_seconds_total", ["kind", "scope"], "Seconds that tasks stalled on memory, by kind and by whose stalls they were.";

@@ -66,8 +66,11 @@ pub struct Status {
 /// The KV pool at one moment, in bytes unless named otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kv {
-    /// Blocks with pages.
+    /// Pages of blocks in RAM.
     pub resident: Bytes,
+    /// Pages of blocks in swap.
+    #[serde(default)]
+    pub swapped: Bytes,
     /// Blocks of sequences in flight.
     pub in_use: Bytes,
     /// Blocks of ended ones, kept to be used again.
@@ -90,6 +93,7 @@ impl Kv {
     pub fn new(a: &Account, budget: Bytes, capacity: Bytes) -> Self {
         Self {
             resident: a.resident,
+            swapped: a.swapped,
             in_use: a.in_use,
             cached: a.cached,
             slack: a.slack,

@@ -77,6 +77,7 @@ pub(super) fn begin(model: &str) {
     for metric in [
         names::REQUESTS_CANCELLED,
         names::KV_RETURNED,
+        names::KV_SWAP_FREED,
         names::DROPPED_TOKENS,
         names::TRIM_RECORDS_LOST,
         names::MADVISE_ERRORS,

@@ -431,10 +431,14 @@ fn memory(frame: &mut Frame<'_>, area: Rect, view: &View, status: &Status) {
     let budget = most(|s| s.budget);
     // A budget far above would leave nothing to see of what is resident.
     let aside = budget > resident.saturating_mul(FAR);
+    let swapped = match status.kv.swapped {
+        Bytes::ZERO => String::new(),
+        bytes => format!(", {bytes} in swap"),
+    };
     let text = vec![
         "KV ".bold(),
         status.kv.resident.to_string().bold(),
-        " resident, budget ".into(),
+        format!(" resident{swapped}, budget ").into(),
         status.kv.budget.to_string().bold().yellow(),
         if aside { "↑ of " } else { " of " }.into(),
         status.kv.capacity.to_string().into(),

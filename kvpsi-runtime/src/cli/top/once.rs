@@ -53,10 +53,14 @@ fn write(out: &mut String, url: &str, data: &Data, s: &Status) -> fmt::Result {
     let limit = s.limit.map_or_else(String::new, |l| format!(" of {l}"));
     line("memory", &format!("RSS {}{limit}", s.rss))?;
     let kv = &s.kv;
+    let swapped = match kv.swapped {
+        Bytes::ZERO => String::new(),
+        bytes => format!(", in swap {bytes}"),
+    };
     line(
         "KV",
         &format!(
-            "resident {} (in use {}, cached {}, slack {}), floor {}, budget {} of {}, {} tokens",
+            "resident {}{swapped} (in use {}, cached {}, slack {}), floor {}, budget {} of {}, {} tokens",
             kv.resident,
             kv.in_use,
             kv.cached,

@@ -101,6 +101,7 @@ pub fn status() -> Status {
         trimming: true,
         kv: Kv {
             resident: Bytes(39_264 * KIB),
+            swapped: Bytes::ZERO,
             in_use: Bytes(24 << 20),
             cached: Bytes(13 << 20),
             slack: Bytes(1_376 * KIB),

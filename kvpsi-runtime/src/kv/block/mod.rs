@@ -37,6 +37,8 @@ struct Block {
     kind: AtomicU8,
     /// Pages it holds, from its beginning on.
     held: AtomicU32,
+    /// Of these, pages in swap, as last counted.
+    swapped: AtomicU32,
     /// Rows of each head, where they are not those of the entry's positions:
     /// the block was gathered. 0 else.
     rows: AtomicU32,
@@ -69,6 +71,8 @@ pub(super) struct Blocks {
     in_use: AtomicUsize,
     /// Pages of cached blocks.
     cached: AtomicUsize,
+    /// Pages in swap.
+    swapped: AtomicUsize,
 }
 
 fn word(version: u32, refs: u32) -> u64 {
@@ -85,6 +89,7 @@ impl Blocks {
             refs: AtomicU64::new(word(0, FREE)),
             kind: AtomicU8::new(0),
             held: AtomicU32::new(0),
+            swapped: AtomicU32::new(0),
             rows: AtomicU32::new(0),
             hash: AtomicU64::new(0),
             exact: AtomicBool::new(false),
@@ -95,6 +100,7 @@ impl Blocks {
             blocks: (0..blocks).map(block).collect(),
             in_use: AtomicUsize::new(0),
             cached: AtomicUsize::new(0),
+            swapped: AtomicUsize::new(0),
         }
     }
 
@@ -278,6 +284,24 @@ impl Blocks {
     /// A block lost its pages where it stands: how many it had.
     pub fn emptied(&self, number: usize) -> usize {
         self.blocks[number].held.swap(0, Relaxed) as usize
+    }
+
+    /// Pages in swap, of all blocks.
+    pub fn swapped(&self) -> usize {
+        self.swapped.load(SeqCst)
+    }
+
+    /// Pages of a block that were in swap when they were last counted.
+    pub fn swapped_of(&self, number: usize) -> usize {
+        self.blocks[number].swapped.load(SeqCst) as usize
+    }
+
+    /// So many pages of a block are in swap; how many it had there before.
+    pub fn set_swapped(&self, number: usize, now: usize) -> usize {
+        let before = self.blocks[number].swapped.swap(pages(now), SeqCst) as usize;
+        self.swapped.fetch_add(now, SeqCst);
+        self.swapped.fetch_sub(before, SeqCst);
+        before
     }
 
     pub fn rows(&self, id: BlockId) -> Option<usize> {

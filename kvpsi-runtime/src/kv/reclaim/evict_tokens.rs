@@ -117,15 +117,19 @@ impl KvPool {
         best
     }
 
+    /// What others have too would not come free, and what is in swap would have to be
+    /// read first.
+    fn is_gatherable(&self, block: BlockId) -> bool {
+        let blocks = self.alloc.blocks();
+        blocks.is_sole(block) && blocks.swapped_of(block.index()) == 0
+    }
+
     /// The next group of at most `most` blocks.
     fn group_from(&self, table: &Table, from: usize, end: usize, most: usize) -> Group {
         let n = self.config.shape.block_tokens;
         let (mut blocks, mut rows, mut until) = (0, 0, from);
         while until < end && blocks < most {
-            if let Some(b) = table
-                .entry(until)
-                .filter(|b| self.alloc.blocks().is_sole(*b))
-            {
+            if let Some(b) = table.entry(until).filter(|b| self.is_gatherable(*b)) {
                 blocks += 1;
                 rows += self.tokens_in(table, until, b);
             }
@@ -153,8 +157,7 @@ impl KvPool {
         let n = self.config.shape.block_tokens;
         memory.old.clear();
         for i in group.entries.clone() {
-            // What others have too would not come free.
-            if let Some(b) = table.entry(i).filter(|b| self.alloc.blocks().is_sole(*b)) {
+            if let Some(b) = table.entry(i).filter(|b| self.is_gatherable(*b)) {
                 memory.old.push((i, b, self.tokens_in(table, i, b)));
             }
         }

@@ -65,7 +65,7 @@ impl KvPool {
                 Ok(block) if to == To::Kernel => free.push(block),
                 Ok(block) => self.alloc.keep(block),
                 Err(block) => {
-                    gave.deferred += self.alloc.blocks().held(block.id());
+                    gave.deferred += self.alloc.in_ram(block.id());
                     self.reclaim.retired.retire(block, epoch, to);
                 }
             }

@@ -79,8 +79,10 @@ impl KvPool {
     fn requantize(&self, at: &Entry<'_>, from: KvType, to: KvType) -> Option<Reclaimed> {
         let blocks = self.alloc.blocks();
         let old = at.table.entry(at.i)?;
-        // One that others have too would stay as it is for them.
-        if blocks.kind(old) != from || !blocks.is_sole(old) {
+        // One that others have too would stay as it is for them, and one in swap would
+        // have to be read first.
+        let in_swap = blocks.swapped_of(old.index()) > 0;
+        if blocks.kind(old) != from || !blocks.is_sole(old) || in_swap {
             return None;
         }
         let new = self.alloc.take(to, usize::MAX)?;

@@ -28,6 +28,8 @@ pub struct Trimmed {
     /// Less than wanted was taken, and the table of some sequence was being
     /// changed by another thread: look again.
     pub contended: bool,
+    /// Bytes that were in swap: their slots are free, and no RAM came of them.
+    pub swapped: Bytes,
     /// `bytes` by step, in the order of [`Step::ALL`].
     pub by_step: [Bytes; Step::ALL.len()],
     /// Blocks returned.
@@ -138,7 +140,7 @@ impl KvPool {
             && p.done.madvise_errors == 0
             && let Some(block) = self.alloc.take_slack()
         {
-            pages += self.alloc.blocks().held(block.id());
+            pages += self.alloc.in_ram(block.id());
             free.push(block);
             if free.is_full() {
                 self.give_free(&mut free, Step::Slack, p);
@@ -161,7 +163,7 @@ impl KvPool {
                 return true;
             };
             self.counters.cache_evicted.add(1);
-            let held = blocks.held(block.id());
+            let held = self.alloc.in_ram(block.id());
             match Retired::free_now(block, epoch, self.reclaim.guards.horizon()) {
                 Ok(block) => {
                     pages += held;
@@ -248,7 +250,7 @@ impl KvPool {
                 p.done.tokens += tokens as u64;
                 dropped_mass += fell;
                 if let Some(block) = self.unlink_cold(&table, entry, tokens) {
-                    pages += self.alloc.blocks().held(block.id());
+                    pages += self.alloc.in_ram(block.id());
                     blocks.push(block);
                 }
                 drop(table);
@@ -385,6 +387,7 @@ impl KvPool {
     fn note(&self, gave: Gave, step: Step, p: &mut Progress) {
         let done = &mut p.done;
         done.blocks += gave.now.blocks;
+        done.swapped = Bytes(done.swapped.0 + self.bytes(gave.now.swapped).0);
         done.madvise_calls += gave.now.calls;
         done.madvise_errors += gave.now.errors;
         done.add(step, self.bytes(gave.now.pages));

@@ -183,7 +183,7 @@ function show() {
   $("note").textContent = status.note ?? "";
   press("profile", status.profile);
   press("trimming", String(status.trimming));
-  put("kv-now", `${bytes(status.kv.resident)} resident, budget ${bytes(status.kv.budget)}, ${bytes(status.trims.bytes)} returned so far`);
+  put("kv-now", `${bytes(status.kv.resident)} resident${status.kv.swapped ? `, ${bytes(status.kv.swapped)} in swap` : ""}, budget ${bytes(status.kv.budget)}, ${bytes(status.trims.bytes)} returned so far`);
   figures(status, rates());
   sequences(status.sequences);
   trims(seen.trims, seen.now);

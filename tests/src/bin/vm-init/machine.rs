@@ -1,4 +1,4 @@
-//! The system around the tests: mounts, modules, disk, swap, and the end.
+//! The system around the tests: mounts, modules, disk, and the end.
 
 use anyhow::{Context, Result, bail};
 use rustix::{
@@ -6,7 +6,6 @@ use rustix::{
     system::{RebootCommand, init_module, reboot},
 };
 use std::{
-    ffi::CString,
     fs,
     io::Write,
     os::unix::fs::{PermissionsExt, symlink},
@@ -85,28 +84,6 @@ pub fn mount_disk(folder: &Path) -> Result<()> {
 pub fn hide(folders: &[&str]) -> Result<()> {
     for f in folders.iter().filter(|f| Path::new(f).is_dir()) {
         put("tmpfs", f)?;
-    }
-    Ok(())
-}
-
-/// Makes a zram device and swaps to it.
-pub fn swap_on_zram(bytes: u64) -> Result<()> {
-    fs::write("/sys/block/zram0/disksize", bytes.to_string()).context("no zram")?;
-    // mm/swapfile.c and include/linux/swap.h: version 1 at 1024, then the
-    // last page and the number of bad ones; the signature ends the page.
-    let page = rustix::param::page_size();
-    let last = u32::try_from(bytes / page as u64 - 1).context("too large")?;
-    let mut header = vec![0u8; page];
-    header[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
-    header[1028..1032].copy_from_slice(&last.to_ne_bytes());
-    header[page - 10..].copy_from_slice(b"SWAPSPACE2");
-    let mut device = fs::OpenOptions::new().write(true).open("/dev/zram0")?;
-    device.write_all(&header)?;
-    device.sync_all()?;
-    let path = CString::new("/dev/zram0")?;
-    // SAFETY: a path that ends with a zero byte, and no flags.
-    if unsafe { libc::swapon(path.as_ptr(), 0) } != 0 {
-        return Err(std::io::Error::last_os_error()).context("swapon /dev/zram0");
     }
     Ok(())
 }

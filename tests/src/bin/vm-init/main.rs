@@ -15,6 +15,7 @@ mod machine;
 mod suite;
 
 use anyhow::{Context, bail};
+use kvpsi_tests::swap::Swap;
 use std::{path::Path, thread, time::Duration};
 
 /// Begins each line of the report.
@@ -75,7 +76,11 @@ fn carry_out(suite: &mut suite::Suite, word: &str, rest: &str) -> anyhow::Result
             "/sys/kernel/debug",
         ]),
         // Swap on compressed memory, in bytes.
-        "zram" => machine::swap_on_zram(rest.parse().context("bytes")?),
+        "zram" => {
+            // It goes with the machine.
+            std::mem::forget(Swap::make(rest.parse().context("bytes")?)?);
+            Ok(())
+        }
         // Tests run in a cgroup with this limit, in bytes.
         "limit" => suite.limit(rest.parse().context("bytes")?),
         "env" => {

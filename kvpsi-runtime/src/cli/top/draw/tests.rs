@@ -350,7 +350,7 @@ prop_compose! {
         s.note = (n % 2 == 0).then(|| text.clone());
         s.uptime_s = uptime_s;
         s.psi = psi.then_some(Psi { some_us: n, full_us: n });
-        s.kv = Kv { resident: b, in_use: b, cached: b, slack: b, floor: b, budget: b, capacity: b, tokens: n };
+        s.kv = Kv { resident: b, swapped: Bytes::ZERO, in_use: b, cached: b, slack: b, floor: b, budget: b, capacity: b, tokens: n };
         s.stalls = Stalls { seen: n, delivered: n, coalesced: n, dropped: n, some_us: Some(n),
             verdicts: Verdicts::default() };
         for w in &mut s.walls {
