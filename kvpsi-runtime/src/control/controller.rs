@@ -42,6 +42,7 @@ mod budget;
 mod burst;
 mod deferral;
 mod growth;
+mod looks;
 mod watch;
 
 use burst::{Burst, Wall, weight};
@@ -165,6 +166,8 @@ pub struct Controller {
     usage: Growth,
     watch: Watch,
     deferral: Deferral,
+    /// Until then events of a burst wait: the last look found nothing to do.
+    idle_until_ns: u64,
     /// When a slice of the cushion was last returned.
     cushion_ns: Option<u64>,
     missing: Bytes,
@@ -201,6 +204,7 @@ impl Controller {
             usage: Growth::default(),
             watch: Watch::default(),
             deferral: Deferral::default(),
+            idle_until_ns: 0,
             cushion_ns: None,
             missing: Bytes::ZERO,
             last_harm_ns: 0,
@@ -328,6 +332,11 @@ impl Controller {
             self.warned = None;
             return Some(trim);
         }
+        let harmed = now_ns.saturating_sub(self.last_harm_ns) <= ns(self.tuning.quiet);
+        let harmless = self.burst.is_none() || self.missing == Bytes::ZERO;
+        if (harmless && !harmed) || self.is_exhausted() {
+            self.idles(now_ns);
+        }
         self.early(levels.system)
     }
 
@@ -453,44 +462,9 @@ impl Controller {
             b.not_before_ns = now_ns.saturating_add(ns(self.tuning.look));
         }
         b.exhausted = nothing && !gave.contended;
-    }
-
-    /// How long to sleep at most when no event comes: until the next look at a
-    /// wall, or the next growth where the budget is below the capacity.
-    #[must_use]
-    pub fn sleep(&self, now_ns: u64, budget: Bytes, capacity: Bytes) -> Duration {
-        let growth = (budget < capacity)
-            .then(|| Duration::from_nanos(self.next_growth().saturating_sub(now_ns)));
-        let look = self.looks_again(now_ns).then_some(self.tuning.look);
-        let watch = Duration::from_nanos(self.watch.next().saturating_sub(now_ns));
-        [growth, look]
-            .into_iter()
-            .flatten()
-            .fold(watch, Duration::min)
-    }
-
-    /// The walls are to be read now, event or not. `left`: bytes above the headroom
-    /// of the nearest, asked where a glance is due.
-    #[must_use]
-    pub fn looks(&mut self, now_ns: u64, left: impl FnOnce() -> Option<i64>) -> bool {
-        self.looks_again(now_ns) || self.watch.is_due(now_ns, left)
-    }
-
-    /// A burst at a cgroup's wall, or a harmful one, is not over.
-    fn goes_on(&self, now_ns: u64) -> bool {
-        self.burst.is_some_and(|b| {
-            (b.harmful || b.wall == Wall::Cgroup)
-                && now_ns.saturating_sub(b.active_ns) <= ns(self.tuning.quiet)
-        })
-    }
-
-    /// The wall of a burst is to be looked at again. Page cache that covered the last
-    /// stall may be gone before the kernel's next event, which comes a millisecond
-    /// later at best. With nothing to give and nothing on order the watch's looks are
-    /// enough.
-    fn looks_again(&self, now_ns: u64) -> bool {
-        let waits = |b: &Burst| !b.exhausted || b.ordered_ns.is_some();
-        self.goes_on(now_ns) && self.burst.as_ref().is_some_and(waits)
+        if self.is_exhausted() {
+            self.idles(now_ns);
+        }
     }
 }
 

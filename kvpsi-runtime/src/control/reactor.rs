@@ -180,11 +180,10 @@ impl Reactor {
             }
             let now = monotonic_ns();
             let due = interval.is_some() && now >= next_drain_ns;
-            if ready || due || self.looks(now) || self.gate_asks(now) {
-                self.shared
-                    .wakeups
-                    .fetch_add(u64::from(ready || due), Relaxed);
-                self.respond();
+            let by_event = ready || due;
+            if by_event || self.looks(now) || self.gate_asks(now) {
+                self.shared.wakeups.fetch_add(u64::from(by_event), Relaxed);
+                self.respond(by_event);
                 // As the source wants it now: a burst may have begun.
                 if let Some(interval) = self.interval() {
                     let step = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
@@ -248,10 +247,16 @@ impl Reactor {
     }
 
     /// Drains the source and trims until the controller has had enough,
-    /// looking for new events after each slice.
-    fn respond(&mut self) {
+    /// looking for new events after each slice. What came `by_event` may wait where the
+    /// last look found nothing to do.
+    fn respond(&mut self, by_event: bool) {
         loop {
             self.drain();
+            let walls = self.gauges.walls.as_ref();
+            let was_hit = || walls.is_some_and(Walls::were_hit);
+            if by_event && self.controller.is_idle(monotonic_ns(), was_hit) {
+                return;
+            }
             self.handover.take(&mut self.gauges.walls);
             self.return_cushion();
             let noticed_ns = monotonic_ns();

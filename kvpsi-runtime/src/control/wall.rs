@@ -196,6 +196,7 @@ impl Walls {
         let now = monotonic_ns();
         new.system_restored(now);
         for level in &mut new.levels {
+            level.begin();
             level.read(now, Depth::All);
             if let Some(stat) = level.stat() {
                 level.restored.since(now, stat.again());
@@ -335,18 +336,28 @@ impl Level {
         })
     }
 
-    /// What may be charged: the lowest of limit, `memory.high`, and the limit of
-    /// memory and swap together less what is swapped; `u64::MAX` where there is
-    /// none.
-    fn limit(&self, usage: u64) -> u64 {
+    /// Reads what a reading without a limit leaves out.
+    fn begin(&mut self) {
+        let _ = read_number(&self.usage);
+        for file in self.memsw.iter().flatten() {
+            let _ = read_number(file);
+        }
+        self.last_hits = self.hits();
+    }
+
+    /// The lower of limit and `memory.high`; `u64::MAX` where there is none.
+    fn limit(&self) -> u64 {
         let number = |f: &File| read_number(f).unwrap_or(u64::MAX);
         let high = self.high.as_ref().map_or(u64::MAX, number);
-        let both = self.memsw.as_ref().and_then(|[all, limit, _]| {
-            let swapped = read_number(all)?.saturating_sub(usage);
-            Some(read_number(limit)?.saturating_sub(swapped))
-        });
-        let limit = number(&self.limit).min(high);
-        both.map_or(limit, |both| limit.min(both))
+        number(&self.limit).min(high)
+    }
+
+    /// Usage and failcnt of memory and swap together, and their limit, where there is
+    /// one.
+    fn both(&self) -> Option<(&File, &File, u64)> {
+        let [all, limit, hits] = self.memsw.as_ref()?;
+        let limit = read_number(limit).filter(|l| *l < NO_LIMIT)?;
+        Some((all, hits, limit))
     }
 
     /// Times that a limit was hit: `memory.failcnt` and that of memory and swap,
@@ -355,7 +366,7 @@ impl Level {
         let file = self.hits.as_ref()?;
         match self.version {
             Version::V1 => {
-                let both = self.memsw.as_ref().and_then(|[_, _, f]| read_number(f));
+                let both = self.both().and_then(|(_, hits, _)| read_number(hits));
                 Some(read_number(file)?.wrapping_add(both.unwrap_or(0)))
             }
             Version::V2 => {
@@ -378,8 +389,18 @@ impl Level {
     }
 
     fn read(&mut self, now_ns: u64, depth: Depth) -> Option<CgroupLevel> {
+        let (mut limit, both) = (self.limit(), self.both());
+        if limit >= NO_LIMIT && both.is_none() {
+            // It stops nothing, and its other files need not be read to know.
+            self.last_left = None;
+            return None;
+        }
         let usage = read_number(&self.usage)?;
-        let limit = self.limit(usage);
+        if let Some((all, _, most)) = both
+            && let Some(all) = read_number(all)
+        {
+            limit = limit.min(most.saturating_sub(all.saturating_sub(usage)));
+        }
         let hits_now = self.hits();
         let hits = since(&mut self.last_hits, hits_now);
         let mut now = CgroupLevel {

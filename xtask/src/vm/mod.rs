@@ -48,7 +48,7 @@ pub struct Args {
     /// What is different about the machine
     #[arg(long, value_enum, default_value_t = Variant::Plain)]
     variant: Variant,
-    /// Build the model for arm64 too, for `kernel_field` and `kernel_trims`: minutes
+    /// Build the model for arm64 too, for `kernel_field`, `kernel_swap` and `kernel_trims`: minutes
     #[arg(long)]
     model: bool,
     /// Write docs/KERNELS.md from what the tests say here and on every machine

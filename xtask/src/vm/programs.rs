@@ -23,7 +23,7 @@ const SUITES: [&str; 5] = ["fallbacks", "kernel", "kernel_events", "latency", "r
 
 /// More of them that need the model, and so candle: for another architecture
 /// that is all of it once more, and done on request.
-const WITH_MODEL: [&str; 2] = ["kernel_field", "kernel_trims"];
+const WITH_MODEL: [&str; 3] = ["kernel_field", "kernel_swap", "kernel_trims"];
 
 /// Built programs, by name.
 #[derive(Debug)]

@@ -39,12 +39,14 @@ use std::{
 /// may go.
 const FILLED: usize = 640;
 /// Anonymous memory of the hog: with it the limit is large enough for a headroom
-/// of 16 MiB.
+/// of 8 MiB.
 const BALLAST: usize = 512 << 20;
 /// Room above what all take when a burst begins: less than the headroom, so that
-/// the first stall does harm; more than a cache grows by in the longest burst,
-/// or it would be the OOM killer that answers.
-const ROOM: u64 = 14 << 20;
+/// the first stall does harm.
+const ROOM: u64 = 6 << 20;
+/// What a cache grows by in a storm in which nothing is given back: without it the
+/// OOM killer would end the model.
+const STORM_ROOM: u64 = 24 << 20;
 /// What the hog reads.
 const FILE: usize = 128 << 20;
 /// A burst that was not answered ends.
@@ -293,7 +295,7 @@ impl<'a> One<'a> {
         self.fill()?;
         self.trim("off")?;
         let usage = self.cgroup.memory().usage().context("no usage")?;
-        self.cgroup.set_limit(Bytes(usage.0 + ROOM))?;
+        self.cgroup.set_limit(Bytes(usage.0 + ROOM + STORM_ROOM))?;
         self.hog.say("press")?;
         let cpu = self.cpu(STORM)?;
         self.hog.say("stop")?;
