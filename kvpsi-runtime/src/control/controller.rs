@@ -19,7 +19,8 @@
 //!   whether or not an event comes.
 //! - Elsewhere slow steps come first, and quick ones after a patience or where
 //!   the slow ones are stuck: they need pages and a CPU themselves.
-//! - kswapd's wake is early warning: only what is lossless goes.
+//! - kswapd's wake is early warning: only what is lossless goes, where page cache does
+//!   not cover what kswapd is to free.
 //! - **Back.** After a trim the budget is what is left. When no harmful stall
 //!   came for a while it follows the room: half of it each time, so that two
 //!   instances do not take the same bytes, and later where growth was answered
@@ -419,9 +420,15 @@ impl Controller {
         }
     }
 
-    /// All slack, then what is cached as far as free memory is short.
+    /// All slack, then what is cached as far as free memory is short. Nothing where
+    /// kswapd has plenty of clean page cache to take: on a machine that has been up for a
+    /// while it wakes whenever a file is read.
     fn early(&mut self, system: Option<SystemLevel>) -> Option<Decision> {
         let (onset_ns, slack_gone) = self.warned?;
+        if system.is_some_and(|s| s.has_spare_files()) {
+            self.warned = None;
+            return None;
+        }
         let deficit = system.map_or(Bytes::ZERO, |s| s.short());
         self.warned = (!slack_gone).then_some((onset_ns, true));
         if slack_gone && deficit == Bytes::ZERO {

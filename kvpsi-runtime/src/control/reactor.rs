@@ -260,7 +260,7 @@ impl Reactor {
             self.handover.take(&mut self.gauges.walls);
             self.return_cushion();
             let noticed_ns = monotonic_ns();
-            let levels = self.gauges.levels(Depth::Near);
+            let levels = self.gauges.levels(self.controller.depth());
             if let Some(s) = &self.gauges.system {
                 self.gate.looked(noticed_ns, s.kswapd_works());
             }

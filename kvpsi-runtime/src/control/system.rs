@@ -62,6 +62,11 @@ impl SystemLevel {
         self.tight.saturating_sub(self.available())
     }
 
+    /// Clean page cache alone covers all that is to stay free.
+    pub(super) fn has_spare_files(&self) -> bool {
+        self.file.is_some_and(|file| file >= self.tight)
+    }
+
     /// What plays the part of a cgroup's limit where harm is measured: eight times
     /// what is to stay free.
     pub(super) fn scale(&self) -> Bytes {

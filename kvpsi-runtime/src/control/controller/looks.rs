@@ -11,7 +11,7 @@ use super::{
     burst::{Burst, Wall},
     ns,
 };
-use crate::units::Bytes;
+use crate::{control::wall::Depth, units::Bytes};
 use kvpsi_common::Kind;
 use std::time::Duration;
 
@@ -63,6 +63,13 @@ impl Controller {
             .into_iter()
             .flatten()
             .fold(watch, Duration::min)
+    }
+
+    /// Which page cache the next look is to know: kswapd wakes for one zone, and free
+    /// memory of all may be far from its mark.
+    #[must_use]
+    pub fn depth(&self) -> Depth {
+        self.warned.map_or(Depth::Near, |_| Depth::All)
     }
 
     /// The walls are to be read now, event or not. `left`: bytes above the headroom

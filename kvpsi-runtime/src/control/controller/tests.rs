@@ -396,6 +396,14 @@ fn kswapd_waking_up_costs_only_slack() {
     let d = c.decide(3, short).unwrap();
     assert_eq!((d.steps, d.want), (Steps::FREE, Bytes::mib(3)));
     assert_eq!(c.decide(4, short), None);
+    // Nothing where files alone cover it.
+    let mut files = short;
+    if let Some(s) = &mut files.system {
+        s.file = Some(s.tight);
+    }
+    c.observe(&event(Kind::KswapdWake, Phase::Mark, 5));
+    assert_eq!(c.decide(5, files), None);
+    assert_eq!(c.decide(6, short), None);
 }
 
 #[test]
