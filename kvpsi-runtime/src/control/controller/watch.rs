@@ -13,19 +13,16 @@ use super::ns;
 use crate::control::wall::CgroupLevel;
 use std::time::Duration;
 
-/// Least time between two looks, and most.
+/// Least time between two looks, and most, also where there is no wall. Then all files
+/// are read: a limit that is set is known within a second.
 const LEAST: Duration = Duration::from_millis(2);
-const MOST: Duration = Duration::from_millis(250);
+const MOST: Duration = Duration::from_millis(900);
 /// Growth that a look is to come before, bytes a second: about what one thread
 /// touches, for [`RECENT`] after something was missing; else what cameras and logs
 /// take.
 const FAST: u64 = 2 << 30;
 const SLOW: u64 = 128 << 20;
 const RECENT: Duration = Duration::from_secs(60);
-/// Between two readings of all files where nothing was missing lately, and where there
-/// is no wall: a limit that is set is known within a second.
-const AGAIN: Duration = Duration::from_secs(1);
-const UNLIMITED: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
@@ -66,7 +63,7 @@ impl Watch {
     /// When the next look is due, ns.
     pub fn next(&self) -> u64 {
         if self.looked.is_none() {
-            return self.looked_ns.saturating_add(ns(UNLIMITED));
+            return self.looked_ns.saturating_add(ns(MOST));
         }
         let speed = if self.is_recent() { FAST } else { SLOW };
         // Half of the headroom is the time until pages are back.
@@ -86,8 +83,7 @@ impl Watch {
         (self.glanced_ns, self.glanced) = (now_ns, left);
         let fell = self.looked.is_some_and(|before| left < before.min(0));
         // Files other than the usage change too.
-        let again = if self.is_recent() { MOST } else { AGAIN };
-        fell || now_ns.saturating_sub(self.looked_ns) >= ns(again)
+        fell || now_ns.saturating_sub(self.looked_ns) >= ns(MOST)
     }
 }
 
@@ -124,13 +120,14 @@ mod tests {
         assert_eq!(wait(&mut w, 50_000, 66), 32);
         assert_eq!(wait(&mut w, 50_000, 256), 125);
         assert_eq!(wait(&mut w, 70_000, 6), 32);
-        assert_eq!(wait(&mut w, 70_000, 66), 250);
+        assert_eq!(wait(&mut w, 70_000, 66), 500);
+        assert_eq!(wait(&mut w, 70_000, 256), 900);
         w.pressed(601_000 * MS);
         assert_eq!(wait(&mut w, 601_001, 6), 2);
         // A limit may be set: no glance tells, all files are read.
         w.looked(601_002 * MS, None);
-        assert!(!w.is_due(601_501 * MS, || panic!("too early")));
-        assert!(w.is_due(601_502 * MS, || None));
+        assert!(!w.is_due(601_901 * MS, || panic!("too early")));
+        assert!(w.is_due(601_902 * MS, || None));
     }
 
     #[test]
@@ -146,12 +143,13 @@ mod tests {
         w.looked(7 * MS, Some(&wall(2, 0)));
         assert!(!w.is_due(9 * MS, || Some(-(2 << 20))));
         assert!(w.is_due(11 * MS, || Some(-(2 << 20) - 1)));
-        assert!(w.is_due(257 * MS, || Some(0)));
+        assert!(!w.is_due(257 * MS, || Some(0)));
         assert!(w.is_due(300 * MS, || None));
-        // A minute later too: the limit may be lower now.
+        // The limit may be lower now.
+        assert!(w.is_due(907 * MS, || Some(0)));
         w.looked(70_000 * MS, Some(&wall(66, 0)));
-        assert!(!w.is_due(70_250 * MS, || Some(62 << 20)));
-        assert!(w.is_due(71_000 * MS, || Some(62 << 20)));
+        assert!(!w.is_due(70_500 * MS, || Some(62 << 20)));
+        assert!(w.is_due(70_972 * MS, || Some(62 << 20)));
     }
 
     /// Growth at any phase of the watch is seen before the limit is reached, and where
