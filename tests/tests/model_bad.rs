@@ -192,7 +192,7 @@ fn options_out_of_their_range_are_named() {
             ("rope.scaling.type", Value::String("su".into())),
         ),
         ("llama", vec![], ("rope.scaling.type", Value::U32(1))),
-        ("llama", vec![], ("rope.scaling.factor", Value::F32(0.0))),
+        ("llama", vec![], ("rope.scaling.factor", Value::F32(-1.0))),
         ("llama", vec![], ("rope.scale_linear", Value::F32(-1.0))),
         (
             "qwen2",
@@ -265,6 +265,33 @@ fn options_out_of_their_range_are_named() {
         }
         tiny.set(key, value);
         refused(&tiny, &format!("`{arch}.{key}`"));
+    }
+}
+
+#[test]
+fn a_rope_factor_of_0_is_none_as_for_llama_cpp() {
+    for (arch, kind) in [("llama", "linear"), ("qwen2", "yarn")] {
+        let mut tiny = tiny(arch, Q8);
+        tiny.set("rope.scaling.type", Value::String(kind.into()));
+        tiny.set("rope.scaling.factor", Value::F32(0.0));
+        load_bytes(&bytes(&tiny)).unwrap();
+    }
+}
+
+#[test]
+fn a_pattern_of_windows_is_a_number_or_one_for_each_layer() {
+    let windowed = |pattern: Value| {
+        let mut tiny = tiny("gemma3", Q8);
+        tiny.set("attention.sliding_window_pattern", pattern);
+        let decoder = load_bytes(&bytes(&tiny)).unwrap();
+        [0, 1].map(|i| decoder.config().windowed(i).is_some())
+    };
+    assert_eq!(windowed(Value::U32(2)), [true, false]);
+    let bools = |each: [bool; 2]| Value::Array(each.map(Value::Bool).into());
+    let ints = |each: [u32; 2]| Value::Array(each.map(Value::U32).into());
+    for each in [[true, false], [false, true], [true, true], [false, false]] {
+        assert_eq!(windowed(bools(each)), each);
+        assert_eq!(windowed(ints(each.map(u32::from))), each);
     }
 }
 

@@ -11,6 +11,7 @@ use kvpsi::model::{decoder::Decoder, gguf::Gguf};
 use kvpsi_tests::{
     ours::Ours,
     served::Served,
+    skip,
     tiny::{Shape, Tiny},
 };
 use serde_json::json;
@@ -207,4 +208,130 @@ fn a_tensor_that_is_not_aligned_is_read_and_an_empty_one_is_named() {
         let e = loaded.err().unwrap().to_string();
         assert!(e.contains(name) && e.contains("dimension of 0"), "{e}");
     }
+}
+
+#[test]
+fn weights_that_do_not_fit_into_memory_are_refused_before_any_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model(None).write(&path).unwrap();
+    let mut file = std::fs::read(&path).unwrap();
+    // A vocabulary of four times this machine's memory, in holes of the file.
+    let info = rustix::system::sysinfo();
+    let all = (info.totalram as u64 + info.totalswap as u64) * u64::from(info.mem_unit.max(1));
+    let (columns, offset) = entry(&file, "token_embd.weight");
+    let rows = all * 4 / 34;
+    file[columns + 8..columns + 16].copy_from_slice(&rows.to_le_bytes());
+    let content = Content::read(&mut Cursor::new(&file)).unwrap();
+    let at = (file.len() as u64).next_multiple_of(32);
+    file[offset..offset + 8].copy_from_slice(&(at - content.tensor_data_offset).to_le_bytes());
+    std::fs::write(&path, &file).unwrap();
+    let sparse = std::fs::File::options().write(true).open(&path).unwrap();
+    if let Err(e) = sparse.set_len(at + rows * 34) {
+        let test = "weights_that_do_not_fit_into_memory_are_refused_before_any_is_read";
+        skip(test, format!("no file of {} bytes here: {e}", rows * 34));
+        return;
+    }
+    let cases: [&[&str]; 2] = [&["off"], &["on", "--weights-cache-size", "1"]];
+    for when in cases {
+        let mut args = vec!["--raw", "-p", "ab", "--weights-cache"];
+        args.extend(when);
+        let (ok, _, err) = run(path.to_str().unwrap(), dir.path(), &args);
+        assert!(!ok && !err.contains("abort"), "{err}");
+        let last = err.lines().last().unwrap();
+        for says in ["m.gguf", "of memory", "are available", "smaller file"] {
+            assert!(last.contains(says), "{says}: {err}");
+        }
+    }
+}
+
+#[test]
+fn tokens_of_absurd_length_are_refused_and_cost_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let with = |change: &dyn Fn(&mut Vec<Value>)| {
+        let mut tiny = model(None);
+        let count = {
+            let tokens = tiny.metadata.get_mut("tokenizer.ggml.tokens");
+            let Some(Value::Array(tokens)) = tokens else {
+                panic!("no tokens");
+            };
+            change(tokens);
+            tokens.len()
+        };
+        // All of them control tokens.
+        let kinds = Value::Array(vec![Value::I32(3); count]);
+        let key = "tokenizer.ggml.token_type";
+        tiny.metadata.insert(key.into(), kinds);
+        tiny.write(&path).unwrap();
+        run(path.to_str().unwrap(), dir.path(), &["--raw", "-p", "ab"])
+    };
+    let (ok, _, err) = with(&|tokens| tokens[7] = Value::String("x".repeat(10 << 20)));
+    assert!(!ok, "{err}");
+    for says in ["tokenizer.ggml.tokens", "10485760 bytes at 7"] {
+        assert!(err.contains(says), "{says}: {err}");
+    }
+    let (ok, _, err) = with(&|tokens| {
+        for (i, token) in tokens.iter_mut().enumerate() {
+            *token = Value::String(format!("{i:_>60000}"));
+        }
+    });
+    assert!(!ok && err.contains("96 control and added tokens"), "{err}");
+}
+
+#[test]
+fn special_tokens_that_are_not_there_are_told_of_and_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut tiny = model(None);
+    let wrong = [("bos", Value::U32(600)), ("eot", Value::U64(1 << 40))];
+    for (key, value) in &wrong {
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        tiny.metadata.insert(key, value.clone());
+    }
+    tiny.set("rope.scaling.factor", Value::F32(0.0));
+    tiny.write(&path).unwrap();
+    let (ok, _, err) = run(path.to_str().unwrap(), dir.path(), &["--raw", "-p", "ab"]);
+    assert!(ok, "{err}");
+    for says in [
+        "bos_token_id` is 600",
+        "eot_token_id` is 1099511627776",
+        "rope.scaling.factor` is 0",
+    ] {
+        assert!(err.contains(says), "{says}: {err}");
+    }
+}
+
+#[test]
+fn few_open_files_are_an_error_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model(None).write(&path).unwrap();
+    let binary = kvpsi_tests::kvpsi_binary();
+    let model = path.to_str().unwrap();
+    let mut told = 0;
+    for most in [6, 8, 9, 10, 11, 12, 16] {
+        for command in [
+            &["run", "--raw", "-p", "ab", "-n", "1"][..],
+            // A limit of context that the model does not have ends it, once it listens.
+            &["serve", "--port", "0", "--ctx", "1000000"],
+        ] {
+            let out = Command::new("sh")
+                .args(["-c", &format!("ulimit -n {most}; exec \"$@\""), "sh"])
+                .arg(&binary)
+                .args(command)
+                .args(["--signal", "none", "--weights-cache", "off", "-m", model])
+                .output()
+                .unwrap();
+            let err = String::from_utf8_lossy(&out.stderr);
+            assert!(!err.contains("panicked"), "{most} for {command:?}: {err}");
+            // Below this the system cannot start a program.
+            assert!(
+                matches!(out.status.code(), Some(0 | 1 | 127)),
+                "{most}: {err}"
+            );
+            told += usize::from(err.contains("ulimit -n"));
+        }
+    }
+    assert!(told >= 2, "said {told} times");
 }

@@ -291,12 +291,18 @@ fn what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not() {
     let [dead, living] = ["dead", "living"].map(|n| home.folder().join(format!(".{n}.tmp")));
     fs::write(&dead, "half").unwrap();
     fs::write(&living, "half").unwrap();
+    let [pipe, link] = ["pipe", "link"].map(|n| home.folder().join(format!(".{n}.tmp")));
+    said(Command::new("mkfifo").arg(&pipe));
+    symlink(&home.model, &link).unwrap();
     let lock = File::open(&living).unwrap();
     lock.try_lock().unwrap();
     let other = home.dir.path().join("other.gguf");
     tiny(2).write(&other).unwrap();
     home.load(&other, PLENTY);
-    assert!(!dead.exists() && living.exists());
+    for gone in [dead, pipe, link] {
+        assert!(fs::symlink_metadata(&gone).is_err(), "{}", gone.display());
+    }
+    assert!(living.exists() && home.model.exists());
 }
 
 #[test]
@@ -408,6 +414,15 @@ fn the_command_lists_and_clears_and_doctor_says_how_much_there_is() {
         list.contains("1 files") && list.contains("m.gguf"),
         "{list}"
     );
+    let odd = home.folder().join("\u{1b}[2J\n.weights");
+    fs::write(&odd, "").unwrap();
+    let list = command(&["cache"]);
+    assert!(list.contains("\\u{1b}[2J\\n.weights: not used"), "{list}");
+    assert!(
+        !list.contains('\u{1b}') && list.lines().count() == 3,
+        "{list}"
+    );
+    fs::remove_file(&odd).unwrap();
     let json: serde_json::Value = serde_json::from_str(&command(&["cache", "--json"])).unwrap();
     assert!(json["files"][0]["bytes"].as_u64().unwrap() > 4096, "{json}");
     assert!(command(&["doctor"]).contains("weights: 1 files"));

@@ -4,7 +4,10 @@
 //! server could not hand over in time is counted and said. Out of scope: how
 //! entries are shown.
 
-use crate::cli::{signals::Ending, tell::tell};
+use crate::cli::{
+    signals::{self, Ending},
+    tell::tell,
+};
 use crate::{
     control::Verdicts,
     trace::{KvLevel, Output, filter::Filter, recording::Entry},
@@ -46,10 +49,7 @@ pub(super) fn follow(
             }
         }
     });
-    let counts = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(show(told, duration, filter, output))?;
+    let counts = signals::one_thread()?.block_on(show(told, duration, filter, output))?;
     tell!(
         "shown: events {}, trims {}; lost {}",
         counts.shown,

@@ -4,6 +4,7 @@
 //! [`crate::model::weights`].
 
 use crate::{
+    cli::tell::printable,
     model::weights::{Folder, WeightsError, folder::Entry},
     units::Bytes,
 };
@@ -101,6 +102,7 @@ fn sum(entries: &[Entry]) -> Bytes {
 }
 
 fn list(path: &str, entries: &[Entry]) -> String {
+    let path = printable(path);
     let mut out = format!("{path}: {} files, {}\n", entries.len(), sum(entries));
     for e in entries {
         let days = SystemTime::now().duration_since(e.used).unwrap_or_default();
@@ -108,6 +110,7 @@ fn list(path: &str, entries: &[Entry]) -> String {
             Ok(model) => model.clone(),
             Err(why) => format!("{}: not used: {why}", e.name),
         };
+        let model = printable(&model);
         // Writing to a string does not fail.
         let _ = writeln!(
             out,

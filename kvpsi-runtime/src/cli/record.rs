@@ -1,7 +1,7 @@
 //! `kvpsi record`: a machine's memory pressure, kept to be replayed.
 
 use super::arrivals::{Arrivals, Next, readiness, seconds};
-use crate::cli::tell::tell;
+use crate::cli::{signals, tell::tell};
 use crate::{
     clock::monotonic_ns,
     control::{GovernorConfig, Scope, gauge::Gauges, open_gauges, wall::Depth},
@@ -74,10 +74,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "source: {}; recording to {file}; Ctrl-C ends",
         source.name()
     );
-    let ended = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(follow(args, source.as_mut(), &mut gauges, &mut recorder));
+    let ended =
+        signals::one_thread()?.block_on(follow(args, source.as_mut(), &mut gauges, &mut recorder));
     let totals = source.stats().totals();
     tell!(
         "{} entries, {} files before this one; events: seen {}, delivered {}, coalesced {}, dropped {}",

@@ -11,7 +11,7 @@ use super::{
     governor::{self, HeldModel},
     otlp, reading,
     run::Signal,
-    signals::Ending,
+    signals::{self, Ending},
     watermarks, weights,
 };
 use crate::cli::tell::tell;
@@ -247,11 +247,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             _watching: watching,
         })
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start the server's threads")?;
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    threads.worker_threads(2);
+    let runtime = signals::runtime(threads)?;
     let ended = runtime.block_on(serve(server, (socket, admin), address, load));
     // A template that does not end is not waited for.
     runtime.shutdown_background();

@@ -5,7 +5,7 @@
 
 use super::arrivals::{self, Arrivals, LATENCY, Next, Readiness, seconds};
 use super::attach;
-use crate::cli::tell::tell;
+use crate::cli::{signals, tell::tell};
 use crate::clock::monotonic_ns;
 use crate::pressure::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
@@ -289,10 +289,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tell!("{note}");
     }
     tell!("source: {}; Ctrl-C ends", input.name());
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(follow(&args, &mut input, start_ns))
+    signals::one_thread()?.block_on(follow(&args, &mut input, start_ns))
 }
 
 /// Where the events go.

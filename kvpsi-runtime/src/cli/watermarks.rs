@@ -6,7 +6,7 @@
 //! stays. Out of scope: which value ([`crate::control::early`]).
 
 use crate::{
-    cli::tell::tell,
+    cli::{signals, tell::tell},
     control::early::{EarlyWarning, FACTOR},
 };
 use anyhow::{Context, bail};
@@ -74,9 +74,7 @@ pub fn tune() -> anyhow::Result<Option<Keeper>> {
 /// The setting cannot be written.
 pub fn keep(args: &Args) -> anyhow::Result<()> {
     let why = || format!("{FACTOR}: it takes root, and a /proc/sys that is not read-only");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = signals::one_thread()?;
     runtime.block_on(async {
         // Before anything is changed: a signal must not end this in between.
         let mut terminate = signal(SignalKind::terminate())?;

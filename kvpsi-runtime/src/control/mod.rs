@@ -22,6 +22,7 @@ mod order;
 pub mod reactor;
 pub mod record;
 pub mod report;
+pub mod room;
 mod survey;
 mod swap;
 pub mod system;

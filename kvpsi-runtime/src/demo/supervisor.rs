@@ -7,7 +7,7 @@ use super::{
     report::Report,
 };
 use crate::{
-    cli::signals::Ending,
+    cli::signals::{self, Ending},
     control::cgroup::OwnedCgroup,
     model::{default_model, gguf::files},
     units::Bytes,
@@ -39,11 +39,7 @@ const BURST: Duration = Duration::from_millis(350);
 const SILENCE: Duration = Duration::from_secs(120);
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the supervisor")?
-        .block_on(supervise(args))
+    signals::one_thread()?.block_on(supervise(args))
 }
 
 async fn supervise(args: &Args) -> Result<()> {

@@ -152,7 +152,9 @@ impl Answer {
     fn take(&mut self, logits: &mut [f32], tokens: &mut Vec<u32>) -> Result<Taken, EngineError> {
         let since = Instant::now();
         let sampled = self.sample(logits, tokens)?;
-        self.stats.sampling += since.elapsed();
+        if self.first.is_some() {
+            self.stats.sampling += since.elapsed();
+        }
         let first = *self.first.get_or_insert_with(|| {
             self.stats.ttft = self.started.elapsed();
             Instant::now()

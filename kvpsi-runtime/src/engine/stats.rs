@@ -50,7 +50,7 @@ pub struct GenStats {
     pub drafted: usize,
     /// Of these, those that were chosen.
     pub accepted: usize,
-    /// Choosing tokens, part of both.
+    /// Choosing tokens after the first, part of `decode`.
     pub sampling: Duration,
     /// Why it ended.
     pub finish: Finish,
@@ -79,7 +79,7 @@ impl GenStats {
         if self.decode.is_zero() || self.tokens < 2 {
             0.0
         } else {
-            self.sampling.as_secs_f64() / self.decode.as_secs_f64()
+            (self.sampling.as_secs_f64() / self.decode.as_secs_f64()).min(1.0)
         }
     }
 }
@@ -110,5 +110,29 @@ impl fmt::Display for GenStats {
             write!(f, "; {accepted} of {drafted} drafts accepted")?;
         }
         write!(f, "; {}", self.finish)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choosing_tokens_is_never_more_than_all_of_the_time() {
+        let stats = GenStats {
+            prompt_tokens: 1,
+            tokens: 2,
+            ttft: Duration::from_millis(50),
+            decode: Duration::from_millis(10),
+            drafted: 0,
+            accepted: 0,
+            sampling: Duration::from_millis(41),
+            finish: Finish::Eos,
+            stop: None,
+        };
+        assert!(
+            stats.to_string().contains("100.0 % of it sampling"),
+            "{stats}"
+        );
     }
 }

@@ -15,7 +15,7 @@ use super::{
     rope::{Factors, Rope},
     weights::{Place, Writer, file::Cached},
 };
-use crate::units::Bytes;
+use crate::{control::room::Room, units::Bytes};
 use std::collections::HashSet;
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -26,6 +26,11 @@ const REDUNDANT: [&str; 2] = ["attn_rot_embd.weight", "rotary_emb.inv_freq"];
 /// Encoders of pictures and sound and what joins them to the text model: files
 /// of Ollama hold them, and text does not need them.
 const NOT_TEXT: [&str; 3] = ["v.", "mm.", "a."];
+
+/// Whether a tensor is of an encoder that text does not need.
+fn is_not_text(name: &str) -> bool {
+    NOT_TEXT.iter().any(|start| name.starts_with(start))
+}
 
 mod kept;
 
@@ -365,7 +370,7 @@ impl Reader<'_, '_> {
     fn all_read(&self, c: &Config) -> Result<()> {
         let left = self.gguf.tensors().map(|(name, ..)| name).filter(|name| {
             !self.read.contains(*name)
-                && !NOT_TEXT.iter().any(|start| name.starts_with(start))
+                && !is_not_text(name)
                 && !REDUNDANT.iter().any(|end| name.ends_with(end))
         });
         match left.min() {
@@ -384,7 +389,7 @@ impl Decoder {
     /// # Errors
     /// A tensor is missing, has another shape than the metadata says or holds
     /// what is no number, or the file holds tensors that this decoder would
-    /// have to use and cannot.
+    /// have to use and cannot; or there is too little memory for the weights.
     pub fn load(gguf: &Gguf) -> Result<Self> {
         Self::load_with(gguf, &mut |_, _| ())
     }
@@ -394,6 +399,15 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn load_with(gguf: &Gguf, progress: Progress<'_>) -> Result<Self> {
+        let needed = packed_bytes(gguf);
+        if let Some(room) = Room::now().filter(|room| room.bytes < needed) {
+            return Err(ModelError::Memory {
+                path: gguf.path().into(),
+                needed,
+                available: room.bytes,
+                of: room.of,
+            });
+        }
         Self::read(gguf, Matrices::Private, progress)
     }
 
@@ -439,4 +453,20 @@ impl Decoder {
             output,
         })
     }
+}
+
+/// About as many bytes as all matrices have in tiles: those that are not of the
+/// decoder are among them, and of a tensor of several matrices the last tiles
+/// are not.
+fn packed_bytes(gguf: &Gguf) -> Bytes {
+    let matrices = gguf.tensors().filter(|(name, ..)| !is_not_text(name));
+    let matrices = matrices.filter_map(|(_, format, shape)| {
+        let [count @ .., n, k] = shape else {
+            return None;
+        };
+        let [n, k] = [*n, *k].map(usize::try_from);
+        let bytes = Packed::bytes_of(format, n.ok()?, k.ok()?)?;
+        Some(count.iter().product::<u64>().saturating_mul(bytes as u64))
+    });
+    Bytes(matrices.fold(0, u64::saturating_add))
 }

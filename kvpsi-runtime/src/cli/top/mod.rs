@@ -15,6 +15,7 @@ mod state;
 mod tables;
 mod words;
 
+use crate::cli::signals;
 use anyhow::{Context, bail};
 use client::{Answer, Client, ClientError, Looker, Order, Outcome};
 use ratatui::{
@@ -105,7 +106,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("stdout is no terminal: `kvpsi top --once` prints the figures as text");
     }
     let (sender, inbox) = mpsc::channel();
-    signals(sender.clone())?;
+    end_by_signal(sender.clone())?;
     let mut terminal = ratatui::try_init()
         .context("the terminal cannot be used; `kvpsi top --once` prints the figures as text")?;
     let ended = start(client, args.interval, sender)
@@ -179,11 +180,8 @@ fn spawn(
 
 /// A signal ends the loop; a second one, should the loop hang in writing to a
 /// terminal that takes nothing, the process.
-fn signals(sender: Sender<Message>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .context("listening for signals")?;
+fn end_by_signal(sender: Sender<Message>) -> anyhow::Result<()> {
+    let runtime = signals::one_thread()?;
     let guard = runtime.enter();
     let listen = |kind| signal(kind).context("listening for signals");
     let mut interrupt = listen(SignalKind::interrupt())?;

@@ -8,12 +8,12 @@
 //! holds itself: a cycle is never freed, and printing it overflows the stack. Out
 //! of scope: what a template means.
 
-use super::{CONCATENATED, SLICED, failed};
+use super::{CONCATENATED, DIVIDED, FLOORED, POWER, REMAINDER, SLICED, failed};
 use minijinja::{
     Environment, Error, State,
     machinery::{CompiledTemplate, Instruction, Instructions, Token, Tokenizer, WhitespaceConfig},
     syntax::SyntaxConfig,
-    value::{Rest, StringInput, Value, ValueKind},
+    value::{Value, ValueKind},
 };
 use rustix::time::{ClockId, clock_gettime};
 use std::{cell::RefCell, time::Duration};
@@ -198,8 +198,8 @@ fn own_bytes(v: &Value) -> usize {
     }
 }
 
-/// Adds the filters that are put in, and checks of the output's size before
-/// filters whose output can be much larger than their input.
+/// Adds the filters that are put in, and checks of the output's size before some of
+/// minijinja's own; `python` asks for its filters.
 pub(super) fn add_to(env: &mut Environment<'_>) {
     env.add_global(ONE, 1);
     env.add_global(EMPTY, "");
@@ -222,29 +222,7 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
     env.add_filter(TURNED, |v: Value| {
         METER.with_borrow_mut(|m| m.tick(BETWEEN)).map(|()| v)
     });
-    env.add_filter(
-        "replace",
-        |state: &State, v: StringInput<'_>, from: StringInput<'_>, to: StringInput<'_>| {
-            replaced(v.as_str(), from.as_str(), to.as_str())?;
-            minijinja::filters::replace(state, v, from, to)
-        },
-    );
-    env.add_filter(
-        "join",
-        |state: &State, v: &Value, by: Option<StringInput<'_>>| {
-            joined(v, by.as_ref().map_or("", StringInput::as_str))?;
-            minijinja::filters::join(state, v, by)
-        },
-    );
-    env.add_filter("format", |state: &State, v: &Value, given: Rest<Value>| {
-        format(v.as_str().unwrap_or_default(), '%', &given)?;
-        minijinja::filters::format(state, v, given)
-    });
-    // A value for each character or line, and `map` has them called for each of many.
-    env.add_filter("list", |state: &State, v: Value| {
-        listed(&v)?;
-        minijinja::filters::list(state, v)
-    });
+    // A value for each line, and `map` has them called for each of many.
     env.add_filter("lines", |v: &Value| {
         listed(v)?;
         minijinja::filters::lines(v)
@@ -254,20 +232,6 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
         |v: &Value, by: Option<Value>, most: Option<i64>| {
             listed(v)?;
             minijinja::filters::split(v, by.as_ref().and_then(Value::as_str).map(Into::into), most)
-        },
-    );
-    env.add_filter(
-        "batch",
-        |state: &State, v: Value, n: usize, fill: Option<Value>| {
-            made(narrow(n)?.saturating_mul(VALUE))?;
-            minijinja::filters::batch(state, v, n, fill)
-        },
-    );
-    env.add_filter(
-        "slice",
-        |state: &State, v: Value, n: usize, fill: Option<Value>| {
-            made(narrow(n)?.saturating_mul(VALUE))?;
-            minijinja::filters::slice(state, v, n, fill)
         },
     );
     env.add_test("in", |state: &State, v: &Value, all: &Value| {
@@ -331,12 +295,14 @@ pub(super) fn format(text: &str, mark: char, given: &[Value]) -> Result<(), Erro
 }
 
 /// A source as it is compiled: without `{% generation %}`, which marks the
-/// assistant's words for training and writes nothing, and with products and
-/// joined texts that the compiler does not compute.
+/// assistant's words for training and writes nothing, with lines that end as Jinja
+/// has them, and with products, quotients and joined texts that the compiler does not
+/// compute.
 ///
 /// # Errors
 /// An expression has more than [`MOST_OPERATORS`].
 pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> Result<String, String> {
+    let source = &source.replace("\r\n", "\n").replace('\r', "\n");
     let mut tokens = Tokenizer::new(source, "chat", false, SyntaxConfig, spaces);
     let (mut out, mut copied) = (String::with_capacity(source.len()), 0);
     let (mut argument, mut block, mut operators) = (false, false, 0);
@@ -358,23 +324,47 @@ pub(super) fn prepared(source: &str, spaces: WhitespaceConfig) -> Result<String,
                 "an expression of more than {MOST_OPERATORS} operators (in chat:{line})"
             ));
         }
+        let (mut from, to) = (span.start_offset as usize, span.end_offset as usize);
         let instead = match token {
+            // Jinja keeps the end of a line behind this tag, and of this one only.
+            T::TemplateData(_) if is_raw(&source[..from]) => {
+                from -= "%}".len();
+                Some("+%}")
+            }
             T::Mul if !argument => Some("*__one*"),
             T::Tilde => Some("~__empty~"),
+            // minijinja computes 1/0.
+            T::Div => Some("/__one/"),
             T::Ident("generation") if block => Some("if true"),
             T::Ident("endgeneration") if block => Some("endif"),
             _ => None,
         };
         if let Some(text) = instead {
-            out.push_str(&source[copied..span.start_offset as usize]);
+            out.push_str(&source[copied..from]);
             out.push_str(text);
-            copied = span.end_offset as usize;
+            copied = match token {
+                T::TemplateData(_) => from + "%}".len(),
+                _ => to,
+            };
         }
         argument = matches!(token, T::ParenOpen | T::Comma);
         block = matches!(token, T::BlockStart);
     }
     out.push_str(&source[copied..]);
     Ok(out)
+}
+
+/// Whether a source ends with `{% raw %}`.
+fn is_raw(source: &str) -> bool {
+    let tag = source.strip_suffix("%}").map(str::trim_end);
+    let tag = tag
+        .and_then(|tag| tag.strip_suffix("raw"))
+        .map(str::trim_end);
+    tag.is_some_and(|tag| {
+        ["{%", "{%-", "{%+"]
+            .iter()
+            .any(|start| tag.ends_with(start))
+    })
 }
 
 /// Puts the meter between the instructions of a template.
@@ -433,6 +423,10 @@ fn metered<'s>(of: &mut Instructions<'s>) {
             None => break,
             Some(I::Slice) => I::ApplyFilter(SLICED, Some(4), NOT_CACHED),
             Some(I::StringConcat) => I::ApplyFilter(CONCATENATED, Some(2), NOT_CACHED),
+            Some(I::Div) => I::ApplyFilter(DIVIDED, Some(2), NOT_CACHED),
+            Some(I::IntDiv) => I::ApplyFilter(FLOORED, Some(2), NOT_CACHED),
+            Some(I::Rem) => I::ApplyFilter(REMAINDER, Some(2), NOT_CACHED),
+            Some(I::Pow) => I::ApplyFilter(POWER, Some(2), NOT_CACHED),
             Some(other) => other.clone(),
         };
         let line = of.get_line(at).and_then(|l| u16::try_from(l).ok());

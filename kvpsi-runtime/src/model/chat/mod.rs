@@ -42,6 +42,11 @@ const KEY: &str = "tokenizer.chat_template";
 /// What `value[start:stop:step]` and `a ~ b` are compiled to.
 const SLICED: &str = "__sliced";
 const CONCATENATED: &str = "__concatenated";
+/// `a / b`, `a // b`, `a % b` and `a ** b`.
+const DIVIDED: &str = "__divided";
+const FLOORED: &str = "__floored";
+const REMAINDER: &str = "__remainder";
+const POWER: &str = "__power";
 
 fn failed(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)

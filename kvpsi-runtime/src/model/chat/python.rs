@@ -6,10 +6,15 @@
 //! here to the same text, or fails by a name. Out of scope: messages.
 
 mod json;
+mod lists;
+mod methods;
+mod numbers;
+mod percent;
+mod words;
 
-use super::{CONCATENATED, SLICED, failed, limits};
+use super::{CONCATENATED, REMAINDER, SLICED, failed, limits};
 use minijinja::{
-    Environment, Error, ErrorKind, Output, State,
+    Environment, Error, Output, State,
     value::{Kwargs, Value, ValueKind, from_args},
 };
 use std::fmt::Write;
@@ -17,54 +22,74 @@ use std::fmt::Write;
 /// Adds all of it.
 pub(super) fn add_to(env: &mut Environment<'_>) {
     minijinja_contrib::add_to_environment(env);
-    env.set_unknown_method_callback(method);
+    env.set_unknown_method_callback(methods::method);
     env.set_formatter(formatter);
     env.add_function("raise_exception", |what: String| {
         Err::<String, _>(failed(what))
     });
     env.add_function("strftime_now", |format: String| strftime_now(&format));
-    env.add_filter("tojson", json::tojson);
-    // Jinja makes a string of what it trims.
-    env.add_filter("trim", |v: &Value, chars: Option<String>| {
-        let mut text = String::new();
-        write_str(&mut text, v)?;
-        let trimmed = match chars {
-            Some(chars) => text.trim_matches(|c| chars.contains(c)),
-            None => text.trim(),
-        };
-        Ok::<_, Error>(trimmed.to_owned())
-    });
-    for name in ["length", "count"] {
-        env.add_filter(name, |v: &Value| match v.is_undefined() {
-            true => Ok(0),
-            false => minijinja::filters::length(v),
-        });
-    }
-    env.add_filter("pprint", |v: &Value| {
-        let mut text = String::new();
-        write_repr(&mut text, v, 0).map(|()| text)
-    });
     env.remove_global("debug");
-    env.add_filter("indent", indent);
+    env.add_filter("tojson", json::tojson);
     env.add_filter(SLICED, sliced);
     env.add_filter(CONCATENATED, |a: &Value, b: &Value| {
-        let mut text = String::new();
-        write_str(&mut text, a)?;
-        write_str(&mut text, b).map(|()| text)
+        Ok::<_, Error>(string(a)? + &string(b)?)
     });
-    env.add_filter(
-        "center",
-        |state: &State, v: &Value, width: Option<usize>| {
-            let mut text = String::new();
-            write_str(&mut text, v)?;
-            let width = Value::from(width.unwrap_or(80));
-            method(state, &Value::from(text), "center", &[width])
-        },
-    );
-    env.add_filter("string", |v: &Value| {
-        let mut text = String::new();
-        write_str(&mut text, v).map(|()| text)
+    env.add_filter(REMAINDER, |a: &Value, b: &Value| match a.as_str() {
+        Some(text) => percent::formatted(text, b).map(Value::from),
+        None => numbers::remainder(a, b),
     });
+    numbers::add_to(env);
+    words::add_to(env);
+    lists::add_to(env);
+    env.add_test("number", |v: &Value| numbers::number(v).is_some());
+    env.add_test("lower", |v: &Value| {
+        string(v).map(|s| methods::is_lower(&s))
+    });
+    env.add_test("upper", |v: &Value| {
+        string(v).map(|s| methods::is_upper(&s))
+    });
+    // What has a length and items.
+    env.add_test("sequence", |v: &Value| {
+        use ValueKind as K;
+        matches!(v.kind(), K::String | K::Seq | K::Iterable | K::Map) && !is_macro(v)
+    });
+    // What is not defined may be called, and fails; so are methods not known here.
+    env.add_test("callable", |v: &Value| {
+        matches!(v.kind(), ValueKind::Plain | ValueKind::Undefined) || is_macro(v)
+    });
+}
+
+/// minijinja gives a macro the kind of a mapping.
+fn is_macro(v: &Value) -> bool {
+    v.as_object()
+        .is_some_and(|object| object.type_name().ends_with("::Macro"))
+}
+
+/// Arguments by their places or their names; one that is given twice is an error.
+fn bind<const N: usize>(
+    of: &str,
+    names: [&str; N],
+    args: &[Value],
+) -> Result<[Option<Value>; N], Error> {
+    let (places, named): (&[Value], Kwargs) = from_args(args)?;
+    if places.len() > N {
+        return Err(failed(format!("{of}: {N} arguments at most")));
+    }
+    let mut given = names.map(|_| None);
+    for (i, (given, name)) in given.iter_mut().zip(names).enumerate() {
+        *given = match places.get(i) {
+            Some(place) => Some(place.clone()),
+            None if named.has(name) => Some(named.get(name)?),
+            None => None,
+        };
+    }
+    named.assert_all_used()?;
+    Ok(given)
+}
+
+/// An argument for which None is as good as nothing.
+fn given(argument: Option<Value>) -> Option<Value> {
+    argument.filter(|v| !v.is_none())
 }
 
 /// A slice as Python takes it.
@@ -104,38 +129,6 @@ fn sliced(v: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value,
     })
 }
 
-/// Jinja's own, which keeps a line's end and indents by a text too.
-fn indent(
-    text: &str,
-    width: Option<Value>,
-    first: Option<bool>,
-    blank: Option<bool>,
-    named: Kwargs,
-) -> Result<String, Error> {
-    let width = match width {
-        None => named.get::<Option<Value>>("width")?.unwrap_or(4.into()),
-        Some(width) => width,
-    };
-    let first = first.or(named.get("first")?).unwrap_or(false);
-    let blank = blank.or(named.get("blank")?).unwrap_or(false);
-    named.assert_all_used()?;
-    let by = match width.as_str() {
-        Some(text) => text.to_owned(),
-        None => " ".repeat(limits::narrow(usize::try_from(width)?)?),
-    };
-    let lines = text.split('\n').count();
-    limits::made(lines.saturating_mul(by.len()))?;
-    let mut out = String::new();
-    for (i, line) in text.split('\n').enumerate() {
-        out.push_str(if i > 0 { "\n" } else { "" });
-        if (i == 0 && first) || (i > 0 && (blank || !line.is_empty())) {
-            out.push_str(&by);
-        }
-        out.push_str(line.strip_suffix('\r').unwrap_or(line));
-    }
-    Ok(out)
-}
-
 /// Local time, as `datetime.now().strftime`.
 fn strftime_now(format: &str) -> Result<String, Error> {
     if format.len() > 256 {
@@ -148,7 +141,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 /// Most that one value may be written as.
 const MOST_TEXT: usize = 16 << 20;
 
-/// A number as Python writes it: floats have a point or an exponent.
+/// A number as JSON of Python's has it: floats have a point or an exponent.
 fn write_number(out: &mut String, v: &Value) {
     if v.is_integer() {
         let _ = write!(out, "{v}");
@@ -186,16 +179,27 @@ fn write_str(out: &mut String, v: &Value) -> Result<(), Error> {
     Ok(())
 }
 
+/// `str(value)` as a text of its own.
+fn string(v: &Value) -> Result<String, Error> {
+    let mut text = String::new();
+    write_str(&mut text, v).map(|()| text)
+}
+
 fn write_repr(out: &mut String, v: &Value, depth: usize) -> Result<(), Error> {
     if depth > limits::MOST_DEPTH || out.len() > MOST_TEXT {
         return Err(failed("a value is too deep or too large to be written"));
     }
     match v.kind() {
         ValueKind::None => out.push_str("None"),
+        ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::Bool => out.push_str(if v.is_true() { "True" } else { "False" }),
-        ValueKind::Number => write_number(out, v),
+        ValueKind::Number => match f64::try_from(v.clone()) {
+            Ok(x) if x.is_nan() => out.push_str("nan"),
+            Ok(x) if x.is_infinite() => out.push_str(if x > 0.0 { "inf" } else { "-inf" }),
+            _ => write_number(out, v),
+        },
         ValueKind::String => quoted(out, v.as_str().unwrap_or_default()),
-        ValueKind::Seq => {
+        ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
             for (i, item) in v.try_iter()?.enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" });
@@ -203,7 +207,7 @@ fn write_repr(out: &mut String, v: &Value, depth: usize) -> Result<(), Error> {
             }
             out.push(']');
         }
-        ValueKind::Map => {
+        ValueKind::Map if !is_macro(v) => {
             out.push('{');
             for (i, key) in v.try_iter()?.enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" });
@@ -218,6 +222,14 @@ fn write_repr(out: &mut String, v: &Value, depth: usize) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What `repr` escapes: controls, spaces but the usual one, and marks of direction.
+fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || (c.is_whitespace() && c != ' ')
+        || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// A string's `repr`.
@@ -238,8 +250,12 @@ fn quoted(out: &mut String, text: &str) {
                 out.push('\\');
                 out.push(c);
             }
-            c if c.is_control() => {
-                let _ = write!(out, "\\x{:02x}", c as u32);
+            c if is_unprintable(c) => {
+                let _ = match u32::from(c) {
+                    n @ ..0x100 => write!(out, "\\x{n:02x}"),
+                    n @ ..0x1_0000 => write!(out, "\\u{n:04x}"),
+                    n => write!(out, "\\U{n:08x}"),
+                };
             }
             c => out.push(c),
         }
@@ -252,175 +268,13 @@ fn formatter(out: &mut Output<'_>, state: &State<'_, '_>, v: &Value) -> Result<(
         // Carries why: its own writer says so.
         return minijinja::escape_formatter(out, state, v);
     }
-    let mut shown = String::new();
-    let text = match v.as_str() {
-        Some(text) => text,
-        None => {
-            write_str(&mut shown, v)?;
-            &shown
-        }
+    let shown = match v.as_str() {
+        Some(_) => String::new(),
+        None => string(v)?,
     };
+    let text = v.as_str().unwrap_or(&shown);
     limits::made(text.len())?;
     Ok(out.write_str(text)?)
-}
-
-/// The methods of strings that make a list.
-fn split(s: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let (first, most, named): (Option<Value>, Option<i64>, Kwargs) = from_args(args)?;
-    let given = |key| Ok::<_, Error>(first.clone().or(named.get(key)?));
-    let all: Vec<&str> = if name == "splitlines" {
-        let keep = given("keepends")?.is_some_and(|keep| keep.is_true());
-        match keep {
-            true => s.split_inclusive('\n').collect(),
-            false => s.lines().collect(),
-        }
-    } else {
-        let sep = given("sep")?.filter(|sep| !sep.is_none());
-        let sep = match &sep {
-            None => None,
-            Some(sep) => Some(
-                sep.as_str()
-                    .ok_or_else(|| failed(format!("{name}: a separator is a text")))?,
-            ),
-        };
-        // A negative number is none.
-        let most = most.or(named.get("maxsplit")?);
-        let most = most.and_then(|n| usize::try_from(n).ok());
-        let most = most.map_or(usize::MAX, |n| n.saturating_add(1));
-        let mut all: Vec<&str> = match (sep, name) {
-            (Some(""), _) => return Err(failed(format!("{name}: empty separator"))),
-            (Some(sep), "split") => s.splitn(most, sep).collect(),
-            (Some(sep), _) => s.rsplitn(most, sep).collect(),
-            (None, "split") => words(s, most, str::trim_start, |s| {
-                s.split_once(char::is_whitespace)
-            }),
-            (None, _) => words(s, most, str::trim_end, |s| {
-                s.rsplit_once(char::is_whitespace)
-                    .map(|(rest, word)| (word, rest))
-            }),
-        };
-        if name == "rsplit" {
-            all.reverse();
-        }
-        all
-    };
-    named.assert_all_used()?;
-    Ok(all.into_iter().map(Value::from).collect())
-}
-
-/// Up to `most` parts between spaces, the last one whole; `next` gives a word and
-/// what is behind it, in the direction of `trim`.
-fn words<'s>(
-    s: &'s str,
-    most: usize,
-    trim: impl Fn(&'s str) -> &'s str,
-    next: impl Fn(&'s str) -> Option<(&'s str, &'s str)>,
-) -> Vec<&'s str> {
-    let (mut all, mut rest) = (Vec::new(), trim(s));
-    while !rest.is_empty() {
-        let (word, behind) = match next(rest) {
-            Some(cut) if all.len() + 1 < most => cut,
-            _ => (rest, ""),
-        };
-        all.push(word);
-        rest = trim(behind);
-    }
-    all
-}
-
-/// Methods of Python's strings that minijinja-contrib does not have.
-fn method(state: &State<'_, '_>, v: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    match (v.as_str(), name, args) {
-        (Some(s), "replace", [from, to, ..]) => {
-            let (from, to) = (from.as_str(), to.as_str());
-            limits::replaced(s, from.unwrap_or_default(), to.unwrap_or_default())?;
-        }
-        (Some(s), "join", [values, ..]) => limits::joined(values, s)?,
-        (Some(s), "format", _) => limits::format(s, '{', args)?,
-        (Some(s), "split" | "rsplit" | "splitlines", _) => {
-            limits::listed(v)?;
-            return split(s, name, args);
-        }
-        // Python counts the places between characters; the search would never end.
-        (Some(s), "count", [what]) if what.as_str() == Some("") => {
-            return Ok(Value::from(s.chars().count() + 1));
-        }
-        _ => {}
-    }
-    let known = minijinja_contrib::pycompat::unknown_method_callback(state, v, name, args);
-    let missing = matches!(&known, Err(e) if e.kind() == ErrorKind::UnknownMethod);
-    let Some(s) = v.as_str().filter(|_| missing) else {
-        return known;
-    };
-    let parts = |parts: [&str; 3]| Ok(parts.into_iter().map(Value::from).collect::<Value>());
-    match name {
-        "removeprefix" | "removesuffix" => {
-            let (what,): (&str,) = from_args(args)?;
-            let cut = match name {
-                "removeprefix" => s.strip_prefix(what),
-                _ => s.strip_suffix(what),
-            };
-            Ok(Value::from(cut.unwrap_or(s)))
-        }
-        "partition" => {
-            let (sep,): (&str,) = from_args(args)?;
-            match s.split_once(sep) {
-                Some((a, b)) => parts([a, sep, b]),
-                None => parts([s, "", ""]),
-            }
-        }
-        "rpartition" => {
-            let (sep,): (&str,) = from_args(args)?;
-            match s.rsplit_once(sep) {
-                Some((a, b)) => parts([a, sep, b]),
-                None => parts(["", "", s]),
-            }
-        }
-        "casefold" => {
-            let () = from_args(args)?;
-            Ok(Value::from(s.to_lowercase()))
-        }
-        "swapcase" => {
-            let () = from_args(args)?;
-            let swapped = s.chars().flat_map(|c| -> Vec<char> {
-                if c.is_uppercase() {
-                    c.to_lowercase().collect()
-                } else {
-                    c.to_uppercase().collect()
-                }
-            });
-            Ok(Value::from(swapped.collect::<String>()))
-        }
-        "index" => {
-            let (what,): (&str,) = from_args(args)?;
-            let at = s.find(what).ok_or_else(|| failed("substring not found"))?;
-            Ok(Value::from(s[..at].chars().count()))
-        }
-        "zfill" | "ljust" | "rjust" | "center" => {
-            let (width, fill): (usize, Option<&str>) = from_args(args)?;
-            let fill = fill.unwrap_or(if name == "zfill" { "0" } else { " " });
-            if fill.chars().count() != 1 {
-                return Err(failed(format!("{name}: what fills is one character")));
-            }
-            limits::made(limits::narrow(width)?)?;
-            let missing = width.saturating_sub(s.chars().count());
-            let fill = |n: usize| fill.repeat(n);
-            Ok(Value::from(match name {
-                "ljust" => format!("{s}{}", fill(missing)),
-                "rjust" => format!("{}{s}", fill(missing)),
-                "zfill" => match s.strip_prefix(['-', '+']) {
-                    Some(digits) => format!("{}{}{digits}", &s[..1], fill(missing)),
-                    None => format!("{}{s}", fill(missing)),
-                },
-                _ => {
-                    // Python's odd one goes left where the width is odd.
-                    let left = missing / 2 + (missing & width & 1);
-                    format!("{}{s}{}", fill(left), fill(missing - left))
-                }
-            }))
-        }
-        _ => known,
-    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,11 @@ pub fn parts(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
     }
 }
 
+/// How many parts a model has, by the name of one of them.
+pub(super) fn count(path: &Path) -> Option<usize> {
+    cut(path).map(|(_, _, count)| count)
+}
+
 /// Stem, number and count of a part's name.
 fn cut(path: &Path) -> Option<(&str, usize, usize)> {
     let digits = |s: &str| match s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit()) {

@@ -123,15 +123,15 @@ impl Keys<'_> {
         matches!(self.number(key), Ok(Some(0)))
     }
 
-    /// Truth values for each of so many layers, or none where the key is
-    /// absent or a number.
+    /// Truth values for each of so many layers, as such or as 0 and 1, or none where
+    /// the key is absent or a number.
     pub fn flags(&self, key: &str, layers: usize) -> Result<Option<Box<[bool]>>, ModelError> {
         let Some(Value::Array(each)) = self.value(key) else {
             return Ok(None);
         };
         let flag = |v: &Value| match v {
             Value::Bool(flag) => Some(*flag),
-            _ => None,
+            n => whole(n).filter(|n| (0..=1).contains(n)).map(|n| n == 1),
         };
         let Some(flags) = each.iter().map(flag).collect::<Option<Box<[_]>>>() else {
             return Ok(None);
@@ -165,6 +165,21 @@ impl Keys<'_> {
             Some(Value::F32(0.0)) => Ok(None),
             _ => self.float(key, range),
         }
+    }
+
+    /// [`Self::float`]; 0 is what `instead` is, and a line says so.
+    pub fn float_not_0(
+        &self,
+        key: &str,
+        range: RangeInclusive<f32>,
+        instead: Option<f32>,
+    ) -> Result<Option<f32>, ModelError> {
+        if !matches!(self.value(key), Some(Value::F32(0.0))) {
+            return self.float(key, range);
+        }
+        let (path, prefix) = (self.path.display(), self.prefix);
+        tracing::warn!("{path}: `{prefix}.{key}` is 0 and not used: positions are not stretched");
+        Ok(instead)
     }
 
     /// What kvpsi does not compute must be absent or off: no, 0, or for a

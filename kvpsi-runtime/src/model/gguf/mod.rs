@@ -2,9 +2,8 @@
 //!
 //! Owns the mapping of the file, the parsed header and the path in every
 //! error. Invariants: the header was walked (`scan`) before candle parses it,
-//! each tensor lies inside the file, and all tensors together are no larger
-//! than the file, so that nothing is allocated from a number that the file's
-//! own size does not back. A file that is cut short while it is read ends the
+//! each tensor lies inside the file, and none over another, so that nothing is
+//! allocated from a number that the file's own size does not back. A file that is cut short while it is read ends the
 //! process by SIGBUS, as with every program that maps its model. Out of scope:
 //! how a decoder uses a tensor.
 
@@ -48,7 +47,7 @@ pub enum ModelError {
     #[error("{0}: addresses are not fetched; download the file and give its path")]
     Url(String),
     /// The file cannot be opened or read.
-    #[error("{}: {source}; `cargo xtask model` fetches the default model", path.display())]
+    #[error("{}: {source}{}", path.display(), to_open(path, source))]
     Open {
         /// The model file.
         path: PathBuf,
@@ -62,6 +61,21 @@ pub enum ModelError {
         path: PathBuf,
         /// What is wrong and what to do.
         what: String,
+    },
+    /// There is less memory than the weights take.
+    #[error(
+        "{}: its weights take {needed} of memory, and {available} are available ({of}): use a smaller file, or weights that are mapped (--weights-cache auto)",
+        path.display()
+    )]
+    Memory {
+        /// The model file.
+        path: PathBuf,
+        /// What they take, repacked.
+        needed: Bytes,
+        /// What there is, page cache given up and swap taken.
+        available: Bytes,
+        /// Whose limit that is.
+        of: String,
     },
     /// A metadata entry is missing or out of its range.
     #[error("{}: `{key}` {what}", path.display())]
@@ -314,6 +328,22 @@ impl Part {
     }
 }
 
+/// What to do about a file that cannot be opened, if that is known.
+fn to_open(path: &Path, e: &std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::NotFound => match files::count(path) {
+            Some(count) => {
+                format!("; the model has {count} parts: put all of them into one folder")
+            }
+            None => "; `cargo xtask model` fetches the default model".into(),
+        },
+        std::io::ErrorKind::PermissionDenied => "; this user must be able to read it".into(),
+        // Ours: see `open_regular`.
+        std::io::ErrorKind::Other => "; give the path of a GGUF file".into(),
+        _ => String::new(),
+    }
+}
+
 /// A tensor and the part that holds it.
 fn find<'a>(parts: &'a [Part], name: &str) -> Option<(&'a Part, &'a TensorInfo)> {
     parts
@@ -357,11 +387,13 @@ fn tensor_bytes(info: &TensorInfo) -> u64 {
     info.shape.iter().product::<u64>() / block * bytes
 }
 
-/// Every tensor must lie in the file, and all of them together must not be
-/// larger than it (tensors that share bytes would multiply in memory).
+/// Every tensor must lie in the file, and none over another: they would multiply in
+/// memory.
 fn check_tensors(path: &Path, tensors: &Tensors, file_len: u64) -> Result<(), ModelError> {
-    let mut total = 0u64;
-    for (name, info) in &tensors.by_name {
+    let mut all: Vec<_> = tensors.by_name.iter().collect();
+    all.sort_unstable_by_key(|(name, info)| (info.offset, name.as_str()));
+    let mut before = ("", 0);
+    for (name, info) in all {
         let bad = |what: String| ModelError::Tensor {
             path: path.into(),
             name: name.clone(),
@@ -375,23 +407,21 @@ fn check_tensors(path: &Path, tensors: &Tensors, file_len: u64) -> Result<(), Mo
             )));
         }
         let bytes = tensor_bytes(info);
-        let end = tensors
-            .data_at
-            .checked_add(info.offset)
-            .and_then(|start| start.checked_add(bytes));
-        if end.is_none_or(|end| end > file_len) {
+        let end = info.offset.saturating_add(bytes);
+        let at = tensors.data_at.saturating_add(end);
+        if at > file_len || at == u64::MAX {
             return Err(bad(format!(
                 "({bytes} bytes at offset {} of the tensor data) ends beyond the file's {file_len} bytes: the download is incomplete, fetch it again",
                 info.offset
             )));
         }
-        total = total.saturating_add(bytes);
-    }
-    if total > file_len {
-        return Err(ModelError::Format {
-            path: path.into(),
-            what: format!("its tensors overlap: {total} bytes in a file of {file_len}"),
-        });
+        if info.offset < before.1 {
+            return Err(bad(format!(
+                "lies over tensor `{}`: the file is damaged, convert the model again",
+                before.0
+            )));
+        }
+        before = (name, end);
     }
     Ok(())
 }

@@ -118,7 +118,8 @@ pub(super) fn temperature(keys: &Keys<'_>) -> Result<Option<Temperature>, ModelE
 /// How the rotary embedding is stretched. A factor without a type is linear,
 /// as it was before there were types.
 fn scaling(keys: &Keys<'_>, family: &Family, context: usize) -> Result<RopeScaling, ModelError> {
-    let factor = |key| keys.float(key, 1e-3..=1e6);
+    // 0 is no factor to llama.cpp, too.
+    let factor = |key| keys.float_not_0(key, 1e-3..=1e6, None);
     let or = |key, range, default| {
         Ok::<_, ModelError>(keys.float(key, range)?.map_or(default, f64::from))
     };
@@ -151,7 +152,7 @@ fn scaling(keys: &Keys<'_>, family: &Family, context: usize) -> Result<RopeScali
         "linear" => linear(),
         "longrope" => long(),
         "yarn" => {
-            let by = keys.float("rope.scaling.factor", 1.0..=1e6)?;
+            let by = keys.float_not_0("rope.scaling.factor", 1.0..=1e6, Some(1.0))?;
             let by = by
                 .map(f64::from)
                 .ok_or_else(|| keys.bad("rope.scaling.factor", "is missing: YaRN needs it"))?;

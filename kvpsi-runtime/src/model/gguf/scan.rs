@@ -11,7 +11,7 @@
 
 use crate::model::linear::Format;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{Cursor, Read, Seek, SeekFrom},
 };
 
@@ -262,7 +262,7 @@ pub(super) fn scan(file: &[u8]) -> Result<Tensors, String> {
             ));
         }
     }
-    let mut alignment = 32;
+    let (mut alignment, mut keys) = (32, HashSet::new());
     for i in 0..entries {
         let key = walk.name(&format!("the key of metadata entry {i}"))?;
         let kind = walk.u32(&key)?;
@@ -272,6 +272,11 @@ pub(super) fn scan(file: &[u8]) -> Result<Tensors, String> {
                 .filter(|a| a.is_power_of_two() && *a <= 1 << 20)
                 .map(u64::from)
                 .ok_or("`general.alignment` must be a power of two up to 1048576")?;
+        }
+        if let Some(twice) = keys.replace(key) {
+            return Err(format!(
+                "the key `{twice}` is there twice: the file is damaged, convert the model again"
+            ));
         }
     }
     let mut by_name = HashMap::new();

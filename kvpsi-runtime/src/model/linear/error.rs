@@ -27,6 +27,16 @@ pub enum LinearError {
         /// The format's name.
         format: &'static str,
     },
+    /// The system refuses memory for it.
+    #[error(
+        "tensor {tensor}: no memory for its {bytes} bytes; use a smaller file, or a higher limit (`ulimit -v`)"
+    )]
+    Memory {
+        /// The tensor's name in the file.
+        tensor: String,
+        /// Bytes that it takes.
+        bytes: usize,
+    },
     /// `KVPSI_ISA` names no instruction set.
     #[error("KVPSI_ISA={0}: not one of auto, scalar, avx2, avxvnni, avx512, neon, neondot")]
     UnknownIsa(String),

@@ -44,7 +44,8 @@ impl Packed {
     /// Repacks `data`, the rows of an `[n, k]` matrix as a GGUF file has them.
     ///
     /// # Errors
-    /// `data` is not `n` rows of whole blocks, or a scale is not finite.
+    /// `data` is not `n` rows of whole blocks, a scale is not finite, or there is no
+    /// memory for it.
     pub fn new(
         tensor: &str,
         format: &'static Format,
@@ -69,6 +70,12 @@ impl Packed {
         // Within a constant factor of `data`, which is already in memory.
         let tile_bytes = row_blocks * format.tile_bytes;
         let bytes = n.div_ceil(TILE_ROWS) * tile_bytes;
+        // Where this is refused a vector of zeros ends the process.
+        let tried = Vec::<Line>::new().try_reserve_exact(bytes.div_ceil(64));
+        tried.map_err(|_| LinearError::Memory {
+            tensor: tensor.to_owned(),
+            bytes,
+        })?;
         let mut lines = vec![Line([0; 64]); bytes.div_ceil(64)];
         let out: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
         let rows = data.chunks(TILE_ROWS * row_blocks * format.file_bytes);

@@ -4,16 +4,12 @@
 //! private memory. Invariant: what is wrong with the cache is a line, and never
 //! a model that does not load. Out of scope: files.
 
-use super::{Matrices, Result};
-use crate::{
-    model::{
-        Progress,
-        decoder::Decoder,
-        gguf::Gguf,
-        linear::Packed,
-        weights::{Place, Weights, WeightsError, file::Cached},
-    },
-    units::Bytes,
+use super::{Matrices, Result, packed_bytes};
+use crate::model::{
+    Progress,
+    decoder::Decoder,
+    gguf::Gguf,
+    weights::{Place, Weights, WeightsError, file::Cached},
 };
 use std::time::Instant;
 
@@ -76,19 +72,4 @@ impl Decoder {
             _ => weights.finish(writer, progress).map(Some),
         }
     }
-}
-
-/// About as many bytes as all matrices have in tiles: those that are not of the
-/// decoder are among them, and of a tensor of several matrices the last tiles
-/// are not.
-fn packed_bytes(gguf: &Gguf) -> Bytes {
-    let matrices = gguf.tensors().filter_map(|(_, format, shape)| {
-        let [count @ .., n, k] = shape else {
-            return None;
-        };
-        let [n, k] = [*n, *k].map(usize::try_from);
-        let bytes = Packed::bytes_of(format, n.ok()?, k.ok()?)?;
-        Some(count.iter().product::<u64>().saturating_mul(bytes as u64))
-    });
-    Bytes(matrices.fold(0, u64::saturating_add))
 }

@@ -93,7 +93,7 @@ impl Metadata<'_> {
     }
 
     /// A token below `count`, where the file names one. Files say -1 for none,
-    /// or all ones.
+    /// or all ones. One that is not there is told of and not used, as by llama.cpp.
     pub fn id(&self, key: &str, count: usize) -> Result<Option<u32>, ModelError> {
         let value = match self.get(key) {
             None | Some(Value::U32(u32::MAX)) => return Ok(None),
@@ -102,7 +102,17 @@ impl Metadata<'_> {
         match whole(value) {
             Some(..0) => Ok(None),
             Some(id) if id < count as i128 => Ok(u32::try_from(id).ok()),
-            _ => Err(self.bad(key, format!("is {value:?}: there are {count} tokens"))),
+            Some(id) => {
+                let path = self.0.path().display();
+                tracing::warn!(
+                    "{path}: `{key}` is {id} and there are {count} tokens: it is not used, answers may not end"
+                );
+                Ok(None)
+            }
+            None => Err(self.bad(
+                key,
+                format!("is {:?}, a token was expected", value.value_type()),
+            )),
         }
     }
 

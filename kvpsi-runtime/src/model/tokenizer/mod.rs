@@ -63,6 +63,9 @@ fn is_turn(text: &str) -> bool {
 /// what is still no character after this many tokens is not going to be one.
 const MAX_HELD: usize = 8;
 
+/// Most bytes of one token. The longest that is known has a thousand.
+const MOST_TOKEN: usize = 64 << 10;
+
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: Inner,
@@ -105,6 +108,13 @@ impl Tokenizer {
             return Err(from.bad(
                 key,
                 format!("holds {count} tokens, but the model has {vocab}"),
+            ));
+        }
+        if let Some((id, token)) = (tokens.iter().enumerate()).find(|(_, t)| t.len() > MOST_TOKEN) {
+            let bytes = token.len();
+            return Err(from.bad(
+                key,
+                format!("has {bytes} bytes at {id}: a token has {MOST_TOKEN} at most, the file is damaged"),
             ));
         }
         let bos = from.id("tokenizer.ggml.bos_token_id", count)?;

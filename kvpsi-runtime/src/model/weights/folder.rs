@@ -12,7 +12,7 @@ use super::{
 };
 use crate::units::Bytes;
 use rustix::{
-    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags},
     io::Errno,
     process::geteuid,
 };
@@ -364,15 +364,23 @@ impl Folder {
         }
     }
 
+    /// Whether what has this name is a pipe, a link or the like, which no process of
+    /// kvpsi makes.
+    fn is_no_file(&self, name: &str) -> bool {
+        let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) != FileType::RegularFile)
+    }
+
     pub(super) fn clean_temporary(&self) {
         let Ok(_alone) = self.alone() else { return };
         let names = self.names().into_iter();
         for name in names.filter(|n| n.ends_with(TEMPORARY)) {
-            let Ok(file) = self.open_file(&name) else {
-                continue;
+            let left = match self.open_file(&name) {
+                // Who writes it holds a lock.
+                Ok(file) => file.try_lock().is_ok(),
+                Err(_) => self.is_no_file(&name),
             };
-            // Who writes it holds a lock.
-            if file.try_lock().is_ok() {
+            if left {
                 let _ = self.remove(&name);
             }
         }

@@ -3,10 +3,10 @@
 //! Out of scope: JSON that is read.
 
 use super::super::limits::MOST_DEPTH;
-use super::{MOST_TEXT, failed, write_number};
+use super::{MOST_TEXT, bind, failed, given, lists::comparable, write_number};
 use minijinja::{
     Error,
-    value::{Kwargs, Rest, Value, ValueKind},
+    value::{Rest, Value, ValueKind},
 };
 use std::fmt::Write;
 
@@ -17,22 +17,8 @@ const MOST_INDENT: usize = 64;
 /// in this order.
 const ARGUMENTS: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
 
-pub(super) fn tojson(value: &Value, places: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
-    if places.len() > ARGUMENTS.len() {
-        return Err(failed("tojson: more than four arguments"));
-    }
-    let mut given = ARGUMENTS.map(|_| None);
-    for (i, (given, name)) in given.iter_mut().zip(ARGUMENTS).enumerate() {
-        let place = places.get(i).cloned();
-        // One that is given twice stays unused.
-        let one: Option<Value> = match place {
-            Some(place) => Some(place),
-            None => named.get(name)?,
-        };
-        *given = one.filter(|v| !v.is_none());
-    }
-    named.assert_all_used()?;
-    let [ascii, indent, separators, sorted] = given;
+pub(super) fn tojson(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
+    let [ascii, indent, separators, sorted] = bind("tojson", ARGUMENTS, &args)?.map(given);
     let on = |flag: Option<Value>| flag.is_some_and(|flag| flag.is_true());
     let separators = match separators {
         None => None,
@@ -99,13 +85,17 @@ impl Json {
             ValueKind::Map => {
                 let mut keys: Vec<_> = v.try_iter()?.collect();
                 if self.sorted {
+                    comparable(&keys)?;
                     keys.sort();
                 }
                 self.all(('{', '}'), depth, &keys, |json, key| {
-                    let text = match key.kind() {
-                        ValueKind::None => "null".to_owned(),
-                        _ => key.to_string(),
-                    };
+                    let mut text = String::new();
+                    match key.kind() {
+                        ValueKind::None => text.push_str("null"),
+                        ValueKind::Bool => text = key.is_true().to_string(),
+                        ValueKind::Number => write_number(&mut text, key),
+                        _ => text = key.to_string(),
+                    }
                     json.string(&text);
                     let between = json.key.clone();
                     json.out.push_str(&between);
