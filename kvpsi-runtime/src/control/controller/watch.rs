@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(wait(&mut w, 50_000, 66), 32);
         assert_eq!(wait(&mut w, 50_000, 256), 125);
         assert_eq!(wait(&mut w, 70_000, 6), 32);
-        assert_eq!(wait(&mut w, 70_000, 66), 500);
+        assert_eq!(wait(&mut w, 70_000, 66), 501);
         assert_eq!(wait(&mut w, 70_000, 256), 900);
         w.pressed(601_000 * MS);
         assert_eq!(wait(&mut w, 601_001, 6), 2);
