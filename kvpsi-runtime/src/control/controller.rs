@@ -167,6 +167,8 @@ pub struct Controller {
     usage: Growth,
     watch: Watch,
     deferral: Deferral,
+    /// What is left above the headroom of the nearest wall, bytes.
+    nearest: Option<i64>,
     /// Until then events of a burst wait: the last look found nothing to do.
     idle_until_ns: u64,
     /// When a slice of the cushion was last returned.
@@ -205,6 +207,7 @@ impl Controller {
             usage: Growth::default(),
             watch: Watch::default(),
             deferral: Deferral::default(),
+            nearest: None,
             idle_until_ns: 0,
             cushion_ns: None,
             missing: Bytes::ZERO,
@@ -231,6 +234,12 @@ impl Controller {
     /// it.
     pub fn owed(&mut self, bytes: Bytes, since_ns: Option<u64>) {
         self.owed = (since_ns, bytes);
+    }
+
+    /// Takes in what is left above the headroom of the nearest wall, which need not be the
+    /// one that counts.
+    pub fn nearest(&mut self, left: Option<i64>) {
+        self.nearest = left;
     }
 
     /// Takes in how much is on its way to the kernel: whoever closes a guard

@@ -261,6 +261,8 @@ impl Reactor {
             self.return_cushion();
             let noticed_ns = monotonic_ns();
             let levels = self.gauges.levels(self.controller.depth());
+            let walls = self.gauges.walls.as_ref();
+            self.controller.nearest(walls.and_then(Walls::nearest));
             if let Some(s) = &self.gauges.system {
                 self.gate.looked(noticed_ns, s.kswapd_works());
             }

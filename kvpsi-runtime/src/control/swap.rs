@@ -1,7 +1,8 @@
 //! When blocks in swap are counted.
 //!
-//! Owns the looks: the cache's pages are looked at only while this process has
-//! some in swap, and that is asked only when the machine's free swap changed.
+//! Owns the looks: the cache's pages are looked at only where what this process has
+//! in swap changed, and that is asked only while it has some there or the machine's
+//! free swap changed.
 //! Out of scope: what follows from a block in swap ([`crate::kv`]).
 
 use super::counters::number;
@@ -14,9 +15,12 @@ const EVERY_NS: u64 = 250_000_000;
 
 #[derive(Debug)]
 pub(super) struct SwapWatch {
-    /// /proc/self/status: without it this process may have pages in swap.
+    /// /proc/self/status.
     status: Option<File>,
+    /// Of the machine, and KiB of this process there at the last look, where that is
+    /// known.
     free: u64,
+    ours: Option<u64>,
     next_ns: u64,
 }
 
@@ -25,6 +29,7 @@ impl SwapWatch {
         Self {
             status: File::open("/proc/self/status").ok(),
             free: 0,
+            ours: Some(0),
             next_ns: 0,
         }
     }
@@ -38,21 +43,21 @@ impl SwapWatch {
         let info = rustix::system::sysinfo();
         let free = info.freeswap as u64;
         let changed = std::mem::replace(&mut self.free, free) != free;
-        if pool.has_swapped() || changed && info.totalswap > 0 && self.has_pages_there() {
+        if !changed && self.ours == Some(0) {
+            return;
+        }
+        let ours = self.ours();
+        let moved = std::mem::replace(&mut self.ours, ours) != ours;
+        if moved || changed && ours != Some(0) {
             pool.count_swapped();
         }
     }
 
-    fn has_pages_there(&self) -> bool {
-        let Some(status) = &self.status else {
-            return true;
-        };
+    fn ours(&self) -> Option<u64> {
         // `VmSwap` stands before byte 1000 (proc_pid_status(5)).
         let mut buf = [0u8; 4096];
-        let Ok(n) = pread(status, &mut buf, 0) else {
-            return true;
-        };
-        vm_swap(&buf[..n]).is_none_or(|kib| kib > 0)
+        let n = pread(self.status.as_ref()?, &mut buf, 0).ok()?;
+        vm_swap(&buf[..n])
     }
 }
 

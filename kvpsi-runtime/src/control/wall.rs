@@ -43,6 +43,8 @@ struct Level {
     /// v1: usage, limit and failcnt of memory and swap together.
     memsw: Option<[File; 3]>,
     last_hits: Option<u64>,
+    /// Memory and swap together had a limit, whose hits are counted in.
+    had_both: bool,
     restored: Moved,
     /// Usage of the last reading and what was left above the headroom, where there
     /// is a limit.
@@ -275,9 +277,10 @@ impl Walls {
     /// Some level was hit since the last reading: the quickest thing to know.
     #[must_use]
     pub fn were_hit(&self) -> bool {
-        self.levels.iter().any(|l| {
+        let mut limited = self.levels.iter().filter(|l| l.last_left.is_some());
+        limited.any(|l| {
             l.last_hits
-                .zip(l.hits())
+                .zip(l.hits(l.had_both))
                 .is_some_and(|(last, now)| now > last)
         })
     }
@@ -293,6 +296,13 @@ impl Walls {
             Some(left.saturating_sub_unsigned(grown))
         };
         self.levels.iter().filter_map(left).min()
+    }
+
+    /// What was left above the headroom of the nearest wall at the last reading.
+    #[must_use]
+    pub fn nearest(&self) -> Option<i64> {
+        let left = self.levels.iter().filter_map(|l| l.last_left);
+        left.map(|(_, left)| left).min()
     }
 
     /// Each level with a limit, ours first. Slow: for people.
@@ -331,6 +341,7 @@ impl Level {
                 .zip(memsw("failcnt"))
                 .map(|((usage, limit), hits)| [usage, limit, hits]),
             last_hits: None,
+            had_both: false,
             restored: Moved::default(),
             last_left: None,
         })
@@ -342,7 +353,7 @@ impl Level {
         for file in self.memsw.iter().flatten() {
             let _ = read_number(file);
         }
-        self.last_hits = self.hits();
+        self.last_hits = self.hits(false);
     }
 
     /// The lower of limit and `memory.high`; `u64::MAX` where there is none.
@@ -352,21 +363,21 @@ impl Level {
         number(&self.limit).min(high)
     }
 
-    /// Usage and failcnt of memory and swap together, and their limit, where there is
-    /// one.
-    fn both(&self) -> Option<(&File, &File, u64)> {
-        let [all, limit, hits] = self.memsw.as_ref()?;
+    /// Usage of memory and swap together, and their limit, where there is one.
+    fn both(&self) -> Option<(Option<u64>, u64)> {
+        let [all, limit, _] = self.memsw.as_ref()?;
         let limit = read_number(limit).filter(|l| *l < NO_LIMIT)?;
-        Some((all, hits, limit))
+        Some((read_number(all), limit))
     }
 
     /// Times that a limit was hit: `memory.failcnt` and that of memory and swap,
-    /// or `max` and `high` of `memory.events.local`.
-    fn hits(&self) -> Option<u64> {
+    /// or `max` and `high` of `memory.events.local`. `both`: of memory and swap, too.
+    fn hits(&self, both: bool) -> Option<u64> {
         let file = self.hits.as_ref()?;
         match self.version {
             Version::V1 => {
-                let both = self.both().and_then(|(_, hits, _)| read_number(hits));
+                let memsw = self.memsw.as_ref().filter(|_| both);
+                let both = memsw.and_then(|[_, _, hits]| read_number(hits));
                 Some(read_number(file)?.wrapping_add(both.unwrap_or(0)))
             }
             Version::V2 => {
@@ -391,17 +402,22 @@ impl Level {
     fn read(&mut self, now_ns: u64, depth: Depth) -> Option<CgroupLevel> {
         let (mut limit, both) = (self.limit(), self.both());
         if limit >= NO_LIMIT && both.is_none() {
-            // It stops nothing, and its other files need not be read to know.
-            self.last_left = None;
+            // It stops nothing, and its other files need not be read to know. Hits of the
+            // limit that it had are over.
+            if self.last_left.take().is_some() {
+                self.last_hits = self.hits(false);
+            }
+            self.had_both = false;
             return None;
         }
+        if std::mem::replace(&mut self.had_both, both.is_some()) != both.is_some() {
+            self.last_hits = None;
+        }
         let usage = read_number(&self.usage)?;
-        if let Some((all, _, most)) = both
-            && let Some(all) = read_number(all)
-        {
+        if let Some((Some(all), most)) = both {
             limit = limit.min(most.saturating_sub(all.saturating_sub(usage)));
         }
-        let hits_now = self.hits();
+        let hits_now = self.hits(self.had_both);
         let hits = since(&mut self.last_hits, hits_now);
         let mut now = CgroupLevel {
             usage: Bytes(usage),

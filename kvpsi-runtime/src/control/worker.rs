@@ -129,7 +129,7 @@ impl Worker {
         if freed {
             let pool = self.ladder.pool();
             let a = pool.account();
-            let most = a.resident.max(a.floor);
+            let most = pool.resident().max(a.floor);
             if pool.budget() > most {
                 pool.set_budget(most);
             }

@@ -120,10 +120,11 @@ impl Alloc {
             if held == 0 && self.blocks.swapped_of(i) == 0 {
                 continue;
             }
+            let version = self.blocks.version_of(i);
             let in_ram = self.arena.in_ram(i, held).unwrap_or(held);
             self.blocks.set_swapped(i, held - in_ram);
-            // It may have been returned meanwhile.
-            if self.blocks.held_by(i) == 0 {
+            // It may have been returned meanwhile, and handed out again.
+            if self.blocks.held_by(i) == 0 || self.blocks.version_of(i) != version {
                 self.blocks.set_swapped(i, 0);
             }
         }

@@ -239,8 +239,9 @@ impl KvPool {
     /// them: [`Account::retired`].
     #[must_use]
     pub fn retired(&self) -> Bytes {
-        let held = |block| self.alloc.blocks().held_by(block);
-        self.bytes(self.reclaim.retired.iter().map(held).sum())
+        let blocks = self.alloc.blocks();
+        let in_ram = |b: usize| blocks.held_by(b).saturating_sub(blocks.swapped_of(b));
+        self.bytes(self.reclaim.retired.iter().map(in_ram).sum())
     }
 
     /// The account. Counters are read one after the other: while the pool is

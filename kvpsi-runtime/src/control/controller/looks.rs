@@ -25,7 +25,7 @@ impl Controller {
         let most = now_ns.saturating_add(ns(IDLE));
         self.idle_until_ns = match self.is_exhausted() {
             true => most,
-            false => self.watch.next().clamp(now_ns, most),
+            false => self.watch.next_at(now_ns, self.nearest).min(most),
         };
     }
 

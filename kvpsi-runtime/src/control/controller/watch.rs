@@ -23,6 +23,8 @@ const MOST: Duration = Duration::from_millis(900);
 const FAST: u64 = 2 << 30;
 const SLOW: u64 = 128 << 20;
 const RECENT: Duration = Duration::from_secs(60);
+/// Less that is given back is taken for noise: the kernel charges in batches.
+const BACK: i64 = 512 << 10;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
@@ -73,6 +75,13 @@ impl Watch {
             .saturating_add(wait.clamp(ns(LEAST), ns(MOST)))
     }
 
+    /// The next look from now on, where so much is left at the nearest wall.
+    pub fn next_at(&self, now_ns: u64, nearest: Option<i64>) -> u64 {
+        let left = nearest.map_or(u64::MAX, |left| u64::try_from(left).unwrap_or(0));
+        let wait = (left / (FAST / 1_000_000_000)).max(ns(LEAST));
+        self.next().clamp(now_ns, now_ns.saturating_add(wait))
+    }
+
     /// A look is due and all files are to be read: what is left above the headroom,
     /// asked of `left`, is less than nothing and less than it was, or cannot be told.
     pub fn is_due(&mut self, now_ns: u64, left: impl FnOnce() -> Option<i64>) -> bool {
@@ -82,6 +91,12 @@ impl Watch {
         let Some(left) = left() else { return true };
         (self.glanced_ns, self.glanced) = (now_ns, left);
         let fell = self.looked.is_some_and(|before| left < before.min(0));
+        // What came back counts when it is gone again.
+        if let Some(before) = &mut self.looked
+            && left.saturating_sub(*before) >= BACK
+        {
+            *before = left;
+        }
         // Files other than the usage change too.
         fell || now_ns.saturating_sub(self.looked_ns) >= ns(MOST)
     }
@@ -143,6 +158,9 @@ mod tests {
         w.looked(7 * MS, Some(&wall(2, 0)));
         assert!(!w.is_due(9 * MS, || Some(-(2 << 20))));
         assert!(w.is_due(11 * MS, || Some(-(2 << 20) - 1)));
+        // But what another gave back, and is used again, is.
+        assert!(!w.is_due(13 * MS, || Some(-(1 << 20))));
+        assert!(w.is_due(15 * MS, || Some(-(3 << 19))));
         assert!(!w.is_due(257 * MS, || Some(0)));
         assert!(w.is_due(300 * MS, || None));
         // The limit may be lower now.

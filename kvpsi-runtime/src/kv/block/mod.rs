@@ -286,6 +286,11 @@ impl Blocks {
         self.blocks[number].held.swap(0, Relaxed) as usize
     }
 
+    /// How often a block was allocated.
+    pub fn version_of(&self, number: usize) -> u32 {
+        BlockId::unpack(self.blocks[number].refs.load(SeqCst)).version
+    }
+
     /// Pages in swap, of all blocks.
     pub fn swapped(&self) -> usize {
         self.swapped.load(SeqCst)

@@ -159,6 +159,10 @@ impl KvPool {
             if p.taken + pages >= p.need {
                 return false;
             }
+            // In swap it would bring nothing.
+            if blocks.held_by(number as usize) <= blocks.swapped_of(number as usize) {
+                return true;
+            }
             let Some((block, epoch)) = blocks.take_cached(number) else {
                 return true;
             };
@@ -283,6 +287,9 @@ impl KvPool {
             let Some(block) = table.entry(i) else {
                 continue;
             };
+            if self.alloc.in_ram(block) == 0 {
+                continue;
+            }
             let tokens = self.tokens_in(table, i, block);
             if table.live() < self.config.floor_tokens + tokens {
                 *next = end;
