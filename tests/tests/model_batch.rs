@@ -346,13 +346,14 @@ fn a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there() 
     // A floor is 32 sinks, 256 recent tokens, and the block that is written.
     let Some(mut b) = batch(test, 2, |c| {
         c.profile = Profile::Latency;
-        c.kv_budget = Some(Bytes(token * 200));
+        c.obtainable = || Bytes::ZERO;
     }) else {
         return;
     };
     let tokens = prompt(&b, 0, 600);
     let pool = b.engine().pool();
     assert_eq!(pool.shape().token_bytes().0, token);
+    pool.set_budget(Bytes(token * 200));
     let mut asked = [ask(&mut b, tokens.clone(), 4, LONG)];
     let began = Instant::now();
     finish(&mut b, &mut asked, |_, _| ());
@@ -365,6 +366,16 @@ fn a_request_waits_for_memory_and_fails_only_when_not_even_its_floor_is_there() 
     assert!(
         pool.wanted() > Bytes::ZERO,
         "and it was said how much is wanted"
+    );
+
+    // What a user gave is never more: it is said at once.
+    pool.set_limit(Bytes(token * 200));
+    let mut asked = [ask(&mut b, tokens.clone(), 4, LONG)];
+    finish(&mut b, &mut asked, |_, _| ());
+    assert!(
+        matches!(asked[0].end, Some(Err(Failure::OverBudget { .. }))),
+        "{:?}",
+        asked[0].end
     );
 
     // Less than the prompt, more than the floor: it goes on, and loses some.

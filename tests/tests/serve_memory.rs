@@ -262,20 +262,24 @@ fn arrows(test: &str, traced: &Path, trims: u64) {
 }
 
 #[test]
-fn a_request_whose_floor_cannot_be_held_gets_a_503() {
-    let test = "a_request_whose_floor_cannot_be_held_gets_a_503";
+fn what_the_budget_never_holds_is_refused_or_ends() {
+    let test = "what_the_budget_never_holds_is_refused_or_ends";
     let Some(file) = model(test) else { return };
     let s = Served::start(&file, &["--kv-budget", "1", "--signal", "none"], None);
     let body = json!({"prompt": "a lamp ".repeat(300), "max_tokens": 4});
     let (status, answer) = s.post("/v1/completions", &body);
-    assert_eq!(
-        (status, &answer["error"]["code"]),
-        (503, &json!("memory")),
-        "{answer}"
-    );
-    // One that fits is answered.
-    let body = json!({"prompt": "a lamp", "max_tokens": 4});
-    assert_eq!(s.post("/v1/completions", &body).0, 200);
+    // Asking again is of no use.
+    assert_eq!(status, 400, "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("--kv-budget gives 1.0 MiB"), "{message}");
+    // One that fits is answered, and an answer that grows beyond it is cut.
+    for (most, finish) in [(4, 4..=4), (200, 8..=40)] {
+        let body = json!({"prompt": "a lamp", "max_tokens": most, "ignore_eos": true});
+        let (status, answer) = s.post("/v1/completions", &body);
+        let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
+        assert_eq!(answer["choices"][0]["finish_reason"], "length", "{answer}");
+        assert!(status == 200 && finish.contains(&tokens), "{answer}");
+    }
     s.rest();
 }
 

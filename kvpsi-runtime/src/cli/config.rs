@@ -53,8 +53,8 @@ Each option can be given in three ways, of which the first wins:
 `kvpsi config` prints what would hold, and where it comes from.";
 
 const ABOUT_VARIABLES: &str = "\
-Options that `kvpsi serve` has, too, can be set in the environment as there: KVPSI_CTX=4096 is
---ctx 4096. A flag wins. The file of `kvpsi serve` is not read.";
+Options that `kvpsi serve` has, too, can be set in the environment as there: KVPSI_KV_TYPE=q8_0
+is --kv-type q8_0. A flag wins. The file of `kvpsi serve` is not read.";
 
 /// Where a value comes from, by rank.
 #[derive(Clone, Debug, PartialEq, Eq)]

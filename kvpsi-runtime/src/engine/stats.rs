@@ -30,7 +30,7 @@ impl fmt::Display for Finish {
             Self::StopText => "stop text",
             Self::Length => "length: the context is full",
             Self::Stopped => "stopped",
-            Self::Exhausted => "KV memory exhausted",
+            Self::Exhausted => "the KV cache is full: --kv-budget gives it no more",
         })
     }
 }

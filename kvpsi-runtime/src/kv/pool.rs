@@ -224,6 +224,12 @@ impl KvPool {
         self.alloc.set_limit(self.whole_pages(limit));
     }
 
+    /// What [`KvPool::set_limit`] said, at most [`KvPool::capacity`].
+    #[must_use]
+    pub fn limit(&self) -> Bytes {
+        self.bytes(self.whole_pages(self.capacity()).min(self.alloc.limit()))
+    }
+
     fn whole_pages(&self, bytes: Bytes) -> usize {
         let bytes = bytes.0.min(self.capacity().0);
         usize::try_from(bytes).unwrap_or(usize::MAX) / rustix::param::page_size()

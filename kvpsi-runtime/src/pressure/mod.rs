@@ -104,7 +104,8 @@ pub trait PressureSource: Send {
 /// Which source to use, as `--signal` takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
-    /// The first of the others that works, in their order
+    /// The first that works: ebpf, systemd where the service manager asks for it, psi-trigger,
+    /// psi-poll, vmstat
     #[default]
     Auto,
     /// Kernel tracepoints through eBPF

@@ -358,7 +358,7 @@ impl From<Failure> for ApiError {
             Failure::NoMemory { .. } => Self::unavailable("memory", message),
             Failure::Ending => Self::unavailable("ending", message),
             Failure::Step(_) => Self::internal(message),
-            Failure::Grammar(_) => Self::bad(message),
+            Failure::Grammar(_) | Failure::OverBudget { .. } => Self::bad(message),
         };
         // Where the model's thread told of it.
         Self {

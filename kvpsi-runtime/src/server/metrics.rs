@@ -144,7 +144,7 @@ impl Metrics {
     pub fn failed(&self, failure: &Failure) {
         let why = match failure {
             Failure::Deadline => "deadline",
-            Failure::NoMemory { .. } => "memory",
+            Failure::NoMemory { .. } | Failure::OverBudget { .. } => "memory",
             Failure::Step(_) => "step",
             Failure::Grammar(_) => "grammar",
             Failure::Ending => "ending",

@@ -138,7 +138,9 @@ impl Client for EventSender {
                     .done(now - self.arrived, outcome.stats.finish.into());
             }
             // It never had a place.
-            StreamEvent::Failed(Failure::NoMemory { .. }) if !self.started => {
+            StreamEvent::Failed(Failure::NoMemory { .. } | Failure::OverBudget { .. })
+                if !self.started =>
+            {
                 self.metrics.refused("memory");
             }
             StreamEvent::Failed(failure) => self.metrics.failed(failure),

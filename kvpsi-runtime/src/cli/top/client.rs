@@ -34,7 +34,9 @@ pub enum ClientError {
         why: String,
     },
     /// Without the right key nothing is told.
-    #[error("kvpsi at {url} wants its API key: --api-key KEY, or KVPSI_API_KEY")]
+    #[error(
+        "kvpsi at {url} wants its API key, and that was not it or none was sent: --api-key KEY, or KVPSI_API_KEY"
+    )]
     Key {
         /// Who wants it.
         url: String,

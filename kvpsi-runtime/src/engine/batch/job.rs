@@ -115,6 +115,16 @@ pub enum Failure {
         /// What there is.
         free: Bytes,
     },
+    /// It never fits.
+    #[error(
+        "this request's floor is {floor} of KV cache, and --kv-budget gives {most}: send less, or have the server started with more"
+    )]
+    OverBudget {
+        /// What it needs at least.
+        floor: Bytes,
+        /// The most that the cache may take.
+        most: Bytes,
+    },
     /// The model could not compute it.
     #[error("{0}")]
     Step(String),
@@ -169,6 +179,11 @@ impl Job {
             cached_tokens: 0,
             seen: Seen::default(),
         }
+    }
+
+    /// Some of its answer is there.
+    pub fn has_tokens(&self) -> bool {
+        self.answer.as_ref().is_some_and(|a| a.stats.tokens > 0)
     }
 
     /// It has a place.

@@ -216,6 +216,11 @@ impl Batch {
             self.short = None;
             return Room::Yes;
         }
+        let floor = pool.floor_of(tokens);
+        let most = pool.limit();
+        if floor > most {
+            return Room::Never(Failure::OverBudget { floor, most });
+        }
         if !self.running.is_empty() {
             return Room::NotYet;
         }
@@ -225,7 +230,6 @@ impl Batch {
         if waited < self.config.patience {
             return Room::NotYet;
         }
-        let floor = pool.floor_of(tokens);
         let free = free.max(self.obtainable());
         if floor <= free {
             Room::Yes

@@ -8,6 +8,7 @@ use super::{
 use crate::engine::{
     session::{CHUNK, SMALL_CHUNK, StepRows, Went},
     speculate::choose,
+    stats::Finish,
 };
 use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
@@ -197,6 +198,11 @@ impl Batch {
                 drafts,
             }),
             Ok(Went::Preempted) => self.preempted(i),
+            // The limit that the user set: what there is of an answer is whole.
+            Ok(Went::NoRoom) if self.running[i].has_tokens() => {
+                self.running[i].finish(Finish::Exhausted);
+                self.account.finished.fetch_add(1, Relaxed);
+            }
             Ok(Went::NoRoom) => {
                 let pool = &self.engine.pool;
                 let block = pool.shape().block_bytes();
