@@ -78,6 +78,11 @@ impl Watch {
     /// The next look from now on, where so much is left at the nearest wall.
     pub fn next_at(&self, now_ns: u64, nearest: Option<i64>) -> u64 {
         let left = nearest.map_or(u64::MAX, |left| u64::try_from(left).unwrap_or(0));
+        // Two that share a wall see what is missing there at the same time, and both give:
+        // one that waits would have the other give all of it.
+        if left < self.headroom {
+            return now_ns;
+        }
         let wait = (left / (FAST / 1_000_000_000)).max(ns(LEAST));
         self.next().clamp(now_ns, now_ns.saturating_add(wait))
     }
