@@ -9,7 +9,7 @@
 use super::{
     controller::{Controller, Decision, Gave},
     gate::Gate,
-    gauge::{Gauges, ResidentGauge},
+    gauge::{Gauges, Levels, ResidentGauge},
     order::Order,
     record::{Tap, Tapped, TrimRecord},
     report::Verdicts,
@@ -154,7 +154,7 @@ impl Reactor {
         let mut next_drain_ns = 0u64;
         // The watch begins with a reading.
         self.handover.take(&mut self.gauges.walls);
-        let levels = self.gauges.levels(Depth::All);
+        let levels = self.levels(Depth::All);
         self.controller.take_in(monotonic_ns(), &levels);
         loop {
             let now = monotonic_ns();
@@ -230,6 +230,14 @@ impl Reactor {
         }
     }
 
+    /// Reads all gauges.
+    fn levels(&mut self, depth: Depth) -> Levels {
+        if let Some(walls) = &mut self.gauges.walls {
+            walls.held = self.pool.resident();
+        }
+        self.gauges.levels(depth)
+    }
+
     /// The walls are to be read, event or not.
     fn looks(&mut self, now_ns: u64) -> bool {
         let walls = self.gauges.walls.as_ref();
@@ -260,7 +268,7 @@ impl Reactor {
             self.handover.take(&mut self.gauges.walls);
             self.return_cushion();
             let noticed_ns = monotonic_ns();
-            let levels = self.gauges.levels(self.controller.depth());
+            let levels = self.levels(self.controller.depth());
             let walls = self.gauges.walls.as_ref();
             self.controller.nearest(walls.and_then(Walls::nearest));
             if let Some(s) = &self.gauges.system {
@@ -390,7 +398,7 @@ impl Reactor {
         }
         let resident = self.pool.resident();
         self.handover.take(&mut self.gauges.walls);
-        let levels = self.gauges.levels(Depth::All);
+        let levels = self.levels(Depth::All);
         if let Some(b) = self
             .controller
             .grow(now, budget, resident, self.capacity, levels)

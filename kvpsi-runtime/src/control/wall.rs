@@ -70,6 +70,9 @@ pub struct CgroupLevel {
     pub restored: Option<Bytes>,
     /// Levels above ours.
     pub up: u32,
+    /// Of the usage: this process's cache.
+    #[serde(default)]
+    pub held: Bytes,
 }
 
 impl CgroupLevel {
@@ -94,15 +97,17 @@ impl CgroupLevel {
     }
 
     /// What is to stay free at least, beside the cushion: a 64th of the limit, 2 to 8
-    /// MiB, and no more than a 16th. More follows from how fast usage grows, which is
-    /// the controller's to see.
+    /// MiB, and no more than a 16th, and of that as much again as our cache is of the
+    /// limit: of two that share a wall the one with more gives first. More follows from
+    /// how fast usage grows, which is the controller's to see.
     #[must_use]
     pub fn headroom(&self) -> Bytes {
-        Bytes(
-            (self.limit.0 / 64)
-                .clamp(2 << 20, 8 << 20)
-                .min(self.limit.0 / 16),
-        )
+        let all = (self.limit.0 / 64)
+            .clamp(2 << 20, 8 << 20)
+            .min(self.limit.0 / 16);
+        // In 2048ths: the limit may be any number.
+        let share = self.held.min(self.limit).0 / (self.limit.0 / 2048).max(1);
+        Bytes(all + all * share.min(2048) / 2048)
     }
 
     /// Bytes missing beyond what the kernel finds in page cache.
@@ -135,6 +140,8 @@ pub struct Walls {
     /// is the most that any of them did.
     vmstat: Option<File>,
     restored: Moved,
+    /// This process's cache, which who reads says before.
+    pub held: Bytes,
 }
 
 /// A counter that not every reading reads.
@@ -192,6 +199,7 @@ impl Walls {
             levels: levels.filter_map(|(up, c)| Level::open(&c, up)).collect(),
             restored: Moved::default(),
             vmstat,
+            held: Bytes::ZERO,
         };
         // What was counted until now is over. A limit that is set later finds
         // every file read once.
@@ -199,7 +207,7 @@ impl Walls {
         new.system_restored(now);
         for level in &mut new.levels {
             level.begin();
-            level.read(now, Depth::All);
+            level.read(now, Depth::All, Bytes::ZERO);
             if let Some(stat) = level.stat() {
                 level.restored.since(now, stat.again());
             }
@@ -233,7 +241,7 @@ impl Walls {
     fn read_at(&mut self, now_ns: u64, depth: Depth) -> WallsReading {
         let mut all = WallsReading::default();
         for level in &mut self.levels {
-            let Some(now) = level.read(now_ns, depth) else {
+            let Some(now) = level.read(now_ns, depth, self.held) else {
                 continue;
             };
             let limited = now.limit.0 < NO_LIMIT;
@@ -311,7 +319,7 @@ impl Walls {
         let now = monotonic_ns();
         let levels = self.levels.iter_mut();
         let limited = |l: &CgroupLevel| l.limit.0 < NO_LIMIT;
-        let read = levels.filter_map(|level| level.read(now, Depth::All));
+        let read = levels.filter_map(|level| level.read(now, Depth::All, self.held));
         read.filter(limited).collect()
     }
 }
@@ -399,7 +407,7 @@ impl Level {
         MemStat::read(self.stat.as_ref()?, self.version)
     }
 
-    fn read(&mut self, now_ns: u64, depth: Depth) -> Option<CgroupLevel> {
+    fn read(&mut self, now_ns: u64, depth: Depth, held: Bytes) -> Option<CgroupLevel> {
         let (mut limit, both) = (self.limit(), self.both());
         if limit >= NO_LIMIT && both.is_none() {
             // It stops nothing, and its other files need not be read to know. Hits of the
@@ -424,6 +432,7 @@ impl Level {
             limit: Bytes(limit),
             hits,
             up: self.up,
+            held: held.min(Bytes(usage)),
             ..CgroupLevel::default()
         };
         let full = limit.saturating_sub(limit / 16);

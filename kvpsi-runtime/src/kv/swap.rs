@@ -1,9 +1,10 @@
 //! Blocks that the kernel swapped out.
 //!
 //! Owns counting them and having them read. A block in swap holds no RAM: it is
-//! not resident, no trim takes it, no slow step reads it, and a step that is about to attend to it has it read before a
-//! guard is opened. Invariant: the reactor asks the kernel for none of it, and
-//! knows what was counted last. Out of scope: why the kernel swaps.
+//! not resident, no trim takes it, no slow step reads it, and a step that is about
+//! to attend to it has it read before a guard is opened. Invariant: the reactor asks
+//! the kernel for none of it, and knows what was counted last. Out of scope: why the
+//! kernel swaps.
 
 use super::{
     block::{Batch, Free},

@@ -1,9 +1,10 @@
 //! When a burst is looked at again, with an event or without.
 //!
-//! While something is missing at a cgroup's wall, each half of a millisecond. A file that is read from end to end below a limit stalls tasks each millisecond,
-//! for as long as that lasts, and asks for nothing; a look at all files takes some
-//! 100 us. So after a look that found nothing to do the next events wait, for no
-//! longer than growth takes to use up the room that is left.
+//! While something is missing at a cgroup's wall, each half of a millisecond. A file
+//! that is read from end to end below a limit stalls tasks each millisecond, for as
+//! long as that lasts, and asks for nothing; a look at all files takes some 100 us. So
+//! after a look that found nothing to do the next events wait, for no longer than
+//! growth takes to use up the room that is left at the nearest wall.
 //! Out of scope: looks without a burst ([`super::watch`]).
 
 use super::{

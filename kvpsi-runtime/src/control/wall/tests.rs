@@ -257,3 +257,27 @@ fn the_cgroups_of_this_process_are_read() {
         );
     }
 }
+
+/// Two models decode below one limit; one of them always looks first.
+#[test]
+fn of_two_that_share_a_wall_the_larger_gives_until_they_are_alike() {
+    let mib = 1 << 20;
+    let (limit, others) = (300 * mib, 235 * mib);
+    let mut caches = [20 * mib, 40 * mib];
+    for _ in 0..20_000 {
+        for who in 0..2 {
+            caches[1 - who] += 512;
+            let level = CgroupLevel {
+                usage: Bytes(others + caches[0] + caches[1]),
+                limit: Bytes(limit),
+                held: Bytes(caches[who]),
+                ..CgroupLevel::default()
+            };
+            // A trim takes whole blocks.
+            caches[who] -= level.missing().0.div_ceil(64 << 10) * (64 << 10);
+        }
+    }
+    let [a, b] = caches.map(|c| c / mib);
+    assert!(a.abs_diff(b) <= 2, "{caches:?}");
+    assert!(a + b > 55, "{caches:?}");
+}
