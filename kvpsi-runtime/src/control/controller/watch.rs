@@ -23,9 +23,9 @@ const MOST: Duration = Duration::from_millis(900);
 const FAST: u64 = 2 << 30;
 const SLOW: u64 = 128 << 20;
 const RECENT: Duration = Duration::from_secs(60);
-/// Between two readings of all files while something was missing lately. A glance does not
-/// see page cache that became anonymous memory: of two that share a wall the one with the
-/// older reading would leave all giving to the other.
+/// Between two readings of all files while something was missing lately and page cache
+/// may have become anonymous memory, which no glance sees: of two that share a wall the
+/// one with the older reading would leave all giving to the other.
 const AGAIN: Duration = Duration::from_millis(250);
 /// Below the headroom, less that is given back is taken for noise: the kernel charges
 /// in batches.
@@ -42,6 +42,8 @@ pub(super) struct Watch {
     looked: Option<i64>,
     glanced: i64,
     headroom: u64,
+    /// Clean page cache at the last reading of all files, bytes.
+    file: i64,
 }
 
 impl Watch {
@@ -51,6 +53,8 @@ impl Watch {
         self.looked = wall.map(CgroupLevel::above_headroom);
         self.glanced = self.looked.unwrap_or_default();
         self.headroom = wall.map_or(0, |c| c.headroom().0);
+        let file = wall.and_then(|c| c.file).unwrap_or_default();
+        self.file = i64::try_from(file.0).unwrap_or(i64::MAX);
         if wall.is_some_and(CgroupLevel::was_hit) {
             self.pressed(now_ns);
         }
@@ -101,15 +105,17 @@ impl Watch {
         let Some(left) = left() else { return true };
         (self.glanced_ns, self.glanced) = (now_ns, left);
         let fell = self.looked.is_some_and(|before| left < before.min(0));
-        // What came back counts when it is gone again: else one that shares the wall and
-        // read it while nothing was missing would be the first to give each time.
+        // What came back counts when it is gone again.
         if let Some(before) = &mut self.looked
             && (left >= 0 || left.saturating_sub(*before) >= BACK)
         {
             *before = left;
         }
         // Files other than the usage change too.
-        let again = if self.is_recent() { AGAIN } else { MOST };
+        let again = match self.is_recent() && left < self.file {
+            true => AGAIN,
+            false => MOST,
+        };
         fell || now_ns.saturating_sub(self.looked_ns) >= ns(again)
     }
 }
@@ -175,8 +181,15 @@ mod tests {
         assert!(w.is_due(15 * MS, || Some(-(3 << 19))));
         assert!(!w.is_due(17 * MS, || Some(1)));
         assert!(w.is_due(19 * MS, || Some(-1)));
-        assert!(w.is_due(257 * MS, || Some(0)));
+        assert!(!w.is_due(257 * MS, || Some(0)));
         assert!(w.is_due(300 * MS, || None));
+        // Page cache may be anonymous memory by now, where that would matter.
+        let file = Some(Bytes::mib(3));
+        w.looked(400 * MS, Some(&CgroupLevel { file, ..wall(8, 0) }));
+        assert!(!w.is_due(649 * MS, || Some(2 << 20)));
+        assert!(!w.is_due(660 * MS, || Some(4 << 20)));
+        assert!(w.is_due(680 * MS, || Some(2 << 20)));
+        w.looked(7 * MS, Some(&wall(2, 0)));
         // The limit may be lower now.
         assert!(w.is_due(907 * MS, || Some(0)));
         w.looked(70_000 * MS, Some(&wall(66, 0)));

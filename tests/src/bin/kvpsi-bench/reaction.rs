@@ -15,7 +15,10 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use kvpsi::{
     clock::monotonic_ns,
-    control::cgroup::OwnedCgroup,
+    control::{
+        cgroup::OwnedCgroup,
+        wall::{CgroupLevel, Walls},
+    },
     pressure::{SourceConfig, ebpf::EbpfSource},
     units::Bytes,
 };
@@ -41,12 +44,12 @@ const FILLED: usize = 640;
 /// Anonymous memory of the hog: with it the limit is large enough for a headroom
 /// of 8 MiB.
 const BALLAST: usize = 512 << 20;
-/// Room above what all take when a burst begins: less than the headroom, so that
-/// the first stall does harm.
-const ROOM: u64 = 6 << 20;
+/// Room when a burst begins: so much less than the headroom that the first stall does
+/// harm, also where some page cache of the burst before is left.
+const ROOM: Bytes = Bytes::mib(2);
 /// What a cache grows by in a storm in which nothing is given back: without it the
 /// OOM killer would end the model.
-const STORM_ROOM: u64 = 24 << 20;
+const STORM_ROOM: Bytes = Bytes::mib(24);
 /// What the hog reads.
 const FILE: usize = 128 << 20;
 /// A burst that was not answered ends.
@@ -170,6 +173,7 @@ struct One<'a> {
     model: Piped,
     hog: Piped,
     cgroup: OwnedCgroup,
+    walls: Walls,
 }
 
 /// What became of a burst.
@@ -177,6 +181,8 @@ struct Burst {
     onset_ns: u64,
     /// When the first trim was decided, and its pages were back.
     answer: Option<(u64, u64)>,
+    /// The wall as it was when none had come.
+    unanswered: Option<CgroupLevel>,
 }
 
 impl<'a> One<'a> {
@@ -198,6 +204,7 @@ impl<'a> One<'a> {
             witness,
             model,
             hog,
+            walls: Walls::open(cgroup.memory()),
             cgroup,
         })
     }
@@ -224,6 +231,7 @@ impl<'a> One<'a> {
                 "what": "burst", "round": round, "source": source, "load": load,
                 "decided_us": burst.answer.map(|a| late(a.0)),
                 "returned_us": burst.answer.map(|a| late(a.1)),
+                "unanswered": burst.unanswered,
             });
             answered.extend(row["returned_us"].as_f64());
             println!("{row}");
@@ -260,28 +268,39 @@ impl<'a> One<'a> {
         #[expect(clippy::cast_precision_loss, reason = "a small number")]
         let phase = (number as f64 * 0.618_034).fract();
         std::thread::sleep(Duration::from_secs_f64(0.2 + 0.8 * phase));
-        let usage = self.cgroup.memory().usage().context("no usage")?;
         self.witness.arm();
         let began = monotonic_ns();
-        self.cgroup.set_limit(Bytes(usage.0 + ROOM))?;
+        self.limit(ROOM)?;
         self.hog.say("press")?;
+        let left = || MOST.saturating_sub(Duration::from_nanos(monotonic_ns() - began));
         let mut answer = None;
         while answer.is_none() {
-            let so_far = Duration::from_nanos(monotonic_ns() - began);
-            let Some(line) = self.model.line_within(MOST.saturating_sub(so_far))? else {
+            let Some(line) = self.model.line_within(left())? else {
                 break;
             };
             let ns = |key: &str| line["trim"][key].as_u64();
             answer = ns("noticed_ns").zip(ns("returned_ns"));
             answer = answer.filter(|a| a.0 >= began);
         }
+        // The model may have looked and given before anybody stalled.
+        while self.witness.onset_ns().is_none() && !left().is_zero() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let wall = self.walls.each().into_iter().next();
+        let unanswered = wall.filter(|_| answer.is_none());
         self.hog.say("stop")?;
         ensure!(self.hog.next_line().is_some(), "the hog ended");
         self.cgroup.set_limit(WIDE)?;
-        Ok(self
-            .witness
-            .onset_ns()
-            .map(|onset_ns| Burst { onset_ns, answer }))
+        Ok(self.witness.onset_ns().map(|onset_ns| Burst {
+            onset_ns,
+            answer,
+            unanswered,
+        }))
+    }
+
+    fn limit(&self, room: Bytes) -> Result<()> {
+        let usage = self.cgroup.memory().usage().context("no usage")?;
+        Ok(self.cgroup.set_limit(Bytes(usage.0 + room.0))?)
     }
 
     /// Percent of a core that the reactor's thread takes without pressure.
@@ -294,8 +313,7 @@ impl<'a> One<'a> {
     fn storm_cpu(&mut self) -> Result<f64> {
         self.fill()?;
         self.trim("off")?;
-        let usage = self.cgroup.memory().usage().context("no usage")?;
-        self.cgroup.set_limit(Bytes(usage.0 + ROOM + STORM_ROOM))?;
+        self.limit(Bytes(ROOM.0 + STORM_ROOM.0))?;
         self.hog.say("press")?;
         let cpu = self.cpu(STORM)?;
         self.hog.say("stop")?;
