@@ -2,7 +2,7 @@
 //! without privileges. The one order of steps for every command that trims.
 
 use crate::{
-    control::{Governor, GovernorConfig, Prepared, Tap, gauge},
+    control::{Governor, GovernorConfig, Prepared, Tap, room},
     engine::EngineConfig,
     kv::KvPool,
     model::{gguf::files, open_regular},
@@ -219,7 +219,7 @@ impl HeldModel {
         let mut paths = self.0.iter().map(HeldFile::path);
         let mut config = EngineConfig::new(paths.next().unwrap_or_default());
         config.more_parts = paths.collect();
-        config.obtainable = gauge::obtainable;
+        config.obtainable = room::obtainable;
         config
     }
 }

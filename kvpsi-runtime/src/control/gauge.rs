@@ -8,7 +8,6 @@
 //! Out of scope: whose stall it is and what is done ([`super::controller`]).
 
 use super::{
-    cgroup::MemoryCgroup,
     system::{SystemGauge, SystemLevel},
     wall::{CgroupLevel, Depth, Walls},
 };
@@ -79,26 +78,6 @@ impl Gauges {
         }
     }
 }
-
-/// Anonymous memory that the cgroups around this process still have room for,
-/// but for a reserve: page cache gives way to it. Everything where none has a
-/// limit: the system's own reserves are the kernel's to keep. Slow: not for the
-/// reactor.
-#[must_use]
-pub fn obtainable() -> Bytes {
-    let Ok(cgroup) = MemoryCgroup::of_self() else {
-        return Bytes(u64::MAX);
-    };
-    let rooms = cgroup.levels().filter_map(|level| {
-        let used = level.anonymous().unwrap_or(Bytes::ZERO);
-        Some(level.limit()?.saturating_sub(used).saturating_sub(RESERVE))
-    });
-    rooms.min().unwrap_or(Bytes(u64::MAX))
-}
-
-/// What [`obtainable`] leaves: a prompt's rows, and what else a request takes
-/// beside its cache.
-const RESERVE: Bytes = Bytes::mib(16);
 
 /// The process's resident set.
 #[derive(Debug)]

@@ -1,9 +1,11 @@
 //! How much memory this process may still take.
 //!
-//! Owns one number, for what is about to be read into private memory: the least of
-//! what the system has available and of what each cgroup from ours upwards leaves,
-//! page cache given up and swap taken. It is the most that can be had, not what is
-//! had without harm. Slow. Out of scope: the walls of the reactor ([`super::wall`]).
+//! Owns two numbers. For weights that are about to be read into private memory, the
+//! most that can be had, with harm or without: the least of what the system has
+//! available and of what each cgroup from ours upwards leaves, page cache given up and
+//! swap taken ([`Room`]). For a request's cache, what cgroups leave without swap and but
+//! for a reserve ([`obtainable`]). Slow: not for the reactor, whose walls are
+//! [`super::wall`]'s.
 
 use super::cgroup::{MemoryCgroup, Version};
 use crate::units::Bytes;
@@ -53,6 +55,22 @@ impl Room {
         })
     }
 }
+
+/// Anonymous memory that the cgroups around this process still have room for,
+/// but for a reserve: page cache gives way to it. Everything where none has a
+/// limit: the system's own reserves are the kernel's to keep.
+#[must_use]
+pub fn obtainable() -> Bytes {
+    let own = MemoryCgroup::of_self().ok();
+    let levels = own.iter().flat_map(MemoryCgroup::levels);
+    let rooms = levels.filter_map(|level| Room::of_cgroup(&level, Bytes::ZERO));
+    let least = rooms.map(|room| room.bytes.saturating_sub(RESERVE)).min();
+    least.unwrap_or(Bytes(u64::MAX))
+}
+
+/// What [`obtainable`] leaves: a prompt's rows, and what else a request takes
+/// beside its cache.
+const RESERVE: Bytes = Bytes::mib(16);
 
 /// A line of `/proc/meminfo`.
 fn kib(meminfo: &str, key: &str) -> Option<Bytes> {

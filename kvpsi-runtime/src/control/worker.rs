@@ -8,10 +8,10 @@
 //! Out of scope: how much is missing.
 
 use super::{
-    gauge::obtainable,
     order::Order,
     reactor::Shared,
     record::{Trigger, TrimRecord},
+    room::obtainable,
     swap::SwapWatch,
     system::SystemGauge,
     wall::Depth,
