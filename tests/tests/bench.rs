@@ -80,6 +80,26 @@ fn ebpf_answers_every_burst_before_psi_is_read_once() {
 }
 
 #[test]
+fn what_is_missing_is_returned_and_no_conversation_loses_more_than_it_must() {
+    let test = "what_is_missing_is_returned_and_no_conversation_loses_more_than_it_must";
+    let Some(model) = model(test).filter(|_| can_run(test)) else {
+        return;
+    };
+    let model = model.to_str().unwrap();
+    let cell = ["--limits", "512", "--rates", "100", "--shorts", "12"];
+    let lines = bench(&[&["enough", "--model", model], &cell[..]].concat());
+    let [row] = &lines[..] else {
+        panic!("{lines:?}");
+    };
+    assert!(row["lived"] == true && row["grown"] == true, "{row}");
+    assert_eq!(number(row, "oom_kills"), 0.0, "{row}");
+    // The headroom is in it: 8 MiB and the cache's share.
+    let ratio = number(row, "by_missing");
+    assert!((1.0..2.0).contains(&ratio), "{row}");
+    assert_eq!(row["kept"], row["oracle"], "{row}");
+}
+
+#[test]
 fn a_neighbour_is_measured_beside_a_model_that_trims_and_one_that_does_not() {
     let test = "a_neighbour_is_measured_beside_a_model_that_trims_and_one_that_does_not";
     let Some(model) = model(test).filter(|_| can_run(test)) else {

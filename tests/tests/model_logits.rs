@@ -18,7 +18,7 @@ use kvpsi::model::{gguf::Gguf, tokenizer::Tokenizer};
 use kvpsi_tests::ours::Ours;
 use std::{fs::File, path::Path};
 
-const TOKENS: usize = 256;
+const TOKENS: usize = 160;
 const TEXT: &str = "The water cycle describes how water moves on, above and below the surface of \
 the Earth. Water changes between liquid, vapour and ice at various places in the cycle. Although \
 the balance of water on Earth remains fairly constant over time, individual molecules come and go. \
@@ -98,7 +98,7 @@ fn argmax(x: &[f32]) -> usize {
 }
 
 /// Lengths of prefixes that are prefilled in one go: around block edges.
-const PREFIXES: [usize; 9] = [1, 2, 31, 32, 33, 100, 128, 255, 256];
+const PREFIXES: [usize; 9] = [1, 2, 31, 32, 33, 64, 100, 159, 160];
 
 struct Comparison {
     /// Token by token.

@@ -16,6 +16,7 @@ mod cross;
 mod deb;
 mod decode;
 mod ebpf;
+mod enough;
 mod fuzz;
 mod giveback;
 mod lint;
@@ -202,6 +203,8 @@ enum Bench {
     Cotenant(cotenant::CotenantArgs),
     /// A file that is read from end to end beside the model: its speed, and tokens dropped
     Stream(report::Args),
+    /// How much goes for how much is missing, over limits and rates of growth
+    Enough(report::Args),
     /// Whether a ratio of reaction, giveback or cotenant fell since the baseline
     Check(check::Args),
     /// Perplexity of a text and greedy answers, beside candle-transformers
@@ -246,6 +249,7 @@ fn start(sh: &Shell, task: Task) -> anyhow::Result<()> {
             Bench::Clients(args) => clients::run(sh, &args),
             Bench::Cotenant(args) => cotenant::run(sh, &args),
             Bench::Stream(args) => stream::run(sh, &args),
+            Bench::Enough(args) => enough::run(sh, &args),
             Bench::Reaction(args) => reaction::run(sh, &args),
             Bench::CandleQuality(args) => candle::run(sh, &args),
         },

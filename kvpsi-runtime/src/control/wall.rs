@@ -70,8 +70,9 @@ pub struct CgroupLevel {
     pub restored: Option<Bytes>,
     /// Levels above ours.
     pub up: u32,
-    /// Of the usage: this process's cache.
-    #[serde(default)]
+    /// Of the usage: this process's cache. Not recorded: a replay has a cache of its
+    /// own.
+    #[serde(skip)]
     pub held: Bytes,
 }
 

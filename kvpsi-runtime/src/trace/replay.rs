@@ -329,7 +329,7 @@ impl Simulation {
             delivered = true;
             controller.observe(e);
         })?;
-        let left = levels.cgroup.map(|c| c.above_headroom());
+        let left = self.reading().cgroup.map(|c| c.above_headroom());
         if delivered
             || self.controller.looks(self.now_ns, || left)
             || levels
@@ -352,7 +352,11 @@ impl Simulation {
     fn reading(&self) -> Levels {
         let recorded = i64::try_from(self.recorded).unwrap_or(i64::MAX);
         let simulated = i64::try_from(self.kv.resident()).unwrap_or(i64::MAX);
-        self.levels.with_returned(recorded - simulated)
+        let mut now = self.levels.with_returned(recorded - simulated);
+        if let Some(c) = &mut now.cgroup {
+            c.held = Bytes(self.kv.resident()).min(c.usage);
+        }
+        now
     }
 
     /// As the reactor does; but slow steps are never stuck here.

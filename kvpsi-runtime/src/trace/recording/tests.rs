@@ -39,20 +39,20 @@ fn entry() -> impl Strategy<Value = Entry> {
         maybe(),
         hits,
         any::<u32>(),
-        bytes(),
     );
-    let cgroup = cgroup.prop_map(
-        |(usage, limit, file, anonymous, restored, hits, up, held)| CgroupLevel {
-            usage,
-            limit,
-            file,
-            anonymous,
-            hits,
-            restored,
-            up,
-            held,
-        },
-    );
+    let cgroup =
+        cgroup.prop_map(
+            |(usage, limit, file, anonymous, restored, hits, up)| CgroupLevel {
+                usage,
+                limit,
+                file,
+                anonymous,
+                hits,
+                restored,
+                up,
+                held: Bytes::ZERO,
+            },
+        );
     let system = (bytes(), bytes(), bytes(), maybe(), maybe());
     let system = system.prop_map(|(free, high, tight, file, restored)| SystemLevel {
         free,

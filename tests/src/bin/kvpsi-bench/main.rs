@@ -9,6 +9,7 @@ mod candle;
 mod clients;
 mod cotenant;
 mod decode;
+mod enough;
 mod giveback;
 mod hits;
 mod ladder;
@@ -63,8 +64,12 @@ enum What {
     ReactionHog(reaction::Hog),
     /// Takes memory until so many bytes are free, ordered about by `cotenant`
     Balloon { left: u64 },
-    /// The model, ordered about by `reaction` and `cotenant`
+    /// The model, ordered about by `reaction`, `cotenant` and `enough`
     Worker(worker::Args),
+    /// How much is returned for how much is missing
+    Enough(enough::Args),
+    /// The process that grows, ordered about by `enough`
+    Grower(enough::Grower),
     /// What listening costs a job that does nothing but reclaim
     Overhead(overhead::Args),
     /// That job, ordered about by `overhead`
@@ -122,6 +127,8 @@ fn run(what: What) -> Result<()> {
         What::ReactionHog(args) => reaction::hog(&args),
         What::Balloon { left } => balloon::run(left),
         What::Worker(args) => worker::run(&args),
+        What::Enough(args) => enough::run(&args),
+        What::Grower(args) => enough::grower(&args),
         What::Overhead(args) => overhead::run(&args),
         What::OverheadJob(args) => overhead::job(&args),
         What::Cotenant(args) => cotenant::run(&args),

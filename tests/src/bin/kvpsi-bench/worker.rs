@@ -1,4 +1,4 @@
-//! The model's process, as `reaction` and `cotenant` order it about: engine and
+//! The model's process, as `reaction`, `cotenant` and `enough` order it about: engine and
 //! reactor as every command has them, over a text that is given, so that what
 //! trims cost is seen in how well it is predicted.
 //!
@@ -9,6 +9,7 @@
 //! - `floor`: from now on keep no cache beyond the floor
 //! - `decode`: go on token by token, until the next order
 //! - `follow N`: go on for N tokens, and report
+//! - `account`: only report
 //! - `trim on`, `trim off`: give back, or only watch and decide
 //! - `cpu`: what the reactor's thread has used so far
 //!
@@ -242,6 +243,7 @@ impl Worker {
                 let _ = pool.trim(Bytes(u64::MAX), Steps::WINDOW);
                 Ok(say(&self.told("at_floor"))?)
             }
+            "account" => Ok(say(&self.told("account"))?),
             "decode" => self.go_on(None),
             "follow" => self.go_on(Some(count()?)),
             "trim" => {
