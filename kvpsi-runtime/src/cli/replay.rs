@@ -6,7 +6,7 @@ use crate::{
     trace::{
         recorder::Recorder,
         recording::{Entry, Recording},
-        replay::{Made, Outcome, Setup, simulate},
+        replay::{Made, Outcome, Setup, lacks, simulate},
     },
     units::Bytes,
 };
@@ -137,7 +137,11 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Recording> {
             }
         }
     }
-    all.context("no recording")
+    let all = all.context("no recording")?;
+    for what in lacks(&all) {
+        tell!("{what}");
+    }
+    Ok(all)
 }
 
 fn heading(setup: &Setup) -> String {

@@ -7,7 +7,10 @@
 //! judging text, which is docs/QUALITY.md's.
 
 mod counted;
+mod lacks;
 mod plausible;
+
+pub use lacks::lacks;
 
 use super::recording::{Entry, Recording};
 use crate::{
