@@ -28,6 +28,9 @@ use std::ops::ControlFlow;
 const BATCH: usize = 512;
 /// Rows after which a cache is held to its share again.
 const HELD_BATCH: usize = 128;
+/// Tokens from which a share is measured, at most: a short text is blocks more than
+/// tokens.
+const MEASURED: usize = 1024;
 /// First tokens that are always kept.
 const SINKS: usize = 4;
 /// Last tokens that are always kept: few, so that a share of an eighth is one.
@@ -86,6 +89,8 @@ pub struct Held {
     pub step: Step,
     ladder: Ladder,
     setting: KvSetting,
+    /// Tokens from which [`Held::share`] is measured.
+    measured: usize,
     /// Tokens dropped, of all heads alike.
     pub dropped: u64,
     /// Most that the cache took, as a share of f16.
@@ -121,6 +126,7 @@ impl Held {
             pool,
             step,
             setting,
+            measured: first_scored(context).min(MEASURED),
             dropped: 0,
             share: 0.0,
         })
@@ -183,7 +189,7 @@ impl Held {
         let dropped = &mut self.dropped;
         self.ladder
             .fit(bytes, steps, &mut |done| *dropped += done.tokens);
-        if tokens >= 1024 {
+        if tokens >= self.measured {
             self.share = self.share.max(self.share_now(tokens));
         }
     }

@@ -1,35 +1,44 @@
 //! The `kvpsi` binary.
 
-use kvpsi::cli::{Cli, LogFormat, tell};
-use std::{io::IsTerminal, process::ExitCode};
+use kvpsi::cli::{
+    Cli, LogFormat,
+    config::{self, Refused},
+    tell,
+};
+use std::{ffi::OsString, io::IsTerminal, path::Path, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = match Cli::load(std::env::args_os()) {
-        Ok(cli) => cli,
-        Err(refused) => return refused.tell(),
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let (cli, format) = match Cli::load(argv.clone()) {
+        Ok(cli) => {
+            let format = cli.log_format();
+            (Ok(cli), format)
+        }
+        Err(refused) => {
+            let format = config::format_of(&argv, Path::new(config::DEFAULT_FILE));
+            (Err(refused), format)
+        }
+    };
+    let logged = log(format);
+    let cli = match (cli, logged) {
+        (Err(refused), _) => return refused.tell(),
+        (Ok(_), Err(why)) => return Refused::Setting(why).tell(),
+        (Ok(cli), Ok(())) => cli,
     };
     // A template that panics is told of by the error that it gives.
-    let tell = std::panic::take_hook();
+    let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if std::thread::current().name() != Some(kvpsi::model::chat::THREAD) {
-            tell(info);
+            usual(info);
         }
     }));
-    let format = cli.log_format();
-    if let Err(why) = log(format) {
-        eprintln!("kvpsi: {why}");
-        return ExitCode::from(2);
-    }
-    match cli.run() {
+    match cli.run().map_err(anyhow::Error::downcast::<clap::Error>) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            // Who reads JSON reads this, too, unless he wants no logs at all.
-            if format == LogFormat::Json && tracing::enabled!(tracing::Level::ERROR) {
-                tracing::error!("{}", line(&e));
-            } else {
-                eprintln!("kvpsi: {}", line(&e));
-            }
+        // Of a command that lacks what no parser could miss.
+        Err(Ok(usage)) => Refused::Usage(usage).tell(),
+        Err(Err(e)) => {
+            tell::error(&line(&e));
             ExitCode::FAILURE
         }
     }
@@ -51,30 +60,41 @@ fn line(e: &anyhow::Error) -> String {
 /// What is logged unless KVPSI_LOG says otherwise: what is wrong, and requests.
 const FILTER: &str = "warn,kvpsi::request=info";
 
+/// Begins the log. Where KVPSI_LOG is wrong it is as without it.
 fn log(format: LogFormat) -> Result<(), String> {
     let wanted = std::env::var("KVPSI_LOG").unwrap_or_default();
-    let mut filter = match wanted.trim() {
+    let parsed = filter(match wanted.trim() {
         "" => FILTER,
         wanted => wanted,
-    }
-    .to_owned();
-    if filter != "off" {
-        filter = format!("{filter},{}=info", tell::TARGET);
-    }
-    let filter = EnvFilter::builder()
-        .parse(&filter)
-        .map_err(|e| format!("KVPSI_LOG: {e}; for example KVPSI_LOG=kvpsi=debug"))?;
+    });
+    let (filter, wrong) = match parsed {
+        Ok(filter) => (filter, None),
+        Err(why) => (
+            EnvFilter::new(format!("{FILTER},{}=info", tell::TARGET)),
+            Some(why),
+        ),
+    };
     let colours = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let to_stderr = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(colours && std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
-        LogFormat::Human => to_stderr.init(),
+        LogFormat::Human => to_stderr.fmt_fields(tell::fields()).init(),
         LogFormat::Json => {
             tell::as_json();
             to_stderr.json().flatten_event(true).init();
         }
     }
-    Ok(())
+    wrong.map_or(Ok(()), Err)
+}
+
+fn filter(wanted: &str) -> Result<EnvFilter, String> {
+    let mut filter = wanted.to_owned();
+    if filter != "off" {
+        filter = format!("{filter},{}=info", tell::TARGET);
+    }
+    EnvFilter::builder()
+        .parse(&filter)
+        .map_err(|e| format!("KVPSI_LOG: {e}; for example KVPSI_LOG=kvpsi=debug"))
 }

@@ -20,6 +20,12 @@ impl Bytes {
         Self(n << 20)
     }
 
+    /// So many mebibytes, the last one begun, as a flag takes them.
+    #[must_use]
+    pub const fn in_mib(self) -> u64 {
+        self.0.div_ceil(1 << 20)
+    }
+
     /// The larger of `self - other` and zero.
     #[must_use]
     pub const fn saturating_sub(self, other: Self) -> Self {

@@ -1,4 +1,4 @@
-//! `kvpsi bench` as a user meets it.
+//! `kvpsi bench` and `kvpsi perplexity` as a user meets them.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -104,13 +104,49 @@ fn kernels_that_this_processor_lacks_are_refused_by_name() {
     } else {
         "avx512"
     };
+    for (isa, says) in [
+        (other, "unset the variable, or take one of scalar"),
+        ("mmx", "this processor has auto, scalar"),
+    ] {
+        let out = quiet(Command::new(kvpsi_binary()))
+            .args(["bench", "-m"])
+            .arg(&model)
+            .env("KVPSI_ISA", isa)
+            .output()
+            .unwrap();
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{err}");
+        let name = format!("KVPSI_ISA={isa}: ");
+        assert!(err.contains(&name) && err.contains(says), "{err}");
+    }
+}
+
+#[test]
+fn a_share_of_a_short_chunks_cache_is_measured() {
+    let Some(model) = kvpsi_tests::model("a_share_of_a_short_chunks_cache_is_measured") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text");
+    std::fs::write(&text, "The lamp was lit again. ".repeat(60)).unwrap();
     let out = quiet(Command::new(kvpsi_binary()))
-        .args(["bench", "-m"])
+        .args([
+            "perplexity",
+            "--ctx",
+            "256",
+            "--chunks",
+            "1",
+            "--kv-budget",
+            "50%",
+        ])
+        .args(["--json", "-", "-m"])
         .arg(&model)
-        .env("KVPSI_ISA", other)
+        .arg("-f")
+        .arg(&text)
         .output()
         .unwrap();
     let err = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(1), "{err}");
-    assert!(err.contains(other), "{err}");
+    let all: serde_json::Value = serde_json::from_slice(&out.stdout).expect(&err);
+    let share = all["rows"][0]["bytes"].as_f64().unwrap();
+    assert!((0.1..=0.6).contains(&share), "{all}");
 }

@@ -73,6 +73,9 @@ fn the_file_may_be_named_by_the_environment_and_what_is_shown_is_one() {
     fs::write(&first, "host = \"::1\"\nlog_format = \"json\"\n").unwrap();
     let (code, shown, _) = kvpsi(&["config"], &[("KVPSI_CONFIG", first.to_str().unwrap())]);
     assert_eq!(code, Some(0));
+    // What is no value is a default all the same.
+    let default = "# ctx is not set, default: the model's, up to 8192\n";
+    assert!(shown.contains(default), "{shown}");
     let (value, origin) = line_of(&shown, "log-format");
     assert_eq!(
         (value, origin),
@@ -155,6 +158,46 @@ fn logs_are_json_where_that_is_asked_for() {
     assert!(line["message"].as_str().unwrap().contains("/nonexistent"));
     let (_, _, human) = kvpsi(&["replay", "/nonexistent"], &[]);
     assert!(human.starts_with("kvpsi: "), "{human}");
+    // A wrong command line, too, wherever the format is said.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("k.toml");
+    fs::write(&path, "log-format = 'json'").unwrap();
+    let file = path.to_str().unwrap();
+    let json = [("KVPSI_LOG_FORMAT", "json")];
+    for (args, env, says) in [
+        (
+            &["run", "--bogus", "--log-format", "json"][..],
+            &[][..],
+            "'--bogus' found",
+        ),
+        (&["run", "--log-format=json"], &[], "nothing to answer"),
+        (&["replay"], &json, "required arguments were not provided"),
+        (
+            &["serve", "--config", "/nonexistent"],
+            &json,
+            "cannot be read",
+        ),
+        (
+            &["serve", "--config", file, "--bogus"],
+            &[],
+            "'--bogus' found",
+        ),
+        (
+            &["config"],
+            &[json[0], ("KVPSI_LOG", "a=b=c")],
+            "KVPSI_LOG: ",
+        ),
+    ] {
+        let (code, out, err) = kvpsi(args, env);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {err}");
+        let line: serde_json::Value = serde_json::from_str(&err).unwrap();
+        let message = line["message"].as_str().unwrap();
+        assert!(message.contains(says), "{args:?}: {err}");
+        assert!(line["level"] == "ERROR" && !message.contains('\n'), "{err}");
+    }
+    // Help is for people all the same.
+    let (code, out, _) = kvpsi(&["--help"], &json);
+    assert!(code == Some(0) && out.starts_with("LLM runtime"), "{out}");
 }
 
 #[test]
@@ -202,6 +245,29 @@ fn an_error_is_said_once_and_names_what_was_given() {
     assert_eq!(code, Some(1), "{err}");
     assert!(!recording.exists(), "an empty recording is left");
     assert_eq!(err.matches("No such file").count(), 1, "{err}");
+    // What was recorded before is lost to a new recording alone.
+    fs::write(&recording, "before").unwrap();
+    kvpsi(&run, &[]);
+    assert_eq!(fs::read_to_string(&recording).unwrap(), "before");
+    // A wrong path fails before the work.
+    for args in [
+        &["demo", "--report", "/no/where", "-m", "/nonexistent"][..],
+        &["demo", "--record", "/no/where", "-m", "/nonexistent"],
+        &[
+            "perplexity",
+            "--json",
+            "/no/where",
+            "-f",
+            "/nonexistent",
+            "-m",
+            "/nonexistent",
+        ],
+    ] {
+        let (code, _, err) = kvpsi(args, &[]);
+        assert_eq!(code, Some(1), "{err}");
+        let says = format!("{}: cannot write /no/where: No such file", args[1]);
+        assert!(err.contains(&says), "{err}");
+    }
     let (_, _, err) = kvpsi(&["run", "-p", "x", "--temperature", "-1"], &[]);
     assert!(err.contains("temperature must be between"), "{err}");
 

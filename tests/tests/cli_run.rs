@@ -87,6 +87,15 @@ fn a_truncated_model_is_refused() {
 fn wrong_usage_exits_with_2() {
     assert_eq!(run(&["run"]).status.code(), Some(2));
     assert_eq!(run(&["run", "--chat", "-p", "x"]).status.code(), Some(2));
+    // A prompt, or a model, as other programs take them.
+    for word in ["Why is the sky blue?", "llama3.2"] {
+        let out = run(&["run", word]);
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{err}");
+        for says in ["a prompt goes behind -p", "-m ollama:NAME"] {
+            assert!(err.contains(says), "{err}");
+        }
+    }
 }
 
 #[test]
@@ -121,6 +130,56 @@ fn a_prompt_longer_than_the_context_names_both_numbers() {
         err.contains("51 tokens") || err.contains("50 tokens"),
         "{err}"
     );
+}
+
+#[test]
+fn a_cache_too_small_for_anything_is_refused_with_what_is_needed() {
+    let Some(model) = model("a_cache_too_small_for_anything_is_refused_with_what_is_needed") else {
+        return;
+    };
+    let long = "one two three four five ".repeat(10);
+    for (args, says) in [
+        (
+            &["-p", &long, "--kv-budget", "1"][..],
+            ["--kv-budget allows 1.0 MiB", "give --kv-budget "],
+        ),
+        (
+            &["-p", "hi", "--kv-budget", "4", "--kv-floor", "400"],
+            ["--kv-floor 400", "give --kv-budget 10 or more"],
+        ),
+        (
+            &["-p", "hi", "--ctx", "8"],
+            ["--ctx 8: a question of one word takes ", "--raw"],
+        ),
+        (&["--chat", "--ctx", "8"], ["--ctx 8", "a larger --ctx"]),
+    ] {
+        let out = run(&with_model(&model, args));
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {err}");
+        let last = err.lines().last().unwrap_or_default();
+        assert!(says.iter().all(|s| last.contains(s)), "{args:?}: {err}");
+        assert!(out.stdout.is_empty());
+    }
+}
+
+#[test]
+fn wrong_kernels_are_no_fault_of_the_model_or_the_cache() {
+    let Some(model) = model("wrong_kernels_are_no_fault_of_the_model_or_the_cache") else {
+        return;
+    };
+    let cache = tempfile::tempdir().unwrap();
+    for weights in ["off", "on"] {
+        let args = ["-p", "hi", "--weights-cache", weights];
+        let out = kvpsi(&with_model(&model, &args))
+            .env("XDG_CACHE_HOME", cache.path())
+            .env("KVPSI_ISA", "mmx")
+            .output()
+            .unwrap();
+        refused(
+            &out,
+            &["kvpsi: KVPSI_ISA=mmx: ", "this processor has auto, scalar"],
+        );
+    }
 }
 
 #[test]

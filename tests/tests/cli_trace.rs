@@ -234,6 +234,33 @@ fn a_summary_names_the_stalled_tasks_and_a_filter_shows_no_other() {
 }
 
 #[test]
+fn a_cgroup_that_no_event_names_is_refused_with_what_to_give() {
+    let test = "a_cgroup_that_no_event_names_is_refused_with_what_to_give";
+    let dump = |path: &str| kvpsi(&["trace-dump", "--cgroup", path, "--duration", "0"]);
+    let refused = |path: &str, says: &str| {
+        let out = dump(path);
+        let err = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{err}");
+        for says in [path, says, "v2"] {
+            assert!(err.contains(says), "`{says}` is not in: {err}");
+        }
+    };
+    refused("/proc", "is no cgroup of v2");
+    match kvpsi::control::cgroup::MemoryCgroup::of_self() {
+        Ok(own) if own.version == kvpsi::control::cgroup::Version::V1 => {
+            refused(own.path.to_str().unwrap(), "is a cgroup of v1");
+        }
+        // Where it is v2 its folder is taken.
+        Ok(own) => {
+            let err = dump(own.path.to_str().unwrap()).stderr;
+            let err = String::from_utf8_lossy(&err).into_owned();
+            assert!(!err.contains("--cgroup"), "{err}");
+        }
+        Err(e) => skip(test, e),
+    }
+}
+
+#[test]
 fn what_is_recorded_is_replayed_the_same_twice_and_damage_is_reported() {
     let test = "what_is_recorded_is_replayed_the_same_twice_and_damage_is_reported";
     let dir = tempfile::tempdir().unwrap();

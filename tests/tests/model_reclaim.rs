@@ -337,9 +337,18 @@ fn a_budget_that_a_user_sets_holds_where_no_token_may_be_dropped() {
     config.profile = Profile::Lossless;
     let mut e = Engine::load(&config).unwrap();
     let mut session = e.open().unwrap();
-    let prompt = tokens(&e, 0, 600);
     let mut said = |_: kvpsi::engine::Piece<'_>| ControlFlow::Continue(());
-    let stats = e.generate_in(&mut session, &prompt, &sampling(4), &mut said);
+    // A prompt that it never holds is an error, an answer that grows beyond it ends.
+    let prompt = tokens(&e, 0, 600);
+    let error = e.generate_in(&mut session, &prompt, &sampling(4), &mut said);
+    let error = error.unwrap_err().to_string();
+    let says = ["600 tokens", "allows 8.0 MiB", "--kv-budget 14 or more"];
+    assert!(says.iter().all(|s| error.contains(s)), "{error}");
+    assert!(e.pool().account().resident <= Bytes::mib(8));
+    drop(session);
+    let mut session = e.open().unwrap();
+    let prompt = tokens(&e, 0, 340);
+    let stats = e.generate_in(&mut session, &prompt, &sampling(60), &mut said);
     assert_eq!(stats.unwrap().finish, kvpsi::engine::Finish::Exhausted);
     assert!(e.pool().account().resident <= Bytes::mib(8));
     assert_eq!(session.lost_tokens(), 0);

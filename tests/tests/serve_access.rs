@@ -97,9 +97,23 @@ fn what_administers_wants_the_admin_key_and_top_and_trace_dump_send_it() {
     let out = run(&dump, "api");
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(
-        !out.status.success() && said.contains("--admin-key"),
+        !out.status.success() && said.contains("--admin-key") && !said.contains('{'),
         "{said}"
     );
+    // Without an address it is the variable's, as in `kvpsi top`.
+    let by_variable = |url: &str| {
+        let mut c = Command::new(kvpsi_binary());
+        c.args(["trace-dump", "--attach", "--duration", "0"])
+            .env("KVPSI_ADMIN_KEY", "boss")
+            .env("KVPSI_URL", url);
+        let out = c.output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        (out.status.success(), said)
+    };
+    let (well, said) = by_variable(&url);
+    assert!(well && said.contains(&url), "{said}");
+    let (well, said) = by_variable("https://robot");
+    assert!(!well && said.contains("KVPSI_URL=https://robot"), "{said}");
 }
 
 #[test]
@@ -120,6 +134,22 @@ fn the_admin_socket_opens_what_the_port_does_not() {
     let what = head("POST", "/kvpsi/control", &[], "{\"profile\": \"lossless\"}");
     assert_eq!(by_socket(&path, &what).0, 200);
     assert_eq!(by_socket(&path, &head("GET", "/v1/models", &[], "")).0, 200);
+    let attached = |socket: &str| {
+        let mut c = Command::new(kvpsi_binary());
+        c.args(["trace-dump", "--duration", "0.2", "--admin-socket", socket]);
+        let out = c.output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        (out.status.success(), said)
+    };
+    let (well, said) = attached(socket);
+    assert!(well && said.contains("stalls meanwhile"), "{said}");
+    let (well, said) = attached("/nonexistent.sock");
+    assert!(
+        !well
+            && said
+                .contains("no kvpsi answers at /nonexistent.sock: No such file or directory; is"),
+        "{said}"
+    );
     let (status, said) = s.stop();
     assert!(status.success() && !path.exists(), "{said}");
 

@@ -241,7 +241,7 @@ fn a_gap_is_filled_where_the_vocabulary_has_tokens_for_it() {
 fn models_and_tokens_are_told() {
     let Some(s) = serve(
         "models_and_tokens_are_told",
-        &["--alias", "org/smol:latest"],
+        &["--alias", "org/smol:latest", "--ctx", "1024"],
     ) else {
         return;
     };
@@ -298,6 +298,20 @@ fn models_and_tokens_are_told() {
             assert_eq!(status, 200, "{answer}");
         }
     }
+    // What the file knows of the model, and the context that there is here.
+    let (_, shown) = s.post("/api/show", &json!({"model": "org/smol"}));
+    for (at, value) in [
+        ("/details/family", json!("llama")),
+        ("/details/parameter_size", json!("134.52M")),
+        ("/model_info/general.parameter_count", json!(134_515_008)),
+        ("/model_info/llama.block_count", json!(30)),
+        ("/model_info/llama.context_length", json!(1024)),
+        ("/model_info/tokenizer.ggml.tokens", json!(null)),
+    ] {
+        assert_eq!(shown.pointer(at), Some(&value), "{at}: {shown}");
+    }
+    let has = |at: &str, text| shown.pointer(at).unwrap().as_str().unwrap().contains(text);
+    assert!(has("/template", "<|im_start|>") && has("/details/quantization_level", "Q"));
     for bad in [
         json!({}),
         json!({"tokens": [999_999]}),

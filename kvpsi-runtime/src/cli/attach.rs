@@ -7,39 +7,148 @@
 use crate::cli::{
     signals::{self, Ending},
     tell::tell,
+    top::client::said,
 };
 use crate::{
     control::Verdicts,
+    pressure::plain,
     trace::{KvLevel, Output, filter::Filter, recording::Entry},
 };
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use kvpsi_common::Event;
 use std::{
-    io::{self, BufRead, BufReader},
+    fmt,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::sync::mpsc;
 
 /// Time to connect, and to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Most bytes of a refusal, and of a line of a head.
+const MOST_REFUSAL: u64 = 64 << 10;
 /// Lines that may wait to be shown.
 const ROOM: usize = 4096;
 
-/// Shows what `url` says until it ends, a signal comes, or the time is over.
+/// A running server, and how it is asked.
+#[derive(Debug)]
+pub(super) enum Server {
+    /// By its address, perhaps with a key.
+    Address(String, Option<String>),
+    /// By its admin socket.
+    Socket(PathBuf),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(url, _) => f.write_str(url),
+            Self::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Status and body of an answer.
+type Answer = (u16, Box<dyn BufRead + Send>);
+
+impl Server {
+    /// What it answers at a path below `/kvpsi/`.
+    fn ask(&self, path: &str) -> anyhow::Result<Answer> {
+        let answer = match self {
+            Self::Address(url, key) => by_address(url, path, key.as_deref()),
+            Self::Socket(socket) => by_socket(socket, path),
+        };
+        answer.map_err(|e| {
+            let whose = match self {
+                Self::Address(..) => "at this port (--attach URL, or KVPSI_URL)",
+                Self::Socket(_) => "with this --admin-socket, and by this user",
+            };
+            let why = e.downcast_ref().map_or_else(|| e.to_string(), plain);
+            anyhow!("no kvpsi answers at {self}: {why}; is `kvpsi serve` running, {whose}?")
+        })
+    }
+
+    /// The trace, line by line.
+    fn trace(&self) -> anyhow::Result<Box<dyn BufRead + Send>> {
+        let (status, mut body) = self.ask("trace")?;
+        if status == 200 {
+            return Ok(body);
+        }
+        let mut why = Vec::new();
+        // What there is of it will do.
+        let _ = (&mut body).take(MOST_REFUSAL).read_to_end(&mut why);
+        let why = said(&why).unwrap_or_else(|| "it is no kvpsi, or an older one".into());
+        let hint = match status {
+            401 | 403 => "; send --admin-key (or KVPSI_ADMIN_KEY), or ask by --admin-socket PATH",
+            _ => "",
+        };
+        bail!("{self} refuses ({status}): {why}{hint}")
+    }
+
+    /// What became of its stalls so far; an older server counts none.
+    fn verdicts(&self) -> Option<Verdicts> {
+        let (_, body) = self.ask("status").ok()?;
+        let status: serde_json::Value = serde_json::from_reader(body).ok()?;
+        serde_json::from_value(status["stalls"]["verdicts"].clone()).ok()
+    }
+}
+
+fn by_address(url: &str, path: &str, key: Option<&str>) -> anyhow::Result<Answer> {
+    let config = ureq::Agent::config_builder()
+        .proxy(None)
+        .http_status_as_error(false)
+        .timeout_connect(Some(PATIENCE))
+        .timeout_recv_response(Some(PATIENCE))
+        .build();
+    let agent: ureq::Agent = config.into();
+    let mut request = agent.get(format!("{url}/kvpsi/{path}"));
+    if let Some(key) = key {
+        request = request.header("Authorization", format!("Bearer {key}"));
+    }
+    let answer = request.call().map_err(ureq::Error::into_io)?;
+    let status = answer.status().as_u16();
+    let body = BufReader::new(answer.into_body().into_reader());
+    Ok((status, Box::new(body)))
+}
+
+/// By HTTP/1.0: its body has no chunks and ends with the connection.
+fn by_socket(socket: &Path, path: &str) -> anyhow::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(
+        stream,
+        "GET /kvpsi/{path} HTTP/1.0\r\nHost: localhost\r\n\r\n"
+    )?;
+    let mut body = BufReader::new(stream);
+    let mut head = || -> io::Result<String> {
+        let mut line = String::new();
+        (&mut body).take(MOST_REFUSAL).read_line(&mut line)?;
+        Ok(line)
+    };
+    let first = head()?;
+    let status = first.split(' ').nth(1).and_then(|s| s.parse().ok());
+    let status = status.with_context(|| format!("it answers no HTTP: {}", first.trim()))?;
+    while !head()?.trim().is_empty() {}
+    // Of a calm machine nothing may come for long.
+    body.get_ref().set_read_timeout(None)?;
+    Ok((status, Box::new(body)))
+}
+
+/// Shows what a server says until it ends, a signal comes, or the time is over.
 ///
 /// # Errors
 /// There is no such server, it refuses, or the output cannot be written.
 pub(super) fn follow(
-    url: &str,
-    key: Option<&str>,
+    server: &Server,
     duration: Option<Duration>,
     filter: &Filter,
     output: &mut dyn Output,
 ) -> anyhow::Result<()> {
-    let lines = open(url, key)?;
-    // An older server counts none.
-    let before = verdicts(url, key);
-    tell!("source: {url}, coalesced, with its trims; Ctrl-C ends");
+    let lines = server.trace()?;
+    let before = server.verdicts();
+    tell!("source: {server}, coalesced, with its trims; Ctrl-C ends");
     let (tell, told) = mpsc::channel(ROOM);
     // It ends with the connection, or with the process.
     std::thread::spawn(move || {
@@ -56,55 +165,13 @@ pub(super) fn follow(
         counts.trims,
         counts.lost
     );
-    if let (Some(before), Some(now)) = (before, verdicts(url, key)) {
+    if let (Some(before), Some(now)) = (before, server.verdicts()) {
         tell!("stalls meanwhile: {}", now.since(&before));
     }
     if counts.gone {
-        bail!("{url} is gone");
+        bail!("{server} is gone");
     }
     Ok(())
-}
-
-/// What became of the server's stalls so far.
-fn verdicts(url: &str, key: Option<&str>) -> Option<Verdicts> {
-    let text = call(url, "status", key).ok()?.body_mut().read_to_string();
-    let status: serde_json::Value = serde_json::from_str(&text.ok()?).ok()?;
-    serde_json::from_value(status["stalls"]["verdicts"].clone()).ok()
-}
-
-fn call(
-    url: &str,
-    path: &str,
-    key: Option<&str>,
-) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_connect(Some(PATIENCE))
-        .timeout_recv_response(Some(PATIENCE))
-        .build();
-    let agent: ureq::Agent = config.into();
-    let mut request = agent.get(format!("{}/kvpsi/{path}", url.trim_end_matches('/')));
-    if let Some(key) = key {
-        request = request.header("Authorization", format!("Bearer {key}"));
-    }
-    request.call().with_context(|| {
-        format!("no kvpsi answers at {url}; is `kvpsi serve` running, and at this port?")
-    })
-}
-
-/// The server's answer, line by line.
-fn open(url: &str, key: Option<&str>) -> anyhow::Result<impl BufRead + use<>> {
-    let mut answer = call(url, "trace", key)?;
-    let status = answer.status().as_u16();
-    if status != 200 {
-        let why = answer.body_mut().read_to_string().unwrap_or_default();
-        let hint = match status {
-            401 | 403 => "; give --admin-key",
-            _ => "",
-        };
-        bail!("{url} refuses ({status}){hint}: {}", why.trim());
-    }
-    Ok(BufReader::new(answer.into_body().into_reader()))
 }
 
 #[derive(Debug, Default)]

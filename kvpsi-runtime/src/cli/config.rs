@@ -10,8 +10,10 @@
 
 mod file;
 mod kind;
+mod refused;
 mod show;
 
+pub use refused::{Refused, format_of};
 pub use show::{Args, run};
 
 use clap::{
@@ -24,7 +26,6 @@ use kind::Kind;
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 /// Read where no other file is named, if it exists.
@@ -78,6 +79,8 @@ pub struct Setting {
     pub values: Vec<OsString>,
     /// Where the values come from; none where there are none.
     pub origin: Option<Origin>,
+    /// What holds without a value, in the help's words.
+    pub otherwise: Option<String>,
     /// Where a value was that gave way, and the key of the one of higher rank
     /// that excludes it.
     pub gave_way: Option<(Origin, String)>,
@@ -85,28 +88,6 @@ pub struct Setting {
     pub secret: bool,
     kind: Kind,
     repeats: bool,
-}
-
-/// Why there is nothing to run.
-#[derive(Debug)]
-pub enum Refused {
-    /// What clap says of a command line; help and version, too.
-    Usage(clap::Error),
-    /// File, line and key, or variable, and what is wrong.
-    Setting(String),
-}
-
-impl Refused {
-    /// Says so; the exit code is that of a wrong command line.
-    pub fn tell(self) -> ExitCode {
-        match self {
-            Self::Usage(e) => e.exit(),
-            Self::Setting(why) => {
-                eprintln!("kvpsi: {why}");
-                ExitCode::from(2)
-            }
-        }
-    }
 }
 
 /// A command line with all that configures it.
@@ -264,7 +245,7 @@ pub fn load(root: Command, argv: Vec<OsString>, default_file: &Path) -> Result<L
     let overlaid = overlaid(root.clone(), name, &file, &gave_way);
     let matches = overlaid
         .try_get_matches_from(argv)
-        .map_err(Refused::Usage)?;
+        .map_err(|e| Refused::usage(e, name))?;
     if !configured {
         return Ok(Loaded {
             matches,
@@ -470,6 +451,7 @@ fn settings(
                 .map(|raw| raw.map(ToOwned::to_owned).collect())
                 .unwrap_or_default(),
             origin,
+            otherwise: show::otherwise(arg),
             gave_way: gave_way.map(|g| (g.was.clone(), g.to.clone())),
             secret: secret(arg),
             kind: Kind::of(arg),

@@ -4,12 +4,14 @@
 
 use crate::units::Bytes;
 use crate::{
+    cli::tell::printable,
     control::{
         cgroup::{MemoryCgroup, Version},
         early::EarlyWarning,
         report::{self, WallReport},
     },
-    pressure::{self, Choice, SourceConfig, ebpf::EbpfSource, privilege, programs},
+    model::{default_model, linear::choose},
+    pressure::{self, Choice, SignalError, SourceConfig, ebpf::EbpfSource, privilege, programs},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -53,7 +55,17 @@ fn report() -> Value {
         ),
         Err(e) => (e.to_string(), "none", json!([]), None, "none"),
     };
-    let (chosen, notes) = match pressure::open(Choice::Auto, &config) {
+    let opened = pressure::open(Choice::Auto, &config);
+    let verdict = verdict(
+        opened.as_ref().map(|o| o.source.name()),
+        &Lacks {
+            privilege: !may_load(),
+            object: pressure::ebpf::object().is_none(),
+            model: default_model::find().is_err(),
+            kernels: choose::active().err().map(|e| e.to_string()),
+        },
+    );
+    let (chosen, notes) = match opened {
         Ok(o) => (o.source.name().to_owned(), o.notes),
         Err(e) => (e.to_string(), Vec::new()),
     };
@@ -91,7 +103,61 @@ fn report() -> Value {
         "programs": programs,
         "source": chosen,
         "notes": notes,
+        "verdict": verdict,
     })
+}
+
+/// Whether this process has what loading and attaching takes.
+fn may_load() -> bool {
+    let held = privilege::held();
+    let has = |name| held.iter().any(|h| h == name);
+    has("CAP_SYS_ADMIN") || (has("CAP_BPF") && has("CAP_PERFMON"))
+}
+
+/// What is missing here, perhaps.
+#[derive(Debug, Default)]
+struct Lacks {
+    privilege: bool,
+    object: bool,
+    model: bool,
+    kernels: Option<String>,
+}
+
+/// Whether kvpsi will work here, by which signal, and what to do first.
+fn verdict(source: Result<&str, &SignalError>, lacks: &Lacks) -> String {
+    if let Some(why) = &lacks.kernels {
+        return format!("kvpsi does not work here: {why}");
+    }
+    let ebpf = match lacks {
+        Lacks { object: true, .. } => "build it in by `cargo xtask build-ebpf`",
+        Lacks {
+            privilege: true, ..
+        } => "run it as root, or with CAP_BPF and CAP_PERFMON",
+        _ => "the line `bpf` says why it is not used",
+    };
+    let works = |by: &str| format!("kvpsi works here, by {by}; eBPF is quicker: {ebpf}");
+    let mut text = match source {
+        Ok("ebpf") => "kvpsi works here, by eBPF: it sees memory stalls as they begin".into(),
+        Ok("systemd") => works("what the service manager watches (systemd)"),
+        Ok("psi-trigger") => works("a PSI trigger: the kernel tells it of memory stalls"),
+        Ok("psi-poll") => works("polling PSI: it looks for memory stalls some times a second"),
+        Ok("vmstat") => {
+            works("polling /proc/vmstat: it sees the whole system's shortage, and no cgroup's")
+        }
+        Ok(other) => works(other),
+        Err(SignalError::Unwanted) => format!(
+            "kvpsi runs models here and gives no memory back: {}",
+            SignalError::Unwanted
+        ),
+        Err(_) => format!(
+            "kvpsi sees no memory stalls here, and starts with `--signal none` alone, which gives no \
+             memory back; for eBPF {ebpf}, or boot a kernel with PSI (psi=1)"
+        ),
+    };
+    if lacks.model {
+        text += ". There is no model yet: `cargo xtask model` fetches a small one, -m FILE names another";
+    }
+    text
 }
 
 /// The memory cgroup of this process.
@@ -181,7 +247,7 @@ fn as_text(report: &Value) -> String {
                 .join(" "),
             other => other.to_string(),
         };
-        out.push_str(&format!("{name:<26} {shown}\n"));
+        out.push_str(&format!("{name:<26} {}\n", printable(&shown)));
     };
     for name in [
         "kernel",
@@ -224,6 +290,7 @@ fn as_text(report: &Value) -> String {
         line("refused", note);
     }
     line("source", &report["source"]);
+    line("verdict", &report["verdict"]);
     out
 }
 
@@ -239,6 +306,43 @@ mod tests {
         assert!(
             text.contains("kernel") && text.contains("source") && text.contains("weights cache")
         );
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.starts_with("verdict ") && last.contains("kvpsi "),
+            "{last}"
+        );
+    }
+
+    #[test]
+    fn the_verdict_says_whether_by_what_and_what_to_do_first() {
+        let all = Lacks::default();
+        let root = Lacks {
+            privilege: true,
+            ..Lacks::default()
+        };
+        let says = |source, lacks: &Lacks, words: &[&str]| {
+            let text = verdict(source, lacks);
+            assert!(words.iter().all(|w| text.contains(w)), "{text}");
+        };
+        says(Ok("ebpf"), &all, &["works here, by eBPF"]);
+        assert!(!verdict(Ok("ebpf"), &all).contains(';'));
+        let psi = "by a PSI trigger";
+        says(Ok("psi-trigger"), &root, &[psi, "run it as root"]);
+        says(Ok("psi-trigger"), &all, &[psi, "the line `bpf`"]);
+        let none = SignalError::Nothing("all of it".into());
+        says(Err(&none), &root, &["--signal none", "psi=1", "as root"]);
+        let unwanted = ["no memory back", "MEMORY_PRESSURE_WATCH"];
+        says(Err(&SignalError::Unwanted), &all, &unwanted);
+        let model = Lacks {
+            model: true,
+            ..Lacks::default()
+        };
+        says(Ok("vmstat"), &model, &["/proc/vmstat", "cargo xtask model"]);
+        let kernels = Lacks {
+            kernels: Some("KVPSI_ISA=x: no".into()),
+            ..Lacks::default()
+        };
+        says(Ok("ebpf"), &kernels, &["does not work here: KVPSI_ISA=x"]);
     }
 
     #[test]

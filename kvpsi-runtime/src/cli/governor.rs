@@ -144,8 +144,13 @@ impl Kept {
     /// It cannot be made.
     pub fn open(path: Option<&Path>) -> anyhow::Result<Option<Self>> {
         let Some(path) = path else { return Ok(None) };
-        let file =
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        // What is there stays until there is something to write.
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Some(Self {
             path: path.to_path_buf(),
             file: Some(file),
@@ -178,6 +183,9 @@ impl Kept {
     pub fn sink(mut self, signal: &str) -> io::Result<Box<dyn Sink>> {
         let file = self.file.take();
         let file = file.ok_or_else(|| io::Error::other("the recording has begun"))?;
+        if file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
         let recorder = Recorder::over(&self.path, file, Head::here(signal), MOST)?;
         Ok(Box::new(recorder))
     }

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod governor;
 pub mod manual;
 mod otlp;
+pub(crate) mod output;
 pub mod perplexity;
 mod reading;
 pub mod record;
@@ -33,7 +34,7 @@ use std::{ffi::OsString, path::Path};
 #[derive(Debug, Parser)]
 #[command(name = "kvpsi", version, about, max_term_width = 100)]
 pub struct Cli {
-    /// How logs are written, on stderr; KVPSI_LOG says what is logged
+    /// How logs and errors are written, on stderr; KVPSI_LOG says what is logged
     #[arg(
         long,
         global = true,

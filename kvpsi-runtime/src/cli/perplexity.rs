@@ -1,7 +1,7 @@
 //! `kvpsi perplexity`: how well the model predicts a text, and what a smaller
 //! cache costs.
 
-use super::reading;
+use super::{output, reading};
 use crate::{
     eval::{self, KvSetting, Score},
     kv::{KvType, evict::Evict},
@@ -128,6 +128,9 @@ struct Text {
 /// # Errors
 /// The model or the text cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(path) = args.json.as_deref().filter(|_| !printed_as_json(args)) {
+        output::writable(path).context("--json")?;
+    }
     let model = default_model::named(args.model.as_deref())?;
     let text = fs::read_to_string(&args.file)
         .with_context(|| format!("cannot read {}", args.file.display()))?;

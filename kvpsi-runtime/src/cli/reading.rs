@@ -33,6 +33,15 @@ pub fn engine(config: &EngineConfig) -> Result<Engine, EngineError> {
     Ok(engine)
 }
 
+/// Why no conversation fits the context that a user `asked` for, if none does.
+pub fn no_chat(engine: &Engine, asked: Option<usize>) -> Option<String> {
+    let context = asked?;
+    let least = engine.least_chat().filter(|least| *least >= context)?;
+    Some(format!(
+        "--ctx {context}: a question of one word takes {least} tokens by the chat template, and its answer needs room, too"
+    ))
+}
+
 /// Reads the weights alone, from the cache where one is given.
 ///
 /// # Errors

@@ -232,7 +232,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let ready = server.clone();
     let load = move || -> anyhow::Result<Model> {
+        let asked = engine.context;
         let engine = reading::engine(&engine)?;
+        if let Some(why) = reading::no_chat(&engine, asked) {
+            tell!("{why}; every chat will be refused, completions can be answered");
+        }
         let signal = prepared.as_ref().map_or("none", Prepared::signal);
         let mut sinks = vec![watchers.sink()];
         if let Some(kept) = kept {

@@ -4,9 +4,10 @@
 //! sources, which have nothing else) what the runtime would see.
 
 use super::arrivals::{self, Arrivals, LATENCY, Next, Readiness, seconds};
-use super::attach;
-use crate::cli::{signals, tell::tell};
+use super::attach::{self, Server};
+use crate::cli::{signals, tell::tell, top::client};
 use crate::clock::monotonic_ns;
+use crate::control::cgroup::MemoryCgroup;
 use crate::pressure::{
     self, Choice, PressureSource, SourceConfig, SourceStats,
     accounting::Accounting,
@@ -21,11 +22,12 @@ use crate::trace::{
     perfetto::Perfetto,
     summary::Summary,
 };
-use anyhow::Context;
+use anyhow::{Context, bail};
 use kvpsi_common::{Event, Kind};
 use std::{
     io::{self, BufWriter},
     os::fd::AsFd,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -83,15 +85,22 @@ pub struct Args {
     /// Only what lasted so many microseconds or more
     #[arg(long, value_name = "MICROSECONDS")]
     min_us: Option<u64>,
-    /// The stalls and trims of a running `kvpsi serve`, instead of attaching anew
+    /// The stalls and trims of a running `kvpsi serve`, instead of attaching anew [without URL:
+    /// $KVPSI_URL, else http://127.0.0.1:8080]
     #[arg(
         long,
         value_name = "URL",
-        num_args = 0..=1,
-        default_missing_value = "http://127.0.0.1:8080",
+        value_parser = client::address,
         conflicts_with_all = ["signal", "rung", "coalesced"]
     )]
-    attach: Option<String>,
+    attach: Option<Option<String>>,
+    /// The same, asked by the Unix socket of its --admin-socket: needs no key
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with_all = ["signal", "rung", "coalesced"]
+    )]
+    admin_socket: Option<PathBuf>,
     /// The running server's API key
     #[arg(
         long,
@@ -119,6 +128,28 @@ pub struct Args {
     coalesced: bool,
 }
 
+impl Args {
+    /// The running server whose stalls are asked for, if one is.
+    fn server(&self) -> anyhow::Result<Option<Server>> {
+        let url = match (&self.attach, &self.admin_socket) {
+            (Some(Some(url)), Some(socket)) => bail!(
+                "--attach {url} and --admin-socket {} are two servers: give one",
+                socket.display()
+            ),
+            (_, Some(socket)) => return Ok(Some(Server::Socket(socket.clone()))),
+            (None, None) => return Ok(None),
+            (Some(Some(url)), None) => url.clone(),
+            (Some(None), None) => match std::env::var("KVPSI_URL") {
+                Ok(url) => client::address(&url)
+                    .map_err(|why| anyhow::anyhow!("KVPSI_URL={url}: {why}"))?,
+                Err(_) => client::USUAL.into(),
+            },
+        };
+        let key = self.admin_key.as_ref().or(self.api_key.as_ref());
+        Ok(Some(Server::Address(url, key.cloned())))
+    }
+}
+
 fn kind(name: &str) -> Result<Kind, String> {
     Kind::ALL
         .into_iter()
@@ -129,14 +160,31 @@ fn kind(name: &str) -> Result<Kind, String> {
         })
 }
 
-/// The id of a cgroup is its directory's inode.
+/// `CGROUP2_SUPER_MAGIC` and `CGROUP_SUPER_MAGIC` of linux/magic.h.
+const CGROUP2: u64 = 0x6367_7270;
+const CGROUP1: u64 = 0x27_e0eb;
+
+/// The id of a cgroup is its directory's inode; events have that of v2 alone.
 fn cgroup(text: &str) -> Result<u64, String> {
     use std::os::unix::fs::MetadataExt;
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    let what = std::fs::metadata(text).map_err(|e| format!("{text}: {e}"))?;
-    Ok(what.ino())
+    let io = |e: io::Error| format!("{text}: {}", pressure::plain(&e));
+    let kind = rustix::fs::statfs(text).map_err(|e| io(e.into()))?.f_type;
+    let what = match u64::try_from(kind) {
+        Ok(CGROUP2) => return Ok(std::fs::metadata(text).map_err(io)?.ino()),
+        Ok(CGROUP1) => "is a cgroup of v1, and events name the task's cgroup of v2",
+        _ => "is no cgroup of v2",
+    };
+    let instead = match MemoryCgroup::unified_root() {
+        Some(root) => format!(
+            "give a folder below {}: the line `0::` of /proc/PID/cgroup names a task's",
+            root.display()
+        ),
+        None => "no v2 hierarchy is mounted (`mount -t cgroup2 none DIR`); --pid and --comm filter without one".into(),
+    };
+    Err(format!("{text} {what}; {instead}"))
 }
 
 /// Where the events come from, once open.
@@ -272,16 +320,10 @@ impl Input {
 pub fn run(args: Args) -> anyhow::Result<()> {
     // The first events come while the last programs are being attached.
     let start_ns = monotonic_ns();
-    if let Some(url) = &args.attach {
+    if let Some(server) = args.server()? {
         let taken = filter(&args);
         let mut output = output(&args, start_ns);
-        return attach::follow(
-            url,
-            args.admin_key.as_deref().or(args.api_key.as_deref()),
-            args.duration,
-            &taken,
-            &mut *output,
-        );
+        return attach::follow(&server, args.duration, &taken, &mut *output);
     }
     let (mut input, notes) = Input::open(&args)?;
     privilege::drop_all().context("capabilities cannot be dropped")?;

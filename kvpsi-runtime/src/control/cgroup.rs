@@ -240,6 +240,12 @@ impl MemoryCgroup {
         Some(mount.directory(&own_path(&text, "")?))
     }
 
+    /// Where the v2 hierarchy is mounted, with or without the memory controller.
+    #[must_use]
+    pub fn unified_root() -> Option<PathBuf> {
+        Some(hierarchies().ok()?.v2?.0.point)
+    }
+
     /// Times that the limit was hit since the cgroup was made (`memory.failcnt`;
     /// `max` and `high` of `memory.events.local`). Slow: for people.
     #[must_use]

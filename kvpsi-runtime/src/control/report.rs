@@ -91,7 +91,8 @@ fn system() -> Option<WallReport> {
 /// What became of the stalls that the source told of: each is in one of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
-    /// At a cgroup's wall, and memory was missing.
+    /// At a cgroup's wall, and memory was missing: the cache was asked for it, which may
+    /// have none to give.
     pub answered_cgroup: u64,
     /// At the system's, and memory was missing.
     pub answered_system: u64,
@@ -172,7 +173,7 @@ impl std::fmt::Display for Verdicts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} answered ({} at a cgroup's limit, {} at the system's), {} harmless, {} foreign",
+            "{} asked for memory ({} at a cgroup's limit, {} at the system's), {} harmless, {} foreign",
             self.answered(),
             self.answered_cgroup,
             self.answered_system,
@@ -209,7 +210,7 @@ mod tests {
         let text = v.to_string();
         assert!(
             text.starts_with(
-                "3 answered (1 at a cgroup's limit, 2 at the system's), 7 harmless, 5 foreign, 6"
+                "3 asked for memory (1 at a cgroup's limit, 2 at the system's), 7 harmless, 5 foreign, 6"
             ),
             "{text}"
         );

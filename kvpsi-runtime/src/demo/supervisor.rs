@@ -7,7 +7,10 @@ use super::{
     report::Report,
 };
 use crate::{
-    cli::signals::{self, Ending},
+    cli::{
+        output,
+        signals::{self, Ending},
+    },
     control::cgroup::OwnedCgroup,
     model::{default_model, gguf::files},
     units::Bytes,
@@ -43,6 +46,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 async fn supervise(args: &Args) -> Result<()> {
+    for (flag, path) in [("--report", &args.report), ("--record", &args.record)] {
+        if let Some(path) = path {
+            output::writable(path).context(flag)?;
+        }
+    }
     let mut ending = Ending::listen()?;
     OwnedCgroup::sweep(PREFIX);
     let cgroup = OwnedCgroup::create(&format!("{PREFIX}{}", std::process::id()))

@@ -30,7 +30,8 @@ use crate::{
     kv::{KvError, KvPool, KvType, Ladder, LadderConfig, PoolConfig, Profile, evict::Evict},
     model::{
         Progress,
-        chat::ChatTemplate,
+        about::About,
+        chat::{ChatTemplate, Conversation, Message, Role},
         decoder::Decoder,
         gguf::{Gguf, ModelError},
         step::{MOST_ROWS, Step},
@@ -81,6 +82,45 @@ pub enum EngineError {
         asked: usize,
         /// Tokens that the model was trained for.
         trained: usize,
+    },
+    /// A budget without room for anything.
+    #[error(
+        "--kv-budget: {budget} hold nothing, keys and values of the smallest step ({tokens} tokens) take {block}; give --kv-budget {} or more",
+        .block.in_mib()
+    )]
+    Budget {
+        /// What was given.
+        budget: Bytes,
+        /// Tokens of a block.
+        tokens: usize,
+        /// What a block takes.
+        block: Bytes,
+    },
+    /// A floor that the budget cannot hold.
+    #[error(
+        "--kv-floor {floor}: its keys and values take {needed}, and --kv-budget allows {budget}; lower the floor, or give --kv-budget {} or more",
+        .needed.in_mib()
+    )]
+    FloorOverBudget {
+        /// Tokens of the floor.
+        floor: usize,
+        /// What they take.
+        needed: Bytes,
+        /// What was given.
+        budget: Bytes,
+    },
+    /// The budget never holds a prompt.
+    #[error(
+        "the prompt of {prompt} tokens takes at least {needed} of KV cache, and --kv-budget allows {budget}; shorten it, or give --kv-budget {} or more",
+        .needed.in_mib()
+    )]
+    PromptOverBudget {
+        /// Tokens of the prompt, with what the session already holds.
+        prompt: usize,
+        /// What they take at least.
+        needed: Bytes,
+        /// What was given.
+        budget: Bytes,
     },
     /// Nothing to start from.
     #[error("the prompt is empty")]
@@ -187,6 +227,7 @@ pub struct Engine {
     decoder: Decoder,
     step: Step,
     tokenizer: Arc<Tokenizer>,
+    about: Arc<About>,
     chat: Option<Arc<ChatTemplate>>,
     pool: Arc<KvPool>,
     ladder: Arc<Ladder>,
@@ -238,6 +279,10 @@ impl Engine {
             );
         }
         let chat = chat.map(Arc::new);
+        let mut about = About::of(&gguf);
+        if let Some(source) = &config.chat_template {
+            about.template.clone_from(source);
+        }
         let decoder = match &config.weights {
             Some(weights) => Decoder::load_kept(&gguf, weights, progress)?,
             None => Decoder::load_with(&gguf, progress)?,
@@ -254,6 +299,7 @@ impl Engine {
             may_drop: config.profile != Profile::Lossless,
         })?;
         if let Some(budget) = config.kv_budget {
+            held_by(budget, &pool, config.floor_tokens)?;
             pool.set_limit(budget);
         }
         let step = Step::new(&decoder, &pool, MOST_ROWS.max(config.parallel + 1))?;
@@ -268,6 +314,7 @@ impl Engine {
             step,
             decoder,
             tokenizer,
+            about: Arc::new(about),
             chat,
             pool,
             context,
@@ -308,6 +355,12 @@ impl Engine {
         self.tokenizer.clone()
     }
 
+    /// What the model file says of itself.
+    #[must_use]
+    pub fn about(&self) -> Arc<About> {
+        self.about.clone()
+    }
+
     /// [`Engine::chat`], for other threads.
     #[must_use]
     pub fn shared_chat(&self) -> Option<Arc<ChatTemplate>> {
@@ -318,6 +371,18 @@ impl Engine {
     #[must_use]
     pub fn chat(&self) -> Option<&ChatTemplate> {
         self.chat.as_deref()
+    }
+
+    /// Tokens of the shortest conversation by the chat template; `None` without a
+    /// template that takes one.
+    #[must_use]
+    pub fn least_chat(&self) -> Option<usize> {
+        let asked = Conversation::new(vec![Message::new(Role::User, "Hi")]);
+        let text = self.chat()?.text(asked, &self.tokenizer).ok()?;
+        let tokens = self
+            .tokenizer
+            .encode_guarded(&text.text, text.mark, usize::MAX);
+        Some(tokens.ok()?.ok()?.len())
     }
 
     /// Positions of a session.
@@ -347,4 +412,25 @@ impl Engine {
         let mut session = self.open()?;
         self.generate_in(&mut session, prompt, sampling, sink)
     }
+}
+
+/// Whether `budget` holds a step, and the floor that a user wants.
+fn held_by(budget: Bytes, pool: &KvPool, floor: usize) -> Result<(), EngineError> {
+    let (tokens, block) = (pool.shape().block_tokens, pool.shape().block_bytes());
+    if block > budget {
+        return Err(EngineError::Budget {
+            budget,
+            tokens,
+            block,
+        });
+    }
+    let needed = Bytes(floor.div_ceil(tokens) as u64 * block.0);
+    if needed > budget {
+        return Err(EngineError::FloorOverBudget {
+            floor,
+            needed,
+            budget,
+        });
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     attention::RowSpan,
     kv::{BlockHash, KvPool, Loss, SeqId},
+    units::Bytes,
 };
 pub(super) use rows::StepRows;
 use std::{
@@ -229,7 +230,8 @@ impl Engine {
     ///
     /// # Errors
     /// The prompt is empty or does not fit the context together with the
-    /// session (which then stays as it was), or a step fails.
+    /// session (which then stays as it was); or the budget that a user set does
+    /// not hold it, or a step fails.
     pub fn generate_in(
         &mut self,
         session: &mut Session,
@@ -244,6 +246,9 @@ impl Engine {
         let before = &session.tokens;
         let mut answer = Answer::new(&self.tokenizer, sampling, started, before, waiting);
         if let Err(finish) = self.prefill(session)? {
+            if finish == Finish::Exhausted {
+                return Err(self.over_budget(session.tokens.len()));
+            }
             answer.stats.finish = finish;
             answer.unanswered();
             return Ok(answer.stats);
@@ -383,6 +388,18 @@ impl Engine {
         }
         session.tokens.extend_from_slice(prompt);
         session.take_up()
+    }
+
+    /// There was no room for a prompt, with which the session has so many tokens.
+    fn over_budget(&self, prompt: usize) -> EngineError {
+        let (pool, budget) = (&self.pool, self.pool.limit());
+        // Packed or not, one block more would not have fit.
+        let least = Bytes(budget.0 + pool.shape().block_bytes().0);
+        EngineError::PromptOverBudget {
+            prompt,
+            needed: pool.floor_of(prompt).max(least),
+            budget,
+        }
     }
 
     /// Computes every waiting row, or says why not.

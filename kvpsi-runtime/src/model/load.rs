@@ -399,6 +399,7 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn load_with(gguf: &Gguf, progress: Progress<'_>) -> Result<Self> {
+        choose::active().map_err(ModelError::Kernels)?;
         let needed = packed_bytes(gguf);
         if let Some(room) = Room::now().filter(|room| room.bytes < needed) {
             return Err(ModelError::Memory {

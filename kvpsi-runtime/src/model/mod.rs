@@ -5,6 +5,7 @@
 //! input: every error names the key or tensor that is wrong. Out of scope:
 //! who asks for tokens, how they are sampled, and that memory can be short.
 
+pub mod about;
 pub mod chat;
 pub mod decoder;
 pub mod default_model;

@@ -10,7 +10,7 @@ use crate::{
         batch::{Ask, Batch, BatchAccount, BatchConfig, Progress},
     },
     kv::{KvPool, Ladder},
-    model::{chat::ChatTemplate, tokenizer::Tokenizer},
+    model::{about::About, chat::ChatTemplate, tokenizer::Tokenizer},
 };
 use std::{
     sync::{
@@ -50,6 +50,8 @@ pub struct Loaded {
     pub hidden: usize,
     /// The architecture, as the file names it.
     pub family: String,
+    /// What its file says of itself.
+    pub about: Arc<About>,
     /// Bytes of its weights.
     pub model_bytes: u64,
     /// The KV memory.
@@ -124,7 +126,7 @@ impl ModelThread {
     ) -> std::io::Result<(Self, Loaded)> {
         let (asks, asked) = mpsc::channel();
         let tokenizer = engine.shared_tokenizer();
-        let chat = engine.shared_chat();
+        let (chat, about) = (engine.shared_chat(), engine.about());
         let (context, pool, ladder) = (engine.context(), engine.pool(), engine.ladder());
         let decoder = engine.decoder();
         let (vocab, family) = (decoder.config().vocab, decoder.config().family.name);
@@ -152,6 +154,7 @@ impl ModelThread {
             vocab,
             hidden,
             family: family.into(),
+            about,
             model_bytes,
             pool,
             ladder,

@@ -101,7 +101,7 @@ table! {
     STALL_SECONDS: Seconds, "kvpsi_stall_seconds_total", ["kind", "scope"], "Seconds that tasks stalled on memory, by kind and by whose stalls they were.";
     STALL_SOME_SECONDS: Seconds, "kvpsi_stall_some_seconds_total", ["scope"], "Seconds in which at least one task stalled on memory.";
     STALLS_IGNORED: Counter, "kvpsi_stalls_ignored_total", ["reason"], "Stalls that cost nothing: at none of our limits, covered by page cache, or with no limit to look at.";
-    STALLS_JUDGED: Counter, "kvpsi_stalls_judged_total", ["wall", "verdict"], "Stalls by the wall they hit and what became of them: answered, harmless, foreign, no_wall.";
+    STALLS_JUDGED: Counter, "kvpsi_stalls_judged_total", ["wall", "verdict"], "Stalls by the wall they hit and what became of them: answered (memory was missing, and the cache was asked for it), harmless, foreign, no_wall.";
     WALL_USAGE: Gauge, "kvpsi_wall_usage_bytes", ["level"], "Bytes used below a limit: of a cgroup, or of the system.";
     WALL_ROOM: Gauge, "kvpsi_wall_room_bytes", ["level"], "Bytes that anonymous memory may grow by before that limit is hit.";
     WALL_MISSING: Gauge, "kvpsi_wall_missing_bytes", ["level"], "Bytes missing at that limit that page cache cannot give.";

@@ -15,7 +15,7 @@ use crate::{
     kv::KvPool,
 };
 use std::{
-    fs::File,
+    fs::{self, File, Metadata},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -45,7 +45,13 @@ impl Recorder {
     /// # Errors
     /// The file cannot be made.
     pub fn create(path: &Path, head: Head, most: u64) -> io::Result<Self> {
-        Self::over(path, File::create(path)?, head, most)
+        Self::over(path, File::create(path)?, head, most).inspect_err(|_| {
+            // A full disk takes the file and nothing of what is in it.
+            let empty = |m: Metadata| m.is_file() && m.len() == 0;
+            if fs::metadata(path).is_ok_and(empty) {
+                let _ = fs::remove_file(path);
+            }
+        })
     }
 
     /// The same over a file that is open, and empty.

@@ -48,7 +48,8 @@ pub(super) fn read(path: &Path, args: &[&Arg]) -> Result<Configuration, Refused>
     parse(path, &text, args)
 }
 
-fn text(path: &Path) -> Result<String, Refused> {
+/// What is in the file.
+pub(super) fn text(path: &Path) -> Result<String, Refused> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|f| f.take(MOST + 1).read_to_end(&mut bytes))

@@ -72,7 +72,10 @@ pub(super) fn effective(settings: &[Setting], file: Option<&Path>) -> String {
     for s in settings {
         let key = &s.key;
         let _ = match (&s.origin, s.toml()) {
-            (None, _) => writeln!(text, "# {key} is not set"),
+            (None, _) => match &s.otherwise {
+                Some(default) => writeln!(text, "# {key} is not set, default: {default}"),
+                None => writeln!(text, "# {key} is not set"),
+            },
             (Some(from), _) if s.secret => {
                 writeln!(text, "# {key} is set and not shown: {}", from.describe())
             }
@@ -113,6 +116,14 @@ impl Origin {
             Self::Flag => "flag".into(),
         }
     }
+}
+
+/// The default that no value is: the help tells it.
+pub(super) fn otherwise(arg: &Arg) -> Option<String> {
+    let help = arg.get_help()?.to_string();
+    let (_, default) = help.split_once("[default: ")?;
+    let (default, _) = default.split_once(']')?;
+    Some(default.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// In one line, whatever the path.

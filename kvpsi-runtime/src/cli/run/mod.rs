@@ -182,6 +182,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let weights = config.weights.clone();
     let signals = Signals::catch(config.stop.clone(), turns.clone(), weights)?;
     let engine = reading::engine(&config)?;
+    if let Some(why) = reading::no_chat(&engine, args.ctx).filter(|_| !args.raw) {
+        bail!("{why}; give a larger --ctx, or a text to continue by --raw");
+    }
     signals.ready();
     let signal = prepared.as_ref().map_or("none", Prepared::signal);
     let recording = kept.map(|k| k.start(signal, engine.pool())).transpose()?;
@@ -251,8 +254,12 @@ fn report_trims(stats: &GovernorStats, kinds: &[(Kind, KindCounters)]) {
         let seen: String = seen
             .map(|(kind, c)| format!(", {} {}", c.seen, kind.name()))
             .collect();
+        let why = match stats.verdicts.answered() {
+            0 => "no stall asked for memory",
+            _ => "the cache had none that may go, or the room came back before it was its turn",
+        };
         tell!(
-            "nothing was given back (signal {}, {} stalls and marks seen{seen}; woken {} times; stalls: {})",
+            "nothing was given back: {why} (signal {}, {} stalls and marks seen{seen}; woken {} times; stalls: {})",
             stats.signal,
             stats.events.seen,
             stats.wakeups,
@@ -326,10 +333,9 @@ impl Args {
             let mut cli = super::Cli::prepared();
             // Only then it knows how it was called.
             cli.build();
-            cli.find_subcommand_mut("run")
-                .context(missing)?
-                .error(clap::error::ErrorKind::MissingRequiredArgument, missing)
-                .exit();
+            let run = cli.find_subcommand_mut("run").context(missing)?;
+            let kind = clap::error::ErrorKind::MissingRequiredArgument;
+            return Err(run.error(kind, missing).into());
         }
         // The end of its last line is no part of it.
         if prompt.ends_with('\n') {

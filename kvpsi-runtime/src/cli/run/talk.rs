@@ -111,7 +111,19 @@ impl Talk {
                 }
                 Err(e) => return Err(e),
             };
-            let (answer, finish) = self.answer(&mut held.session, &tokens)?;
+            let (answer, finish) = match self.answer(&mut held.session, &tokens) {
+                Err(e) if inbox.typed() && is_over_budget(&e) => {
+                    said.pop();
+                    said.see_from(before);
+                    held = Held {
+                        session: self.engine.open()?,
+                        text: String::new(),
+                    };
+                    tell!("{e:#}; this turn is not kept");
+                    continue;
+                }
+                other => other?,
+            };
             if self.closed || inbox.signals.caught() != 0 {
                 return Ok(());
             }
@@ -309,6 +321,10 @@ impl Talk {
         }
         Ok(())
     }
+}
+
+fn is_over_budget(e: &anyhow::Error) -> bool {
+    matches!(e.downcast_ref(), Some(EngineError::PromptOverBudget { .. }))
 }
 
 fn write(out: &mut std::io::Stdout, text: &str) -> std::io::Result<()> {

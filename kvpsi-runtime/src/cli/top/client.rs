@@ -14,6 +14,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 use ureq::{Agent, Body, http::Response};
 
+/// Where a server listens unless it is told otherwise.
+pub const USUAL: &str = "http://127.0.0.1:8080";
+
 /// Longest that a look may take. A trim by hand does work: it may take more.
 const LOOK: Duration = Duration::from_secs(5);
 const ORDER: Duration = Duration::from_secs(30);
@@ -215,7 +218,7 @@ impl Client {
 }
 
 /// The message of an error body in OpenAI's shape.
-fn said(body: &[u8]) -> Option<String> {
+pub fn said(body: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(body).ok()?;
     Some(value["error"]["message"].as_str()?.to_owned())
 }

@@ -51,6 +51,8 @@ t             give back some memory by hand
 latency: from a stall's onset to the last page back
 → the limit with least room
 ↑ the budget is far above the plot
+RSS counts mapped weights, too: page cache that the
+kernel may drop.
 Shares are of the last 10 s; in ( ) totals,
 PSI's since boot.";
 

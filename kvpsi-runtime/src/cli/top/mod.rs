@@ -5,7 +5,7 @@
 //! So a key works while the network does not. The terminal is given back
 //! however it ends. `state` is what is known, `draw` the screen.
 
-mod client;
+pub(super) mod client;
 mod draw;
 mod once;
 mod plot;
@@ -46,7 +46,7 @@ Keys: q quits, space holds the picture, w 1, 5 or 10 minutes, p the next profile
 off, t trims by hand, + and - how much, ? help.")]
 pub struct Args {
     /// Where it listens
-    #[arg(long, env = "KVPSI_URL", default_value = "http://127.0.0.1:8080", value_parser = client::address)]
+    #[arg(long, env = "KVPSI_URL", default_value = client::USUAL, value_parser = client::address)]
     url: String,
     /// Its API key; other users of this machine see what stands on a command line
     #[arg(long, value_name = "KEY", env = "KVPSI_API_KEY", hide_env_values = true, value_parser = client::key)]

@@ -14,6 +14,8 @@ use std::fmt::{self, Write};
 
 /// Trims that are listed.
 const TRIMS: usize = 10;
+/// Why RSS may be near its limit and nothing is missing.
+const MAPPED: &str = "RSS counts mapped weights, too: page cache that the kernel may drop";
 /// Stalls of so long a time are summed up, ms.
 const MINUTE: u64 = 60_000;
 
@@ -51,7 +53,7 @@ fn write(out: &mut String, url: &str, data: &Data, s: &Status) -> fmt::Result {
         &format!("{}, trimming {trimming}", s.profile.name()),
     )?;
     let limit = s.limit.map_or_else(String::new, |l| format!(" of {l}"));
-    line("memory", &format!("RSS {}{limit}", s.rss))?;
+    line("memory", &format!("RSS {}{limit}; {MAPPED}", s.rss))?;
     let kv = &s.kv;
     let swapped = match kv.swapped {
         Bytes::ZERO => String::new(),
@@ -238,12 +240,12 @@ mod tests {
             "kvpsi      0.1.0 at http://127.0.0.1:8080, up 1:02:03\n",
             "signal     ebpf, rung fentry\n",
             "profile    balanced, trimming on\n",
-            "memory     RSS 150.1 MiB of 176.0 MiB\n",
+            "memory     RSS 150.1 MiB of 176.0 MiB; RSS counts mapped weights, too: page cache that the kernel may drop\n",
             "KV         resident 38.3 MiB (in use 24.0 MiB, cached 13.0 MiB, slack 1.3 MiB), floor 4.5 MiB, budget 48.0 MiB of 64.0 MiB, 1,745 tokens\n",
             "stalled    4.3 s since the start; last minute 6600 us, worst 3300 us in 250 ms; 0.0 % of the last 10 s\n",
             "PSI        some 5.4 s (0.0 % of the last 10 s), full 987.6 ms\n",
             "events     12,345 seen, 678 delivered, 11,667 coalesced, 0 dropped\n",
-            "judged     33 answered (31 at a cgroup's limit, 2 at the system's), 507 harmless, 88 foreign\n",
+            "judged     33 asked for memory (31 at a cgroup's limit, 2 at the system's), 507 harmless, 88 foreign\n",
             "trims      4, 4.9 MiB returned (cached 2.1 MiB, pack 96.0 KiB, slack 512.0 KiB, window 2.2 MiB), 96 tokens lost\n",
             "requests   2 running, 1 waiting, 1,087 finished, 13 cancelled, 7 refused, 0 failed\n",
             "tokens     24.0/s, 98,765 generated, 345,678 of prompts\n",

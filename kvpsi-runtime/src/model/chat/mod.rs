@@ -38,7 +38,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-const KEY: &str = "tokenizer.chat_template";
+/// The key of a file's chat template.
+pub(super) const KEY: &str = "tokenizer.chat_template";
 /// What `value[start:stop:step]` and `a ~ b` are compiled to.
 const SLICED: &str = "__sliced";
 const CONCATENATED: &str = "__concatenated";

@@ -23,7 +23,10 @@ pub use family::{FAMILIES, Family, HasExperts, QkNorm};
 pub(super) use keys::whole;
 pub use positions::{Layers, RopeConfig, Sliding, Temperature};
 
-use super::{linear::Format, open_regular};
+use super::{
+    linear::{Format, LinearError},
+    open_regular,
+};
 use crate::units::Bytes;
 use candle_core::quantized::gguf_file::{Content, Value};
 use memmap2::{Mmap, UncheckedAdvice};
@@ -97,6 +100,9 @@ pub enum ModelError {
         /// What is wrong with it.
         what: String,
     },
+    /// The kernels that were asked for cannot run here: nothing is wrong with the model.
+    #[error(transparent)]
+    Kernels(LinearError),
     /// An architecture for which there is no decoder.
     #[error("{}: the architecture `{arch}` is not supported; supported: {}", path.display(), Family::all_named())]
     Architecture {

@@ -1,5 +1,7 @@
 //! What can be wrong with a weight or with the choice of kernels.
 
+use super::isa::Isa;
+
 /// A weight that cannot be used, or kernels that cannot run here.
 #[derive(Debug, thiserror::Error)]
 pub enum LinearError {
@@ -38,14 +40,23 @@ pub enum LinearError {
         bytes: usize,
     },
     /// `KVPSI_ISA` names no instruction set.
-    #[error("KVPSI_ISA={0}: not one of auto, scalar, avx2, avxvnni, avx512, neon, neondot")]
+    #[error(
+        "KVPSI_ISA={0}: there are no such kernels (auto, scalar, avx2, avxvnni, avx512, neon, neondot); this processor has auto, {here}",
+        here = here()
+    )]
     UnknownIsa(String),
     /// `KVPSI_ISA` names an instruction set that this processor lacks.
-    #[error("KVPSI_ISA={0}: this processor does not have it; unset the variable or choose another")]
+    #[error("KVPSI_ISA={0}: this processor does not have it; unset the variable, or take one of {here}", here = here())]
     IsaMissing(&'static str),
     /// The family's kernels do not compute what the reference does.
     #[error(
         "the {0} kernels compute something else than the reference on this processor, and are not used: please report it with /proc/cpuinfo"
     )]
     IsaWrong(&'static str),
+}
+
+/// What this processor has, by the names that `KVPSI_ISA` takes.
+fn here() -> String {
+    let names: Vec<_> = Isa::all().map(Isa::name).collect();
+    names.join(", ")
 }

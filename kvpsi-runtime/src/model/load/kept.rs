@@ -8,7 +8,8 @@ use super::{Matrices, Result, packed_bytes};
 use crate::model::{
     Progress,
     decoder::Decoder,
-    gguf::Gguf,
+    gguf::{Gguf, ModelError},
+    linear::choose,
     weights::{Place, Weights, WeightsError, file::Cached},
 };
 use std::time::Instant;
@@ -21,6 +22,8 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`]; none for what is wrong with the cache.
     pub fn load_kept(gguf: &Gguf, weights: &Weights, progress: Progress<'_>) -> Result<Self> {
+        // Before it would seem to be the cache's fault.
+        choose::active().map_err(ModelError::Kernels)?;
         let mut because = Vec::new();
         if let Some(found) = weights.found(gguf, progress) {
             match Self::mapped(gguf, found, Place::Mapped) {

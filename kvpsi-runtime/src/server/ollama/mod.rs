@@ -88,12 +88,15 @@ fn entry(server: &Server) -> Value {
     })
 }
 
+/// What the file says; empty until it is read.
 fn details(server: &Server) -> Value {
     let live = server.live();
     let family = live.as_ref().map_or("", |live| live.loaded.family.as_str());
+    let about = live.as_ref().map(|live| &live.loaded.about);
     json!({
         "parent_model": "", "format": "gguf", "family": family, "families": [family],
-        "parameter_size": "", "quantization_level": "",
+        "parameter_size": about.map(|a| a.size()).unwrap_or_default(),
+        "quantization_level": about.map(|a| a.quantization.as_str()).unwrap_or_default(),
     })
 }
 
@@ -134,10 +137,14 @@ pub(super) fn show(server: &Server, body: &[u8]) -> Result<Value, ApiError> {
     }
     let family = live.as_ref().map_or("", |live| live.loaded.family.as_str());
     let context = live.as_ref().map_or(0, |live| live.loaded.context);
-    let mut info = json!({"general.architecture": family});
-    info[format!("{family}.context_length")] = json!(context);
+    let about = live.as_ref().map(|live| live.loaded.about.clone());
+    let about = about.unwrap_or_default();
+    let mut info = about.metadata.clone();
+    info.insert("general.architecture".into(), json!(family));
+    // What may be asked for here, which may be less than the model's.
+    info.insert(format!("{family}.context_length"), json!(context));
     Ok(json!({
-        "modelfile": "", "parameters": "", "template": "", "details": details(server),
+        "modelfile": "", "parameters": "", "template": about.template, "details": details(server),
         "model_info": info, "capabilities": capabilities,
     }))
 }
