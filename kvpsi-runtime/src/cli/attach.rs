@@ -29,6 +29,10 @@ use tokio::sync::mpsc;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Most bytes of a refusal, and of a line of a head.
 const MOST_REFUSAL: u64 = 64 << 10;
+/// Most bytes of a status.
+const MOST_STATUS: u64 = 1 << 20;
+/// What does not end.
+const TRACE: &str = "trace";
 /// Lines that may wait to be shown.
 const ROOM: usize = 4096;
 
@@ -72,7 +76,7 @@ impl Server {
 
     /// The trace, line by line.
     fn trace(&self) -> anyhow::Result<Box<dyn BufRead + Send>> {
-        let (status, mut body) = self.ask("trace")?;
+        let (status, mut body) = self.ask(TRACE)?;
         if status == 200 {
             return Ok(body);
         }
@@ -90,7 +94,7 @@ impl Server {
     /// What became of its stalls so far; an older server counts none.
     fn verdicts(&self) -> Option<Verdicts> {
         let (_, body) = self.ask("status").ok()?;
-        let status: serde_json::Value = serde_json::from_reader(body).ok()?;
+        let status: serde_json::Value = serde_json::from_reader(body.take(MOST_STATUS)).ok()?;
         serde_json::from_value(status["stalls"]["verdicts"].clone()).ok()
     }
 }
@@ -131,8 +135,10 @@ fn by_socket(socket: &Path, path: &str) -> anyhow::Result<Answer> {
     let status = first.split(' ').nth(1).and_then(|s| s.parse().ok());
     let status = status.with_context(|| format!("it answers no HTTP: {}", first.trim()))?;
     while !head()?.trim().is_empty() {}
-    // Of a calm machine nothing may come for long.
-    body.get_ref().set_read_timeout(None)?;
+    if path == TRACE && status == 200 {
+        // Of a calm machine nothing may come for long.
+        body.get_ref().set_read_timeout(None)?;
+    }
     Ok((status, Box::new(body)))
 }
 

@@ -94,7 +94,7 @@ fn report() -> Value {
         },
         "psi": psi(Path::new("/proc/pressure/memory")),
         "cgroup": cgroup(),
-        "walls": report::walls(),
+        "walls": report::walls(Bytes::ZERO),
         "early_warning": EarlyWarning::read()
             .map_or_else(|| "not known: /proc/zoneinfo does not say".into(), |e| e.to_string()),
         "memlock": memlock(),

@@ -86,6 +86,8 @@ pub fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
         let value = format!("{value:?}");
         match field.name() {
             "message" => write!(to, "{}", printable(&value)),
+            // Of the `log` crate: where in a library it was.
+            name if name.starts_with("log.") => Ok(()),
             name => write!(to, "{name}={}", printable(&value)),
         }
     })

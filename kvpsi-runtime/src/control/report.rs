@@ -40,10 +40,12 @@ pub struct WallReport {
     pub binds: bool,
 }
 
-/// Each wall that there is, ours first and the system last.
+/// Each wall that there is, ours first and the system last, as the reactor of a process
+/// sees it whose cache has `held` bytes.
 #[must_use]
-pub fn walls() -> Vec<WallReport> {
-    let mut all = MemoryCgroup::of_self().map_or_else(|_| Vec::new(), |own| cgroups(&own));
+pub fn walls(held: Bytes) -> Vec<WallReport> {
+    let own = MemoryCgroup::of_self();
+    let mut all = own.map_or_else(|_| Vec::new(), |own| cgroups(&own, held));
     all.extend(system());
     let tightest = all.iter().map(|w| w.room).min();
     for wall in &mut all {
@@ -52,7 +54,7 @@ pub fn walls() -> Vec<WallReport> {
     all
 }
 
-fn cgroups(own: &MemoryCgroup) -> Vec<WallReport> {
+fn cgroups(own: &MemoryCgroup, held: Bytes) -> Vec<WallReport> {
     let levels: Vec<MemoryCgroup> = own.levels().collect();
     let one = |l: &super::wall::CgroupLevel| {
         let level = levels.get(l.up as usize)?;
@@ -70,7 +72,9 @@ fn cgroups(own: &MemoryCgroup) -> Vec<WallReport> {
             binds: false,
         })
     };
-    Walls::open(own).each().iter().filter_map(one).collect()
+    let mut walls = Walls::open(own);
+    walls.held = held;
+    walls.each().iter().filter_map(one).collect()
 }
 
 fn system() -> Option<WallReport> {
@@ -193,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_wall_of_this_machine_has_a_row_and_one_binds() {
-        let all = walls();
+        let all = walls(Bytes::ZERO);
         assert_eq!(all.last().unwrap().level, "system");
         assert!(all.iter().any(|w| w.binds), "{all:?}");
         for w in &all {

@@ -73,7 +73,7 @@ impl Live {
             statm: ResidentGauge::open().ok(),
             cgroup: MemoryCgroup::of_self().ok(),
             refused: AtomicU64::new(0),
-            walls: Mutex::new(report::walls()),
+            walls: Mutex::new(report::walls(Bytes::ZERO)),
             past: Mutex::default(),
         };
         let totals = new.totals();
@@ -144,7 +144,7 @@ impl Live {
 
     /// Looks them up: slow where the kernel is short of memory.
     fn look_up_walls(&self) {
-        let walls = report::walls();
+        let walls = report::walls(self.loaded.pool.resident());
         *self.walls.lock().unwrap_or_else(PoisonError::into_inner) = walls;
     }
 

@@ -45,13 +45,7 @@ impl Recorder {
     /// # Errors
     /// The file cannot be made.
     pub fn create(path: &Path, head: Head, most: u64) -> io::Result<Self> {
-        Self::over(path, File::create(path)?, head, most).inspect_err(|_| {
-            // A full disk takes the file and nothing of what is in it.
-            let empty = |m: Metadata| m.is_file() && m.len() == 0;
-            if fs::metadata(path).is_ok_and(empty) {
-                let _ = fs::remove_file(path);
-            }
-        })
+        Self::over(path, File::create(path)?, head, most)
     }
 
     /// The same over a file that is open, and empty.
@@ -70,7 +64,13 @@ impl Recorder {
             turns: 0,
         };
         new.begin();
-        new.flush()?;
+        new.flush().inspect_err(|_| {
+            // A full disk takes the file and nothing of what is in it.
+            let empty = |m: Metadata| m.is_file() && m.len() == 0;
+            if fs::metadata(path).is_ok_and(empty) {
+                let _ = fs::remove_file(path);
+            }
+        })?;
         Ok(new)
     }
 

@@ -106,7 +106,7 @@ impl Talk {
                     said.pop();
                     // What was left out for it is seen again.
                     said.see_from(before);
-                    tell!("{e:#}; this turn is not kept");
+                    tell!("{e:#}; this turn is not kept, and /clear forgets those before");
                     continue;
                 }
                 Err(e) => return Err(e),
@@ -119,7 +119,7 @@ impl Talk {
                         session: self.engine.open()?,
                         text: String::new(),
                     };
-                    tell!("{e:#}; this turn is not kept");
+                    tell!("{e:#}; this turn is not kept, and /clear forgets those before");
                     continue;
                 }
                 other => other?,
@@ -133,7 +133,9 @@ impl Talk {
                     session: self.engine.open()?,
                     text: String::new(),
                 };
-                tell!("stopped before the answer began: this turn is not kept");
+                tell!(
+                    "stopped before the answer began: this turn is not kept, and /clear forgets those before"
+                );
                 continue;
             }
             said.push(self.message(&answer, text.thinking()));

@@ -14,7 +14,7 @@ use kvpsi::{
     control::{cgroup::OwnedCgroup, wall::Walls},
     units::Bytes,
 };
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -66,6 +66,11 @@ pub struct Grower {
 pub fn run(a: &Args) -> Result<()> {
     // Out here: page cache is charged to who reads it first.
     fs::read(&a.model)?;
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    ensure!(
+        swaps.lines().count() < 2,
+        "swap is on, which takes what is missing: `swapoff -a` first"
+    );
     for round in 0..a.rounds {
         for limit in &a.limits {
             for rate in &a.rates {
@@ -175,6 +180,8 @@ pub fn grower(a: &Grower) -> Result<()> {
         let (bytes, rate) = (next()?, next()? << 20);
         let began = Instant::now();
         let mut map = MmapMut::map_anon(bytes.max(1))?;
+        // A huge page would be more than the rate allows; where there are none it is refused.
+        let _ = map.advise(Advice::NoHugePage);
         for (i, page) in map.chunks_mut(PAGE).enumerate() {
             page[0] = 1;
             if i % 16 == 0 {

@@ -226,6 +226,13 @@ impl<'a> One<'a> {
                 );
                 continue;
             };
+            if burst.answer.is_some_and(|a| a.0 < burst.onset_ns) {
+                println!(
+                    "{}",
+                    json!({"what": "early", "source": source, "load": load})
+                );
+                continue;
+            }
             let late = |ns: u64| us(ns.saturating_sub(burst.onset_ns));
             let row = json!({
                 "what": "burst", "round": round, "source": source, "load": load,
@@ -283,7 +290,8 @@ impl<'a> One<'a> {
             answer = answer.filter(|a| a.0 >= began);
         }
         // The model may have looked and given before anybody stalled.
-        while self.witness.onset_ns().is_none() && !left().is_zero() {
+        let soon = monotonic_ns() + 100_000_000;
+        while self.witness.onset_ns().is_none() && monotonic_ns() < soon {
             std::thread::sleep(Duration::from_millis(1));
         }
         let wall = self.walls.each().into_iter().next();
