@@ -35,6 +35,8 @@ const BACK: i64 = 512 << 10;
 pub(super) struct Watch {
     /// The wall was hit, or something was missing.
     pressed_ns: Option<u64>,
+    /// A glance found less than the headroom, and less than before.
+    fell_ns: Option<u64>,
     /// The last reading of all files, and the last glance.
     looked_ns: u64,
     glanced_ns: u64,
@@ -105,6 +107,14 @@ impl Watch {
         let Some(left) = left() else { return true };
         (self.glanced_ns, self.glanced) = (now_ns, left);
         let fell = self.looked.is_some_and(|before| left < before.min(0));
+        if fell {
+            // Again: usage moves in the headroom. Where another gives what is missing each
+            // time, no wall is hit, and this one would never begin to.
+            let since = |t: u64| now_ns.saturating_sub(t) < ns(RECENT);
+            if self.fell_ns.replace(now_ns).is_some_and(since) {
+                self.pressed(now_ns);
+            }
+        }
         // What came back counts when it is gone again.
         if let Some(before) = &mut self.looked
             && (left >= 0 || left.saturating_sub(*before) >= BACK)
@@ -195,6 +205,18 @@ mod tests {
         w.looked(70_000 * MS, Some(&wall(66, 0)));
         assert!(!w.is_due(70_500 * MS, || Some(62 << 20)));
         assert!(w.is_due(70_972 * MS, || Some(62 << 20)));
+    }
+
+    #[test]
+    fn a_wall_that_another_keeps_from_being_hit_is_pressed_too() {
+        let mut w = Watch::default();
+        w.looked(MS, Some(&wall(5, 0)));
+        assert!(w.is_due(101 * MS, || Some(-1)));
+        w.looked(101 * MS, Some(&wall(3, 0)));
+        assert!(!w.is_recent());
+        // The other gave, and usage is back.
+        assert!(!w.is_due(201 * MS, || Some(1)));
+        assert!(w.is_due(301 * MS, || Some(-1)) && w.is_recent());
     }
 
     /// Growth at any phase of the watch is seen before the limit is reached, and where
